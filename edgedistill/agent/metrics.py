@@ -1,0 +1,83 @@
+"""The only accuracy code in the project: host and device count the same way.
+
+N images, C target classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Z95 = 1.959963984540054  # the 97.5 % point of the standard normal: two-sided 95 % intervals
+
+
+def wilson(hits, n):
+    """95 % Wilson score interval of a proportion, as fractions (Wilson 1927; holds at 0, at 1 and for small n).
+
+    Args:
+        hits: number of successes, 0 <= hits <= n.
+        n: number of trials; 0 gives the uninformative (0, 1).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = hits / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def balanced(labels_N, predicted_N):
+    """Mean of the per-class recalls over the classes present, and its 95 % interval, as fractions.
+
+    The interval adds per-class binomial variances with two successes and two failures added to each
+    (Agresti and Coull 1998), so a class that is all right or all wrong still contributes doubt.
+    """
+    recalls, variance = [], 0.0
+    for label in np.unique(labels_N):
+        mine = labels_N == label
+        n, hits = int(mine.sum()), int((predicted_N[mine] == label).sum())
+        recalls.append(hits / n)
+        share = (hits + 2) / (n + 4)
+        variance += share * (1 - share) / (n + 4)
+    mean, half = float(np.mean(recalls)), Z95 * math.sqrt(variance) / len(recalls)
+    return mean, (max(0.0, mean - half), min(1.0, mean + half))
+
+
+def accuracy(labels_N, predicted_N):
+    """Top-1 and balanced accuracy with 95 % intervals.
+
+    Args:
+        labels_N: true class indices, integers, shape [N], N >= 1.
+        predicted_N: predicted class indices, shape [N].
+
+    Returns:
+        {"n", "top1", "top1_ci95", "balanced", "balanced_ci95"}, fractions.
+
+    Raises:
+        ValueError: the shapes differ or there are no images.
+    """
+    labels_N, predicted_N = np.asarray(labels_N), np.asarray(predicted_N)
+    if labels_N.shape != predicted_N.shape or labels_N.ndim != 1 or labels_N.size == 0:
+        raise ValueError(f"labels {labels_N.shape} and predictions {predicted_N.shape} must be equal, 1-D, not empty")
+    hits, n = int((labels_N == predicted_N).sum()), int(labels_N.size)
+    mean, interval = balanced(labels_N, predicted_N)
+    return {
+        "n": n,
+        "top1": hits / n,
+        "top1_ci95": wilson(hits, n),
+        "balanced": mean,
+        "balanced_ci95": interval,
+    }
+
+
+def agreement(first_N, second_N):
+    """Share of images on which two artefacts give the same label; shapes [N], N >= 1."""
+    return float(np.mean(np.asarray(first_N) == np.asarray(second_N)))
+
+
+def percentiles(samples_ms):
+    """{"min", "p50", "p90", "p99", "p99.9", "max"} of raw latency samples, in ms, by linear interpolation."""
+    samples = np.asarray(samples_ms, dtype=np.float64)
+    marks = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "max": 100}
+    return {name: float(np.percentile(samples, at)) for name, at in marks.items()}

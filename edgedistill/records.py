@@ -1,0 +1,225 @@
+"""The frozen records that pass between steps, and the errors meant for people.
+
+Every record is plain data: it is written to JSON by `run.write_record` and read back by `run.read_record`
+without loss. Units are part of the names; fractions are in [0, 1], scores keep their metric's own scale.
+
+    EdgeDistillError        1  something failed
+    +-- InputError          2  the input is wrong: a recipe, a path, an image, a weights file
+    +-- GateError           3  everything ran, and a check on the result says no
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Precision = Literal["fp32", "fp16", "int8"]
+Target = Literal["any", "cpu", "tensorrt"]
+
+
+class EdgeDistillError(Exception):
+    """What went wrong and, where one is known, the fix; printed as one line, never as a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message if not fix else f"{message}; {fix}")
+        self.message = message
+        self.fix = fix
+
+
+class InputError(EdgeDistillError):
+    """The input is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class GateError(EdgeDistillError):
+    """The work is done and on disk, but a gate refuses the result."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy over n images, as `agent.metrics.accuracy` computes it; every value a fraction with its 95 % interval."""
+
+    n: int
+    top1: float
+    top1_ci95: tuple[float, float]
+    balanced: float
+    balanced_ci95: tuple[float, float]
+
+    def score(self, metric: str) -> float:
+        """The value that the recipe's `data.score` names: "top1" or "balanced"."""
+        return float(getattr(self, metric))
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """The 95 % interval that belongs to `score(metric)`."""
+        low, high = getattr(self, f"{metric}_ci95")
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """One similarity metric's score of one source on the probe, with its 95 % bootstrap interval."""
+
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SourceWeight:
+    """One source's place in the mixture: its weight, and every metric's opinion of it."""
+
+    name: str
+    weight: float
+    scores: dict[str, MetricScore]
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """Who teaches how much. Weights are >= 0 and sum to 1; `metric` is the one they were made from."""
+
+    metric: str
+    probe_images: int
+    power: float
+    sources: tuple[SourceWeight, ...]
+    disagreement: str = ""
+
+    @property
+    def effective_sources(self) -> float:
+        """1 / sum(alpha^2): how many equally weighted sources the mixture is worth."""
+        total = sum(source.weight**2 for source in self.sources)
+        return 1.0 / total if total else 0.0
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Weight by source name."""
+        return {source.name: source.weight for source in self.sources}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass of one image costs; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs)."""
+
+    macs_m: float
+    params_m: float
+    weights_mb: float
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """Everything needed to rebuild the student's architecture; `initial_weights` says where training starts from."""
+
+    family: str
+    options: dict[str, Any]
+    input_px: int
+    num_classes: int
+    cost: Cost
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    initial_weights: str = "random"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained student on disk (`path` is relative to the run directory). `test` is measured once, at the end."""
+
+    path: str
+    sha256: str
+    spec: StudentSpec
+    classes: tuple[str, ...]
+    val: Accuracy
+    test: Accuracy
+    method: str
+    steps: int
+    train_seconds: float
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX graph on disk. Input `images`: uint8 [B, px, px, 3] in RGB; output `logits`: float32 [B, C]."""
+
+    path: str
+    sha256: str
+    precision: Precision
+    target: Target
+    opset: int
+    parent_sha256: str
+    size_mb: float
+    parity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One artefact of the ladder: the same test images through it, held against torch."""
+
+    artefact: str
+    sha256: str
+    precision: str
+    target: str
+    backend: str
+    accuracy: Accuracy
+    agreement_with_torch: float
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A named check on a result: the measured value, the bound it must keep, and whether it did."""
+
+    name: str
+    value: float
+    bound: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs in order (torch first), the gates held against them, and the images where they part."""
+
+    rungs: tuple[Rung, ...]
+    gates: tuple[Gate, ...]
+    worst: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Device:
+    """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device."""
+
+    name: str
+    transport: str = "local"
+    host: str = ""
+    python: str = ""
+    workdir: str = ""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Closed-loop latency: every sample kept, percentiles derived. `window` says what the timed window holds."""
+
+    samples_ms: tuple[float, ...]
+    warmup_ms: tuple[float, ...]
+    window: str
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What one device said of one artefact on one backend."""
+
+    device: str
+    backend: str
+    backend_version: str
+    artefact: str
+    sha256: str
+    precision: str
+    latency: Latency
+    accuracy: Accuracy | None
+    agreement_with_host: float | None
+    facts: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    ratio_to_fp32: tuple[float, float, float] | None = None

@@ -1,0 +1,225 @@
+"""The run directory: where a recipe's steps leave their files, and how a step knows that it is done.
+
+A step's key is the sha256 of its name, its version, the recipe sections it reads and the hashes of its inputs. The
+manifest holds, per step, the key and the sha256 of every output; the same key with the same outputs is "up to date".
+Files are written beside their place, synced and renamed; the manifest is written last, so an entry implies the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from edgedistill.recipe import SECTIONS_TO_DISTILL, Document, Recipe
+from edgedistill.records import EdgeDistillError, InputError
+
+R = TypeVar("R")
+CACHE = ".cache"
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the same value always gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    running = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        running.update(block)
+    return running.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed into place, else removed.
+
+    Raises:
+        OSError: the disk is full or the place cannot be written; whatever stood at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})", "run the step that writes it again") from None
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a frozen record of records.py as JSON."""
+    write_json(path, dataclasses.asdict(record))
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a record that `write_record` wrote.
+
+    Raises:
+        InputError: the file is missing, broken, or holds something else.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: is not a {kind.__name__} ({error.error_count()} fields differ)") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory. Everything in it is named relative to `path`."""
+
+    path: Path
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images and source outputs, shared by the runs that stand side by side."""
+        return self.path.parent / CACHE
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def recipe(self) -> tuple[Recipe, Path]:
+        """The recipe as last run here, and the folder that its paths start from."""
+        lock = read_json(self / "recipe.lock.json")
+        try:
+            return Recipe.model_validate(lock["recipe"]), Path(lock["base"])
+        except (KeyError, ValidationError):
+            raise InputError(
+                f"{self.path}: its recipe.lock.json is of another version", "run the recipe again"
+            ) from None
+
+    def keep(self, recipe: Recipe, document: Document) -> None:
+        """Write the recipe as given and as resolved."""
+        with atomic(self / "recipe.yaml") as temporary:
+            temporary.write_bytes(document.path.read_bytes())
+        write_json(self / "recipe.lock.json", {"base": str(document.base), "recipe": recipe.model_dump(mode="json")})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory; the operating system lets go of it when the process dies, however it dies.
+
+        Raises:
+            EdgeDistillError: another process is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(self / ".lock")
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            raise EdgeDistillError(
+                f"{self.path}: another edgedistill is at work in this run directory", "wait for it or end it"
+            ) from None
+        try:
+            yield
+        finally:
+            guard.release()
+
+    def manifest(self) -> dict[str, Any]:
+        """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished"}}}."""
+        path = self / "manifest.json"
+        return dict(read_json(path)) if path.exists() else {"steps": {}}
+
+    def hashes(self, step: str) -> dict[str, str]:
+        """sha256 of every output that `step` entered."""
+        return dict(self.manifest()["steps"].get(step, {}).get("outputs", {}))
+
+    def up_to_date(self, step: str, key: str) -> bool:
+        """Was `step` finished under this very key, and are its outputs still what they were?"""
+        entry = self.manifest()["steps"].get(step)
+        if entry is None or entry["key"] != key:
+            return False
+        return all((self / name).is_file() and sha256_file(self / name) == known
+                   for name, known in entry["outputs"].items())  # fmt: skip
+
+    def enter(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
+        """Enter a finished step in the manifest; `outputs` are absolute paths inside the run."""
+        manifest = self.manifest()
+        hashes = {str(path.relative_to(self.path)): sha256_file(path) for path in sorted(outputs)}
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        manifest["steps"][step] = {"key": key, "outputs": hashes, "seconds": round(seconds, 3), "finished": stamp}
+        write_json(self / "manifest.json", manifest)
+
+    def log(self, step: str, event: str, **facts: Any) -> None:
+        """Append one line to log.jsonl."""
+        line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}
+        with (self / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, default=str) + "\n")
+
+
+def step_key(name: str, version: int, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of a step: sha256 over its name, its version, the sections it reads and its inputs' hashes."""
+    return digest([name, version, dict(sections), dict(inputs)])
+
+
+def directory(recipe: Recipe, root: Path) -> Run:
+    """The run directory of a recipe: its name and eight hex digits of its sections up to `distill`."""
+    return Run(root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
+
+
+def point_latest(run: Run) -> None:
+    """Point `latest` beside the run at it, atomically."""
+    link = run.path.parent / "latest"
+    temporary = link.with_name(f".latest.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(run.path.name)
+    temporary.replace(link)
+
+
+def find(path: Path) -> Run:
+    """An existing run directory.
+
+    Raises:
+        InputError: there is none at `path`.
+    """
+    resolved = path.resolve()
+    if not (resolved / "recipe.lock.json").is_file():
+        raise InputError(f"{path}: not a run directory", "give one that `edgedistill train` made, such as runs/latest")
+    return Run(resolved)

@@ -1,0 +1,1 @@
+"""train: data, sources, similarity, student, search, methods and the loop."""
