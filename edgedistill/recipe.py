@@ -79,6 +79,7 @@ class Weigh(Section):
     metric: NamedChoice = Choice(name="probe")
     also: tuple[NamedChoice, ...] = (Choice(name="parc"),)
     power: float = Field(default=12.0, ge=0.0)
+    rescale: Literal["ceiling", "minmax"] = "ceiling"
     bootstrap: int = Field(default=50, ge=2)
 
 

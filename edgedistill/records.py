@@ -43,7 +43,7 @@ class GateError(EdgeDistillError):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy over n images, as `agent.metrics.accuracy` computes it; every value a fraction with its 95 % interval."""
+    """Accuracy over n images, as `agent.metrics.accuracy` computes it; all fractions, with 95 % intervals."""
 
     n: int
     top1: float

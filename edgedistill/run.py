@@ -187,6 +187,19 @@ class Run:
         manifest["steps"][step] = {"key": key, "outputs": hashes, "seconds": round(seconds, 3), "finished": stamp}
         write_json(self / "manifest.json", manifest)
 
+    def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
+        """Make room for `step` under `key`: what another key left half-done or done is removed, its own is kept.
+
+        So a step goes on from its own checkpoint only, never from one of other data or another recipe.
+        """
+        begun = self / ".begun" / step
+        if begun.is_file() and begun.read_text(encoding="utf-8") == key:
+            return
+        for path in (path for pattern in patterns for path in self.path.glob(pattern)):
+            path.unlink()
+        with atomic(begun) as temporary:
+            temporary.write_text(key, encoding="utf-8")
+
     def log(self, step: str, event: str, **facts: Any) -> None:
         """Append one line to log.jsonl."""
         line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}

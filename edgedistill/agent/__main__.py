@@ -1,0 +1,117 @@
+"""`python agent.pyz job.json` writes report.json beside the job; `python agent.pyz --facts` prints what is here.
+
+Progress goes to stdout as `progress DONE/ALL`. Errors are one line on stderr; exit code 2 when the job or the device
+is not as it should be, 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from . import job as jobs
+from .job import AgentError, Job
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one job, or one process of it; returns the exit code."""
+    given = _arguments(argv)
+    try:
+        if given.facts:
+            print(json.dumps(_facts()))
+        elif given.worker is not None:
+            _work(given.job, given.worker, given.part)
+        else:
+            _run(given.job)
+    except AgentError as error:
+        return _say(str(error), error.exit_code)
+    except ImportError as error:
+        return _say(f"{error}; {sys.executable} -m pip install {error.name or 'numpy'}", 2)
+    except Exception as error:
+        return _say(f"{type(error).__name__}: {error}", 1)
+    return 0
+
+
+def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="agent.pyz", description="measure a bundle on this device")
+    parser.add_argument("job", nargs="?", type=Path, help="job.json")
+    parser.add_argument("--facts", action="store_true", help="print what this machine and its runtimes are")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.job is None and not given.facts:
+        parser.error("name the job.json")
+    return given
+
+
+def _say(message: str, code: int) -> int:
+    print(f"agent: {' '.join(message.split())[:2000]}", file=sys.stderr, flush=True)
+    return code
+
+
+def _work(path: Path, index: int, part: Path) -> None:
+    job = jobs.read(path)
+    jobs.check_hashes(job)
+    # numpy is asked for only after the files are known to be the right ones
+    from . import worker
+
+    jobs.write_json(part, worker.work(job, index))
+
+
+def _run(path: Path) -> None:
+    job = jobs.read(path)
+    jobs.check_hashes(job)
+    from . import backends, machine, verdict, worker
+
+    backends.create(job.backend)
+    _, labels_N, host = worker.load_data(job)
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder:
+        parts = [_process(path, index, job, Path(folder)) for index in range(job.processes)]
+    facts = {
+        **machine.identity(),
+        "threads": job.threads,
+        "runtime": parts[0]["backend"],
+        "processes": [part["process"] for part in parts],
+    }
+    report = {
+        "version": jobs.VERSION,
+        "backend": job.backend,
+        "backend_version": parts[0]["backend"]["version"],
+        "window": parts[0]["backend"]["window"],
+        "facts": facts,
+        "results": verdict.results(job, parts, labels_N, host),
+    }
+    jobs.write_json(path.resolve().with_name("report.json"), report)
+
+
+def _process(path: Path, index: int, job: Job, folder: Path) -> Dict[str, Any]:
+    part = folder / f"{index}.json"
+    code = subprocess.call([*_myself(), str(path), "--worker", str(index), "--part", str(part)])
+    if code < 0:
+        which = f"process {index + 1} of {job.processes}"
+        raise AgentError(f"{which} ended by signal {-code}; is there enough memory?", exit_code=1)
+    if code:
+        # the process has said what was wrong; a second line would bury it
+        raise SystemExit(code)
+    result: Dict[str, Any] = json.loads(part.read_text(encoding="utf-8"))
+    return result
+
+
+def _myself() -> List[str]:
+    root = Path(__file__).absolute().parents[1]
+    return [sys.executable, str(root)] if root.is_file() else [sys.executable, "-m", str(__package__)]
+
+
+def _facts() -> Dict[str, Any]:
+    from . import backends, machine
+
+    return {**machine.identity(), **machine.state(), "backends": backends.available()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The job: what to measure, checked whole before anything of it is loaded; and atomic JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+VERSION = 1
+
+
+class AgentError(Exception):
+    """One line for a person, and the exit code: 2 when the job or the device is not as it should be, else 1."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Model:
+    """One variant to measure; `path` is absolute."""
+
+    name: str
+    path: Path
+    sha256: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job; paths are absolute, `samples` and `seconds` are least totals per variant over all processes."""
+
+    backend: str
+    models: Tuple[Model, ...]
+    images: Path
+    labels: Path
+    host_predictions: Dict[str, Path]
+    threads: int
+    processes: int
+    rounds: int
+    samples: int
+    seconds: float
+    accuracy_images: int
+
+
+COUNTS = ("threads", "processes", "rounds", "samples", "accuracy_images")
+KEYS = {"version", "backend", "models", "images", "labels", "host_predictions", "seconds", *COUNTS}
+
+
+def read(path: Path) -> Job:
+    """Read and check a job file; its paths are relative to its folder.
+
+    Raises:
+        AgentError: exit code 2, with everything that is wrong with the file in one line.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AgentError(f"{path}: cannot be read as JSON ({error})") from None
+    problems = _problems(raw)
+    if problems:
+        raise AgentError(f"{path}: {'; '.join(problems)}")
+    base = path.resolve().parent
+    return Job(
+        backend=raw["backend"],
+        models=tuple(Model(one["name"], base / one["path"], one["sha256"], one["precision"]) for one in raw["models"]),
+        images=base / raw["images"],
+        labels=base / raw["labels"],
+        host_predictions={name: base / file for name, file in raw["host_predictions"].items()},
+        seconds=float(raw["seconds"]),
+        **{name: raw[name] for name in COUNTS},
+    )
+
+
+def _problems(raw: Any) -> list[str]:
+    if not isinstance(raw, dict) or raw.get("version") != VERSION:
+        return [f"not a job of version {VERSION}: the agent and the host differ, write the bundle again"]
+    missing, unknown = sorted(KEYS - set(raw)), sorted(set(raw) - KEYS)
+    if missing or unknown:
+        return ["missing key " + name for name in missing] + ["unknown key " + name for name in unknown]
+    texts = [f"{key}: must be a string" for key in ("backend", "images", "labels") if not _text(raw[key])]
+    counts = [f"{key}: must be a whole number >= 1" for key in COUNTS if not _count(raw[key])]
+    seconds = [] if _number(raw["seconds"]) and raw["seconds"] > 0 else ["seconds: must be > 0"]
+    return texts + counts + seconds + _model_problems(raw["models"]) + _host_problems(raw)
+
+
+def _model_problems(models: Any) -> list[str]:
+    if not isinstance(models, list) or not models:
+        return ["models: must be a list of at least one"]
+    keys = {"name", "path", "sha256", "precision"}
+    if not all(isinstance(one, dict) and set(one) == keys and all(map(_text, one.values())) for one in models):
+        return ["models: each needs the strings name, path, sha256 and precision, and nothing else"]
+    names = [one["name"] for one in models]
+    return [] if len(set(names)) == len(names) else ["models: a name is used twice"]
+
+
+def _host_problems(raw: Dict[str, Any]) -> list[str]:
+    files = raw["host_predictions"]
+    if not isinstance(files, dict) or not all(map(_text, files.values())):
+        return ["host_predictions: must map model names to files"]
+    return []
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_hashes(job: Job) -> None:
+    """Compare every model file with the sha256 that the job gives.
+
+    Raises:
+        AgentError: exit code 2; a file is missing or is not the one the job speaks of.
+    """
+    for model in job.models:
+        try:
+            found = sha256_file(model.path)
+        except OSError as error:
+            raise AgentError(f"{model.path}: cannot be read ({error.strerror})") from None
+        if found != model.sha256:
+            differ = f"sha256 is {found[:12]}..., the job says {model.sha256[:12]}..."
+            raise AgentError(f"{model.path}: {differ}; nothing was loaded, ship the bundle again")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    running = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            running.update(block)
+    return running.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside its place, sync and rename: `path` is whole or as it was.
+
+    Raises:
+        ValueError: a value is not finite, which JSON cannot hold.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(value, stream, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()

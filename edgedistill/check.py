@@ -1,0 +1,166 @@
+"""Is a recipe right? Schema, names, options, and then whether what it names is there; no work is done.
+
+Problems are gathered, so that a person mends a recipe once and not five times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgedistill import recipe
+from edgedistill.recipe import Document, Key, Problem, Recipe, choose, option_problems
+from edgedistill.records import EdgeDistillError
+
+
+def load(document: Document) -> Recipe:
+    """The recipe with every name bound.
+
+    Raises:
+        RecipeError: everything that is wrong with it, a line each.
+    """
+    found, problems = recipe.validate(document)
+    problems += unbound(document.raw)
+    if problems or found is None:
+        raise document.error(problems)
+    return found
+
+
+def unbound(raw: Mapping[str, Any]) -> list[Problem]:
+    """Names that no registry knows and options that no function takes, in the plain data of a recipe.
+
+    It reads the data as written, not the validated recipe, so that a misspelt method and a wrong type elsewhere come
+    in one answer. What is of the wrong type here is left to the schema.
+    """
+    return [problem for part in (_data, _sources, _weigh, _student, _distill, _bench) for problem in part(raw)]
+
+
+def _data(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.training.datasets import DATASETS
+
+    yield from _plugin(raw.get("data"), "kind", DATASETS, "data kind", ("data",), recipe.Data)
+
+
+def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.training.sources import SOURCES
+
+    given = raw.get("sources")
+    for at, section in enumerate(given if isinstance(given, list) else []):
+        yield from _plugin(section, "kind", SOURCES, "source kind", ("sources", at), recipe.Source)
+        if isinstance(section, dict) and section.get("kind") == "run" and not section.keys() & {"path", "recipe"}:
+            yield Problem(("sources", at), "kind run needs `path` (a run directory) or `recipe` (to train one)")
+
+
+def _weigh(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.training.similarity import METRICS
+
+    section = _mapping(raw.get("weigh"))
+    also = section.get("also")
+    yield from _choice(section.get("metric"), METRICS, "metric", ("weigh", "metric"))
+    for at, given in enumerate(also if isinstance(also, list) else []):
+        yield from _choice(given, METRICS, "metric", ("weigh", "also", at))
+
+
+def _student(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.training import student
+
+    families = _mapping(_mapping(raw.get("student")).get("families"))
+    yield from student.problems(families, ("student", "families"))
+
+
+def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.training.methods import METHODS, NEEDS_SOURCES
+
+    given = _mapping(raw.get("distill")).get("method", recipe.Distill().method.name)
+    yield from _choice(given, METHODS, "method", ("distill", "method"))
+    name = given.get("name") if isinstance(given, dict) else given
+    if name in NEEDS_SOURCES and not raw.get("sources"):
+        yield Problem(("distill", "method"), f"{name} learns from sources, and the recipe lists none; add `sources:`")
+
+
+def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    from edgedistill.agent.backends import BACKENDS
+
+    backends = _mapping(raw.get("bench")).get("backends")
+    for at, name in enumerate(backends if isinstance(backends, list) else []):
+        yield from choose(str(name), BACKENDS, "backend", ("bench", "backends", at))
+
+
+def _mapping(given: Any) -> Mapping[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _choice(given: Any, known: Mapping[str, Any], what: str, key: Key) -> Iterator[Problem]:
+    """`weighted`, or a mapping with a name and the options of what it names."""
+    yield from _plugin({"name": given} if isinstance(given, str) else given, "name", known, what, key, recipe.Choice)
+
+
+def _plugin(given: Any, name_key: str, known: Mapping[str, Any], what: str, key: Key,
+            schema: type[recipe.Open]) -> Iterator[Problem]:  # fmt: skip
+    section = _mapping(given)
+    name = section.get(name_key)
+    if not isinstance(name, str):
+        return
+    unknown = choose(name, known, what, (*key, name_key) if name_key in section else key)
+    yield from unknown
+    if not unknown:
+        options = {option: value for option, value in section.items() if option not in schema.model_fields}
+        yield from option_problems(known[name], options, key)
+
+
+def missing(wanted: Recipe, base: Path) -> list[str]:
+    """What the recipe names and this machine lacks: images, sources, a device, a student within the budget."""
+    found = []
+    for look in (_images, _each_source, _first_batch, _devices):
+        try:
+            found += look(wanted, base)
+        except EdgeDistillError as error:
+            found.append(str(error))
+    return found
+
+
+def _images(wanted: Recipe, base: Path) -> list[str]:
+    from edgedistill.training import data
+
+    data.glance(wanted.data, base, wanted.data.store_px or 64)
+    return []
+
+
+def _each_source(wanted: Recipe, base: Path) -> list[str]:
+    from edgedistill.training import sources
+
+    problems = []
+    for section in wanted.sources:
+        try:
+            if section.options.get("recipe"):
+                document = recipe.read(base / section.options["recipe"])
+                problems += missing(load(document), document.base)
+            elif section.kind == "timm" and section.options.get("pretrained", True):
+                sources.reachable(section.options["model"])
+            else:
+                sources.load(section, base)
+        except EdgeDistillError as error:
+            problems.append(str(error) if str(error).startswith("sources.") else f"sources.{section.name}: {error}")
+    return problems
+
+
+def _first_batch(wanted: Recipe, base: Path) -> list[str]:
+    """One batch of real images through the smallest student that the budget admits."""
+    from edgedistill.training import data, datasets, fit, student
+
+    classes = len(datasets.listing(wanted.data, base).classes)
+    within = student.feasible(student.candidates(wanted.student, classes), wanted.student.budget)
+    spec = min(within, key=lambda one: one.cost.macs_m)
+    _, images_NHWC, _ = data.glance(wanted.data, base, spec.input_px)
+    fit.logits(student.build(spec), spec, images_NHWC)
+    return sorted({problem for one in within if (problem := student.reachable(one))})
+
+
+def _devices(wanted: Recipe, base: Path) -> list[str]:
+    from edgedistill.devices import inventory
+
+    known = inventory.load(inventory.path_for(wanted.bench.inventory, base))
+    for name in wanted.bench.devices:
+        inventory.find(known, name)
+    return []

@@ -1,0 +1,224 @@
+"""The command line: one short function a verb, and nothing heavy imported before a verb needs it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgedistill import __version__
+from edgedistill.records import EdgeDistillError
+
+if TYPE_CHECKING:
+    from edgedistill.recipe import Document, Recipe
+
+ABOUT = "Few labels, many pictures and the models you have in: a measured int8 student out."
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=ABOUT
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
+                      help="Replace a value of the recipe, such as distill.steps=200; may be repeated.")]  # fmt: skip
+Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories stand.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+LATEST = Path("runs/latest")
+
+
+class Format(str, Enum):
+    """How `report` prints."""
+
+    text = "text"
+    json = "json"
+    html = "html"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgedistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options that stand before the verb."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+
+@app.command()
+def check(recipe: RecipeFile, sets: Overrides = None) -> None:
+    """Validate a recipe, bind every name, load one batch; do no work."""
+    from edgedistill import check as checks
+    from edgedistill.records import InputError
+
+    document, found = _load(recipe, sets)
+    problems = checks.missing(found, document.base)
+    if problems:
+        raise InputError("\n".join(f"{recipe}: {problem}" for problem in dict.fromkeys(problems)))
+    print(f"{recipe}: ready to run")
+
+
+@app.command()
+def train(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
+    """Weigh the sources, search the student, distil it."""
+    from edgedistill import pipeline
+
+    document, found = _load(recipe, sets)
+    context = pipeline.train(document, found, runs)
+    pipeline.finish(context, pipeline.nothing)
+    _show(context.run.path)
+
+
+@app.command()
+def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
+    """The whole road: train, export, quantize, verify, bench, report."""
+    from edgedistill import pipeline
+
+    document, found = _load(recipe, sets)
+    context = pipeline.train(document, found, runs)
+    pipeline.finish(context, pipeline.to_the_end)
+    _show(context.run.path)
+
+
+@app.command()
+def export(
+    run: RunPath = LATEST,
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="With int8 graphs, or without; the recipe "
+                    "decides where neither is given.")] = None,
+) -> None:  # fmt: skip
+    """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
+    from edgedistill import pipeline
+
+    context = pipeline.reopen(run, {} if int8 is None else {"quantize": {"enabled": int8}})
+    pipeline.finish(context, pipeline.to_bundle)
+    _show(context.run.path)
+
+
+@app.command()
+def bench(
+    run: RunPath = LATEST,
+    device: Annotated[list[str] | None, typer.Option(help="A device of deploy/devices.yaml; may be repeated.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="A backend, such as onnxruntime-cpu; may be repeated.")
+    ] = None,
+) -> None:
+    """Latency and accuracy of the exported graphs on the devices."""
+    from edgedistill import pipeline
+
+    asked = {name: given for name, given in (("devices", device), ("backends", backend)) if given}
+    context = pipeline.reopen(run, {"bench": asked})
+    pipeline.finish(context, pipeline.to_the_end)
+    _show(context.run.path)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run directories.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="text, json, or html.")] = Format.text,
+) -> None:
+    """What came out of a run, or of several side by side."""
+    from edgedistill import report as reports
+    from edgedistill.run import find
+
+    found = [find(path) for path in runs or [LATEST]]
+    if form is Format.json:
+        collected = [reports.collect(one) for one in found]
+        print(json.dumps(collected if len(collected) > 1 else collected[0], indent=1))
+    elif form is Format.html:
+        for one in found:
+            print(next(path for path in reports.write(one) if path.suffix == ".html"))
+    else:
+        print(reports.text(found[0]) if len(found) == 1 else reports.compare(found))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    run: Annotated[Path, typer.Option("--run", metavar="RUN", help="A run directory.")] = LATEST,
+) -> None:
+    """Label pictures with the exported student; torch is not needed."""
+    from edgedistill.predict import predict as label
+    from edgedistill.run import find
+
+    for one in label(find(run), images):
+        print(f"{one.path}  {one.label}  {100 * one.probability:.1f} %")
+
+
+@app.command()
+def devices(
+    inventory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An inventory; default deploy/devices.yaml.")
+    ] = None,
+) -> None:
+    """List the devices, and probe each: reachable, its Python, its runtimes."""
+    from edgedistill.devices import bench as benches
+    from edgedistill.devices import inventory as inventories
+
+    known = inventories.load(inventory or inventories.path_for(None, Path()))
+    failed = 0
+    for name, device in known.items():
+        try:
+            facts = benches.probe(device)
+            print(f"{name:<16} {device.transport:<6} {_facts(facts)}")
+        except EdgeDistillError as error:
+            failed += 1
+            print(f"{name:<16} {device.transport:<6} not usable: {error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    usable = [f"{name} {state}" for name, state in facts.get("backends", {}).items()]
+    return f"{facts.get('cpu', facts.get('machine', ''))}, Python {facts.get('python', '?')}; {', '.join(usable)}"
+
+
+def _load(path: Path, sets: list[str] | None) -> tuple[Document, Recipe]:
+    from edgedistill import check as checks
+    from edgedistill import recipe
+
+    document = recipe.read(path, sets or [])
+    return document, checks.load(document)
+
+
+def _show(path: Path) -> None:
+    from edgedistill import report as reports
+    from edgedistill.run import Run
+
+    print(reports.text(Run(path)))
+
+
+def main() -> None:
+    """The entry point: errors for people are one line on stderr and an exit code, tracebacks only with --debug."""
+    try:
+        app()
+    except (EdgeDistillError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            raise
+        print(_line(error), file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"edgedistill: unexpected {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
+        sys.exit(1)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, EdgeDistillError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; the same command goes on from here"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'disk'}: the disk is full; what was there before is intact; free some and run again"
+    return str(error)

@@ -1,0 +1,115 @@
+"""What the steps of one run share, each piece loaded when first asked for: images, sources, what the sources say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgedistill.progress import bar
+from edgedistill.recipe import Recipe
+from edgedistill.records import StudentSpec
+from edgedistill.run import Run, atomic, digest
+
+if TYPE_CHECKING:
+    from edgedistill.training.data import Splits
+    from edgedistill.training.sources import Network, SourceOutputs
+
+SMALLEST_PX = 32
+
+
+@dataclass(frozen=True)
+class Context:
+    """A recipe at work in a run directory. `base` is where the recipe's relative paths start from.
+
+    `recipe` is the one with every source in place: a source given as a recipe has become the run it was trained in.
+    """
+
+    recipe: Recipe
+    base: Path
+    run: Run
+
+    @cached_property
+    def candidates(self) -> list[StudentSpec]:
+        """The student space with costs; the number of classes comes from the data."""
+        from edgedistill.training import datasets, student
+
+        return student.candidates(self.recipe.student, len(datasets.listing(self.recipe.data, self.base).classes))
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """The sources, loaded and frozen, in the recipe's order."""
+        from edgedistill.training import sources
+
+        return {section.name: sources.load(section, self.base) for section in self.recipe.sources}
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The target's images, decoded once at the largest size that a source or a student takes."""
+        from edgedistill.training import data
+
+        sizes = [spec.input_px for spec in self.candidates] + [net.input_px for net in self.networks.values()]
+        px = max([SMALLEST_PX, *sizes])
+        return data.load(self.recipe.data, self.base, self.run.cache / "images", self.recipe.seed, px)
+
+    @cached_property
+    def outputs(self) -> dict[str, SourceOutputs]:
+        """Features and pseudo-labels of every source on the whole train store, from the cache or computed once."""
+        from edgedistill.training import sources
+
+        store, found = self.splits.train, {}
+        images_hash = digest([one.hex() if isinstance(one, bytes) else str(one) for one in store.hashes.tolist()])
+        for name, net in self.networks.items():
+            with bar(f"{name} on {store.n} images at {net.input_px} px", store.n) as advance:
+                found[name] = sources.outputs(net, store.at, images_hash, self.run.cache / "sources", advance)
+        return found
+
+    @property
+    def inventory(self) -> Path | None:
+        """The device inventory that the recipe names, or deploy/devices.yaml where one lies in the current folder."""
+        from edgedistill.devices import inventory
+
+        return inventory.path_for(self.recipe.bench.inventory, self.base)
+
+    def test_images(self, px: int) -> tuple[Any, Any]:
+        """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""
+        held = self.splits.test()
+        return held.store.at(px), held.labels_N
+
+    def calibration_images(self, px: int) -> Any:
+        """Images of train, disjoint from val and test by their pixels, uint8 [N, px, px, 3]."""
+        rows = self.splits.calibration_rows(self.recipe.quantize.calibration_images, self.recipe.seed)
+        return self.splits.train.at(px)[rows]
+
+    def data_facts(self) -> dict[str, Any]:
+        """What the report says of the data, and the hash of what was used."""
+        splits, data = self.splits, self.recipe.data
+        counts = {"labeled": splits.labeled_rows, "val": splits.val_rows, "unlabeled": splits.unlabeled_rows}
+        return {
+            "kind": data.kind,
+            "classes": list(splits.classes),
+            "licence": splits.licence,
+            "score": data.score,
+            **{name: len(rows) for name, rows in counts.items()},
+            "test": splits.n_test,
+            "corrupt": list(splits.corrupt),
+            "duplicates": splits.duplicates,
+            "data_hash": splits.data_hash,
+            "store_px": splits.train.px,
+        }
+
+
+def spread(n: int, wanted: int) -> Any:
+    """At most `wanted` of n rows, evenly spread, ascending."""
+    import numpy as np
+
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """np.savez_compressed, atomically."""
+    import numpy as np
+
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)

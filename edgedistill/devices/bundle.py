@@ -1,0 +1,167 @@
+"""The bundle: what a device needs and nothing else, in one flat folder with its checksums.
+
+    student.*.onnx  agent.pyz  label.py  images.npy  labels.npy  host.<model>.npy  bundle.json  SHA256SUMS
+
+agent.pyz holds the whole of `edgedistill.agent` but label.py, which lies beside it as a file to read and to change;
+its one source is edgedistill/agent/label.py, and deploy/label.py is a link to that.
+N images.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgedistill import agent
+from edgedistill.records import EdgeDistillError, InputError, OnnxModel
+from edgedistill.run import atomic, sha256_file
+
+SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
+IMAGES, LABELS = "images.npy", "labels.npy"
+REQUIRED = frozenset({"classes", "input_px", "store_px", "fit"})
+ENTRY = "import sys\n\nfrom agent.__main__ import main\n\nsys.exit(main())\n"
+
+
+def model_name(model: OnnxModel) -> str:
+    """What a model is called in a bundle and in its reports: fp32, fp16, int8-cpu, int8-tensorrt."""
+    return model.precision if model.target == "any" else f"{model.precision}-{model.target}"
+
+
+def host_file(name: str) -> str:
+    """The file that holds the host's predictions by the model of that name."""
+    return f"host.{name}.npy"
+
+
+def write_bundle(
+    folder: Path,
+    models: Sequence[tuple[Path, OnnxModel]],
+    description: Mapping[str, Any],
+    images_NHWC: np.ndarray,
+    labels_N: np.ndarray,
+    host_predictions: Mapping[str, np.ndarray],
+) -> list[Path]:
+    """Fill `folder` and return every file of the bundle, SHA256SUMS last.
+
+    Args:
+        folder: where; files that an earlier bundle left there and this one lacks are removed, others stay.
+        models: where each graph lies, and its record.
+        description: classes, input_px, store_px and fit, and what else a reader of bundle.json should know;
+            "default" is the name of the model that label.py uses, the first one unless given.
+        images_NHWC: test images at the model's input size, uint8 [N, px, px, 3].
+        labels_N: their true classes [N].
+        host_predictions: model name -> classes that the host computed for the same images [N].
+
+    Raises:
+        EdgeDistillError: a graph on disk is not the one its record speaks of.
+    """
+    arrays = _arrays(images_NHWC, labels_N, host_predictions)
+    contents = {model_path.name: _graph(model_path, record) for model_path, record in models}
+    contents |= {name: _npy(array) for name, array in arrays.items()}
+    contents[AGENT] = agent_archive()
+    contents[LABEL] = _agent_folder().joinpath(LABEL).read_bytes()
+    contents[DESCRIPTION] = json.dumps(_describe(models, description), indent=1).encode() + b"\n"
+    _remove_stale(folder, set(contents))
+    for name, data in contents.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_bytes(data)
+    sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(contents))
+    with atomic(folder / SUMS) as temporary:
+        temporary.write_text(sums, encoding="utf-8")
+    return [folder / name for name in [*sorted(contents), SUMS]]
+
+
+def verify_bundle(folder: Path) -> list[Path]:
+    """The files that SHA256SUMS lists, each found to be what it says; nothing of them is run before.
+
+    Raises:
+        InputError: there is no bundle, or a file is missing or altered.
+    """
+    wrong = [name for name, known in _sums(folder).items()
+             if not (folder / name).is_file() or sha256_file(folder / name) != known]  # fmt: skip
+    if wrong:
+        raise InputError(f"{folder}: {', '.join(wrong)}: not as in {SUMS}", "run `edgedistill export` again")
+    return [folder / name for name in _sums(folder)]
+
+
+def agent_archive() -> bytes:
+    """agent.pyz: `python agent.pyz` runs it; the same sources always give the same bytes."""
+    sources = {f"agent/{path.name}": path.read_bytes() for path in sorted(_agent_folder().glob("*.py"))
+               if path.name != LABEL}  # fmt: skip
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, data in {"__main__.py": ENTRY.encode(), **sources}.items():
+            # a ZipInfo made by name alone bears the date 1980-01-01, whenever it is written
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr, entry.create_system = 0o644 << 16, 3
+            archive.writestr(entry, data)
+    return held.getvalue()
+
+
+def _agent_folder() -> Path:
+    return Path(str(agent.__file__)).parent
+
+
+def _graph(path: Path, record: OnnxModel) -> bytes:
+    if sha256_file(path) != record.sha256:
+        raise EdgeDistillError(f"{path}: is not the graph that was entered (sha256 differs)", "run export again")
+    return path.read_bytes()
+
+
+def _arrays(images_NHWC: np.ndarray, labels_N: np.ndarray, host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    n = len(images_NHWC)
+    assert images_NHWC.dtype == np.uint8 and images_NHWC.ndim == 4 and n, "images are uint8 [N, px, px, 3], N >= 1"
+    assert all(np.shape(one) == (n,) for one in (labels_N, *host.values())), "labels and predictions are [N]"
+    whole = {LABELS: labels_N, **{host_file(name): predicted_N for name, predicted_N in host.items()}}
+    return {IMAGES: images_NHWC, **{name: np.asarray(one, dtype=np.int64) for name, one in whole.items()}}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    np.save(held, np.ascontiguousarray(array), allow_pickle=False)
+    return held.getvalue()
+
+
+def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str, Any]) -> dict[str, Any]:
+    names = [model_name(record) for _, record in models]
+    default = description.get("default", names[0])
+    assert set(description) >= REQUIRED, f"a bundle is described by {sorted(REQUIRED)}"
+    assert default in names and len(set(names)) == len(names), "model names are unique and hold the default"
+    return {
+        "version": 1,
+        **description,
+        "input": {"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB"},
+        "output": {"name": "logits", "dtype": "float32", "layout": "NC"},
+        "normalization": "inside the graph",
+        "default": default,
+        "models": [
+            {"name": name, "file": path.name, "sha256": one.sha256, "precision": one.precision, "target": one.target}
+            for name, (path, one) in zip(names, models, strict=True)
+        ],
+    }
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{folder}: no bundle ({SUMS}: {error.strerror})", "run `edgedistill export` first") from None
+    pairs = [line.partition("  ") for line in lines]
+    if not pairs or any(not gap or not name or Path(name).name != name for _, gap, name in pairs):
+        raise InputError(f"{folder / SUMS}: is not a list of `sha256  file`", "run `edgedistill export` again")
+    return {name: known for known, _, name in pairs}
+
+
+def _remove_stale(folder: Path, kept: set[str]) -> None:
+    """Only what an earlier SHA256SUMS lists is ours to remove; SHA256SUMS goes first, so a broken bundle has none."""
+    if not (folder / SUMS).is_file():
+        return
+    stale = set(_sums(folder)) - kept
+    (folder / SUMS).unlink()
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""What a run ran on: versions, machine, commit, command; written to env.json, read by the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "edgedistill", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy",
+    "scikit-learn", "pillow", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """Interpreter, platform, processor, package versions, the commit of a source checkout, the command, the time."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": commit(),
+        "command": " ".join(["edgedistill", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the checkout this package runs from, "+" behind it when files are changed; empty when installed."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,121 @@
+"""The ladder: the same test images through torch and every artefact; agreement, accuracy with interval, gates.
+
+N images, H x W pixels, C target classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgedistill.agent import metrics
+from edgedistill.export.infer import artefact_name, check_images, predict_onnx, relative_error
+from edgedistill.recipe import Export
+from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, Rung
+
+__all__ = ["artefact_name", "ladder", "predict_onnx"]
+
+WORST = 12
+MISTAKES = 24
+
+
+def ladder(
+    torch_logits_NC: np.ndarray,
+    models: Sequence[OnnxModel],
+    run: Path,
+    images_NHWC: np.ndarray,
+    labels_N: np.ndarray,
+    settings: Export,
+) -> tuple[Ladder, dict[str, np.ndarray]]:
+    """Send the test images through every artefact and hold each against torch.
+
+    The graph for TensorRT is simulated: its Q/DQ pairs are computed as written, in float, on the CPU.
+
+    Args:
+        torch_logits_NC: the student's own logits on `images_NHWC`, float [N, C].
+        models: the artefacts, `path` relative to `run`.
+        run: the run directory.
+        images_NHWC: uint8 [N, px, px, 3].
+        labels_N: true classes, integers [N].
+        settings: the bounds of the gates on the fp32 graph. A gate that fails is recorded, not raised.
+
+    Returns:
+        The ladder, torch first, with the indices of the images where an int8 graph is furthest from torch (at most
+        12, furthest first); and the logits [N, C] by artefact name, torch among them.
+
+    Raises:
+        InputError: `images_NHWC` is not uint8 [N, px, px, 3] with N >= 1.
+        EdgeDistillError: ONNX Runtime refuses a graph.
+    """
+    check_images(images_NHWC)
+    logits = {"torch": torch_logits_NC}
+    for model in models:
+        logits[artefact_name(model)] = predict_onnx(run / model.path, images_NHWC, simulate=_simulated(model))
+    parent = next((model.parent_sha256 for model in models if model.precision == "fp32"), "")
+    torch_rung = Rung("torch", parent, "fp32", "any", "torch", _accuracy(labels_N, torch_logits_NC), 1.0)
+    rungs = [_rung(model, logits[artefact_name(model)], torch_logits_NC, labels_N) for model in models]
+    int8 = [logits[artefact_name(model)] for model in models if model.precision == "int8"]
+    return Ladder((torch_rung, *rungs), _gates(logits, settings), _worst(torch_logits_NC, int8)), logits
+
+
+def _simulated(model: OnnxModel) -> bool:
+    return model.target == "tensorrt"
+
+
+def _rung(model: OnnxModel, logits_NC: np.ndarray, torch_logits_NC: np.ndarray, labels_N: np.ndarray) -> Rung:
+    return Rung(
+        artefact=artefact_name(model),
+        sha256=model.sha256,
+        precision=model.precision,
+        target=model.target,
+        backend="onnxruntime-cpu",
+        accuracy=_accuracy(labels_N, logits_NC),
+        agreement_with_torch=metrics.agreement(torch_logits_NC.argmax(1), logits_NC.argmax(1)),
+        simulated=_simulated(model),
+    )
+
+
+def _accuracy(labels_N: np.ndarray, logits_NC: np.ndarray) -> Accuracy:
+    return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(1)))
+
+
+def _gates(logits: Mapping[str, np.ndarray], settings: Export) -> tuple[Gate, ...]:
+    if "fp32" not in logits:
+        return ()
+    agreement = metrics.agreement(logits["torch"].argmax(1), logits["fp32"].argmax(1))
+    error = relative_error(logits["torch"], logits["fp32"])
+    return (
+        Gate("fp32 agreement", agreement, f">= {settings.min_agreement:g}", agreement >= settings.min_agreement),
+        Gate("fp32 relative error", error, f"<= {settings.max_relative_error:g}", error <= settings.max_relative_error),
+    )
+
+
+def _worst(torch_logits_NC: np.ndarray, int8: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Images by total variation distance between torch's class probabilities and the furthest int8 graph's."""
+    if not int8:
+        return ()
+    wanted = _softmax(torch_logits_NC)
+    distance_N = np.max([np.abs(wanted - _softmax(logits_NC)).sum(1) / 2 for logits_NC in int8], axis=0)
+    order = np.argsort(-distance_N, kind="stable")[:WORST]
+    return tuple(int(image) for image in order if distance_N[image] > 0)
+
+
+def _softmax(logits_NC: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def mistakes(images_NHWC: np.ndarray, labels_N: np.ndarray, logits_NC: np.ndarray) -> dict[str, np.ndarray]:
+    """What an artefact gets wrong with most confidence, at most 24: images, labels, predicted, confidence."""
+    probs_NC = _softmax(logits_NC)
+    predicted_N, confidence_N = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
+    wrong = np.flatnonzero(predicted_N != labels_N)
+    rows = wrong[np.argsort(-confidence_N[wrong], kind="stable")[:MISTAKES]]
+    return {
+        "images": images_NHWC[rows],
+        "labels": labels_N[rows],
+        "predicted": predicted_N[rows],
+        "confidence": confidence_N[rows],
+    }

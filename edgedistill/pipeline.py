@@ -1,0 +1,339 @@
+"""The story: which steps, in which order, reading what, leaving what. The only file that knows more than one stage.
+
+    recipe -> weigh -> search -> distill -> export -> quantize -> verify -> bundle -> bench -> report
+
+A step is a function of the context that leaves files in the run directory. Whether it must run at all is decided by
+its key (run.py) before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgedistill import environment, recipe, report, run
+from edgedistill.context import Context, save_arrays, spread
+from edgedistill.progress import bar, say
+from edgedistill.records import Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.steps import Step, advance
+
+if TYPE_CHECKING:
+    from edgedistill.training.fit import Material, OnStep
+
+FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
+HOST_IMAGES = 500
+
+
+def weigh(context: Context) -> None:
+    """How similar is each source to the target? Score them on the labeled images, and weigh them."""
+    from edgedistill.training import similarity
+
+    splits, names = context.splits, [section.name for section in context.recipe.sources]
+    run.write_json(context.run / "data.json", context.data_facts())
+    nets = context.networks.items()
+    run.write_json(context.run / "weigh/sources.json", {name: net.facts() for name, net in nets})
+    weights = SourceWeights("none", 0, 0.0, ())
+    if names:
+        settings, rows = context.recipe.weigh, splits.labeled_rows
+        probe = {name: (one.features_ND[rows], one.probs_NK[rows]) for name, one in context.outputs.items()}
+        rounds = len(names) * len({settings.metric.name, *(choice.name for choice in settings.also)})
+        with bar("score the sources", rounds) as advance:
+            weights = similarity.weigh(probe, splits.labeled_labels, settings, context.recipe.seed, advance)
+    run.write_record(context.run / "weigh/weights.json", weights)
+
+
+def choose(context: Context) -> None:
+    """Which student? The best within the budget after a short distillation, scored on val."""
+    from edgedistill.training import fit, search, student
+
+    recipe, folder = context.recipe, context.run / "search"
+
+    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        with bar(f"try {student.describe(spec)}", recipe.search.steps) as advance:
+            task = fit.Task(spec, material(context, spec.input_px), recipe.distill, recipe.search.steps, seed)
+            fitted = fit.fit(student.build(spec, seed, initialise=True), task, on_step=lambda *step: advance(1))
+        # val is small: cross-entropy, squeezed below the step of one image, tells equals apart
+        score = fitted.val.score(recipe.data.score) - min(fitted.val_loss, 10.0) / 10.0 / (len(task.material.val) + 1)
+        return score, {"seconds": round(fitted.seconds, 2), "val_loss": fitted.val_loss}
+
+    winner = search.search(context.candidates, recipe.student.budget, recipe.search, objective,
+                           seed=recipe.seed, folder=folder)  # fmt: skip
+    run.write_record(folder / "student.json", winner)
+    say(f"  {search.why(winner, folder)}")
+
+
+def distill(context: Context) -> None:
+    """Train the chosen student at full length, then look at test: once, here."""
+    from safetensors.torch import save_file
+
+    from edgedistill.training import fit, student
+
+    recipe, folder = context.recipe, context.run / "distill"
+    spec = run.read_record(context.run / "search/student.json", StudentSpec)
+    task = fit.Task(spec, material(context, spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
+    model = student.build(spec, recipe.seed, initialise=True)
+    with watch(context.run / "tensorboard", task.steps) as on_step:
+        fitted = fit.fit(model, task, folder, on_step)
+    weights = folder / "student.safetensors"
+    with run.atomic(weights) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in fitted.model.state_dict().items()}, temporary)
+    images_NHWC, labels_N = context.test_images(spec.input_px)
+    test = fit.score(fit.logits(fitted.model, spec, images_NHWC), labels_N)
+    record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
+                        fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3))  # fmt: skip
+    brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
+    run.write_json(folder / "result.json", {**asdict(record), **brief})
+
+
+@contextmanager
+def watch(folder: Path, steps: int) -> Iterator[OnStep]:
+    """Every loss term to TensorBoard, and a progress bar; steps done before are not written twice."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with bar("distill", steps) as advance_bar:
+        writer: SummaryWriter | None = None
+
+        def on_step(step: int, scalars: Mapping[str, float]) -> None:
+            nonlocal writer
+            if writer is None:
+                advance_bar(step - 1)
+                writer = SummaryWriter(str(folder), purge_step=step)
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
+            advance_bar(1)
+
+        yield on_step
+        if writer is not None:
+            writer.close()
+
+
+def export(context: Context) -> None:
+    """torch to ONNX, preprocessing inside; the graph must answer as torch does."""
+    from edgedistill.export import onnx
+    from edgedistill.training import student
+
+    record = checkpoint(context)
+    images_NHWC = context.calibration_images(record.spec.input_px)[:FIRST_BATCH]
+    model = student.load(record.spec, context.run / record.path)
+    path = context.run / "export/student.fp32.onnx"
+    made = onnx.export(model, record.spec, path, images_NHWC, context.recipe.export)
+    made = replace(made, path=f"export/{path.name}", parent_sha256=record.sha256)
+    run.write_record(context.run / "export/model.json", made)
+
+
+def quantize(context: Context) -> None:
+    """One calibration on images of train, one int8 graph a target."""
+    from edgedistill.export import quantize
+
+    fp32 = run.read_record(context.run / "export/model.json", OnnxModel)
+    made: list[OnnxModel] = []
+    if context.recipe.quantize.enabled:
+        images_NHWC = context.calibration_images(checkpoint(context).spec.input_px)
+        folder = context.run / "quantize"
+        made = quantize.quantize(context.run / fp32.path, fp32, images_NHWC, context.recipe.quantize, folder)
+    run.write_json(
+        context.run / "quantize/models.json", [asdict(replace(one, path=f"quantize/{one.path}")) for one in made]
+    )
+
+
+def verify(context: Context) -> None:
+    """The ladder: the same test images through torch and every graph; agreement, accuracy, gates."""
+    import numpy as np
+
+    from edgedistill.export import verify
+    from edgedistill.training import fit, student
+
+    record = checkpoint(context)
+    images_NHWC, labels_N = context.test_images(record.spec.input_px)
+    torch_NC = fit.logits(student.load(record.spec, context.run / record.path), record.spec, images_NHWC)
+    found, logits = verify.ladder(
+        torch_NC, models(context), context.run.path, images_NHWC, labels_N, context.recipe.export
+    )
+    run.write_record(context.run / "verify/ladder.json", found)
+    best_NC = logits[best_name(context)]
+    save_arrays(context.run / "verify/mistakes.npz", **verify.mistakes(images_NHWC, labels_N, best_NC))
+    parted = np.array(found.worst, dtype=np.int64)
+    save_arrays(context.run / "verify/disagreements.npz", images=images_NHWC[parted], labels=labels_N[parted],
+                torch=torch_NC[parted].argmax(axis=1), int8=best_NC[parted].argmax(axis=1))  # fmt: skip
+    save_arrays(context.run / "verify/predictions.npz", **{name: one.argmax(axis=1) for name, one in logits.items()})
+    failed = [gate for gate in found.gates if not gate.passed]
+    if failed:
+        what = ", ".join(f"{gate.name} is {gate.value:.6g} (wanted {gate.bound})" for gate in failed)
+        raise GateError(f"verify: {what}", f"see {context.run / 'verify/ladder.json'}")
+
+
+def bundle(context: Context) -> None:
+    """What a device needs, and nothing else."""
+    import numpy as np
+
+    from edgedistill.devices import bundle
+
+    record, store_px = checkpoint(context), context.splits.train.px
+    images_NHWC, labels_N = context.test_images(record.spec.input_px)
+    with np.load(context.run / "verify/predictions.npz") as known:
+        chosen = spread(len(labels_N), HOST_IMAGES)
+        host = {bundle.model_name(model): known[bundle.model_name(model)][chosen] for model in models(context)}
+    description = {"name": context.recipe.name, "classes": list(record.classes), "input_px": record.spec.input_px,
+                   "store_px": store_px, "fit": context.recipe.data.fit, "default": best_name(context),
+                   "licence": context.splits.licence}  # fmt: skip
+    shipped = [(context.run / model.path, model) for model in models(context)]
+    bundle.write_bundle(context.run / "bundle", shipped, description, images_NHWC[chosen], labels_N[chosen], host)
+
+
+def measure(context: Context, device_name: str, backend: str) -> None:
+    """Latency and accuracy on a device, by the agent, in fresh processes."""
+    from edgedistill.devices import bench, inventory
+
+    device = inventory.find(inventory.load(context.inventory), device_name)
+    wanted = "cpu" if backend == "onnxruntime-cpu" else "any"
+    shipped = [model for model in models(context) if model.target in {"any", wanted}]
+    bench.bench(context.run / "bundle", device, backend, context.recipe.bench, shipped, context.run / "bench")
+
+
+def write_report(context: Context) -> None:
+    """report.json and report.html."""
+    report.write(context.run)
+
+
+def external(context: Context) -> dict[str, str]:
+    """What the first step reads from outside the run directory: the images and the sources."""
+    from edgedistill.training import datasets, sources
+
+    found = {"data": datasets.fingerprint(context.recipe.data, context.base)}
+    return found | {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
+
+
+TRAIN = (
+    Step("weigh", 1, ("seed", "data", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh, extra=external),
+    Step("search", 1, ("seed", "data", "student", "search", "distill"), ("weigh",),
+         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",)),
+    Step("distill", 1, ("seed", "data", "distill"), ("weigh", "search"),
+         ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,
+         ("distill/last.pt", "tensorboard/*")),
+)  # fmt: skip
+EXPORT = (
+    Step("export", 1, ("export",), ("distill",), ("export/*",), export),
+    Step("quantize", 1, ("quantize",), ("distill", "export"), ("quantize/*",), quantize),
+    Step("verify", 1, ("export",), ("distill", "export", "quantize"), ("verify/*",), verify),
+    Step("bundle", 1, (), ("distill", "export", "quantize", "verify"), ("bundle/*",), bundle),
+)
+
+
+def bench_steps(context: Context) -> tuple[Step, ...]:
+    """A step per device and backend, so that measuring another device leaves the first one's measurement alone."""
+    bench = context.recipe.bench
+    settings = {"settings": run.digest(bench.model_dump(exclude={"devices", "backends"}))}
+    return tuple(
+        Step(f"bench-{device}-{backend}", 1, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),
+             partial(measure, device_name=device, backend=backend), extra=lambda context: settings)
+        for device in bench.devices
+        for backend in bench.backends
+    )  # fmt: skip
+
+
+def report_step(context: Context) -> Step:
+    """The report reads whatever was done in this run directory."""
+    done = tuple(step for step in context.run.manifest()["steps"] if step != "report")
+    return Step("report", 1, ("name", "about", "data"), done, ("report.json", "report.html"), write_report)
+
+
+def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Context:
+    """weigh, search, distill: from a recipe to a trained student in its run directory under `root`.
+
+    A source that is given as a recipe is trained first, in a run directory beside this one.
+
+    Raises:
+        InputError: the recipe asks for what is not there.
+        EdgeDistillError: another process works in the run directory, or a step failed.
+    """
+    whole, base = with_trained_sources(wanted, document.base, root), document.base
+    context = Context(whole, base, run.directory(wanted, root))
+    external(context)  # a missing file is an error before anything is written
+    with context.run.lock():
+        context.run.keep(whole, document)
+        if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
+            run.write_json(context.run / "env.json", environment.describe())
+        advance(context, TRAIN)
+    return context
+
+
+def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recipe.Recipe:
+    """The recipe with every `recipe:` source replaced by the run that it was trained in."""
+    from edgedistill import check
+
+    def trained(section: recipe.Source) -> recipe.Source:
+        given = section.options.get("recipe")
+        if section.kind != "run" or not given:
+            return section
+        document = recipe.read(base / given)
+        say(f"source {section.name}: {document.path.name}")
+        path = train(document, check.load(document), root).run.path
+        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": str(path)})
+
+    return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
+
+
+def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None:
+    """Steps after training, and the report in any case, under the run directory's lock."""
+    with context.run.lock():
+        try:
+            advance(context, steps(context))
+        finally:
+            advance(context, (report_step(context),))
+
+
+def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
+    """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
+    found = run.find(path)
+    known, base = found.recipe()
+    changed = known.model_dump(mode="json")
+    for name, values in sections.items():
+        changed[name] |= values
+    return Context(recipe.Recipe.model_validate(changed), base, found)
+
+
+def material(context: Context, px: int) -> Material:
+    """What a student of input size `px` learns from."""
+    from edgedistill.training import fit
+
+    splits, weights = context.splits, run.read_record(context.run / "weigh/weights.json", SourceWeights)
+    probs = {name: one.probs_NK for name, one in context.outputs.items()}
+    return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels, splits.unlabeled_rows,
+                        splits.val_rows, splits.val_labels, probs, weights.alphas)  # fmt: skip
+
+
+def checkpoint(context: Context) -> Checkpoint:
+    """The trained student of this run."""
+    return run.read_record(context.run / "distill/result.json", Checkpoint)
+
+
+def models(context: Context) -> list[OnnxModel]:
+    """Every graph that was made, fp32 first."""
+    int8 = [OnnxModel(**one) for one in run.read_json(context.run / "quantize/models.json")]
+    return [run.read_record(context.run / "export/model.json", OnnxModel), *int8]
+
+
+def best_name(context: Context) -> str:
+    """The graph that a CPU should run: int8 for the CPU where there is one."""
+    from edgedistill.devices.bundle import model_name
+
+    return model_name(next((model for model in models(context) if model.target == "cpu"), models(context)[0]))
+
+
+def nothing(context: Context) -> tuple[Step, ...]:
+    """No step after training."""
+    return ()
+
+
+def to_bundle(context: Context) -> tuple[Step, ...]:
+    """From the trained student to the bundle."""
+    return EXPORT
+
+
+def to_the_end(context: Context) -> tuple[Step, ...]:
+    """From the trained student to the last measurement."""
+    return (*EXPORT, *bench_steps(context))

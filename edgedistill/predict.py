@@ -1,0 +1,59 @@
+"""`edgedistill predict`: a picture in, label and probability out, by the bundle's own graph; torch is not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgedistill import images
+from edgedistill.agent import backends
+from edgedistill.devices.bundle import verify_bundle
+from edgedistill.records import InputError
+from edgedistill.run import Run, read_json
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the student sees in a picture: the class, and its probability in [0, 1]."""
+
+    path: Path
+    label: str
+    probability: float
+
+
+def predict(run: Run, paths: Sequence[Path]) -> list[Prediction]:
+    """Label pictures with the default graph of the run's bundle (int8 for the CPU, where there is one).
+
+    Raises:
+        InputError: the run has no bundle, the bundle was altered, or a picture cannot be read.
+    """
+    folder = run / "bundle"
+    verify_bundle(folder)
+    said = read_json(folder / "bundle.json")
+    graph = next(one for one in said["models"] if one["name"] == said["default"])
+    squares = [_read(path, said) for path in paths]
+    backend = backends.create("onnxruntime-cpu")
+    backend.build(folder / graph["file"], threads=1)
+    try:
+        return [_label(path, backend.infer(square[None])[0], said["classes"])
+                for path, square in zip(paths, squares, strict=True)]  # fmt: skip
+    finally:
+        backend.close()
+
+
+def _read(path: Path, said: dict[str, int | str]) -> np.ndarray:
+    try:
+        return images.read(
+            path, int(said["store_px"]), int(said["input_px"]), "squash" if said["fit"] == "squash" else "crop"
+        )
+    except OSError as error:
+        raise InputError(f"{path}: not a picture that can be read ({error.strerror or error})") from None
+
+
+def _label(path: Path, logits_C: np.ndarray, classes: Sequence[str]) -> Prediction:
+    exponents_C = np.exp(logits_C - logits_C.max())
+    best = int(logits_C.argmax())
+    return Prediction(path, classes[best], float(exponents_C[best] / exponents_C.sum()))

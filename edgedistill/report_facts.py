@@ -1,0 +1,245 @@
+"""What a run directory says, read once: every part that is there, None or empty for a part that is not.
+
+The pages (terminal, JSON, HTML) are made from `Facts` alone, so they cannot tell different stories.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgedistill.agent.metrics import percentiles
+from edgedistill.records import BenchReport, Checkpoint, InputError, Ladder, OnnxModel, Rung, SourceWeights, StudentSpec
+from edgedistill.run import Run, read_json, read_record
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run directory, read. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`."""
+
+    run: Run
+    recipe: dict[str, Any]
+    score: str
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    steps: dict[str, Any]
+    sources: SourceWeights | None
+    student: StudentSpec | None
+    trials: tuple[dict[str, str], ...]
+    curve: tuple[dict[str, Any], ...]
+    checkpoint: Checkpoint | None
+    models: tuple[OnnxModel, ...]
+    calibration: dict[str, Any]
+    ladder: Ladder | None
+    bench: tuple[BenchReport, ...]
+    checksums: str
+
+    @property
+    def title(self) -> str:
+        """The recipe's name; the directory's, where the recipe is not known."""
+        return str(self.recipe.get("name", self.run.path.name))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels; empty while they are not known."""
+        return tuple(str(name) for name in self.data.get("classes", ())) or (
+            self.checkpoint.classes if self.checkpoint else ()
+        )
+
+    @property
+    def spec(self) -> StudentSpec | None:
+        """The student: as trained, else as found by the search."""
+        return self.checkpoint.spec if self.checkpoint else self.student
+
+    @property
+    def sizes_mb(self) -> dict[str, float]:
+        """Size on disk by sha256 of the artefact, in MB."""
+        return {model.sha256: model.size_mb for model in self.models}
+
+    def rung(self, sha256: str) -> Rung | None:
+        """The ladder's rung of this very artefact."""
+        rungs = self.ladder.rungs if self.ladder else ()
+        return next((rung for rung in rungs if rung.sha256 == sha256), None)
+
+
+def read(run: Run) -> Facts:
+    """Read whatever a finished or half-finished run holds.
+
+    Raises:
+        InputError: a file is there but broken, or is not what its step writes.
+    """
+    recipe = _json(run / "recipe.lock.json").get("recipe", {})
+    data = _json(run / "data.json")
+    exported = _record(run / "export/model.json", OnnxModel)
+    return Facts(
+        run=run,
+        recipe=recipe,
+        score=str(recipe.get("data", {}).get("score") or data.get("score") or "top1"),
+        data=data,
+        environment=_json(run / "env.json"),
+        steps=dict(run.manifest().get("steps", {})),
+        sources=_record(run / "weigh/weights.json", SourceWeights),
+        student=_record(run / "search/student.json", StudentSpec),
+        trials=_trials(run / "search/trials.csv"),
+        curve=tuple(_lines(run / "distill/metrics.jsonl")),
+        checkpoint=_record(run / "distill/result.json", Checkpoint),
+        models=((exported,) if exported else ()) + (_record(run / "quantize/models.json", tuple[OnnxModel, ...]) or ()),
+        calibration=_json(run / "quantize/calibration.json"),
+        ladder=_record(run / "verify/ladder.json", Ladder),
+        bench=_bench(run, recipe),
+        checksums=_text(run / "bundle/SHA256SUMS"),
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object", "run the step that writes it again")
+    return value
+
+
+def _record(path: Path, kind: type[R]) -> R | None:
+    return read_record(path, kind) if path.is_file() else None
+
+
+def _trials(path: Path) -> tuple[dict[str, str], ...]:
+    return tuple(csv.DictReader(_text(path).splitlines()))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSON Lines file; a killed run may leave half a line at its end."""
+    for line in _text(path).splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "step" in value:
+            yield value
+
+
+def _bench(run: Run, recipe: Mapping[str, Any]) -> tuple[BenchReport, ...]:
+    """Every device's reports, in the order of the recipe's devices, then fp32 first within a backend."""
+    reports = [read_record(path, BenchReport) for path in sorted((run / "bench").glob("*/*.json"))]
+    wanted = list(recipe.get("bench", {}).get("devices", ()))
+
+    def order(one: BenchReport) -> tuple[Any, ...]:
+        place = wanted.index(one.device) if one.device in wanted else len(wanted)
+        return place, one.device, one.backend, one.precision != "fp32", one.artefact
+
+    return tuple(sorted(reports, key=order))
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The pair that the summary compares: the int8 artefact that matters, the fp32 one, and a measurement."""
+
+    int8: Rung | None
+    fp32: Rung | None
+    bench: BenchReport | None
+
+
+def headline(facts: Facts) -> Headline:
+    """The fastest int8 artefact on the recipe's first device that answered, and fp32 to hold it against.
+
+    Without a measurement of int8: the ladder's int8 rung (one that a runtime executed before a simulated one),
+    and the measurement of fp32 where there is one.
+    """
+    rungs = facts.ladder.rungs if facts.ladder else ()
+    first = [one for one in facts.bench if one.device == facts.bench[0].device]
+    quantized = [one for one in first if one.precision == "int8"]
+    bench = min(quantized or first, key=p50, default=None)
+    int8 = facts.rung(bench.sha256) if bench and bench.precision == "int8" else None
+    if int8 is None and not quantized:
+        candidates = sorted((one for one in rungs if one.precision == "int8"), key=lambda one: one.simulated)
+        int8 = candidates[0] if candidates else None
+    exported = [one for one in rungs if one.precision == "fp32"]
+    return Headline(int8, exported[-1] if exported else None, bench)
+
+
+def metrics(weights: SourceWeights) -> list[str]:
+    """The metrics that scored any source: the deciding one first, the others by name."""
+    scored = {name for one in weights.sources for name in one.scores}
+    return sorted(scored, key=lambda name: (name != weights.metric, name))
+
+
+def p50(report: BenchReport) -> float:
+    """Median latency in ms; infinite where no sample was taken."""
+    return percentiles(report.latency.samples_ms)["p50"] if report.latency.samples_ms else float("inf")
+
+
+def groups(facts: Facts) -> list[tuple[str, str, list[BenchReport]]]:
+    """The measurements by device and backend."""
+    pairs = itertools.groupby(facts.bench, key=lambda one: (one.device, one.backend))
+    return [(device, backend, list(reports)) for (device, backend), reports in pairs]
+
+
+def warnings(facts: Facts) -> list[str]:
+    """Everything a reader must know before trusting a figure, each once."""
+    found = [f"data: {len(names)} corrupt images left out: {_some(names)}"
+             for names in [facts.data.get("corrupt") or []] if names]  # fmt: skip
+    found += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
+    found += [f"{one.device}, {one.backend}, {one.artefact}: {text}" for one in facts.bench for text in one.warnings]
+    known = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
+    found += [f"{one.device}, {one.backend}, {one.artefact}: measured an earlier artefact ({one.sha256[:8]}); "
+              "run edgedistill bench again" for one in facts.bench if known and one.sha256 not in known]  # fmt: skip
+    if facts.ladder:
+        found += [f"gate failed: {gate.name} is {gate.value:g}, must be {gate.bound}"
+                  for gate in facts.ladder.gates if not gate.passed]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def _some(names: list[Any], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def pictures(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz of pictures: `images` uint8 [M, px, px, 3] and one [M] array per other name.
+
+    Returns an empty mapping where the file is missing.
+
+    Raises:
+        InputError: the file is broken or does not hold these arrays.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in ("images", *names)}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})", "run edgedistill export again") from None
+    images = arrays["images"]
+    if images.ndim != 4 or images.dtype != np.uint8 or {len(one) for one in arrays.values()} != {len(images)}:
+        raise InputError(f"{path}: is not pictures with their labels", "run edgedistill export again")
+    return arrays
+
+
+def plain(value: Any) -> Any:
+    """Records and containers as JSON: mappings, lists, and None for a figure that is not finite."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)

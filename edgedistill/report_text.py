@@ -1,0 +1,308 @@
+"""The report as blocks of text: one definition of every line and table, for the terminal and for the HTML page."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgedistill.agent.metrics import percentiles
+from edgedistill.records import Accuracy, BenchReport, SourceWeight
+from edgedistill.report_facts import Facts, groups, headline, metrics, p50, warnings
+
+WIDTH = 100
+METRICS = {"top1": "top-1 accuracy", "balanced": "balanced accuracy"}
+SCORES_A_TABLE = 3  # as many score columns as fit beside a name and a weight in WIDTH
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A titled part of the report: a note, a table (first column left, the others right), and lines below it."""
+
+    key: str
+    title: str
+    note: str = ""
+    header: Row = ()
+    rows: tuple[Row, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+def number(value: float) -> str:
+    """About three significant digits, never in powers of ten: 0.123, 1.23, 12.3, 1234."""
+    size = abs(value)
+    return f"{value:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def share(value: float) -> str:
+    """A fraction as a percentage, rounded down: 100.0 % means every one."""
+    return f"{math.floor(round(value * 1000, 6)) / 10:.1f} %"
+
+
+def interval(accuracy: Accuracy, metric: str) -> str:
+    """An accuracy with its 95 % interval: `91.2 % [88.9, 93.1]`."""
+    low, high = accuracy.interval(metric)
+    return f"{100 * accuracy.score(metric):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def blocks(facts: Facts) -> list[Block]:
+    """The report in reading order; a part that has not run yet is a block that says which command runs it."""
+    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), *_latency(facts), _gates(facts),
+            _warnings(facts)]  # fmt: skip
+
+
+def summary(facts: Facts) -> str:
+    """The whole result in one sentence, as far as it is known."""
+    spec = facts.spec
+    if spec is None:
+        return "No student yet: the search has not finished."
+    said = f"The student is {spec.family} at {spec.input_px} px"
+    head = headline(facts)
+    if head.int8 and head.fp32:
+        said += (f": {interval(head.int8.accuracy, facts.score)} {METRICS[facts.score]} in int8 against "
+                 f"{interval(head.fp32.accuracy, facts.score)} in fp32")  # fmt: skip
+    elif head.fp32:
+        said += f": {interval(head.fp32.accuracy, facts.score)} {METRICS[facts.score]} in fp32"
+    elif facts.checkpoint:
+        said += f": {interval(facts.checkpoint.test, facts.score)} {METRICS[facts.score]} in torch"
+    if head.bench is None:
+        return f"{said}; no latency measured yet."
+    bench = head.bench
+    said += f"; p50 {number(p50(bench))} ms in {bench.precision} on {bench.device} ({bench.backend})"
+    return f"{said}, {_speed(bench)}." if _speed(bench) else f"{said}."
+
+
+def _speed(bench: BenchReport) -> str:
+    """The ratio to fp32 in words; `ratio_to_fp32` is fp32's time over this one's."""
+    if bench.ratio_to_fp32 is None or bench.precision == "fp32":
+        return ""
+    ratio, low, high = bench.ratio_to_fp32
+    if low > 1:
+        return f"{ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as fp32"
+    if high < 1:
+        return f"{1 / ratio:.2f} [{1 / high:.2f}, {1 / low:.2f}] times as slow as fp32: fp32 is the one to ship here"
+    return f"no measurable difference from fp32 (ratio {ratio:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def _data(facts: Facts) -> Block:
+    if not facts.data:
+        return Block("data", "Data", lines=("not read yet: edgedistill train",))
+    data = facts.data
+    classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
+    counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
+    licence = f"licence of the data: {data.get('licence') or 'not stated'}"
+    return Block("data", "Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", licence))
+
+
+def _sources(facts: Facts) -> list[Block]:
+    weights = facts.sources
+    if weights is None or not weights.sources:
+        none = "sources" in facts.recipe and not facts.recipe["sources"]
+        return [Block("sources", "Sources", lines=("the recipe names none" if none else _not_run("train"),))]
+    ordered = sorted(weights.sources, key=lambda one: -one.weight)
+    note = (f"{weights.metric} on {weights.probe_images} probe images decides, power {weights.power:g}; "
+            f"the mixture is worth {weights.effective_sources:.1f} of {len(ordered)} sources")  # fmt: skip
+    names = metrics(weights)
+    parts = [names[at : at + SCORES_A_TABLE] for at in range(0, len(names), SCORES_A_TABLE)] or [[]]
+    first = Block("sources", "Sources", note, ("source", "weight", *(f"{name} [95 %]" for name in parts[0])),
+                  tuple((one.name, f"{one.weight:.3f}", *_scores(ordered, one, parts[0])) for one in ordered),
+                  (weights.disagreement,) if weights.disagreement else ())  # fmt: skip
+    return [first, *(
+        Block("more-metrics", "Sources, by other metrics", "", ("source", *(f"{name} [95 %]" for name in part)),
+              tuple((one.name, *_scores(ordered, one, part)) for one in ordered))
+        for part in parts[1:]
+    )]  # fmt: skip
+
+
+def _scores(everyone: Sequence[SourceWeight], source: SourceWeight, metrics: Sequence[str]) -> Row:
+    """One source's scores, each with as many decimals as its metric's scale asks for."""
+    cells = []
+    for metric in metrics:
+        size = max(abs(one.scores[metric].score) for one in everyone if metric in one.scores)
+        places = 3 if size < 10 else 1
+        mine = source.scores.get(metric)
+        cells.append("-" if mine is None else
+                     f"{mine.score:.{places}f} [{mine.low:.{places}f}, {mine.high:.{places}f}]")  # fmt: skip
+    return tuple(cells)
+
+
+def _student(facts: Facts) -> Block:
+    spec = facts.spec
+    if spec is None:
+        return Block("student", "Student", lines=(_not_run("train"),))
+    options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
+    cost = f"{number(spec.cost.macs_m)} M MACs, {number(spec.cost.params_m)} M params, "
+    lines = [
+        f"{spec.family} at {spec.input_px} px" + (f" ({options})" if options else ""),
+        f"{cost}{number(spec.cost.weights_mb)} MB of weights; initial weights: {spec.initial_weights}",
+    ]
+    if facts.trials:
+        trained = sum(1 for trial in facts.trials if trial.get("value"))
+        lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")
+    made = facts.checkpoint
+    lines.append(f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
+                 f"val {interval(made.val, facts.score)} on {made.val.n} images"
+                 if made else f"training: {_not_run('train')}")  # fmt: skip
+    return Block("student", "Student", lines=tuple(lines))
+
+
+def _accuracy(facts: Facts) -> Block:
+    header = ("artefact", METRICS[facts.score], "agrees with torch", "size MB", "run by")
+    ladder, made = facts.ladder, facts.checkpoint
+    if ladder is None or not ladder.rungs:
+        if made is None:
+            return Block("accuracy", "Accuracy", lines=(_not_run("export"),))
+        torch = ("torch", interval(made.test, facts.score), "-", "-", "torch")
+        note = f"{made.test.n} test images, 95 % intervals"
+        return Block("accuracy", "Accuracy", note, header, (torch,), (f"ONNX: {_not_run('export')}",))
+    rows = tuple((
+        one.artefact, interval(one.accuracy, facts.score), share(one.agreement_with_torch),
+        number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-",
+        one.backend + (" (simulated)" if one.simulated else ""),
+    ) for one in ladder.rungs)  # fmt: skip
+    missing = _no_int8(facts) if all(one.precision != "int8" for one in ladder.rungs) else ()
+    note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
+    return Block("accuracy", "Accuracy", note, header, rows, missing)
+
+
+def _no_int8(facts: Facts) -> Row:
+    off = facts.recipe.get("quantize", {}).get("enabled") is False
+    return ("int8: off, quantize.enabled is false" if off else f"int8: {_not_run('export --int8')}",)
+
+
+def _latency(facts: Facts) -> list[Block]:
+    if not facts.bench:
+        return [Block("latency", "Latency", lines=(_not_run("bench"),))]
+    header = ("artefact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
+    found = []
+    for at, (device, backend, reports) in enumerate(groups(facts)):
+        first = reports[0]
+        note = (f"{backend} {first.backend_version}, batch {first.latency.batch}; "
+                f"timed: {first.latency.window}")  # fmt: skip
+        rows = tuple(_latency_row(facts, one) for one in reports)
+        lines = tuple(_on_device(facts, one) for one in reports)
+        found.append(Block(f"latency-{at}", f"Latency on {device}", note, header, rows, lines))
+    return found
+
+
+def _latency_row(facts: Facts, one: BenchReport) -> Row:
+    size = number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-"
+    if not one.latency.samples_ms:
+        return (one.artefact, "-", "-", "-", "-", "-", size)
+    marks = percentiles(one.latency.samples_ms)
+    ratio = "-"
+    if one.ratio_to_fp32 is not None and one.precision != "fp32":
+        middle, low, high = one.ratio_to_fp32
+        ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return (one.artefact, number(marks["p50"]), number(marks["p90"]), number(marks["p99"]),
+            f"{number(marks['min'])}-{number(marks['max'])}", ratio, size)  # fmt: skip
+
+
+def _on_device(facts: Facts, one: BenchReport) -> str:
+    said = f"{one.artefact}: {len(one.latency.samples_ms)} samples"
+    if one.accuracy is not None:
+        said += f", {interval(one.accuracy, facts.score)} on {one.accuracy.n} images there"
+    if one.agreement_with_host is not None:
+        said += f", same answer as the host on {share(one.agreement_with_host)}"
+    return said
+
+
+def _gates(facts: Facts) -> Block:
+    if facts.ladder is None:
+        return Block("gates", "Gates", lines=(_not_run("export"),))
+    rows = tuple((one.name, f"{one.value:g}", one.bound, "pass" if one.passed else "FAIL")
+                 for one in facts.ladder.gates)  # fmt: skip
+    if not rows:
+        return Block("gates", "Gates", lines=("none",))
+    return Block("gates", "Gates", "", ("gate", "value", "bound", "result"), rows)
+
+
+def _warnings(facts: Facts) -> Block:
+    return Block("warnings", "Warnings", lines=tuple(warnings(facts)) or ("none",))
+
+
+def _not_run(verb: str) -> str:
+    return f"not run yet: edgedistill {verb}"
+
+
+def shorten(name: str, most: int) -> str:
+    """`name` in at most `most` characters: the middle goes, since names of one family differ at their ends."""
+    if len(name) <= most:
+        return name
+    tail = (most - 3) // 2
+    return f"{name[: most - 3 - tail]}...{name[len(name) - tail :]}"
+
+
+def page(facts: Facts) -> str:
+    """The report for a terminal: plain text, at most 100 columns but for paths, one final newline."""
+    parts = [f"{facts.title}  {facts.run.path}", _wrap(summary(facts)), *(_block(one) for one in blocks(facts))]
+    written = facts.run / "report.html"
+    parts.append(f"Report: {written}" if written.is_file() else "Report: not written yet: edgedistill report")
+    return clean("\n\n".join(parts)) + "\n"
+
+
+def _block(block: Block) -> str:
+    first, space, rest = block.title.partition(" ")  # the rest may be a device's name, whose case matters
+    lines = [first.upper() + space + rest] + ([_wrap(block.note, "  ")] if block.note else [])
+    lines += [f"  {line}" for line in aligned(block.header, block.rows, WIDTH - 2)]
+    return "\n".join(lines + [_wrap(line, "  ") for line in block.lines])
+
+
+def aligned(header: Row, rows: Sequence[Row], width: int = WIDTH) -> list[str]:
+    """A table as lines: two spaces between columns, the first column left, the others right.
+
+    Where it would be wider than `width`, the names of the first column are shortened, to twelve characters at least.
+    """
+    if not header:
+        return []
+    widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
+    widths[0] = min(widths[0], max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    cut = [(shorten(row[0], widths[0]), *row[1:]) for row in (header, *rows)]
+    return ["  ".join(cell.rjust(wide) if at else cell.ljust(wide)
+                      for at, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in cut]  # fmt: skip
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + ("  " if indent else ""),
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+
+
+def clean(text: str) -> str:
+    """`text` without what a terminal would obey or UTF-8 cannot hold: names come from strangers' files."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
+
+
+def versus(everyone: Sequence[Facts]) -> str:
+    """Several runs as one table, a row each, and under it what makes the rows hard to compare."""
+    header = ("run", "M MACs", "fp32 or torch", "int8", "p50 ms", "vs fp32", "MB")
+    notes = []
+    if len({facts.score for facts in everyone}) > 1:
+        notes.append("the runs are scored by different metrics: do not compare their accuracies")
+    if len({(facts.data.get("kind"), facts.data.get("test"), facts.classes) for facts in everyone}) > 1:
+        notes.append("the runs have different data: do not compare their accuracies")
+    places = {(one.device, one.backend) for facts in everyone for one in [headline(facts).bench] if one}
+    if len(places) > 1:
+        notes.append(
+            "the runs were measured in different places: " + "; ".join(", ".join(one) for one in sorted(places))
+        )
+    place = f"; latency on {', '.join(next(iter(places)))}" if len(places) == 1 else ""
+    metric = " or ".join(sorted({METRICS[facts.score] for facts in everyone}))
+    lines = [_wrap(f"{metric}, 95 % intervals{place}"), *aligned(header, [_versus_row(facts) for facts in everyone])]
+    return clean("\n".join(lines + [_wrap(f"warning: {note}") for note in notes])) + "\n"
+
+
+def _versus_row(facts: Facts) -> Row:
+    head, spec = headline(facts), facts.spec
+    reference = head.fp32.accuracy if head.fp32 else facts.checkpoint.test if facts.checkpoint else None
+    bench = head.bench
+    size = facts.sizes_mb.get(bench.sha256 if bench else head.int8.sha256 if head.int8 else "")
+    ratio = bench.ratio_to_fp32[0] if bench and bench.ratio_to_fp32 else None
+    return (facts.run.path.name, number(spec.cost.macs_m) if spec else "-",
+            interval(reference, facts.score) if reference else "-",
+            interval(head.int8.accuracy, facts.score) if head.int8 else "-",
+            number(p50(bench)) if bench else "-", f"{ratio:.2f}" if ratio else "-",
+            number(size) if size else "-")  # fmt: skip

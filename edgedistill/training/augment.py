@@ -1,0 +1,57 @@
+"""Augmentation of a whole batch at once: one grid sample, no Python per image, on whatever device the batch is on.
+
+torchvision's transforms draw one crop for a batch, or loop over its images; on two cores that loop costs more than a
+small student's forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgedistill.recipe import Augment
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [B, px, px, 3] to normalised float [B, 3, px, px], channels last in memory."""
+    import torch
+
+    scaled = images_BHWC.float().div_(255.0)
+    scaled.sub_(torch.tensor(mean, device=scaled.device)).div_(torch.tensor(std, device=scaled.device))
+    return scaled.permute(0, 3, 1, 2)
+
+
+def augment(images_BCHW: Tensor, settings: Augment, random: Generator) -> Tensor:
+    """Random resized crop, flips, brightness and contrast, drawn for each image; normalised floats in and out.
+
+    The crop keeps `min_area` to 1 of the area and its aspect ratio within 3/4 to 4/3, as is usual for ImageNet
+    (Szegedy et al. 2014). `random` lives on the CPU, so that a GPU draws the same batches as a CPU.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    batch = images_BCHW.shape[0]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(batch, generator=random) * (high - low) + low
+
+    area, ratio = uniform(settings.min_area, 1.0), torch.exp(uniform(-1, 1) * math.log(4 / 3))
+    width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 2] = (1 - width) * uniform(-1, 1)
+    theta[:, 1, 2] = (1 - height) * uniform(-1, 1)
+    theta[:, 0, 0] = width * (torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if settings.hflip else 1.0)
+    theta[:, 1, 1] = height * (torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if settings.vflip else 1.0)
+    contrast, brightness = uniform(1 - settings.jitter, 1 + settings.jitter), uniform(-settings.jitter, settings.jitter)
+
+    device = images_BCHW.device
+    grid = F.affine_grid(theta.to(device), list(images_BCHW.shape), align_corners=False)
+    cropped = F.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if settings.jitter == 0.0:
+        return cropped
+    middle = cropped.mean(dim=(1, 2, 3), keepdim=True)
+    gain, shift = (one.to(device).view(-1, 1, 1, 1) for one in (contrast, brightness))
+    return (cropped - middle) * gain + middle + shift

@@ -1,0 +1,228 @@
+"""The training loop: one student, one method, so many steps; the EMA weights of the last step are the result.
+
+Every step draws its images and its augmentation from (seed, step) alone. A run that was killed and goes on from its
+last checkpoint therefore sees what it would have seen, and ends with the same weights to the byte.
+
+B batch, N images of the train store, C target classes, K classes of one source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgedistill.agent import metrics
+from edgedistill.recipe import Distill, bound_options
+from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
+from edgedistill.training.augment import augment, normalise
+from edgedistill.training.methods import METHODS, NEEDS_SOURCES, Batch, Terms
+from edgedistill.training.state import State, descend, resume, save, set_rate, start
+
+Images = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+OnStep = Callable[[int, Mapping[str, float]], object]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a student learns from, at its own input size.
+
+    Attributes:
+        images_NHWC: the train store, uint8 [N, px, px, 3]; rows index it.
+        labeled: rows with a label, and `labels` of them.
+        labels: target classes of `labeled`.
+        unlabeled: rows without a label.
+        val: rows held out of the labeled.
+        val_labels: target classes of `val`.
+        probs: per source its pseudo-labels for the whole train store, [N, K].
+        alphas: per source its weight.
+    """
+
+    images_NHWC: Images
+    labeled: Rows
+    labels: Rows
+    unlabeled: Rows
+    val: Rows
+    val_labels: Rows
+    probs: Mapping[str, NDArray[Any]]
+    alphas: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over the steps: how to train (`settings`), how long, on what, and from which seed."""
+
+    spec: StudentSpec
+    material: Material
+    settings: Distill
+    steps: int
+    seed: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources that the method makes use of."""
+        return tuple(self.material.probs) if self.settings.method.name in NEEDS_SOURCES else ()
+
+    def loss(self) -> Callable[[Batch], Terms]:
+        """The method with its weights and options in place."""
+        method = METHODS[self.settings.method.name]
+        return partial(method, alphas=self.material.alphas, **bound_options(method, self.settings.method.options))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained student (EMA weights, eval mode), its accuracy on val, the mean cross-entropy there, and the time."""
+
+    model: nn.Module
+    val: Accuracy
+    val_loss: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module, task: Task, folder: Path | None = None, on_step: OnStep = lambda step, scalars: None
+) -> Fitted:
+    """Train `model` (parts `backbone` and `head`) as `task` says.
+
+    Args:
+        model: from student.build.
+        task: what stays the same over the steps.
+        folder: where last.pt and metrics.jsonl go; None trains without a trace (a search trial).
+        on_step: called after each step with its number (from 1) and its scalars; steps that a checkpoint already
+            covers are not repeated.
+
+    Raises:
+        EdgeDistillError: the loss is no longer finite.
+    """
+    classes = sum(task.material.probs[name].shape[1] for name in task.sources)
+    state, loss = start(model, classes, task.settings, task.seed), task.loss()
+    begin, before = resume(state, folder) if folder else (0, 0.0)
+    started = time.monotonic()
+    for step in range(begin, task.steps):
+        set_rate(state.optimiser, task.settings, step, task.steps)
+        scalars = train_step(state, loss, draw_batch(task, step), task, step)
+        if not math.isfinite(scalars["loss"]):
+            raise EdgeDistillError(f"distill: the loss is not finite at step {step + 1}", "lower distill.lr")
+        if folder:
+            record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
+        on_step(step + 1, scalars)
+    seconds = before + time.monotonic() - started
+    logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
+    labels = task.material.val_labels
+    return Fitted(state.ema.eval(), score(logits_NC, labels), cross_entropy(logits_NC, labels), seconds)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One step's images [B, px, px, 3], labels [B] (-1 without), and pseudo-labels per source [B, K]."""
+
+    images_BHWC: Tensor
+    labels_B: Tensor
+    probs: dict[str, Tensor]
+
+
+def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
+    """The `count` rows of a step: a new shuffle each epoch, a function of its arguments alone.
+
+    Args:
+        rows: what to draw from, [N]; without rows nothing is drawn.
+        count: rows a step; more than N wraps into the next epoch's shuffle.
+        seed: of the run.
+        step: from 0.
+        stream: keeps two draws of one step apart.
+    """
+    if not len(rows) or not count:
+        return rows[:0]
+    first = step * count
+    epochs = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+    order = np.concatenate([np.random.default_rng([seed, stream, epoch]).permutation(rows) for epoch in epochs])
+    offset = first - epochs[0] * len(rows)
+    return order[offset : offset + count]
+
+
+def draw_batch(task: Task, step: int) -> Drawn:
+    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only."""
+    material, settings = task.material, task.settings
+    at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
+    extra = draw_rows(material.unlabeled, settings.batch_unlabeled if task.sources else 0, task.seed, step, stream=2)
+    rows = np.concatenate([material.labeled[at], extra])
+    labels = np.concatenate([material.labels[at], np.full(len(extra), -1)])
+    probs = {name: torch.from_numpy(np.asarray(material.probs[name][rows])) for name in task.sources}
+    return Drawn(torch.from_numpy(np.asarray(material.images_NHWC[rows])), torch.from_numpy(labels), probs)
+
+
+def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:
+    """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."}."""
+    device = next(state.model.parameters()).device
+    seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
+    images_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
+    images_BCHW = augment(images_BCHW, task.settings.augment, torch.Generator().manual_seed(seed))
+    state.model.train()
+    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext():
+        features_BD = state.model.backbone(images_BCHW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+        target_BC = state.model.head(features_BD).float()  # type: ignore[operator]
+        stacked = state.heads(features_BD).float()
+    probs = {name: value.to(device).float() for name, value in drawn.probs.items()}
+    widths = [value.shape[1] for value in probs.values()]
+    split = dict(zip(probs, stacked.split(widths, dim=1), strict=True)) if probs else {}
+    terms = loss(Batch(target_BC, drawn.labels_B.to(device), split, probs))
+    total = torch.stack(list(terms.values())).sum()
+    descend(state, total, task.settings.ema_decay, step)
+    values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term
+    return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
+
+
+def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
+    """A line a step, an evaluation now and then, and after the line the checkpoint that covers it."""
+    settings, last = task.settings, step == task.steps
+    images = settings.batch_labeled + (settings.batch_unlabeled if task.sources else 0)
+    line: dict[str, Any] = {
+        "step": step,
+        "loss": scalars["loss"],
+        "lr": state.optimiser.param_groups[0]["lr"],
+        "terms": {name[len("terms/") :]: value for name, value in scalars.items() if name.startswith("terms/")},
+        "images_per_second": round(images * step / seconds, 2),
+    }
+    if step % settings.evaluate_every == 0 or last:
+        logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
+        line["val"] = asdict(score(logits_NC, task.material.val_labels))
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+    if step % settings.checkpoint_every == 0 or last:
+        save(state, step, seconds, folder)
+
+
+def logits(model: nn.Module, spec: StudentSpec, images_NHWC: Images, batch: int = 64) -> NDArray[np.float32]:
+    """The student's logits_NC on uint8 images [N, px, px, 3], without augmentation, in eval mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        parts = [
+            model(normalise(torch.from_numpy(np.array(part)).to(device), spec.mean, spec.std)).cpu()
+            for part in (images_NHWC[at : at + batch] for at in range(0, len(images_NHWC), batch))
+        ]
+    return np.asarray(torch.cat(parts).float().numpy())
+
+
+def score(logits_NC: NDArray[np.float32], labels_N: Rows) -> Accuracy:
+    """Accuracy record of logits against labels."""
+    return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(axis=1)))
+
+
+def cross_entropy(logits_NC: NDArray[np.float32], labels_N: Rows) -> float:
+    """Mean cross-entropy in nats: tells apart two students with the same accuracy on a small val."""
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(logits_NC.astype(np.float64), axis=1)[np.arange(len(labels_N)), labels_N].mean())

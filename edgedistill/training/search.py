@@ -1,0 +1,153 @@
+"""Which student? An Optuna study over the families, under the budget, scored by a short distillation on val.
+
+Optuna's constraints are soft, so they are not used: a candidate over budget is refused before it trains, and what
+cannot train cannot win. The study lives in a journal file; each choice is drawn from a sampler seeded by how many
+candidates were already scored, so that a killed search continues as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from edgedistill.recipe import Budget, Search
+from edgedistill.records import StudentSpec
+from edgedistill.run import atomic, canonical
+from edgedistill.training.student import describe, feasible, over_budget
+
+Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
+COLUMNS = ("number", "state", "family", "options", "input_px", "macs_m", "params_m", "weights_mb", "value", "seconds")
+
+
+def search(
+    found: list[StudentSpec], budget: Budget, settings: Search, objective: Objective, *, seed: int, folder: Path,
+    on_trial: Callable[[int, StudentSpec, float | None], object] = lambda done, spec, value: None,
+) -> StudentSpec:  # fmt: skip
+    """The best student within the budget, by `objective`; every trial is kept in study.journal and trials.csv.
+
+    With no more feasible candidates than trials every one of them is scored; otherwise Optuna's TPE (Bergstra et al.
+    2011) chooses which.
+
+    Args:
+        found: the whole space, with costs.
+        budget: upper bounds; a candidate over one of them is never scored.
+        settings: the recipe's `search` section.
+        objective: from a candidate and a seed to (score, facts to keep); higher is better.
+        seed: of the sampler, and handed to the objective: every candidate is trained from the same seed.
+        folder: the run's search folder.
+        on_trial: called after each candidate with how many were scored so far.
+
+    Raises:
+        InputError: no candidate meets the budget.
+    """
+    within = feasible(found, budget)
+    study = _study(folder)
+    wanted = min(settings.trials, len(within))
+    scored = _scored(study)
+    while len(scored) < wanted:
+        spec, trial = _next(study, within, scored, settings, seed)
+        value, facts = objective(spec, seed)
+        for name, fact in facts.items():
+            trial.set_user_attr(name, fact)
+        trial.set_user_attr("spec", name_of(spec))
+        study.tell(trial, value)
+        scored = _scored(study)
+        on_trial(len(scored), spec, value)
+    winner = max(scored.values(), key=lambda one: (one.value, -one.number)).user_attrs["spec"]
+    _write_table(folder / "trials.csv", found, budget, study)
+    return next(spec for spec in within if name_of(spec) == winner)
+
+
+def name_of(spec: StudentSpec) -> str:
+    """What tells one candidate from another, as text."""
+    return canonical([spec.family, spec.options, spec.input_px]).decode()
+
+
+def _study(folder: Path) -> optuna.Study:
+    """The study in its journal; a trial that a dead process left running is failed, its candidate is free again."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    study = optuna.create_study(storage=storage, study_name="students", direction="maximize", load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def _scored(study: optuna.Study) -> dict[str, FrozenTrial]:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {str(trial.user_attrs["spec"]): trial for trial in complete}
+
+
+def _next(study: optuna.Study, within: list[StudentSpec], scored: dict[str, FrozenTrial], settings: Search,
+          seed: int) -> tuple[StudentSpec, optuna.Trial]:  # fmt: skip
+    """A candidate not scored yet, and the trial that stands for it."""
+    left = [spec for spec in within if name_of(spec) not in scored]
+    if len(within) > settings.trials:
+        # a fresh sampler a trial: its draws follow from how many are scored, not from what a dead process drew
+        study.sampler = optuna.samplers.TPESampler(
+            seed=int(np.random.SeedSequence([seed, len(scored)]).generate_state(1)[0]), n_startup_trials=4
+        )
+        trial = study.ask(_space(within))
+        spec = max(left, key=lambda one: len(_params(one).items() & trial.params.items()))
+        if _params(spec).items() <= trial.params.items():
+            return spec, trial
+        study.tell(trial, state=TrialState.FAIL)  # over budget, or scored before: the nearest one left takes its place
+    else:
+        spec = left[0]
+    study.enqueue_trial(_params(spec))
+    return spec, study.ask(_space(within))
+
+
+def _params(spec: StudentSpec) -> dict[str, Any]:
+    return {"family": spec.family, f"{spec.family}.input_px": spec.input_px,
+            **{f"{spec.family}.{name}": value for name, value in spec.options.items()}}  # fmt: skip
+
+
+def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
+    choices: dict[str, list[Any]] = {}
+    for name, value in (item for spec in within for item in _params(spec).items()):
+        if value not in choices.setdefault(name, []):
+            choices[name].append(value)
+    return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
+
+
+def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: optuna.Study) -> None:
+    """trials.csv: the candidates in the order they were scored, then those never tried or refused by the budget."""
+    scored = sorted(_scored(study).items(), key=lambda item: item[1].number)
+    by_name = {name_of(spec): spec for spec in found}
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(COLUMNS)
+        for at, (name, trial) in enumerate(scored):
+            seconds = trial.user_attrs.get("seconds", "")
+            table.writerow([at, "complete", *_row(by_name.pop(name)), trial.value, seconds])
+        for spec in by_name.values():
+            state = "over budget" if over_budget(spec.cost, budget) else "not tried"
+            table.writerow(["", state, *_row(spec), "", ""])
+
+
+def _row(spec: StudentSpec) -> list[Any]:
+    cost = spec.cost
+    figures = [f"{cost.macs_m:.3f}", f"{cost.params_m:.4f}", f"{cost.weights_mb:.3f}"]
+    return [spec.family, json.dumps(spec.options), spec.input_px, *figures]
+
+
+def why(spec: StudentSpec, folder: Path) -> str:
+    """One sentence: what won, with what score, against how many others."""
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    tried = [row for row in rows if row["state"] == "complete"]
+    refused = sum(row["state"] == "over budget" for row in rows)
+    best = max(float(row["value"]) for row in tried)
+    return f"{describe(spec)}: best of {len(tried)} tried (score {best:.3f}), {refused} refused by the budget"

@@ -1,0 +1,293 @@
+"""Source models: frozen, from anywhere, each fed its own input size and preprocessing; their outputs computed once.
+
+A source kind is one function in SOURCES. Its keyword-only parameters are its recipe options. It returns a `Network`:
+from normalised float [B, 3, px, px] to features [B, D] and class probabilities [B, K].
+
+N images of the target's train store, D features, K classes of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from edgedistill import run as runs
+from edgedistill.recipe import Source, bound_options, did_you_mean
+from edgedistill.records import Checkpoint, InputError
+from edgedistill.training import student
+from edgedistill.training.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    fit_state,
+    hub_problem,
+    package_file,
+    package_fingerprint,
+    package_state,
+    read_state,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Triple = tuple[float, float, float]
+Arrays = NDArray[Any]
+CHUNK = 256  # images between two looks at the disk: a killed pass loses at most these
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen model with the preprocessing it was trained with; `sha256` is of its weights and its architecture."""
+
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    input_px: int
+    mean: Triple
+    std: Triple
+    sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """What weigh/sources.json keeps of it."""
+        return {"sha256": self.sha256, "input_px": self.input_px, "mean": self.mean, "std": self.std}
+
+
+def timm_source(base: Path, *, model: str, pretrained: bool = True, seed: int = 0) -> Network:
+    """A timm model: from the hub, or with random weights drawn from `seed` (`pretrained: false`)."""
+    import timm
+    import torch
+
+    if pretrained:
+        reachable(model)
+    known_to_timm(model)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = timm.create_model(model, pretrained=pretrained)
+    except RuntimeError as error:
+        raise InputError(f"{model}: timm cannot build it ({str(error).splitlines()[0]})") from None
+    return _from_timm(net)
+
+
+def pypi(base: Path, *, package: str, model: str) -> Network:
+    """A weights package from PyPI, its one weights file loaded onto the timm architecture `model`."""
+    return _with_state(model, package_state(package), package)
+
+
+def weights(base: Path, *, file: Path, model: str) -> Network:
+    """A weights file (.safetensors, or a torch file of plain tensors) onto the timm architecture `model`."""
+    return _with_state(model, read_state(file), str(file))
+
+
+def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> Network:
+    """A student of ours: a run directory, or a recipe whose run stands beside this one (trained first if need be)."""
+    if path is None:
+        raise InputError("source: kind run needs `path` to a run directory, or `recipe`")
+    trained = runs.find(path)
+    record = runs.read_record(trained / "distill/result.json", Checkpoint)
+    net = student.load(record.spec, trained / record.path)
+
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        features_BD = net.backbone(images_BCHW)  # type: ignore[operator]
+        return features_BD, net.head(features_BD).softmax(dim=1)  # type: ignore[operator]
+
+    spec = record.spec
+    return Network(forward, spec.input_px, spec.mean, spec.std, _hash_state(net, record.spec.family))
+
+
+def onnx(
+    base: Path, *, file: Path, probabilities: str | None = None, features: str | None = None, logits: bool = True
+) -> Network:
+    """An ONNX file as a black box: one image input [B, 3, px, px] or [B, px, px, 3], class scores out.
+
+    Args:
+        base: unused; every kind takes it.
+        file: the ONNX file.
+        probabilities: name of the output with class scores; the first output if left out.
+        features: name of an output with features [B, D]; without it the log-probabilities stand in for them.
+        logits: the scores are logits and are put through a softmax.
+    """
+    import onnxruntime
+    import torch
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise InputError(f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from None
+    image, known = session.get_inputs()[0], [one.name for one in session.get_outputs()]
+    for name in filter(None, (probabilities, features)):
+        if name not in known:
+            raise InputError(f"{file}: has no output {name}{did_you_mean(name, known)}")
+    wanted = [probabilities or known[0], *([features] if features else [])]
+    channels_first = image.shape[1] == 3
+
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        given = images_BCHW if channels_first else images_BCHW.permute(0, 2, 3, 1)
+        scores, *rest = session.run(wanted, {image.name: given.contiguous().numpy()})
+        probs_BK = torch.from_numpy(scores).softmax(dim=1) if logits else torch.from_numpy(scores)
+        return torch.from_numpy(rest[0]) if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
+
+    px = image.shape[2]
+    return Network(forward, px if isinstance(px, int) else 224, IMAGENET_MEAN, IMAGENET_STD, runs.sha256_file(file))
+
+
+SOURCES: dict[str, Callable[..., Network]] = {
+    "timm": timm_source,
+    "pypi": pypi,
+    "weights": weights,
+    "run": run,
+    "onnx": onnx,
+}
+
+
+def reachable(model: str) -> None:
+    """Raise InputError where timm does not know the model, or its weights are neither cached nor to be fetched."""
+    known_to_timm(model)
+    problem = hub_problem(model)
+    if problem:
+        raise InputError(f"{model}: {problem}")
+
+
+def known_to_timm(model: str) -> None:
+    """Raise InputError with the nearest name where timm has no such architecture (a hub id is taken as it is)."""
+    from timm.models import is_model, list_models
+
+    if not model.startswith(("hf-hub:", "hf_hub:")) and not is_model(model.split(".", maxsplit=1)[0]):
+        raise InputError(f"timm has no model {model}{did_you_mean(model, list_models())}")
+
+
+def _with_state(model: str, state: Mapping[str, Tensor], where: str) -> Network:
+    import timm
+
+    known_to_timm(model)
+    classes = list(state.values())[-1].shape[0]
+    net = timm.create_model(model, pretrained=False, num_classes=classes)
+    fit_state(net, state, where)
+    return _from_timm(net)
+
+
+def _from_timm(net: nn.Module) -> Network:
+    net.eval().requires_grad_(False)
+    config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        features_BD = net.forward_head(net.forward_features(images_BCHW), pre_logits=True)  # type: ignore[operator]
+        return features_BD, net.get_classifier()(features_BD).softmax(dim=1)  # type: ignore[operator]
+
+    px = int(config["input_size"][-1])
+    return Network(forward, px, tuple(config["mean"]), tuple(config["std"]), _hash_state(net, config["architecture"]))
+
+
+def _hash_state(net: nn.Module, architecture: str) -> str:
+    running = hashlib.sha256(architecture.encode())
+    for name, value in net.state_dict().items():
+        running.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return running.hexdigest()
+
+
+def load(section: Source, base: Path) -> Network:
+    """The source that a recipe names; the recipe's input_px, mean and std win over the model's own.
+
+    Raises:
+        InputError: the source is not there, or its weights do not fit its architecture.
+    """
+    kind = SOURCES[section.kind]
+    try:
+        net = kind(base, **bound_options(kind, section.options, base))
+    except InputError as error:
+        raise InputError(f"sources.{section.name}: {error.message}", error.fix) from None
+    return Network(
+        net.forward, section.input_px or net.input_px, section.mean or net.mean, section.std or net.std, net.sha256
+    )
+
+
+def fingerprint(section: Source, base: Path) -> str:
+    """What the source is made of, without loading it: file sizes and times, package versions, the recipe's own words.
+
+    Raises:
+        InputError: a file that it needs is not there.
+    """
+    options = bound_options(SOURCES[section.kind], section.options, base)
+    plain = {name: value for name, value in options.items() if not isinstance(value, Path)}
+    parts = [section.model_dump_json(exclude=set(section.options)), runs.digest(plain)]
+    for name, value in sorted(options.items()):
+        if isinstance(value, Path) and not value.exists():
+            raise InputError(f"sources.{section.name}: {value.resolve()}: no such file", f"check `{name}`")
+        if isinstance(value, Path) and value.is_dir():
+            parts.append(runs.read_record(runs.find(value) / "distill/result.json", Checkpoint).sha256)
+        elif isinstance(value, Path):
+            parts.append(f"{value.name} {value.stat().st_size} {value.stat().st_mtime_ns}")
+        elif name == "package":
+            parts.append(f"{package_fingerprint(value)} {package_file(value).stat().st_size}")
+    return runs.digest(parts)
+
+
+@dataclass(frozen=True)
+class SourceOutputs:
+    """What one source says of every image of the train store: memory-mapped features_ND and probs_NK."""
+
+    features_ND: Arrays
+    probs_NK: Arrays
+
+
+def outputs(
+    net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
+    progress: Callable[[int], object] = lambda done: None,
+) -> SourceOutputs:  # fmt: skip
+    """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
+
+    Args:
+        net: the source.
+        images: from an input size in pixels to uint8 [N, px, px, 3].
+        data_hash: of those images, in order: with the source's hash and its view it names the cache entry.
+        cache: the folder of all source outputs.
+        progress: called with the number of images done since the last call.
+    """
+    view = {"px": net.input_px, "mean": net.mean, "std": net.std}
+    folder = cache / runs.digest([net.sha256, data_hash, view])[:32]
+    meta = folder / "done.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # runs side by side share the cache: one computes, the others wait
+        if not meta.exists():
+            _compute(net, images(net.input_px), folder, progress)
+            runs.write_json(meta, view)
+    return SourceOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("features", "probs")))
+
+
+def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object]) -> None:
+    """Chunk by chunk into two arrays on disk; `at.json` holds how many images are safely there."""
+    total, at = len(images_NHWC), folder / "at.json"
+    start = int(runs.read_json(at)) if at.exists() else 0
+    progress(start)
+    for begin in range(start, total, CHUNK):
+        features_BD, probs_BK = infer(net, images_NHWC[begin : begin + CHUNK])
+        for name, part, kind in (("features", features_BD, np.float32), ("probs", probs_BK, np.float16)):
+            path = folder / f"{name}.npy"
+            whole = (
+                np.lib.format.open_memmap(path, mode="r+")
+                if begin
+                else np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(total, part.shape[1]))
+            )
+            whole[begin : begin + len(part)] = part
+            whole.flush()
+        runs.write_json(at, min(begin + CHUNK, total))
+        progress(len(features_BD))
+
+
+def infer(net: Network, images_NHWC: Arrays, batch: int = 64) -> tuple[Arrays, Arrays]:
+    """One pass: uint8 [N, px, px, 3] to features_ND and probs_NK in float32, a batch at a time."""
+    import torch
+
+    from edgedistill.training.augment import normalise
+
+    parts = []
+    with torch.inference_mode():
+        for begin in range(0, len(images_NHWC), batch):
+            images_BHWC = torch.from_numpy(np.array(images_NHWC[begin : begin + batch]))
+            parts.append(net.forward(normalise(images_BHWC, net.mean, net.std)))
+    features, probs = zip(*parts, strict=True)
+    return torch.cat(features).float().numpy(), torch.cat(probs).float().numpy()

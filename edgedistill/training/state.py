@@ -1,0 +1,115 @@
+"""All that changes while a student trains, and how it is saved and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgedistill.recipe import Distill
+from edgedistill.run import atomic
+
+
+@dataclass(frozen=True)
+class State:
+    """The student, its source heads, the running mean of its weights, and the optimiser."""
+
+    model: nn.Module
+    heads: nn.Module
+    ema: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    def parts(self) -> dict[str, Any]:
+        """Name and stateful object of everything a checkpoint holds."""
+        return {"model": self.model, "heads": self.heads, "ema": self.ema, "optimiser": self.optimiser}
+
+
+def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -> State:
+    """A fresh state on the GPU if there is one; the source heads are drawn from `seed`.
+
+    Args:
+        model: parts `backbone` and `head`.
+        source_classes: sum of the label spaces of the sources in use; 0 for none.
+        settings: the recipe's `distill` section.
+        seed: of the source heads.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = int(model.head.in_features)  # type: ignore[union-attr,arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # one matrix for all source heads: a step with twelve sources is one larger product, not twelve small ones
+        heads = nn.Linear(width, source_classes) if source_classes else nn.Identity()
+    # channels last is twice as fast for depthwise convolutions on a CPU, and what tensor cores want
+    model, heads = model.to(memory_format=torch.channels_last).to(device), heads.to(device)
+    parameters = [*model.parameters(), *heads.parameters()]
+    decayed = [one for one in parameters if one.ndim > 1]
+    plain = [one for one in parameters if one.ndim <= 1]  # biases and batch norm are not decayed
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.lr,
+    )
+    return State(model, heads, copy.deepcopy(model).requires_grad_(False), optimiser)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, settings: Distill, step: int, steps: int) -> None:
+    """The learning rate of a step (from 0): linear warm-up, then a cosine to zero."""
+    warm = max(1, round(settings.warmup_fraction * steps))
+    share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    for group in optimiser.param_groups:
+        group["lr"] = settings.lr * share
+
+
+def descend(state: State, loss: torch.Tensor, ema_decay: float, step: int) -> None:
+    """One optimiser step, then the running mean of the weights; batch statistics are taken over as they are.
+
+    The mean's decay grows with the step (from 0) towards `ema_decay`, or a short run would end on its initial weights.
+    """
+    decay = min(ema_decay, (1 + step) / (10 + step))
+    state.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    state.optimiser.step()
+    with torch.no_grad():
+        for mean, weight in zip(state.ema.parameters(), state.model.parameters(), strict=True):
+            mean.lerp_(weight, 1.0 - decay)
+        for mine, theirs in zip(state.ema.buffers(), state.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def save(state: State, step: int, seconds: float, folder: Path) -> None:
+    """Write last.pt, atomically: the state after `step` steps, which took `seconds` over all processes."""
+    parts = {name: part.state_dict() for name, part in state.parts().items()}
+    with atomic(folder / "last.pt") as temporary:
+        torch.save({"step": step, "seconds": seconds, **parts}, temporary)
+
+
+def resume(state: State, folder: Path) -> tuple[int, float]:
+    """Load last.pt where there is one, and cut metrics.jsonl back to it; returns the steps done and their seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, lines = folder / "last.pt", folder / "metrics.jsonl"
+    if not checkpoint.exists():
+        lines.unlink(missing_ok=True)
+        return 0, 0.0
+    device = next(state.model.parameters()).device
+    saved: Mapping[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in state.parts().items():
+        part.load_state_dict(saved[name])
+    step = int(saved["step"])
+    covered = [text + "\n" for line, text in whole_lines(lines) if line["step"] <= step]
+    with atomic(lines) as temporary:
+        temporary.write_text("".join(covered), encoding="utf-8")
+    return step, float(saved["seconds"])
+
+
+def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The lines of a JSON-lines file, parsed and as text; one that a kill cut short is left out."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(text), text

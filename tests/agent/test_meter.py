@@ -1,0 +1,122 @@
+"""The meter under a virtual clock: what it keeps, what it leaves out, and in which order it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedistill.agent import meter, metrics
+
+
+class Clock:
+    """Nanoseconds that pass only when a query says so."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+    def model(self, durations_ms: Iterator[float], asked: list[str], name: str = "") -> meter.Query:
+        def infer(_: int) -> None:
+            asked.append(name)
+            self.now += round(next(durations_ms) * 1e6)
+
+        return meter.timed(infer, [0], self)
+
+
+def then(first: Sequence[float], rest: float) -> Iterator[float]:
+    yield from first
+    while True:
+        yield rest
+
+
+def test_only_the_query_is_timed_and_batches_go_round() -> None:
+    clock, seen = Clock(), []
+
+    def infer(batch: str) -> None:
+        seen.append(batch)
+        clock.now += 2_500_000
+
+    query = meter.timed(infer, ["a", "b", "c"], clock)
+    times = []
+    for _ in range(5):
+        clock.now += 7_000_000  # time outside the window
+        times.append(query())
+    assert times == [2.5] * 5
+    assert seen == ["a", "b", "c", "a", "b"]
+
+
+def test_slow_first_calls_stay_in_warm_up() -> None:
+    # windows of ten: medians 1 (with three slow calls), then 1: equal, so warm-up ends after two windows
+    measured = meter.warm_up(Clock().model(then([90, 50, 20], 1.0), []))
+    assert measured.settled
+    assert measured.warmup_ms == [90, 50, 20] + [1.0] * 17
+
+
+def test_warm_up_goes_on_while_windows_differ() -> None:
+    # medians 8, 4, 2, 1, 1: only the last two lie within 5 %
+    falling = [8.0] * 10 + [4.0] * 10 + [2.0] * 10
+    measured = meter.warm_up(Clock().model(then(falling, 1.0), []))
+    assert measured.settled
+    assert len(measured.warmup_ms) == 50
+
+
+def test_warm_up_gives_up_at_its_bounds_and_says_so() -> None:
+    growing = (1.1**n for n in range(10_000))  # medians grow by 1.1^10 = 2.6 from window to window
+    measured = meter.warm_up(Clock().model(growing, []))
+    assert not measured.settled
+    assert sum(measured.warmup_ms[:-10]) < meter.MOST_MS <= sum(measured.warmup_ms)
+    flat = [1.0 if (n // 10) % 2 else 2.0 for n in range(10_000)]  # medians 2, 1, 2, 1, ...
+    assert len(meter.warm_up(Clock().model(iter(flat), [])).warmup_ms) == 300
+
+
+def test_a_slow_device_still_gets_two_windows() -> None:
+    measured = meter.warm_up(Clock().model(then([], 3000.0), []))
+    assert measured.settled
+    assert len(measured.warmup_ms) == 20
+
+
+def test_rounds_are_interleaved_and_rotate() -> None:
+    clock, asked = Clock(), []
+    queries = {name: clock.model(then([], 1.0), asked, name) for name in "ABC"}
+    wanted = meter.Plan(rounds=3, queries=4, least_ms=0.0)
+    rounds = []
+    measured = meter.interleave(queries, wanted, on_round=rounds.append)
+    order = [name for at, name in enumerate(asked) if at == 0 or asked[at - 1] != name]
+    # warm-up, then three rounds
+    assert order == list("ABC" + "ABC" + "BCA" + "CAB")
+    assert rounds == [0, 1, 2]
+    for one in measured.values():
+        assert [len(round_) for round_ in one.rounds_ms] == [4, 4, 4]
+        assert len(one.warmup_ms) == 20 + 3 * meter.AFTER_CHANGE
+
+
+def test_a_slow_call_after_a_change_of_variant_is_warm_up() -> None:
+    clock = Clock()
+    # twenty of warm-up, three after the change (the caches are cold), then the samples
+    query = clock.model(then([1.0] * 20 + [40.0, 9.0, 2.0], 1.0), [])
+    measured = meter.interleave({"A": query}, meter.Plan(1, 5, 0.0))["A"]
+    assert measured.rounds_ms == [[1.0] * 5]
+    assert measured.warmup_ms[20:] == [40.0, 9.0, 2.0]
+
+
+def test_percentiles_of_known_samples_are_exact() -> None:
+    # 1 .. 1000 ms: by linear interpolation p is at 1 + p * 999 / 100
+    query = Clock().model(iter([float(n) for n in range(1, 1001)]), [])
+    at = metrics.percentiles(meter.cell(query, meter.Plan(1, 1000, 0.0)))
+    expected = {"min": 1.0, "p50": 500.5, "p90": 900.1, "p99": 990.01, "p99.9": 999.001, "max": 1000.0}
+    assert at == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 20), st.integers(1, 5), st.integers(1, 9), st.floats(0.5, 400))
+def test_totals_keep_samples_and_seconds(samples: int, seconds: float, processes: int, rounds: int, ms: float) -> None:
+    wanted = meter.plan(samples, seconds, processes, rounds)
+    count = len(meter.cell(lambda: ms, wanted)) * processes * rounds
+    assert count >= samples
+    assert count * ms >= seconds * 1000 * (1 - 1e-9)
+    # and no more than one query a cell above what is asked for
+    assert count <= max(samples, seconds * 1000 / ms) + 2 * processes * rounds

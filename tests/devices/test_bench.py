@@ -1,0 +1,148 @@
+"""bench on this machine, end to end: the archive in fresh processes, and the report held against its job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgedistill.devices import bench as stage
+from edgedistill.recipe import Bench
+from edgedistill.records import BenchReport, Device, EdgeDistillError, InputError, OnnxModel
+from edgedistill.run import read_record, sha256_file
+
+QUICK = Bench(processes=2, rounds=3, samples=100, seconds=0.02, accuracy_images=24)
+LOCAL = Device("local")
+Models = list[tuple[Path, OnnxModel]]
+
+
+@pytest.fixture
+def records(models: Models) -> list[OnnxModel]:
+    return [record for _, record in models]
+
+
+def test_bench_measures_and_writes_what_it_returns(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    reports = stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records, tmp_path / "out")
+    names = ["onnxruntime-cpu-fp32.json", "onnxruntime-cpu-int8-cpu.json"]
+    assert [read_record(tmp_path / "out" / "local" / name, BenchReport) for name in names] == reports
+    for report, model in zip(reports, records, strict=True):
+        assert (report.sha256, report.device) == (model.sha256, "local")
+        # ceil(100 / 6) = 17 a cell
+        assert len(report.latency.samples_ms) >= 6 * 17
+        assert sum(report.latency.samples_ms) >= 20
+        assert len(report.latency.warmup_ms) >= 2 * (20 + 3 * 3)
+        assert report.accuracy is not None
+        assert (report.accuracy.n, report.accuracy.top1) == (24, 22 / 24)
+        assert report.agreement_with_host == 1.0
+        assert [tuple(cell[:2]) for cell in report.facts["cells"]] == [(p, r) for p in (0, 1) for r in (0, 1, 2)]
+        assert len(report.facts["processes"]) == 2
+    assert reports[0].ratio_to_fp32 is None
+    assert reports[1].ratio_to_fp32 is not None
+    middle, low, high = reports[1].ratio_to_fp32
+    assert 0 < low <= middle <= high
+
+
+def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    # the host says it computed the other graph's answers for class 0 alone: two thirds differ
+    np.save(bundle / "host.fp32.npy", np.zeros(30, np.int64))
+    _sum_again(bundle)
+    (report,) = stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records[:1], tmp_path / "out")
+    assert report.agreement_with_host == pytest.approx(8 / 24)
+    assert any(warning.startswith("answers differ") for warning in report.warnings)
+
+
+def _sum_again(bundle: Path) -> None:
+    names = sorted(path.name for path in bundle.iterdir() if path.name != "SHA256SUMS")
+    sums = subprocess.run(["sha256sum", *names], cwd=bundle, capture_output=True, check=True).stdout
+    (bundle / "SHA256SUMS").write_bytes(sums)
+
+
+def test_an_altered_bundle_is_refused_before_anything_runs(bundle: Path, records: list[OnnxModel]) -> None:
+    (bundle / "agent.pyz").write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"agent\.pyz"):
+        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records, bundle.parent / "out")
+    assert not (bundle.parent / "out").exists()
+
+
+def test_a_model_that_is_not_in_the_bundle(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    absent = dataclasses.replace(records[0], path="export/other.onnx")
+    with pytest.raises(InputError, match=r"no other\.onnx"):
+        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [absent], tmp_path / "out")
+
+
+def test_another_graph_of_the_same_name_is_refused_on_the_device(bundle: Path, records: list[OnnxModel]) -> None:
+    other = dataclasses.replace(records[0], sha256="0" * 64)
+    with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*fp32\.onnx: sha256 is"):
+        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [other], bundle.parent / "out")
+
+
+def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
+    (bundle / "student.fp32.onnx").write_bytes(b"not a graph")
+    _sum_again(bundle)
+    broken = dataclasses.replace(records[0], sha256=sha256_file(bundle / "student.fp32.onnx"))
+    with pytest.raises(EdgeDistillError, match=r"exited with 1: agent: InvalidProtobuf: .*fp32\.onnx"):
+        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [broken], bundle.parent / "out")
+
+
+def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed: the provider is not missing here")
+    with pytest.raises(EdgeDistillError) as caught:
+        stage.bench(bundle, LOCAL, "onnxruntime-cuda", QUICK, records, bundle.parent / "out")
+    assert "exited with 2: agent: onnxruntime" in str(caught.value)
+    assert "has no CUDAExecutionProvider" in str(caught.value)
+
+
+def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages: no numpy
+    bare.chmod(0o755)
+    with pytest.raises(EdgeDistillError, match=r"No module named 'numpy'; .* -m pip install numpy"):
+        stage.bench(bundle, Device("local", python=str(bare)), "onnxruntime-cpu", QUICK, records, tmp_path / "out")
+
+
+def test_probe_says_what_is_there() -> None:
+    facts = stage.probe(LOCAL)
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts["backends"]["onnxruntime-cpu"][0].isdigit()
+    assert "machine" in facts
+
+
+ANSWER: dict[str, Any] = {
+    "version": 1, "backend": "onnxruntime-cpu", "backend_version": "1", "window": "", "facts": {},
+    "results": [{"name": "fp32", "sha256": "ab", "precision": "fp32", "samples_ms": [1.0] * 4, "cells": [[0, 0, 4]],
+                 "warmup_ms": [], "agreement_with_host": None, "ratio_to_fp32": None, "warnings": [],
+                 "accuracy": {"n": 3, "top1": 1, "top1_ci95": [0, 1], "balanced": 1, "balanced_ci95": [0, 1]}}],
+}  # fmt: skip
+JOB: dict[str, Any] = {"version": 1, "backend": "onnxruntime-cpu", "models": [{"name": "fp32", "sha256": "ab"}],
+                       "samples": 4, "seconds": 0.004, "accuracy_images": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"backend": "tensorrt"}, "version 1 of backend tensorrt"),
+        ({"sha256": "cd"}, "other models than those shipped"),
+        ({"samples_ms": [2.0] * 3, "cells": [[0, 0, 3]]}, "fp32: 3 samples, 4 asked for"),
+        ({"samples_ms": [0.5] * 4}, "fp32: 0.00 s of samples, 0.004 s asked for"),
+        ({"samples_ms": [2.0, 2.0, 2.0, 0.0]}, "a sample of no duration"),
+        ({"accuracy": {**ANSWER["results"][0]["accuracy"], "n": 2}}, "accuracy over 2 images, 3 asked for"),
+    ],
+)
+def test_a_report_of_something_else_is_refused(changed: dict[str, Any], said: str) -> None:
+    good = stage.AgentReport.model_validate(ANSWER)
+    stage.check_report(good, JOB, 30, LOCAL)
+    raw = json.loads(json.dumps(ANSWER))
+    place = raw if "backend" in changed else raw["results"][0]
+    place.update(changed)
+    with pytest.raises(EdgeDistillError, match="the report is not of this job") as caught:
+        stage.check_report(stage.AgentReport.model_validate(raw), JOB, 30, LOCAL)
+    assert said in str(caught.value)

@@ -1,0 +1,81 @@
+"""The local transport, and what every transport says when a program fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgedistill.devices.transport import connect, interpreter
+from edgedistill.records import Device, EdgeDistillError, InputError
+
+LOCAL = Device("local")
+PYTHON = interpreter(LOCAL)
+
+
+def test_put_run_get(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("3")
+    lines: list[str] = []
+    program = "n = int(open('in.txt').read()); open('out.txt', 'w').write(str(n * n)); print('a'); print('b')"
+    with connect(LOCAL) as transport:
+        transport.put([tmp_path / "in.txt"])
+        done = transport.run([PYTHON, "-c", program], 60.0, lines.append)
+        transport.get("out.txt", tmp_path / "back.txt")
+    assert (tmp_path / "back.txt").read_text() == "9"
+    assert lines == ["a", "b"]
+    assert done.stdout == "a\nb\n"
+
+
+def test_the_folder_is_in_workdir_and_removed(tmp_path: Path) -> None:
+    device = Device("local", workdir=str(tmp_path / "new" / "work"))
+    with pytest.raises(RuntimeError, match="own"), connect(device) as transport:
+        where = transport.run([PYTHON, "-c", "import os; print(os.getcwd())"], 60.0).stdout.strip()
+        assert Path(where).parent == Path(device.workdir).resolve()
+        raise RuntimeError("an error of the caller's own")
+    assert not Path(where).exists()
+
+
+def test_a_failure_carries_exit_code_and_stderr() -> None:
+    with connect(LOCAL) as transport, pytest.raises(EdgeDistillError) as caught:
+        transport.run([PYTHON, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(7)"], 60.0)
+    assert "exited with 7: no such thing" in str(caught.value)
+    assert str(caught.value).startswith("local: ")
+
+
+def test_a_program_that_hangs_is_ended() -> None:
+    start = time.monotonic()
+    with connect(LOCAL) as transport, pytest.raises(EdgeDistillError, match="still running after 1 s"):
+        transport.run([PYTHON, "-c", "print(1, flush=True); import time; time.sleep(60)"], 1.0)
+    assert time.monotonic() - start < 20
+
+
+def test_much_on_stderr_does_not_block() -> None:
+    program = "import sys; sys.stderr.write('x' * 1_000_000); print('done')"
+    with connect(LOCAL) as transport:
+        assert transport.run([PYTHON, "-c", program], 60.0).stdout == "done\n"
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    with connect(LOCAL) as transport:
+        with pytest.raises(EdgeDistillError, match="fetching none: No such file"):
+            transport.get("none", tmp_path / "x")
+        with pytest.raises(EdgeDistillError, match="no-such-python: No such file"):
+            transport.run(["no-such-python"], 1.0)
+        with pytest.raises(EdgeDistillError, match="copying none: No such file"):
+            transport.put([tmp_path / "none"])
+
+
+def test_a_workdir_that_cannot_be_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="workdir"), connect(Device("local", workdir=str(tmp_path / "file" / "x"))):
+        pass
+
+
+def test_interpreters() -> None:
+    assert interpreter(LOCAL) == sys.executable
+    assert interpreter(Device("pi", "ssh", "pi")) == "python3"
+    assert interpreter(Device("pi", "ssh", "pi", python="/opt/py")) == "/opt/py"
+    assert os.access(PYTHON, os.X_OK)

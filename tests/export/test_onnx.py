@@ -1,0 +1,172 @@
+"""torch -> ONNX: what the file holds, that its bytes repeat, and that the parity gate can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from export_nets import NETS, SPEC, Exported, build, normalized, pictures
+
+from edgedistill.export import graphs
+from edgedistill.export import onnx as stage
+from edgedistill.export.infer import predict_onnx
+from edgedistill.export.onnx import export
+from edgedistill.recipe import Export
+from edgedistill.records import EdgeDistillError, GateError, InputError
+from edgedistill.run import sha256_file
+
+
+def ops(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_graph_takes_raw_pixels_and_answers_like_torch(name: str, exported: Callable[[str], Exported]) -> None:
+    made = exported(name)
+    with torch.inference_mode():
+        wanted = made.model(normalized(made.images_NHWC)).numpy()
+    got = predict_onnx(made.path, made.images_NHWC)
+    np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert made.record.parity["agreement"] == 1.0
+    assert made.record.parity["relative_error"] < 1e-4
+    assert made.record.parity["n"] == len(made.images_NHWC)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_preprocessing_leads_and_nothing_odd_follows(name: str, exported: Callable[[str], Exported]) -> None:
+    graph_ops = ops(exported(name).path)
+    # TensorRT refuses to transpose uint8
+    assert graph_ops.index("Cast") < graph_ops.index("Transpose") < graph_ops.index("Conv")
+    assert "GlobalAveragePool" in graph_ops
+    assert not {"ReduceMean", "BatchNormalization", "Gather", "Shape", "Pad", "Constant"} & set(graph_ops)
+
+
+def test_input_and_output_are_named_typed_and_of_any_batch(exported: Callable[[str], Exported]) -> None:
+    made = exported("resnet")
+    graph = onnx.load(made.path).graph
+    (given,), (answer,) = graph.input, graph.output
+    assert (given.name, given.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert (answer.name, answer.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    assert given.type.tensor_type.shape.dim[0].dim_param == "batch"
+    for n in (1, 3):
+        assert predict_onnx(made.path, made.images_NHWC[:n]).shape == (n, SPEC.num_classes)
+
+
+def test_the_record_says_what_is_on_disk(exported: Callable[[str], Exported]) -> None:
+    made = exported("resnet")
+    record, model = made.record, onnx.load(made.path)
+    assert record.path == made.path.name
+    assert record.sha256 == sha256_file(made.path)
+    assert record.size_mb == made.path.stat().st_size / 1e6
+    assert record.opset == model.opset_import[0].version
+    assert (record.precision, record.target) == ("fp32", "any")
+    assert model.ir_version <= 10  # ONNX Runtime 1.19, the oldest on a device, reads no newer
+
+
+def test_equal_weights_give_equal_bytes_and_leak_no_path(tmp_path: Path, exported: Callable[[str], Exported]) -> None:
+    made, again, model = exported("resnet"), tmp_path / "student.fp32.onnx", build("resnet").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = [type(module) for module in model.modules()]
+    export(model, SPEC, again, made.images_NHWC, Export())
+    assert again.read_bytes() == made.path.read_bytes()
+    for leak in (b"File ", b".py", str(Path.cwd()).encode(), str(tmp_path).encode()):
+        assert leak not in again.read_bytes()
+    assert list(tmp_path.iterdir()) == [again]
+    # and the caller's model is as it was
+    assert model.training
+    assert [type(module) for module in model.modules()] == modules
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_opset_17_is_17_in_the_ir_of_its_time(tmp_path: Path, exported: Callable[[str], Exported]) -> None:
+    made, path = exported("lite"), tmp_path / "student.onnx"
+    model = stage._lower(onnx.load(made.path), 17)
+    graphs.write(model, path)
+    assert stage._opset(model, 17) == 17
+    assert model.ir_version == 8
+    assert "Pad" not in ops(path)  # TensorFlow-style padding is in the convolutions
+    np.testing.assert_array_equal(
+        predict_onnx(path, made.images_NHWC, simulate=True), predict_onnx(made.path, made.images_NHWC, simulate=True)
+    )
+
+
+def test_an_opset_the_exporter_does_not_keep_is_refused() -> None:
+    graph = onnx.helper.make_model(
+        onnx.helper.make_graph([], "empty", [], []), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    assert stage._opset(graph, None) == 20
+    with pytest.raises(EdgeDistillError, match=r"asked for 19, the exporter gave 20"):
+        stage._opset(graph, 19)
+
+
+def test_branches_are_merged_before_export(tmp_path: Path) -> None:
+    block = timm.create_model("mobileone_s0", pretrained=False).stages[0]
+    stem = torch.nn.Conv2d(3, 48, 3, stride=2)
+    head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.LazyLinear(SPEC.num_classes))
+    model = torch.nn.Sequential(stem, block, head)
+    with torch.no_grad():
+        model(normalized(pictures(2)))
+    path = tmp_path / "student.onnx"
+    export(model.eval(), SPEC, path, pictures(8), Export())
+    assert "Add" not in ops(path)
+    assert "GlobalAveragePool" in ops(path)
+
+
+def test_the_gate_refuses_other_weights_and_names_the_worst_image(exported: Callable[[str], Exported]) -> None:
+    made = exported("resnet")
+    perturbed = build("resnet")
+    with torch.no_grad():
+        perturbed[-1].bias[2] += 0.05
+    student = stage._ready(perturbed, SPEC)
+    with pytest.raises(GateError, match=r"worst is image \d+, class 2: [-\d.]+ in torch, [-\d.]+ in ONNX"):
+        stage._parity(student, made.path, made.images_NHWC, Export())
+
+
+def test_the_gate_looks_at_labels_and_at_values_apart(exported: Callable[[str], Exported]) -> None:
+    made = exported("resnet")
+    shifted = build("resnet")
+    with torch.no_grad():
+        shifted[-1].bias += 100.0  # every label stays, every value moves
+    student = stage._ready(shifted, SPEC)
+    assert stage._parity(student, made.path, made.images_NHWC, Export(max_relative_error=2.0))["agreement"] == 1.0
+    with pytest.raises(GateError, match=r"agreement 1\.0000"):
+        stage._parity(student, made.path, made.images_NHWC, Export())
+
+
+def test_logits_that_are_not_finite_fail_the_gate(exported: Callable[[str], Exported]) -> None:
+    made, broken = exported("resnet"), build("resnet")
+    with torch.no_grad():
+        broken[-1].bias[0] = float("nan")
+    with pytest.raises(GateError, match="relative error inf"):
+        stage._parity(stage._ready(broken, SPEC), made.path, made.images_NHWC, Export(min_agreement=0.0))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [pictures(2).astype(np.float32), pictures(2)[0], pictures(2)[:0], pictures(2, px=32)],
+    ids=["float", "one image", "none", "size"],
+)
+def test_images_of_another_kind_are_refused(images: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not uint8"):
+        export(torch.nn.Identity(), SPEC, tmp_path / "student.onnx", images, Export())
+    assert not list(tmp_path.iterdir())
+
+
+def test_normalization_is_the_spec_s_and_the_opset_the_recipe_s(tmp_path: Path) -> None:
+    class FirstPixel(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, :, 0, 0]
+
+    spec = dataclasses.replace(SPEC, num_classes=3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    image = np.full((1, SPEC.input_px, SPEC.input_px, 3), (255, 0, 51), dtype=np.uint8)
+    record = export(FirstPixel(), spec, tmp_path / "student.onnx", image, Export(opset=17))
+    assert record.opset == 17
+    # (255/255 - 0.5) / 0.5 = 1, (0 - 0.25) / 0.25 = -1, (51/255 - 0) / 1 = 0.2
+    got = predict_onnx(tmp_path / "student.onnx", image)
+    np.testing.assert_allclose(got, [[1.0, -1.0, 0.2]], atol=1e-6)

