@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill.progress import bar
 from edgedistill.recipe import Recipe
-from edgedistill.records import StudentSpec
-from edgedistill.run import Run, atomic, digest
+from edgedistill.records import Checkpoint, OnnxModel, StudentSpec
+from edgedistill.run import Run, atomic, digest, read_json, read_record
 
 if TYPE_CHECKING:
     from edgedistill.training.data import Splits
@@ -71,6 +71,24 @@ class Context:
         from edgedistill.devices import inventory
 
         return inventory.path_for(self.recipe.bench.inventory, self.base)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The trained student of this run."""
+        return read_record(self.run / "distill/result.json", Checkpoint)
+
+    @property
+    def models(self) -> list[OnnxModel]:
+        """Every graph that was made, fp32 first."""
+        int8 = [OnnxModel(**one) for one in read_json(self.run / "quantize/models.json")]
+        return [read_record(self.run / "export/model.json", OnnxModel), *int8]
+
+    @property
+    def default_model(self) -> str:
+        """Name of the graph that a CPU should run: int8 for the CPU where there is one."""
+        from edgedistill.devices.bundle import model_name
+
+        return model_name(next((model for model in self.models if model.target == "cpu"), self.models[0]))
 
     def test_images(self, px: int) -> tuple[Any, Any]:
         """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""

@@ -9,7 +9,7 @@ its key (run.py) before anything heavy is imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ HOST_IMAGES = 500
 
 def weigh(context: Context) -> None:
     """How similar is each source to the target? Score them on the labeled images, and weigh them."""
+    import numpy as np
+
     from edgedistill.training import similarity
 
     splits, names = context.splits, [section.name for section in context.recipe.sources]
@@ -38,11 +40,14 @@ def weigh(context: Context) -> None:
     run.write_json(context.run / "weigh/sources.json", {name: net.facts() for name, net in nets})
     weights = SourceWeights("none", 0, 0.0, ())
     if names:
-        settings, rows = context.recipe.weigh, splits.labeled_rows
+        settings = context.recipe.weigh
+        # all labeled images, val among them: a score from few labels is noise enough
+        rows = np.concatenate([splits.labeled_rows, splits.val_rows])
+        labels_N = np.concatenate([splits.labeled_labels, splits.val_labels])
         probe = {name: (one.features_ND[rows], one.probs_NK[rows]) for name, one in context.outputs.items()}
         rounds = len(names) * len({settings.metric.name, *(choice.name for choice in settings.also)})
-        with bar("score the sources", rounds) as advance:
-            weights = similarity.weigh(probe, splits.labeled_labels, settings, context.recipe.seed, advance)
+        with bar("score the sources", rounds) as shown:
+            weights = similarity.weigh(probe, labels_N, settings, context.recipe.seed, shown)
     run.write_record(context.run / "weigh/weights.json", weights)
 
 
@@ -53,9 +58,9 @@ def choose(context: Context) -> None:
     recipe, folder = context.recipe, context.run / "search"
 
     def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
-        with bar(f"try {student.describe(spec)}", recipe.search.steps) as advance:
+        with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
             task = fit.Task(spec, material(context, spec.input_px), recipe.distill, recipe.search.steps, seed)
-            fitted = fit.fit(student.build(spec, seed, initialise=True), task, on_step=lambda *step: advance(1))
+            fitted = fit.fit(student.build(spec, seed, initialise=True), task, on_step=lambda *step: shown(1))
         # val is small: cross-entropy, squeezed below the step of one image, tells equals apart
         score = fitted.val.score(recipe.data.score) - min(fitted.val_loss, 10.0) / 10.0 / (len(task.material.val) + 1)
         return score, {"seconds": round(fitted.seconds, 2), "val_loss": fitted.val_loss}
@@ -94,21 +99,18 @@ def watch(folder: Path, steps: int) -> Iterator[OnStep]:
     """Every loss term to TensorBoard, and a progress bar; steps done before are not written twice."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with bar("distill", steps) as advance_bar:
-        writer: SummaryWriter | None = None
+    with bar("distill", steps) as shown, ExitStack() as stack:
+        writers: list[SummaryWriter] = []
 
         def on_step(step: int, scalars: Mapping[str, float]) -> None:
-            nonlocal writer
-            if writer is None:
-                advance_bar(step - 1)
-                writer = SummaryWriter(str(folder), purge_step=step)
+            if not writers:  # only the first step done tells from where a resumed run goes on
+                shown(step - 1)
+                writers.append(stack.enter_context(SummaryWriter(str(folder), purge_step=step)))
             for name, value in scalars.items():
-                writer.add_scalar(name, value, step)
-            advance_bar(1)
+                writers[0].add_scalar(name, value, step)
+            shown(1)
 
         yield on_step
-        if writer is not None:
-            writer.close()
 
 
 def export(context: Context) -> None:
@@ -116,7 +118,7 @@ def export(context: Context) -> None:
     from edgedistill.export import onnx
     from edgedistill.training import student
 
-    record = checkpoint(context)
+    record = context.checkpoint
     images_NHWC = context.calibration_images(record.spec.input_px)[:FIRST_BATCH]
     model = student.load(record.spec, context.run / record.path)
     path = context.run / "export/student.fp32.onnx"
@@ -132,7 +134,7 @@ def quantize(context: Context) -> None:
     fp32 = run.read_record(context.run / "export/model.json", OnnxModel)
     made: list[OnnxModel] = []
     if context.recipe.quantize.enabled:
-        images_NHWC = context.calibration_images(checkpoint(context).spec.input_px)
+        images_NHWC = context.calibration_images(context.checkpoint.spec.input_px)
         folder = context.run / "quantize"
         made = quantize.quantize(context.run / fp32.path, fp32, images_NHWC, context.recipe.quantize, folder)
     run.write_json(
@@ -147,14 +149,14 @@ def verify(context: Context) -> None:
     from edgedistill.export import verify
     from edgedistill.training import fit, student
 
-    record = checkpoint(context)
+    record = context.checkpoint
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     torch_NC = fit.logits(student.load(record.spec, context.run / record.path), record.spec, images_NHWC)
     found, logits = verify.ladder(
-        torch_NC, models(context), context.run.path, images_NHWC, labels_N, context.recipe.export
+        torch_NC, context.models, context.run.path, images_NHWC, labels_N, context.recipe.export
     )
     run.write_record(context.run / "verify/ladder.json", found)
-    best_NC = logits[best_name(context)]
+    best_NC = logits[context.default_model]
     save_arrays(context.run / "verify/mistakes.npz", **verify.mistakes(images_NHWC, labels_N, best_NC))
     parted = np.array(found.worst, dtype=np.int64)
     save_arrays(context.run / "verify/disagreements.npz", images=images_NHWC[parted], labels=labels_N[parted],
@@ -172,15 +174,15 @@ def bundle(context: Context) -> None:
 
     from edgedistill.devices import bundle
 
-    record, store_px = checkpoint(context), context.splits.train.px
+    record, store_px = context.checkpoint, context.splits.train.px
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     with np.load(context.run / "verify/predictions.npz") as known:
         chosen = spread(len(labels_N), HOST_IMAGES)
-        host = {bundle.model_name(model): known[bundle.model_name(model)][chosen] for model in models(context)}
+        host = {bundle.model_name(model): known[bundle.model_name(model)][chosen] for model in context.models}
     description = {"name": context.recipe.name, "classes": list(record.classes), "input_px": record.spec.input_px,
-                   "store_px": store_px, "fit": context.recipe.data.fit, "default": best_name(context),
+                   "store_px": store_px, "fit": context.recipe.data.fit, "default": context.default_model,
                    "licence": context.splits.licence}  # fmt: skip
-    shipped = [(context.run / model.path, model) for model in models(context)]
+    shipped = [(context.run / model.path, model) for model in context.models]
     bundle.write_bundle(context.run / "bundle", shipped, description, images_NHWC[chosen], labels_N[chosen], host)
 
 
@@ -190,7 +192,7 @@ def measure(context: Context, device_name: str, backend: str) -> None:
 
     device = inventory.find(inventory.load(context.inventory), device_name)
     wanted = "cpu" if backend == "onnxruntime-cpu" else "any"
-    shipped = [model for model in models(context) if model.target in {"any", wanted}]
+    shipped = [model for model in context.models if model.target in {"any", wanted}]
     bench.bench(context.run / "bundle", device, backend, context.recipe.bench, shipped, context.run / "bench")
 
 
@@ -250,19 +252,24 @@ def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Conte
         InputError: the recipe asks for what is not there.
         EdgeDistillError: another process works in the run directory, or a step failed.
     """
-    whole, base = with_trained_sources(wanted, document.base, root), document.base
-    context = Context(whole, base, run.directory(wanted, root))
-    external(context)  # a missing file is an error before anything is written
-    with context.run.lock():
-        context.run.keep(whole, document)
-        if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
-            run.write_json(context.run / "env.json", environment.describe())
-        advance(context, TRAIN)
+    context = Context(with_trained_sources(wanted, document.base, root), document.base, run.directory(wanted, root))
+    learn(context, document)
+    run.point_latest(context.run)
     return context
 
 
+def learn(context: Context, document: recipe.Document) -> None:
+    """The steps up to the trained student, under the run directory's lock."""
+    external(context)  # a missing file is an error before anything is written
+    with context.run.lock():
+        context.run.keep(context.recipe, document)
+        if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
+            run.write_json(context.run / "env.json", environment.describe())
+        advance(context, TRAIN)
+
+
 def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recipe.Recipe:
-    """The recipe with every `recipe:` source replaced by the run that it was trained in."""
+    """The recipe with every `recipe:` source replaced by the run that it was trained in, here and now if need be."""
     from edgedistill import check
 
     def trained(section: recipe.Source) -> recipe.Source:
@@ -270,20 +277,26 @@ def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recip
         if section.kind != "run" or not given:
             return section
         document = recipe.read(base / given)
+        inner = check.load(document)
         say(f"source {section.name}: {document.path.name}")
-        path = train(document, check.load(document), root).run.path
-        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": str(path)})
+        context = Context(with_trained_sources(inner, document.base, root), document.base, run.directory(inner, root))
+        learn(context, document)
+        path = str(context.run.path.resolve())
+        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
 
     return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
 
 
 def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None:
-    """Steps after training, and the report in any case, under the run directory's lock."""
+    """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too."""
     with context.run.lock():
+        context.run.remember(context.recipe, context.base)
         try:
             advance(context, steps(context))
-        finally:
+        except GateError:
             advance(context, (report_step(context),))
+            raise
+        advance(context, (report_step(context),))
 
 
 def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
@@ -304,24 +317,6 @@ def material(context: Context, px: int) -> Material:
     probs = {name: one.probs_NK for name, one in context.outputs.items()}
     return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels, splits.unlabeled_rows,
                         splits.val_rows, splits.val_labels, probs, weights.alphas)  # fmt: skip
-
-
-def checkpoint(context: Context) -> Checkpoint:
-    """The trained student of this run."""
-    return run.read_record(context.run / "distill/result.json", Checkpoint)
-
-
-def models(context: Context) -> list[OnnxModel]:
-    """Every graph that was made, fp32 first."""
-    int8 = [OnnxModel(**one) for one in run.read_json(context.run / "quantize/models.json")]
-    return [run.read_record(context.run / "export/model.json", OnnxModel), *int8]
-
-
-def best_name(context: Context) -> str:
-    """The graph that a CPU should run: int8 for the CPU where there is one."""
-    from edgedistill.devices.bundle import model_name
-
-    return model_name(next((model for model in models(context) if model.target == "cpu"), models(context)[0]))
 
 
 def nothing(context: Context) -> tuple[Step, ...]:

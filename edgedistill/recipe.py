@@ -215,19 +215,22 @@ class Document:
         """The folder that the recipe's relative paths start from."""
         return self.path.resolve().parent
 
+    def line(self, key: Key) -> int:
+        """The line of a key; one that is not in the file borrows the line of the nearest one above it."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
     def describe(self, problem: Problem) -> str:
-        """`file:line: field: what`; a key that is not in the file borrows the line of the nearest one above it."""
+        """`file:line: field: what`."""
         field = ".".join(str(part) for part in problem.key) or "recipe"
-        where = problem.key
-        while where and where not in self.lines:
-            where = where[:-1]
         if any(problem.key[: len(key)] == key for key in self.overridden):
             return f"--set {field}: {problem.message}"
-        return f"{self.path}:{self.lines.get(where, 1)}: {field}: {problem.message}"
+        return f"{self.path}:{self.line(problem.key)}: {field}: {problem.message}"
 
     def error(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems as one error, in the order of the file, each once."""
-        ordered = sorted(dict.fromkeys(problems), key=lambda one: self.lines.get(one.key[:1], 0))
+        ordered = sorted(dict.fromkeys(problems), key=lambda one: self.line(one.key))
         return RecipeError([self.describe(problem) for problem in ordered])
 
 
@@ -241,6 +244,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
+        lines = dict(_lines(node, ()))
     except OSError as error:
         raise RecipeError([f"{path}: cannot be read ({error.strerror}); name an existing recipe file"]) from None
     except UnicodeDecodeError:
@@ -248,10 +252,14 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        raise RecipeError([f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}"]) from None
+        what = " ".join(str(getattr(error, "problem", error)).split())
+        raise RecipeError([f"{path}:{line}: not valid YAML: {what}"]) from None
+    except RecursionError:
+        raise RecipeError([f"{path}:1: not valid YAML: nested too deeply"]) from None
+    except ValueError as error:  # PyYAML lets a date such as 2024-99-99 through to datetime
+        raise RecipeError([f"{path}:1: not valid YAML: {error}; quote what is meant as text"]) from None
     if not isinstance(raw, dict):
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
-    lines = dict(_lines(node, ()))
     keys = [_override(raw, text) for text in overrides]
     return Document(path, raw, lines, frozenset(keys))
 
@@ -271,7 +279,7 @@ def _override(raw: dict[str, Any], text: str) -> Key:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise RecipeError([f"--set {text}: must be key=value, for example --set distill.steps=200"])
-    parts: list[str | int] = [int(part) if part.isdigit() else part for part in name.split(".")]
+    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
     place: Any = raw
     try:
         for part in parts[:-1]:
@@ -279,7 +287,7 @@ def _override(raw: dict[str, Any], text: str) -> Key:
         place[parts[-1]] = yaml.safe_load(value)
     except (TypeError, IndexError, AttributeError):
         raise RecipeError([f"--set {text}: the recipe has no such place; give an existing list index or key"]) from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError([f"--set {text}: the value is not valid YAML"]) from None
     return tuple(parts)
 

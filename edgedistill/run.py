@@ -140,7 +140,11 @@ class Run:
         """Write the recipe as given and as resolved."""
         with atomic(self / "recipe.yaml") as temporary:
             temporary.write_bytes(document.path.read_bytes())
-        write_json(self / "recipe.lock.json", {"base": str(document.base), "recipe": recipe.model_dump(mode="json")})
+        self.remember(recipe, document.base)
+
+    def remember(self, recipe: Recipe, base: Path) -> None:
+        """Write the recipe as resolved: what `export` and `bench` go on from."""
+        write_json(self / "recipe.lock.json", {"base": str(base), "recipe": recipe.model_dump(mode="json")})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # without VNNI the default int8 kernels saturate; this asks for exact ones there, as the host's verification does
+        # without VNNI the default int8 kernels saturate; this asks for exact ones, as verification on the host does
         options.add_session_config_entry("session.x64quantprecision", "1")
         self.session = runtime.InferenceSession(str(model_path), options, providers=[self.provider])
         # ONNX Runtime falls back to the CPU when a provider's libraries do not load, and says so only in its log

@@ -38,8 +38,10 @@ def augment(images_BCHW: Tensor, settings: Augment, random: Generator) -> Tensor
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(batch, generator=random) * (high - low) + low
 
-    area, ratio = uniform(settings.min_area, 1.0), torch.exp(uniform(-1, 1) * math.log(4 / 3))
-    width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    area = uniform(settings.min_area, 1.0)
+    # a crop of nearly everything has little choice of ratio: both of its sides must fit
+    ratio = torch.exp(uniform(-1, 1) * (-area.log()).clamp(max=math.log(4 / 3)))
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 2] = (1 - width) * uniform(-1, 1)
     theta[:, 1, 2] = (1 - height) * uniform(-1, 1)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
 from edgedistill.training.augment import augment, normalise
 from edgedistill.training.methods import METHODS, NEEDS_SOURCES, Batch, Terms
-from edgedistill.training.state import State, descend, resume, save, set_rate, start
+from edgedistill.training.state import State, descend, refresh_statistics, resume, save, set_rate, start
 
 Images = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -118,6 +118,7 @@ def fit(
         if folder:
             record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
         on_step(step + 1, scalars)
+    refresh_statistics(state.ema, training_batches(task, next(model.parameters()).device))
     seconds = before + time.monotonic() - started
     logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
     labels = task.material.val_labels
@@ -161,6 +162,16 @@ def draw_batch(task: Task, step: int) -> Drawn:
     labels = np.concatenate([material.labels[at], np.full(len(extra), -1)])
     probs = {name: torch.from_numpy(np.asarray(material.probs[name][rows])) for name in task.sources}
     return Drawn(torch.from_numpy(np.asarray(material.images_NHWC[rows])), torch.from_numpy(labels), probs)
+
+
+def training_batches(task: Task, device: torch.device, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
+    """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
+    material = task.material
+    rows = np.concatenate([material.labeled, material.unlabeled if task.sources else material.unlabeled[:0]])
+    rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
+    for part in np.array_split(rows, math.ceil(len(rows) / batch)):
+        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(device)
+        yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
 
 
 def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""What do more sources cost? A training step with twelve cached sources of 1,000 classes against a step with one.
+
+    python -m benchmarks.step_cost
+
+The two are interleaved in one process, in rounds; each round gives a ratio. The images are noise and the students
+untrained: neither changes what a step costs. The claim to keep: at most 1.15.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lines import append
+from edgedistill import recipe
+from edgedistill.progress import bar, say
+from edgedistill.records import StudentSpec
+from edgedistill.training import fit, state, student
+
+IMAGES, CLASSES, TARGET_CLASSES, ROUNDS, STEPS = 512, 1000, 10, 12, 4
+STUDENTS: dict[str, dict[str, Any]] = {
+    "efficientnet_lite": {"variant": 0, "input_px": 128, "weights": "none"},
+    "micro": {"width": 16, "input_px": 32},
+}
+
+
+def task(spec: StudentSpec, sources: int) -> fit.Task:
+    """A task on noise with `sources` cached sources, weighted alike."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (IMAGES, spec.input_px, spec.input_px, 3), dtype=np.uint8)
+    names = [f"source{at}" for at in range(sources)]
+    probs = {name: random.dirichlet(np.full(CLASSES, 0.1), IMAGES).astype(np.float16) for name in names}
+    rows, labels = np.arange(IMAGES), np.arange(IMAGES) % TARGET_CLASSES
+    material = fit.Material(images, rows[:100], labels[:100], rows[120:], rows[100:120], labels[100:120], probs,
+                            dict.fromkeys(names, 1 / sources))  # fmt: skip
+    settings = recipe.Distill(method=recipe.Choice(name="weighted"), batch_labeled=16, batch_unlabeled=48)
+    return fit.Task(spec, material, settings, ROUNDS * STEPS, 0)
+
+
+def seconds(job: fit.Task, live: state.State, first: int) -> float:
+    """STEPS steps from `first` on, drawing of the batches included."""
+    loss, started = job.loss(), time.perf_counter()
+    for step in range(first, first + STEPS):
+        fit.train_step(live, loss, fit.draw_batch(job, step), job, step)
+    return time.perf_counter() - started
+
+
+def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Interleaved rounds of one and twelve sources for one student; the ratio with its 95 % interval."""
+    spec = student.candidates(recipe.Student(families={family: options}), TARGET_CLASSES)[0]
+    runs = []
+    for sources in (1, 12):
+        job = task(spec, sources)
+        live = state.start(student.build(spec), sources * CLASSES, job.settings, 0)
+        seconds(job, live, 0)
+        runs.append(partial(seconds, job, live))
+    with bar(f"step cost of {family}", ROUNDS) as advance:
+        cells: list[tuple[float, float]] = []
+        for at in range(ROUNDS):
+            order = (0, 1) if at % 2 else (1, 0)
+            taken = {which: runs[which](STEPS * (at + 1)) for which in order}
+            cells.append((taken[0], taken[1]))
+            advance(1)
+    ratios = [twelve / one for one, twelve in cells]
+    low, high = np.quantile([np.median(np.random.default_rng(draw).choice(ratios, ROUNDS)) for draw in range(2000)],
+                            [0.025, 0.975])  # fmt: skip
+    return {"student": family, "input_px": spec.input_px, "macs_m": round(spec.cost.macs_m, 3), "batch": 64,
+            "source_classes": CLASSES, "ratio": round(statistics.median(ratios), 4),
+            "ci95": [round(float(low), 4), round(float(high), 4)],
+            "steps_a_round": STEPS, "seconds": [[round(taken, 5) for taken in cell] for cell in cells]}  # fmt: skip
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The lines as a Markdown table."""
+    rows = [f"| {one['student']} at {one['input_px']} px, {one['macs_m']:.0f} M MACs | {one['ratio']:.3f} "
+            f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}] | {one['cpu']}, {one['cores']} cores | {one['commit']} |"
+            for one in lines]  # fmt: skip
+    return "\n".join(
+        ["| student | twelve sources / one source, median [95 %] | on | commit |", "|---|---|---|---|", *rows]
+    )
+
+
+def main() -> None:
+    """Measure every student and append the lines."""
+    for family, options in STUDENTS.items():
+        line = measure(family, options)
+        say(f"{family}: {line['ratio']} {line['ci95']}")
+        say(str(append("step_cost", line)))
+
+
+if __name__ == "__main__":
+    main()
