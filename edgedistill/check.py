@@ -75,7 +75,7 @@ def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
     given = _mapping(raw.get("distill")).get("method", recipe.Distill().method.name)
     yield from _choice(given, METHODS, "method", ("distill", "method"))
     name = given.get("name") if isinstance(given, dict) else given
-    if name in NEEDS_SOURCES and not raw.get("sources"):
+    if isinstance(name, str) and name in NEEDS_SOURCES and not raw.get("sources"):
         yield Problem(("distill", "method"), f"{name} learns from sources, and the recipe lists none; add `sources:`")
 
 

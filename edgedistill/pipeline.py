@@ -260,12 +260,21 @@ def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Conte
 
 def learn(context: Context, document: recipe.Document) -> None:
     """The steps up to the trained student, under the run directory's lock."""
-    external(context)  # a missing file is an error before anything is written
+    if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
+        prepare(context)
     with context.run.lock():
         context.run.keep(context.recipe, document)
         if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
             run.write_json(context.run / "env.json", environment.describe())
         advance(context, TRAIN)
+
+
+def prepare(context: Context) -> None:
+    """Load whatever can turn out to be missing, broken or out of budget, before the run directory is written to."""
+    from edgedistill.training import student
+
+    student.feasible(context.candidates, context.recipe.student.budget)
+    say(f"images     {context.splits.train.n} to train on, {context.splits.n_test} to test")
 
 
 def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recipe.Recipe:

@@ -222,11 +222,12 @@ class Document:
         return self.lines.get(key, 1)
 
     def describe(self, problem: Problem) -> str:
-        """`file:line: field: what`."""
-        field = ".".join(str(part) for part in problem.key) or "recipe"
+        """`file:line: field: what`, whatever the keys and values hold."""
+        field = _one_line(".".join(str(part) for part in problem.key) or "recipe")
+        message = _one_line(problem.message)
         if any(problem.key[: len(key)] == key for key in self.overridden):
-            return f"--set {field}: {problem.message}"
-        return f"{self.path}:{self.line(problem.key)}: {field}: {problem.message}"
+            return f"--set {field}: {message}"
+        return f"{self.path}:{self.line(problem.key)}: {field}: {message}"
 
     def error(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems as one error, in the order of the file, each once."""
@@ -252,7 +253,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        what = " ".join(str(getattr(error, "problem", error)).split())
+        what = _one_line(str(getattr(error, "problem", error)))
         raise RecipeError([f"{path}:{line}: not valid YAML: {what}"]) from None
     except RecursionError:
         raise RecipeError([f"{path}:1: not valid YAML: nested too deeply"]) from None
@@ -262,6 +263,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
     keys = [_override(raw, text) for text in overrides]
     return Document(path, raw, lines, frozenset(keys))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _lines(node: yaml.Node | None, key: Key) -> Iterable[tuple[Key, int]]:
@@ -325,10 +330,10 @@ def _fields(key: Key) -> list[str]:
     return list(model.model_fields)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean parc?`, or the whole list where nothing is near."""
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """`; did you mean parc?`, or the whole list where nothing is near; a YAML key need not be text."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; one of: {', '.join(names)}" if names else ""

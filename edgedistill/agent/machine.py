@@ -30,6 +30,12 @@ def identity() -> Dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
+def saturates() -> bool:
+    """Do products of uint8 and int8 saturate here, an x86 processor without VNNI? False where that cannot be read."""
+    flags = _text(Path("/proc/cpuinfo"))
+    return platform.machine() in {"x86_64", "AMD64"} and bool(flags) and "vnni" not in flags
+
+
 def state() -> Dict[str, Any]:
     """What may change: governor, clocks in MHz, temperatures in degrees Celsius, load average, power mode."""
     facts = {

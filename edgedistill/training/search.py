@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from edgedistill.recipe import Budget, Search
-from edgedistill.records import StudentSpec
+from edgedistill.records import EdgeDistillError, StudentSpec
 from edgedistill.run import atomic, canonical
 from edgedistill.training.student import describe, feasible, over_budget
 
@@ -49,6 +50,7 @@ def search(
 
     Raises:
         InputError: no candidate meets the budget.
+        EdgeDistillError: a candidate's score is not finite.
     """
     within = feasible(found, budget)
     study = _study(folder)
@@ -57,6 +59,8 @@ def search(
     while len(scored) < wanted:
         spec, trial = _next(study, within, scored, settings, seed)
         value, facts = objective(spec, seed)
+        if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
+            raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
         for name, fact in facts.items():
             trial.set_user_attr(name, fact)
         trial.set_user_attr("spec", name_of(spec))

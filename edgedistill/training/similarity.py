@@ -34,7 +34,8 @@ def parc(
 
     Bolya, Mittapalli, Hoffman, "Scalable Diverse Model Selection for Accessible Transfer Learning", NeurIPS 2021.
     Label distances of one-hot rows take two values; "exact" keeps those ties exact, "dbolya" repeats the float noise
-    of the authors' code, which breaks them (at 7 classes 60.3 becomes 42-45 on separable data).
+    of the authors' code, which breaks them (at 7 classes 60.3 becomes 42-45 on separable data) and differs from one
+    processor's matrix kernels to the next.
 
     Args:
         features_ND: [N, D].

@@ -164,10 +164,23 @@ def _with_state(model: str, state: Mapping[str, Tensor], where: str) -> Network:
     import timm
 
     known_to_timm(model)
-    classes = list(state.values())[-1].shape[0]
-    net = timm.create_model(model, pretrained=False, num_classes=classes)
+    net = timm.create_model(model, pretrained=False, num_classes=_classes(model, state))
     fit_state(net, state, where)
     return _from_timm(net)
+
+
+def _classes(model: str, state: Mapping[str, Tensor]) -> int:
+    """The classes of a state dict: of its classifier as timm names it, else of its last matrix or bias.
+
+    The order alone would not do: safetensors files are sorted by name.
+    """
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model, allow_unregistered=True)
+    classifier = config.classifier if config else None
+    ranked = [value for value in state.values() if value.ndim]
+    by_name = state.get(f"{classifier}.weight")
+    return int(by_name.shape[0] if by_name is not None else ranked[-1].shape[0]) if ranked else 0
 
 
 def _from_timm(net: nn.Module) -> Network:

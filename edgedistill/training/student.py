@@ -35,7 +35,7 @@ DEFAULT_INPUT_PX = (64, 96, 128)
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A backbone that maps [B, 3, px, px] to pooled features [B, D] (`num_features` = D), and its preprocessing.
+    """A backbone that maps [B, 3, px, px] to pooled features [B, D] (D by `feature_width`), and its preprocessing.
 
     `reachable` says, without loading them, why the initial weights cannot be had; it answers "" where they can.
     """
@@ -88,7 +88,7 @@ def micro(*, width: int = 16, depth: int = 1) -> Blueprint:
     """A small residual ReLU net for 32-96 px, from random weights: a stride-2 stem and three stages of basic blocks.
 
     Args:
-        width: channels of the stem and the first stage; the stages have width, 2 width and 4 width.
+        width: channels of the stem; the stages have width, 2 width and 4 width, rounded to multiples of 8.
         depth: basic blocks a stage.
     """
 
@@ -158,7 +158,7 @@ def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
         if family not in FAMILIES:
             found.append(Problem(place, f"no student family is called {family}{did_you_mean(family, FAMILIES)}"))
             continue
-        given = dict(options or {})
+        given = dict(options) if isinstance(options, Mapping) else {}  # the schema says so where it is not
         for px in _choices(given.pop("input_px", DEFAULT_INPUT_PX)):
             if not isinstance(px, int) or isinstance(px, bool) or px < 8:
                 found.append(Problem((*place, "input_px"), f"must be whole numbers of pixels, 8 at least (got {px!r})"))
@@ -265,10 +265,15 @@ def build(spec: StudentSpec, seed: int = 0, initialise: bool = False) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = blueprint.build()
-        head = nn.Linear(int(backbone.num_features), spec.num_classes)  # type: ignore[arg-type]
+        head = nn.Linear(feature_width(backbone), spec.num_classes)
     if initialise and blueprint.initialise:
         blueprint.initialise(backbone)
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """D of the pooled features: timm's `head_hidden_size` where a net widens them after pooling (MobileNetV3 and V4)."""
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def load(spec: StudentSpec, path: Path) -> nn.Module:

@@ -1,0 +1,200 @@
+"""The whole road in small: what it leaves, what it does not do twice, and what a change sets off."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import miniature
+import numpy as np
+import onnxruntime
+import pytest
+from miniature import Project
+from PIL import Image
+
+from edgedistill import run
+from edgedistill.records import BenchReport, Checkpoint, Ladder, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.run import Run
+
+LEFT = """
+recipe.yaml recipe.lock.json manifest.json env.json log.jsonl data.json report.json report.html
+weigh/weights.json weigh/sources.json
+search/study.journal search/trials.csv search/student.json
+distill/last.pt distill/student.safetensors distill/metrics.jsonl distill/result.json
+export/student.fp32.onnx export/model.json
+quantize/student.int8-cpu.onnx quantize/student.int8-tensorrt.onnx quantize/calibration.json quantize/models.json
+verify/ladder.json verify/predictions.npz verify/mistakes.npz verify/disagreements.npz
+bench/local/onnxruntime-cpu-fp32.json bench/local/onnxruntime-cpu-int8-cpu.json
+bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.onnx
+""".split()
+STEPS = ["weigh", "search", "distill", "export", "quantize", "verify", "bundle", "bench-local-onnxruntime-cpu", "report"]
+
+
+def outcome(said: str) -> dict[str, str]:
+    """Step -> "ran" or "up to date", from the progress on stderr."""
+    lines = [line.split() for line in said.splitlines()]
+    known = {words[0]: "up to date" for words in lines if words[1:] == ["up", "to", "date"]}
+    return known | {words[0]: "ran" for words in lines if words[1:3] == ["done", "in"]}
+
+
+def ran(project: Project, *arguments: str) -> list[str]:
+    """The steps that `run` finds it has to do."""
+    said = miniature.call("run", project.recipe, "--runs", project.runs, *arguments)
+    assert said.code == 0, said.err
+    known = outcome(said.err)
+    assert list(known) == STEPS
+    return [step for step, what in known.items() if what == "ran"]
+
+
+def test_every_file_is_there_and_readable(finished: Project) -> None:
+    here = finished.run
+    assert [name for name in LEFT if not (here / name).is_file()] == []
+    assert list((here / "tensorboard").glob("events.*"))
+    assert (finished.runs / "latest").resolve() == here.resolve()
+    for name, kind in (("weigh/weights.json", SourceWeights), ("search/student.json", StudentSpec),
+                       ("export/model.json", OnnxModel), ("verify/ladder.json", Ladder),
+                       ("distill/result.json", Checkpoint),
+                       ("bench/local/onnxruntime-cpu-fp32.json", BenchReport)):  # fmt: skip
+        run.read_record(here / name, kind)
+    assert not [path for path in here.rglob("*.tmp")]
+
+
+def test_the_manifest_implies_the_files(finished: Project) -> None:
+    manifest = finished.manifest()
+    assert list(manifest) == STEPS
+    entered = {name: known for step in manifest.values() for name, known in step["outputs"].items()}
+    assert {name: run.sha256_file(finished.run / name) for name in entered} == entered
+    scratch = {"recipe.yaml", "recipe.lock.json", "manifest.json", "env.json", "log.jsonl", "distill/last.pt",
+               "search/study.journal"}  # fmt: skip
+    assert set(LEFT) - scratch <= set(entered)
+
+
+def test_records_point_at_each_other(finished: Project) -> None:
+    here = finished.run
+    trained = run.read_record(here / "distill/result.json", Checkpoint)
+    assert run.sha256_file(here / trained.path) == trained.sha256
+    fp32 = run.read_record(here / "export/model.json", OnnxModel)
+    int8 = [OnnxModel(**one) for one in run.read_json(here / "quantize/models.json")]
+    assert fp32.parent_sha256 == trained.sha256 and {one.parent_sha256 for one in int8} == {fp32.sha256}
+    for one in (fp32, *int8):
+        assert run.sha256_file(here / one.path) == one.sha256
+    measured = run.read_record(here / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
+    assert measured.sha256 == int8[0].sha256 and measured.agreement_with_host == 1.0
+    assert measured.accuracy is not None and measured.accuracy.n == 16
+    weights = run.read_record(here / "weigh/weights.json", SourceWeights)
+    assert sum(weights.alphas.values()) == pytest.approx(1) and list(sorted(weights.alphas)) == ["first", "second"]
+
+
+def test_the_student_learned_and_the_graphs_agree(finished: Project) -> None:
+    ladder = run.read_record(finished.run / "verify/ladder.json", Ladder)
+    assert [rung.artefact for rung in ladder.rungs] == ["torch", "fp32", "int8-cpu", "int8-tensorrt"]
+    assert {gate.name: gate.passed for gate in ladder.gates} == {"fp32 agreement": True, "fp32 relative error": True}
+    fp32 = ladder.rungs[1]
+    assert fp32.agreement_with_torch == 1.0
+    assert fp32.accuracy.n == 16 and fp32.accuracy.top1 >= 0.8  # the stripes are easy; chance is 0.5
+    trained = run.read_record(finished.run / "distill/result.json", Checkpoint)
+    assert trained.test == ladder.rungs[0].accuracy
+
+
+def test_the_fp32_graph_gives_the_class_of_a_picture(finished: Project) -> None:
+    session = onnxruntime.InferenceSession(str(finished.run / "export/student.fp32.onnx"))
+    with np.load(finished.run / "verify/predictions.npz") as known:
+        predicted = known["fp32"]
+    names = sorted((finished.root / "pictures/test").rglob("*.png"))
+    images = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR)) for path in names])
+    (logits,) = session.run(["logits"], {"images": images})
+    np.testing.assert_array_equal(logits.argmax(axis=1), predicted)
+
+
+def test_calibration_saw_no_test_image(finished: Project) -> None:
+    from edgedistill.export.quantize import image_hash
+
+    seen = run.read_json(finished.run / "quantize/calibration.json")["images"]
+    tests = np.load(finished.run / "bundle/images.npy")
+    assert len(set(seen)) == 16 and not set(seen) & {image_hash(image) for image in tests}
+
+
+def test_reports_are_whole(finished: Project) -> None:
+    content = json.loads((finished.run / "report.json").read_text())
+    assert content["not_run"] == [] and set(content["steps"]) >= set(STEPS) - {"report"}
+    page = (finished.run / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "lying" in page and "mini" in page
+    with (finished.run / "search/trials.csv").open() as stream:
+        assert [row["state"] for row in csv.DictReader(stream)] == ["complete", "complete"]
+
+
+def test_a_second_run_does_nothing_quickly_and_without_torch(finished: Project) -> None:
+    said = miniature.edgedistill("run", finished.recipe, "--runs", finished.runs)
+    assert said.code == 0, said.err
+    assert outcome(said.err) == dict.fromkeys(STEPS, "up to date")
+    assert "torch was not loaded" in said.err and said.seconds < 3
+    assert "int8" in said.out
+
+
+def test_bench_settings_measure_again_and_no_more(copied: Project) -> None:
+    assert ran(copied, "--set", "bench.samples=5") == ["bench-local-onnxruntime-cpu", "report"]
+    assert len(copied.directories()) == 1
+
+
+def test_calibration_settings_do_not_retrain(copied: Project) -> None:
+    assert ran(copied, "--set", "quantize.calibration_images=8") == STEPS[4:]
+    assert len(copied.directories()) == 1
+
+
+def test_an_altered_output_is_made_again(copied: Project) -> None:
+    (copied.run / "bundle/bundle.json").write_text("{}")
+    # what follows from it is unchanged, and is left alone
+    assert ran(copied) == ["bundle"]
+    (copied.run / "report.html").unlink()
+    assert ran(copied) == ["report"]
+
+
+def test_a_longer_training_is_another_run(copied: Project) -> None:
+    said = miniature.call("train", copied.recipe, "--runs", copied.runs, "--set", "distill.steps=4")
+    assert said.code == 0, said.err
+    assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert len(copied.directories()) == 2 and "not run yet" in said.out
+    other = (copied.runs / "latest").resolve()
+    assert run.read_record(other / "distill/result.json", Checkpoint).steps == 4
+
+
+def test_a_changed_image_retrains(copied: Project) -> None:
+    before, known = run.sha256_file(copied.run / "distill/student.safetensors"), copied.manifest()["weigh"]["key"]
+    (first,) = list((copied.root / "pictures/train/lying").glob("00.png"))
+    miniature.picture(False, 777).save(first)
+    said = miniature.call("train", copied.recipe, "--runs", copied.runs)
+    assert said.code == 0, said.err
+    assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert run.sha256_file(copied.run / "distill/student.safetensors") != before
+    assert len(copied.directories()) == 1 and copied.manifest()["weigh"]["key"] != known
+
+
+def test_the_same_recipe_elsewhere_gives_the_same_student(finished: Project, copied: Project) -> None:
+    known = run.sha256_file(copied.run / "distill/student.safetensors")
+    for name in ("runs/latest", *(f"runs/{copied.run.name}/{file}" for file in ("manifest.json", "distill/last.pt"))):
+        (copied.root / name).unlink()
+    assert miniature.call("train", copied.recipe, "--runs", copied.runs).code == 0
+    assert run.sha256_file(copied.run / "distill/student.safetensors") == known
+
+
+def test_a_gate_that_fails_is_reported_and_exits_with_3(copied: Project) -> None:
+    said = miniature.call("run", copied.recipe, "--runs", copied.runs, "--set", "export.max_relative_error=1e-12")
+    assert said.code == 3, said.err
+    last = said.err.strip().splitlines()[-1]
+    assert "relative error" in last and "Traceback" not in said.err
+    assert "export" not in copied.manifest() or copied.manifest()["export"]["key"] != "", last
+    stamp = copied.manifest()["report"]["finished"]
+    assert stamp >= copied.manifest()["distill"]["finished"]
+    assert os.path.getmtime(copied.run / "report.json") > os.path.getmtime(copied.run / "distill/result.json")
+
+
+def test_an_earlier_run_keeps_its_recipe_settings(copied: Project) -> None:
+    said = miniature.call("export", copied.run, "--no-int8")
+    assert said.code == 0, said.err
+    assert outcome(said.err)["distill"] == "up to date" if "distill" in outcome(said.err) else True
+    assert run.read_json(copied.run / "quantize/models.json") == []
+    assert not list((copied.run / "quantize").glob("*.onnx"))
+    assert Run(copied.run).recipe()[0].quantize.enabled is False
+    assert Path(copied.run / "bundle/student.fp32.onnx").is_file()

@@ -1,0 +1,42 @@
+"""The records: frozen, plain, and the errors with their exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+from edgedistill import records
+from edgedistill.records import Accuracy, EdgeDistillError, GateError, InputError, SourceWeight, SourceWeights
+
+RECORDS = [one for _, one in inspect.getmembers(records, dataclasses.is_dataclass)]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_record_is_frozen_and_says_what_it_is(record: type) -> None:
+    assert record.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert record.__doc__ and not record.__doc__.startswith(f"{record.__name__}(")
+
+
+def test_errors_carry_the_exit_codes_of_the_command_line() -> None:
+    assert [kind("x").exit_code for kind in (EdgeDistillError, InputError, GateError)] == [1, 2, 3]
+    assert str(InputError("what", "fix")) == "what; fix" and str(InputError("what")) == "what"
+    assert (InputError("what", "fix").message, InputError("what", "fix").fix) == ("what", "fix")
+
+
+def test_effective_sources_counts_equal_weights_as_one_each() -> None:
+    def mixture(*weights: float) -> SourceWeights:
+        return SourceWeights("probe", 10, 1.0, tuple(SourceWeight(f"s{at}", one, {}) for at, one in enumerate(weights)))
+
+    assert mixture(0.25, 0.25, 0.25, 0.25).effective_sources == pytest.approx(4.0)
+    assert mixture(1.0, 0.0, 0.0).effective_sources == 1.0
+    assert mixture(0.5, 0.3, 0.2).effective_sources == pytest.approx(1 / (0.25 + 0.09 + 0.04))
+    assert mixture().effective_sources == 0.0
+    assert mixture(0.75, 0.25).alphas == {"s0": 0.75, "s1": 0.25}
+
+
+def test_accuracy_by_the_recipes_score() -> None:
+    found = Accuracy(100, 0.9, (0.8, 0.95), 0.7, (0.6, 0.8))
+    assert (found.score("top1"), found.interval("top1")) == (0.9, (0.8, 0.95))
+    assert (found.score("balanced"), found.interval("balanced")) == (0.7, (0.6, 0.8))

@@ -1,0 +1,205 @@
+"""The search: what it may score, in which order, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from edgedistill.recipe import Budget, Search
+from edgedistill.records import Cost, EdgeDistillError, InputError, StudentSpec
+from edgedistill.training.search import COLUMNS, name_of, search, why
+
+HALF = (0.5, 0.5, 0.5)
+Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
+
+
+def space(widths: int = 4, sizes: tuple[int, ...] = (32, 64, 96)) -> list[StudentSpec]:
+    """Two families; MACs are width * px / 100 millions."""
+    return [
+        StudentSpec(family, {"width": 8 * at}, px, 2, Cost(8 * at * px / 100, 1.0, 4.0), HALF, HALF)
+        for family in ("micro", "resnet")
+        for at in range(1, widths + 1)
+        for px in sizes
+    ]
+
+
+def quality(spec: StudentSpec) -> float:
+    """A score with one best candidate: wide resnets at 64 px."""
+    return spec.options["width"] / 100 + 0.3 * (spec.family == "resnet") - abs(spec.input_px - 64) / 200
+
+
+def remember(seen: list[str], killed_at: int = -1) -> Objective:
+    """An objective that notes its candidates, and dies when it is to score the one numbered `killed_at`."""
+
+    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        if len(seen) == killed_at:
+            raise KeyboardInterrupt
+        seen.append(name_of(spec))
+        return quality(spec), {"seconds": 1.5}
+
+    return objective
+
+
+def run(folder: Path, objective: Objective, trials: int, found: list[StudentSpec] | None = None,
+        budget: Budget | None = None) -> StudentSpec:  # fmt: skip
+    return search(found or space(), budget or Budget(), Search(trials=trials), objective, seed=11, folder=folder)
+
+
+def test_a_small_space_is_searched_whole(tmp_path: Path) -> None:
+    seen: list[str] = []
+    winner = run(tmp_path, remember(seen), trials=24)
+    assert sorted(seen) == sorted(map(name_of, space())) and len(seen) == 24
+    assert (winner.family, winner.options, winner.input_px) == ("resnet", {"width": 32}, 64)
+
+
+def test_the_winner_is_the_best_that_was_scored(tmp_path: Path) -> None:
+    seen: list[str] = []
+    winner = run(tmp_path, remember(seen), trials=9)
+    assert len(set(seen)) == len(seen) == 9
+    best = max((spec for spec in space() if name_of(spec) in seen), key=quality)
+    assert winner == best
+
+
+def test_the_first_of_equals_wins(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def alike(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        seen.append(name_of(spec))
+        return 0.5, {}
+
+    assert name_of(run(tmp_path, alike, trials=5)) == seen[0]
+
+
+@given(bound=st.floats(2.6, 40.0), trials=st.integers(1, 8), seed=st.integers(0, 3))
+@settings(max_examples=12, deadline=None)
+def test_nothing_over_budget_is_ever_scored(bound: float, trials: int, seed: int) -> None:
+    seen: list[StudentSpec] = []
+
+    def objective(spec: StudentSpec, given_seed: int) -> tuple[float, dict[str, float]]:
+        assert given_seed == seed
+        seen.append(spec)
+        return spec.cost.macs_m, {}  # dearer is better: the pull is towards what is refused
+
+    budget = Budget(macs_m=bound)
+    affordable = [spec for spec in space() if spec.cost.macs_m <= bound]
+    with tempfile.TemporaryDirectory() as folder:
+        winner = search(space(), budget, Search(trials=trials), objective, seed=seed, folder=Path(folder))
+    assert all(spec in affordable for spec in seen)
+    assert len({name_of(spec) for spec in seen}) == len(seen) == min(trials, len(affordable))
+    assert winner in seen and winner.cost.macs_m == max(spec.cost.macs_m for spec in seen)
+
+
+def test_no_candidate_within_the_budget(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"student\.budget: no candidate meets it"):
+        run(tmp_path, remember([]), trials=3, budget=Budget(macs_m=0.1))
+
+
+@pytest.mark.parametrize("trials", [9, 24], ids=["tpe", "whole"])
+@pytest.mark.parametrize("killed_at", [0, 2, 6, 8])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path, trials: int, killed_at: int) -> None:
+    whole: list[str] = []
+    winner = run(tmp_path / "whole", remember(whole), trials)
+    parts: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", remember(parts, killed_at), trials)
+    assert len(parts) == killed_at
+    assert run(tmp_path / "parts", remember(parts), trials) == winner
+    assert parts == whole
+
+
+def test_a_finished_search_scores_nothing_again(tmp_path: Path) -> None:
+    winner = run(tmp_path, remember([]), trials=5)
+    assert run(tmp_path, remember([], killed_at=0), trials=5) == winner
+
+
+def test_a_trial_left_running_is_taken_up_again(tmp_path: Path) -> None:
+    seen: list[str] = []
+    started: list[str] = []
+
+    def dies(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        started.append(name_of(spec))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, dies, trials=4)
+    assert [trial.state for trial in trials_of(tmp_path)][-1] == TrialState.RUNNING
+    run(tmp_path, remember(seen), trials=4)
+    assert seen[0] == started[0]
+    states = [trial.state for trial in trials_of(tmp_path)]
+    assert TrialState.RUNNING not in states and states.count(TrialState.COMPLETE) == 4
+
+
+def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    return optuna.load_study(study_name="students", storage=optuna.storages.JournalStorage(backend)).get_trials()
+
+
+def test_the_seed_changes_the_sequence(tmp_path: Path) -> None:
+    sequences = []
+    for seed in (1, 2):
+        seen: list[str] = []
+        search(space(), Budget(), Search(trials=6), remember(seen), seed=seed, folder=tmp_path / str(seed))
+        sequences.append(seen)
+    assert sequences[0] != sequences[1]
+
+
+def test_tpe_does_better_than_chance(tmp_path: Path) -> None:
+    # 12 of 120: at chance the best of 12 is among the first 5 (1 - (115/120)^12 = 40 %); all of 3 seeds: 6 %
+    found = space(widths=12, sizes=(32, 48, 64, 80, 96))
+    top = {name_of(spec) for spec in sorted(found, key=quality)[-5:]}
+    winners = [
+        search(found, Budget(), Search(trials=20), remember([]), seed=seed, folder=tmp_path / str(seed))
+        for seed in range(3)
+    ]
+    assert all(name_of(winner) in top for winner in winners)
+
+
+def test_a_score_that_is_no_number_ends_the_search(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def broken(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        calls.append(name_of(spec))
+        assert len(calls) < 5, "the same candidate over and over"
+        return math.nan, {}
+
+    with pytest.raises(EdgeDistillError, match="search: the score of .* is not finite; lower distill.lr"):
+        run(tmp_path, broken, trials=3)
+
+
+def test_the_table_of_trials(tmp_path: Path) -> None:
+    seen: list[str] = []
+    winner = run(tmp_path, remember(seen), trials=5, budget=Budget(macs_m=20.0))
+    with (tmp_path / "trials.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == COLUMNS and len(rows) == len(space())
+    refused = sum(spec.cost.macs_m > 20.0 for spec in space())
+    states = [row["state"] for row in rows]
+    assert states == sorted(states, key=lambda state: state != "complete")
+    assert [states.count(state) for state in ("complete", "over budget", "not tried")] == [5, refused, 24 - 5 - refused]
+    by_name = {name_of(spec): spec for spec in space()}
+    for at, row in enumerate(rows[:5]):
+        spec = by_name[seen[at]]
+        assert (row["number"], row["family"], row["input_px"]) == (str(at), spec.family, str(spec.input_px))
+        assert row["options"] == f'{{"width": {spec.options["width"]}}}'
+        assert float(row["value"]) == quality(spec) and float(row["seconds"]) == 1.5
+        assert float(row["macs_m"]) == pytest.approx(spec.cost.macs_m, abs=1e-3)
+    assert why(winner, tmp_path) == (
+        f"{winner.family} width={winner.options['width']} at {winner.input_px} px: best of 5 tried "
+        f"(score {quality(winner):.3f}), {refused} refused by the budget"
+    )
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, float | None]] = []
+    search(space(), Budget(), Search(trials=3), remember([]), seed=0, folder=tmp_path,
+           on_trial=lambda done, spec, value: told.append((done, value)))  # fmt: skip
+    assert [done for done, _ in told] == [1, 2, 3] and all(value is not None for _, value in told)
