@@ -11,7 +11,7 @@ from typing import Any
 
 from edgedistill import recipe
 from edgedistill.recipe import Document, Key, Problem, Recipe, choose, option_problems
-from edgedistill.records import EdgeDistillError
+from edgedistill.records import EdgeDistillError, InputError
 
 
 def load(document: Document) -> Recipe:
@@ -118,6 +118,13 @@ def missing(wanted: Recipe, base: Path) -> list[str]:
         except EdgeDistillError as error:
             found.append(str(error))
     return found
+
+
+def bench(wanted: Recipe, base: Path) -> None:
+    """Raise InputError where the recipe measures on a device or with a backend that is not there."""
+    for problem in _bench(wanted.model_dump(mode="json")):
+        raise InputError(f"{'.'.join(map(str, problem.key))}: {problem.message}")
+    _devices(wanted, base)
 
 
 def _images(wanted: Recipe, base: Path) -> list[str]:

@@ -202,11 +202,15 @@ def main() -> None:
     """The entry point: errors for people are one line on stderr and an exit code, tracebacks only with --debug."""
     try:
         app()
-    except (EdgeDistillError, OSError, KeyboardInterrupt) as error:
+    except SystemExit as done:
+        if done.code == 130:  # what typer makes of Ctrl-C, without a word
+            print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    except (EdgeDistillError, OSError) as error:
         if "--debug" in sys.argv:
             raise
         print(_line(error), file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
+        sys.exit(getattr(error, "exit_code", 1))
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -214,11 +218,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str:
     if isinstance(error, EdgeDistillError):
         return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; the same command goes on from here"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'disk'}: the disk is full; what was there before is intact; free some and run again"
     return str(error)

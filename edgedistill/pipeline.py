@@ -310,12 +310,16 @@ def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None
 
 def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
     """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
+    from edgedistill import check
+
     found = run.find(path)
     known, base = found.recipe()
     changed = known.model_dump(mode="json")
     for name, values in sections.items():
         changed[name] |= values
-    return Context(recipe.Recipe.model_validate(changed), base, found)
+    wanted = recipe.Recipe.model_validate(changed)
+    check.bench(wanted, base)
+    return Context(wanted, base, found)
 
 
 def material(context: Context, px: int) -> Material:

@@ -7,20 +7,22 @@ Paths in a recipe are relative to the recipe file.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic import ValidationError as PydanticError
 
+from edgedistill.options import Key, Problem, bound_options, choose, did_you_mean, option_problems
 from edgedistill.records import InputError
 
-Key = tuple[str | int, ...]
+# what binds names and options belongs to the recipe for those who use it
+__all__ = ["Key", "Problem", "Recipe", "RecipeError", "bound_options", "choose", "did_you_mean", "option_problems"]
+
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -186,14 +188,6 @@ class Recipe(Section):
 SECTIONS_TO_DISTILL = ("name", "seed", "data", "sources", "weigh", "student", "search", "distill")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a recipe: the key it concerns, and what to say about it."""
-
-    key: Key
-    message: str
-
-
 class RecipeError(InputError):
     """Every problem of a recipe at once, a line each: `file:line: field: what, and the fix`."""
 
@@ -328,64 +322,3 @@ def _fields(key: Key) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`; did you mean parc?`, or the whole list where nothing is near; a YAML key need not be text."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; one of: {', '.join(names)}" if names else ""
-
-
-def choose(name: str, known: Mapping[str, Any], what: str, key: Key) -> list[Problem]:
-    """Nothing where `name` is in the registry; else one problem with the nearest right name."""
-    if name in known:
-        return []
-    return [Problem(key, f"no {what} is called {name}{did_you_mean(name, known)}")]
-
-
-def option_problems(function: Callable[..., Any], options: Mapping[str, Any], key: Key) -> list[Problem]:
-    """What is wrong with `options` as keyword-only arguments of `function`: unknown, missing, or of the wrong type."""
-    wanted = _keyword_only(function)
-    problems = [Problem((*key, name), f"unknown key{did_you_mean(name, wanted)}") for name in options.keys() - wanted]
-    for name, parameter in wanted.items():
-        if name in options:
-            try:
-                TypeAdapter(_annotation(function, parameter)).validate_python(options[name])
-            except PydanticError as error:
-                message = error.errors()[0]["msg"]
-                problems.append(Problem((*key, name), f"{message[0].lower()}{message[1:]} (got {options[name]!r})"))
-        elif parameter.default is inspect.Parameter.empty:
-            problems.append(Problem((*key, name), "is required"))
-    return problems
-
-
-def bound_options(function: Callable[..., Any], options: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """`options` in the types of `function`'s keyword-only parameters; a `Path` is taken relative to `base`.
-
-    Raises:
-        InputError: an option does not fit the signature (`check` reports the same with its line).
-    """
-    problems = option_problems(function, options, ())
-    if problems:
-        raise InputError("; ".join(f"{'.'.join(map(str, one.key))}: {one.message}" for one in problems))
-    wanted = _keyword_only(function)
-    bound = {name: TypeAdapter(_annotation(function, wanted[name])).validate_python(value)
-             for name, value in options.items()}  # fmt: skip
-    if base is None:
-        return bound
-    return {name: base / value if isinstance(value, Path) else value for name, value in bound.items()}
-
-
-def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function).parameters
-    return {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    annotation = parameter.annotation
-    if annotation is inspect.Parameter.empty:
-        return Any
-    return eval(annotation, inspect.unwrap(function).__globals__) if isinstance(annotation, str) else annotation

@@ -199,6 +199,9 @@ class Run:
         begun = self / ".begun" / step
         if begun.is_file() and begun.read_text(encoding="utf-8") == key:
             return
+        manifest = self.manifest()
+        if manifest["steps"].pop(step, None):  # first: an entry implies the files
+            write_json(self / "manifest.json", manifest)
         for path in (path for pattern in patterns for path in self.path.glob(pattern)):
             path.unlink()
         with atomic(begun) as temporary:

@@ -131,7 +131,9 @@ def test_what_is_not_a_recipe_at_all(tmp_path: Path, text: str, line: str) -> No
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an existing"):
+    with pytest.raises(
+        RecipeError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an existing"
+    ):
         recipe.read(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\)"):
         recipe.read(tmp_path)

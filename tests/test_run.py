@@ -86,7 +86,9 @@ def test_up_to_date_only_with_the_same_key_and_untouched_outputs(tmp_path: Path)
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_text(name)
     here.enter("step", "key", [here / "a.txt", here / "sub/b.txt"], 1.5)
-    assert here.up_to_date("step", "key") and not here.up_to_date("step", "other") and not here.up_to_date("pets", "key")
+    assert (
+        here.up_to_date("step", "key") and not here.up_to_date("step", "other") and not here.up_to_date("pets", "key")
+    )
     assert here.hashes("step") == {name: run.sha256_file(here / name) for name in ("a.txt", "sub/b.txt")}
     assert here.hashes("none") == {}
     (here / "a.txt").write_text("a.tx_")
@@ -118,6 +120,17 @@ def test_clear_keeps_its_own_scratch_and_removes_another_keys(tmp_path: Path) ->
     here.clear("step", "second", patterns)
     assert not (tmp_path / "work/last.pt").exists() and not (tmp_path / "result.json").exists()
     assert (tmp_path / "work/kept.txt").exists()
+
+
+def test_clear_takes_the_entry_out_before_the_files(tmp_path: Path) -> None:
+    here = Run(tmp_path)
+    here.clear("step", "first", ("x",))
+    (here / "x").write_text("x")
+    here.enter("step", "first", [here / "x"], 0.0)
+    here.clear("step", "first", ("x",))
+    assert here.up_to_date("step", "first")
+    here.clear("step", "second", ("x",))
+    assert here.manifest() == {"steps": {}} and not (here / "x").exists()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill.agent import machine
+from edgedistill.progress import slices
 from edgedistill.records import EdgeDistillError, InputError, OnnxModel
 
 BATCH = 16
@@ -85,6 +86,5 @@ def predict_onnx(path: Path, images_NHWC: np.ndarray, *, simulate: bool = False,
     """
     check_images(images_NHWC)
     running = session(path, simulate=simulate, threads=threads)
-    batches = range(0, len(images_NHWC), BATCH)
-    logits = [running.run(["logits"], {"images": images_NHWC[at : at + BATCH]})[0] for at in batches]
-    return np.concatenate(logits)
+    parts = slices(f"{path.name} on {len(images_NHWC)} images", len(images_NHWC), BATCH)
+    return np.concatenate([running.run(["logits"], {"images": images_NHWC[part]})[0] for part in parts])

@@ -15,6 +15,7 @@ import torch
 
 from edgedistill.export import graphs
 from edgedistill.export.infer import BATCH, check_images, predict_onnx, relative_error
+from edgedistill.progress import bar
 from edgedistill.recipe import Export
 from edgedistill.records import EdgeDistillError, GateError, OnnxModel, StudentSpec
 from edgedistill.run import sha256_file
@@ -71,12 +72,16 @@ def export(
         EdgeDistillError: the student cannot be had in the opset asked for.
     """
     check_images(images_NHWC, spec.input_px)
-    student = _ready(model, spec)
-    exported = graphs.global_average_pool(graphs.tidy(_convert(student, spec, settings.opset)))
-    graph = _lower(exported, settings.opset)
-    opset = _opset(graph, settings.opset)
-    graphs.write(graph, path)
-    parity = _parity(student, path, images_NHWC, settings)
+    with bar("export to ONNX", 3) as shown:
+        student = _ready(model, spec)
+        shown(1)
+        exported = graphs.global_average_pool(graphs.tidy(_convert(student, spec, settings.opset)))
+        graph = _lower(exported, settings.opset)
+        opset = _opset(graph, settings.opset)
+        shown(1)
+        graphs.write(graph, path)
+        parity = _parity(student, path, images_NHWC, settings)
+        shown(1)
     size_mb = path.stat().st_size / 1e6
     return OnnxModel(path.name, sha256_file(path), "fp32", "any", opset, "", size_mb, parity)
 

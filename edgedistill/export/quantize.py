@@ -22,6 +22,7 @@ import onnx
 
 from edgedistill.export import graphs
 from edgedistill.export.infer import check_images
+from edgedistill.progress import slices
 from edgedistill.recipe import Quantize
 from edgedistill.records import EdgeDistillError, OnnxModel, Target
 from edgedistill.run import sha256_file, write_json
@@ -148,8 +149,8 @@ def calibrate(fp32: Path, images_NHWC: np.ndarray, method: str) -> Ranges:
         calibrator = create_calibrator(
             copied, op_types, str(Path(scratch) / "augmented.onnx"), calibrate_method=methods[method]
         )
-        for at in range(0, len(images_NHWC), BATCH):
-            calibrator.collect_data(_Feed(images_NHWC[at : at + BATCH]))
+        for part in slices("calibrate", len(images_NHWC), BATCH):
+            calibrator.collect_data(_Feed(images_NHWC[part]))
         found = calibrator.compute_data()
     return {name: _range(name, found[name].range_value) for name in sorted(found.keys())}
 

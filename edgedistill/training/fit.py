@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgedistill.agent import metrics
+from edgedistill.progress import slices
 from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
 from edgedistill.training.augment import augment, normalise
@@ -221,8 +222,8 @@ def logits(model: nn.Module, spec: StudentSpec, images_NHWC: Images, batch: int 
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(normalise(torch.from_numpy(np.array(part)).to(device), spec.mean, spec.std)).cpu()
-            for part in (images_NHWC[at : at + batch] for at in range(0, len(images_NHWC), batch))
+            model(normalise(torch.from_numpy(np.array(images_NHWC[part])).to(device), spec.mean, spec.std)).cpu()
+            for part in slices(f"torch on {len(images_NHWC)} images", len(images_NHWC), batch)
         ]
     return np.asarray(torch.cat(parts).float().numpy())
 

@@ -9,6 +9,7 @@ what is logged is what is summed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Batch:
     labels_B: Tensor
     source_logits: Mapping[str, Tensor]
     source_probs: Mapping[str, Tensor]
+
+    def classes(self, source: str) -> int:
+        """K of a source."""
+        return int(self.source_logits[source].shape[1])
 
 
 Terms = dict[str, "Tensor"]
@@ -98,19 +103,32 @@ def label_loss(batch: Batch) -> Tensor:
 
 
 def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normalise: bool) -> Tensor:
-    """Mean cross-entropy of a source head against the source's own distribution, on labeled and unlabeled images."""
+    """Mean cross-entropy of a source head against the source's own distribution, on labeled and unlabeled images.
+
+    Several sources with the same K can be given at once, [B, S, K]; then the result is [S], else a scalar.
+    """
+    import torch
+
     if temperature != 1.0:
         softened = probs_BK.clamp(min=1e-8) ** (1.0 / temperature)
-        probs_BK = softened / softened.sum(dim=1, keepdim=True)
-    loss = -(probs_BK * (logits_BK / temperature).log_softmax(dim=1)).sum(dim=1).mean()
-    return loss * temperature**2 / (math.log(logits_BK.shape[1]) if normalise else 1.0)
+        probs_BK = softened / softened.sum(dim=-1, keepdim=True)
+    scaled = logits_BK / temperature if temperature != 1.0 else logits_BK
+    # rows of probs sum to 1, so the cross-entropy is the log-sum-exp less one inner product
+    loss: Tensor = (scaled.logsumexp(dim=-1) - torch.linalg.vecdot(probs_BK, scaled)).mean(dim=0)
+    return loss * temperature**2 / (math.log(logits_BK.shape[-1]) if normalise else 1.0)
 
 
 def mixture(batch: Batch, alphas: Mapping[str, float], lam: float, temperature: float, normalise: bool) -> Terms:
     """`labels` and one term a source with weight, scaled by lam and (1 - lam) * alpha."""
-    terms = {"labels": lam * label_loss(batch)}
-    for name, alpha in alphas.items():
-        if alpha > 0.0:
-            loss = source_loss(batch.source_logits[name], batch.source_probs[name], temperature, normalise)
-            terms[f"source/{name}"] = (1.0 - lam) * alpha * loss
-    return terms
+    import torch
+
+    losses: Terms = {}
+    active = [name for name, alpha in alphas.items() if alpha > 0.0]
+    # sources with label spaces of one size go through together: a dozen ImageNet nets cost three operations, not forty
+    for _, group in itertools.groupby(sorted(active, key=batch.classes), key=batch.classes):
+        names = list(group)
+        logits_BSK = torch.stack([batch.source_logits[name] for name in names], dim=1)
+        probs_BSK = torch.stack([batch.source_probs[name] for name in names], dim=1)
+        losses |= zip(names, source_loss(logits_BSK, probs_BSK, temperature, normalise), strict=True)
+    shares = {f"source/{name}": (1.0 - lam) * alphas[name] * losses[name] for name in active}
+    return {"labels": lam * label_loss(batch), **shares}

@@ -104,6 +104,8 @@ def onnx(
 ) -> Network:
     """An ONNX file as a black box: one image input [B, 3, px, px] or [B, px, px, 3], class scores out.
 
+    A float input gets normalised images; a uint8 input gets bytes, as the graphs exported here want them.
+
     Args:
         base: unused; every kind takes it.
         file: the ONNX file.
@@ -122,17 +124,38 @@ def onnx(
     for name in filter(None, (probabilities, features)):
         if name not in known:
             raise InputError(f"{file}: has no output {name}{did_you_mean(name, known)}")
+    if len(image.shape) != 4 or 3 not in {image.shape[1], image.shape[3]}:
+        raise InputError(f"{file}: its input {image.name} is {image.shape}, not images of three channels")
     wanted = [probabilities or known[0], *([features] if features else [])]
-    channels_first = image.shape[1] == 3
+    channels_first, raw = image.shape[1] == 3, image.type == "tensor(uint8)"
+    fixed = image.shape[0] if isinstance(image.shape[0], int) else None
+
+    def answer(images_BCHW: Tensor) -> list[Tensor]:
+        given = (images_BCHW * 255).round().to(torch.uint8) if raw else images_BCHW
+        given = given if channels_first else given.permute(0, 2, 3, 1)
+        return [torch.from_numpy(one) for one in session.run(wanted, {image.name: given.contiguous().numpy()})]
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        given = images_BCHW if channels_first else images_BCHW.permute(0, 2, 3, 1)
-        scores, *rest = session.run(wanted, {image.name: given.contiguous().numpy()})
-        probs_BK = torch.from_numpy(scores).softmax(dim=1) if logits else torch.from_numpy(scores)
-        return torch.from_numpy(rest[0]) if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
+        answers = [answer(part) for part in _batches_of(images_BCHW, fixed)]
+        scores, *rest = (torch.cat(parts)[: len(images_BCHW)] for parts in zip(*answers, strict=True))
+        probs_BK = scores.softmax(dim=1) if logits else scores
+        return rest[0] if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
 
     px = image.shape[2]
-    return Network(forward, px if isinstance(px, int) else 224, IMAGENET_MEAN, IMAGENET_STD, runs.sha256_file(file))
+    # a graph that takes bytes normalises by itself, as the ones exported here do
+    mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if raw else (IMAGENET_MEAN, IMAGENET_STD)
+    identity = runs.digest([runs.sha256_file(file), wanted, logits])
+    return Network(forward, px if isinstance(px, int) else 224, mean, std, identity)
+
+
+def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
+    """The batch in parts of the size that a graph with a fixed batch takes, the last one filled up by repeating."""
+    import torch
+
+    if fixed is None:
+        return [images_BCHW]
+    *whole, last = torch.split(images_BCHW, fixed)
+    return [*whole, torch.cat([last, last[:1].expand(fixed - len(last), *last.shape[1:])])]
 
 
 SOURCES: dict[str, Callable[..., Network]] = {

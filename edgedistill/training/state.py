@@ -55,6 +55,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.lr,
+        fused=True,  # one pass over the weights: with twelve source heads the optimiser was a seventh of a step
     )
     return State(model, heads, copy.deepcopy(model).requires_grad_(False), optimiser)
 

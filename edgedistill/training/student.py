@@ -272,7 +272,7 @@ def build(spec: StudentSpec, seed: int = 0, initialise: bool = False) -> nn.Modu
 
 
 def feature_width(backbone: nn.Module) -> int:
-    """D of the pooled features: timm's `head_hidden_size` where a net widens them after pooling (MobileNetV3 and V4)."""
+    """D of the pooled features: timm's `head_hidden_size` where a net widens them after pooling (MobileNetV3, V4)."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
@@ -33,7 +34,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # a file of a newer pickle protocol either loads all the same, or is refused below with a reason
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
     except pickle.UnpicklingError:
@@ -42,7 +46,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "save the state dict alone, best with safetensors.torch.save_file",
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a torch weights file ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or "it ends too early").splitlines()[0]  # the EOFError of an empty file says nothing
+        raise InputError(f"{path}: not a torch weights file ({reason})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: not a state dict", "save model.state_dict()")

@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("cpu")
 STEPS = 12
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the death of the process."""
 
 
 def trained(wanted: Task, folder: Path | None = None, killed_after: int = -1) -> Fitted:
     def on_step(step: int, scalars: object) -> None:
         if step == killed_after:
-            raise Killed
+            raise KilledError
 
     return fit.fit(student.build(wanted.spec, seed=1), wanted, folder, on_step)
 
@@ -61,7 +61,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     tmp_path: Path, whole: tuple[Fitted, list[dict[str, Any]]], killed: tuple[int, ...]
 ) -> None:
     for step in killed:
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             trained(task(STEPS), tmp_path, killed_after=step)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 99, "loss": 0.')
@@ -72,7 +72,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
 
 def test_steps_under_a_checkpoint_are_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trained(task(STEPS), tmp_path, killed_after=7)
     steps: list[int] = []
     fit.fit(student.build(micro_spec(), 1), task(STEPS), tmp_path, lambda step, scalars: steps.append(step))
@@ -194,5 +194,5 @@ def test_score_and_cross_entropy_by_hand() -> None:
     # probabilities of the label 3/4, 3/4, 1/4: (2 ln 4/3 + ln 4) / 3
     assert cross_entropy(logits_NC, labels_N) == pytest.approx((2 * np.log(4 / 3) + np.log(4)) / 3)
     found = score(logits_NC, labels_N)
-    assert (found.n, found.top1, found.balanced) == (3, pytest.approx(2 / 3), pytest.approx(0.75))
+    assert found.n == 3 and (found.top1, found.balanced) == pytest.approx((2 / 3, 0.75))
     assert found.top1_ci95[0] < found.top1 < found.top1_ci95[1]

@@ -180,7 +180,7 @@ def test_halves_hold_half_of_every_class_and_no_image_twice(counts: list[int], s
         seen.append(np.stack([features_ND[:, 0], labels_N]))
         return 0.0
 
-    rows = np.arange(len(labels_N))[:, None]
+    rows = np.arange(len(labels_N), dtype=np.float64)[:, None]
     half_sample_interval(remember, rows, rows, labels_N, repeats=3, seed=seed)
     for picked, labels in seen[1:]:
         assert len(set(picked)) == len(picked) and (labels_N[picked.astype(int)] == labels).all()

