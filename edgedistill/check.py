@@ -112,7 +112,7 @@ def _plugin(given: Any, name_key: str, known: Mapping[str, Any], what: str, key:
 def missing(wanted: Recipe, base: Path) -> list[str]:
     """What the recipe names and this machine lacks: images, sources, a device, a student within the budget."""
     found = []
-    for look in (_images, _each_source, _first_batch, _devices):
+    for look in (_images, _each_source, _initial_weights, _first_batch, _devices):
         try:
             found += look(wanted, base)
         except EdgeDistillError as error:
@@ -152,6 +152,14 @@ def _each_source(wanted: Recipe, base: Path) -> list[str]:
     return problems
 
 
+def _initial_weights(wanted: Recipe, base: Path) -> list[str]:
+    """Every candidate's initial weights; how many classes the target has does not matter for that."""
+    from edgedistill.training import student
+
+    candidates = student.candidates(wanted.student, num_classes=2)
+    return sorted({problem for one in candidates if (problem := student.reachable(one))})
+
+
 def _first_batch(wanted: Recipe, base: Path) -> list[str]:
     """One batch of real images through the smallest student that the budget admits."""
     from edgedistill.training import data, datasets, fit, student
@@ -161,7 +169,7 @@ def _first_batch(wanted: Recipe, base: Path) -> list[str]:
     spec = min(within, key=lambda one: one.cost.macs_m)
     _, images_NHWC, _ = data.glance(wanted.data, base, spec.input_px)
     fit.logits(student.build(spec), spec, images_NHWC)
-    return sorted({problem for one in within if (problem := student.reachable(one))})
+    return []
 
 
 def _devices(wanted: Recipe, base: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,12 @@ def bound_options(function: Callable[..., Any], options: Mapping[str, Any], base
              for name, value in options.items()}  # fmt: skip
     if base is None:
         return bound
-    return {name: base / value if isinstance(value, Path) else value for name, value in bound.items()}
+    return {name: _placed(value, base) if isinstance(value, Path) else value for name, value in bound.items()}
+
+
+def _placed(path: Path, base: Path) -> Path:
+    """`path` from `base` on, "~" and ".." resolved as words: links stay as the user knows them."""
+    return Path(os.path.normpath(base / path.expanduser()))
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -8,8 +8,7 @@ its key (run.py) before anything heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill import environment, recipe, report, run
 from edgedistill.context import Context, save_arrays, spread
-from edgedistill.progress import bar, say
+from edgedistill.progress import bar, say, watch
 from edgedistill.records import Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.steps import Step, advance
 
 if TYPE_CHECKING:
-    from edgedistill.training.fit import Material, OnStep
+    from edgedistill.training.fit import Material
 
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
 HOST_IMAGES = 500
@@ -92,25 +91,6 @@ def distill(context: Context) -> None:
                         fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3))  # fmt: skip
     brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
     run.write_json(folder / "result.json", {**asdict(record), **brief})
-
-
-@contextmanager
-def watch(folder: Path, steps: int) -> Iterator[OnStep]:
-    """Every loss term to TensorBoard, and a progress bar; steps done before are not written twice."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with bar("distill", steps) as shown, ExitStack() as stack:
-        writers: list[SummaryWriter] = []
-
-        def on_step(step: int, scalars: Mapping[str, float]) -> None:
-            if not writers:  # only the first step done tells from where a resumed run goes on
-                shown(step - 1)
-                writers.append(stack.enter_context(SummaryWriter(str(folder), purge_step=step)))
-            for name, value in scalars.items():
-                writers[0].add_scalar(name, value, step)
-            shown(1)
-
-        yield on_step
 
 
 def export(context: Context) -> None:
@@ -252,7 +232,10 @@ def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Conte
         InputError: the recipe asks for what is not there.
         EdgeDistillError: another process works in the run directory, or a step failed.
     """
-    context = Context(with_trained_sources(wanted, document.base, root), document.base, run.directory(wanted, root))
+    asked = Context(wanted, document.base, run.directory(wanted, root))
+    if not asked.run.hashes("search"):
+        affordable(asked)
+    context = replace(asked, recipe=with_trained_sources(wanted, document.base, root))
     learn(context, document)
     run.point_latest(context.run)
     return context
@@ -270,11 +253,16 @@ def learn(context: Context, document: recipe.Document) -> None:
 
 
 def prepare(context: Context) -> None:
-    """Load whatever can turn out to be missing, broken or out of budget, before the run directory is written to."""
+    """Load whatever can turn out to be missing or broken, before the run directory is written to."""
+    affordable(context)
+    say(f"images     {context.splits.train.n} to train on, {context.splits.n_test} to test")
+
+
+def affordable(context: Context) -> None:
+    """Raise InputError where no candidate meets the budget."""
     from edgedistill.training import student
 
     student.feasible(context.candidates, context.recipe.student.budget)
-    say(f"images     {context.splits.train.n} to train on, {context.splits.n_test} to test")
 
 
 def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recipe.Recipe:

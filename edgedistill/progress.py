@@ -1,10 +1,11 @@
-"""What a person sees while the work is on, all of it on stderr: lines, and bars where that is a terminal."""
+"""What a person sees while the work is on: lines and bars on stderr, and scalars in TensorBoard."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -27,3 +28,22 @@ def slices(what: str, total: int, size: int) -> Iterator[slice]:
         for at in range(0, total, size):
             yield slice(at, at + size)
             shown(min(size, total - at))
+
+
+@contextmanager
+def watch(folder: Path, steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Every loss term to TensorBoard, and a progress bar; steps done before are not written twice."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with bar("distill", steps) as shown, ExitStack() as stack:
+        writers: list[SummaryWriter] = []
+
+        def on_step(step: int, scalars: Mapping[str, float]) -> None:
+            if not writers:  # only the first step done tells from where a resumed run goes on
+                shown(step - 1)
+                writers.append(stack.enter_context(SummaryWriter(str(folder), purge_step=step)))
+            for name, value in scalars.items():
+                writers[0].add_scalar(name, value, step)
+            shown(1)
+
+        yield on_step

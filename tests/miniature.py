@@ -147,8 +147,8 @@ finally:
     return [sys.executable, "-c", body, *map(str, arguments)]
 
 
-def edgedistill(*arguments: str | Path, cwd: Path | None = None) -> Answer:
+def edgedistill(*arguments: str | Path, cwd: Path | None = None, timeout_s: float = 600) -> Answer:
     """The command line in a process of its own."""
     started = time.monotonic()
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=600)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=timeout_s)
     return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - started)

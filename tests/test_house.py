@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from edgedistill.agent.backends import BACKENDS
 from edgedistill.training.datasets import DATASETS
 from edgedistill.training.methods import METHODS
 from edgedistill.training.similarity import METRICS
@@ -99,8 +98,7 @@ def test_what_a_recipe_can_name_explains_itself(registry: str, name: str) -> Non
 
 
 def test_every_registry_has_entries() -> None:
-    assert all(len(known) >= 4 for known in REGISTRIES.values()) and "onnxruntime-cpu" in BACKENDS
-    assert all(inspect.getdoc(backend) for backend in BACKENDS.values())
+    assert all(len(known) >= 4 for known in REGISTRIES.values())
 
 
 def test_the_layers_hold() -> None:
