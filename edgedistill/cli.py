@@ -72,22 +72,22 @@ def check(recipe: RecipeFile, sets: Overrides = None) -> None:
 @app.command()
 def train(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
     """Weigh the sources, search the student, distil it."""
-    from edgedistill import pipeline
+    from edgedistill import pipeline, session
 
     document, found = _load(recipe, sets)
-    context = pipeline.train(document, found, runs)
-    pipeline.finish(context, pipeline.nothing)
+    context = session.train(document, found, runs)
+    session.finish(context, pipeline.nothing)
     _show(context.run.path)
 
 
 @app.command()
 def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
     """The whole road: train, export, quantize, verify, bench, report."""
-    from edgedistill import pipeline
+    from edgedistill import pipeline, session
 
     document, found = _load(recipe, sets)
-    context = pipeline.train(document, found, runs)
-    pipeline.finish(context, pipeline.to_the_end)
+    context = session.train(document, found, runs)
+    session.finish(context, pipeline.to_the_end)
     _show(context.run.path)
 
 
@@ -98,10 +98,10 @@ def export(
                     "decides where neither is given.")] = None,
 ) -> None:  # fmt: skip
     """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
-    from edgedistill import pipeline
+    from edgedistill import pipeline, session
 
-    context = pipeline.reopen(run, {} if int8 is None else {"quantize": {"enabled": int8}})
-    pipeline.finish(context, pipeline.to_bundle)
+    context = session.reopen(run, {} if int8 is None else {"quantize": {"enabled": int8}})
+    session.finish(context, pipeline.to_bundle)
     _show(context.run.path)
 
 
@@ -114,11 +114,11 @@ def bench(
     ] = None,
 ) -> None:
     """Latency and accuracy of the exported graphs on the devices."""
-    from edgedistill import pipeline
+    from edgedistill import pipeline, session
 
     asked = {name: given for name, given in (("devices", device), ("backends", backend)) if given}
-    context = pipeline.reopen(run, {"bench": asked})
-    pipeline.finish(context, pipeline.to_the_end)
+    context = session.reopen(run, {"bench": asked})
+    session.finish(context, pipeline.to_the_end)
     _show(context.run.path)
 
 

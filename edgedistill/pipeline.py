@@ -8,23 +8,23 @@ its key (run.py) before anything heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgedistill import environment, recipe, report, run
+from edgedistill import report, run
+from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.progress import bar, say, watch
 from edgedistill.records import Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
-from edgedistill.steps import Step, advance
+from edgedistill.steps import Step
 
 if TYPE_CHECKING:
     from edgedistill.training.fit import Material
 
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
 HOST_IMAGES = 500
+HELD_OUT = 256  # unlabeled images that the search does not train on
 
 
 def weigh(context: Context) -> None:
@@ -58,11 +58,11 @@ def choose(context: Context) -> None:
 
     def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
         with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
-            task = fit.Task(spec, material(context, spec.input_px), recipe.distill, recipe.search.steps, seed)
+            task = fit.Task(spec, material(context, spec.input_px, HELD_OUT), recipe.distill, recipe.search.steps, seed)
             fitted = fit.fit(student.build(spec, seed, initialise=True), task, on_step=lambda *step: shown(1))
-        # val is small: cross-entropy, squeezed below the step of one image, tells equals apart
-        score = fitted.val.score(recipe.data.score) - min(fitted.val_loss, 10.0) / 10.0 / (len(task.material.val) + 1)
-        return score, {"seconds": round(fitted.seconds, 2), "val_loss": fitted.val_loss}
+        low, high = fitted.val.interval(recipe.data.score)
+        facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
+        return fitted.val.score(recipe.data.score), facts
 
     winner = search.search(context.candidates, recipe.student.budget, recipe.search, objective,
                            seed=recipe.seed, folder=folder)  # fmt: skip
@@ -223,101 +223,18 @@ def report_step(context: Context) -> Step:
     return Step("report", 1, ("name", "about", "data"), done, ("report.json", "report.html"), write_report)
 
 
-def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Context:
-    """weigh, search, distill: from a recipe to a trained student in its run directory under `root`.
+def material(context: Context, px: int, held_out: int = 0) -> Material:
+    """What a student of input size `px` learns from, less `held_out` unlabeled images (a quarter of them at most)."""
+    import numpy as np
 
-    A source that is given as a recipe is trained first, in a run directory beside this one.
-
-    Raises:
-        InputError: the recipe asks for what is not there.
-        EdgeDistillError: another process works in the run directory, or a step failed.
-    """
-    asked = Context(wanted, document.base, run.directory(wanted, root))
-    if not asked.run.hashes("search"):
-        affordable(asked)
-    context = replace(asked, recipe=with_trained_sources(wanted, document.base, root))
-    learn(context, document)
-    run.point_latest(context.run)
-    return context
-
-
-def learn(context: Context, document: recipe.Document) -> None:
-    """The steps up to the trained student, under the run directory's lock."""
-    if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
-        prepare(context)
-    with context.run.lock():
-        context.run.keep(context.recipe, document)
-        if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
-            run.write_json(context.run / "env.json", environment.describe())
-        advance(context, TRAIN)
-
-
-def prepare(context: Context) -> None:
-    """Load whatever can turn out to be missing or broken, before the run directory is written to."""
-    affordable(context)
-    say(f"images     {context.splits.train.n} to train on, {context.splits.n_test} to test")
-
-
-def affordable(context: Context) -> None:
-    """Raise InputError where no candidate meets the budget."""
-    from edgedistill.training import student
-
-    student.feasible(context.candidates, context.recipe.student.budget)
-
-
-def with_trained_sources(wanted: recipe.Recipe, base: Path, root: Path) -> recipe.Recipe:
-    """The recipe with every `recipe:` source replaced by the run that it was trained in, here and now if need be."""
-    from edgedistill import check
-
-    def trained(section: recipe.Source) -> recipe.Source:
-        given = section.options.get("recipe")
-        if section.kind != "run" or not given:
-            return section
-        document = recipe.read(base / given)
-        inner = check.load(document)
-        say(f"source {section.name}: {document.path.name}")
-        context = Context(with_trained_sources(inner, document.base, root), document.base, run.directory(inner, root))
-        learn(context, document)
-        path = str(context.run.path.resolve())
-        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
-
-    return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
-
-
-def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None:
-    """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too."""
-    with context.run.lock():
-        context.run.remember(context.recipe, context.base)
-        try:
-            advance(context, steps(context))
-        except GateError:
-            advance(context, (report_step(context),))
-            raise
-        advance(context, (report_step(context),))
-
-
-def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
-    """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
-    from edgedistill import check
-
-    found = run.find(path)
-    known, base = found.recipe()
-    changed = known.model_dump(mode="json")
-    for name, values in sections.items():
-        changed[name] |= values
-    wanted = recipe.Recipe.model_validate(changed)
-    check.bench(wanted, base)
-    return Context(wanted, base, found)
-
-
-def material(context: Context, px: int) -> Material:
-    """What a student of input size `px` learns from."""
     from edgedistill.training import fit
 
     splits, weights = context.splits, run.read_record(context.run / "weigh/weights.json", SourceWeights)
+    apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
     probs = {name: one.probs_NK for name, one in context.outputs.items()}
-    return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels, splits.unlabeled_rows,
-                        splits.val_rows, splits.val_labels, probs, weights.alphas)  # fmt: skip
+    return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
+                        np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
+                        weights.alphas, splits.unlabeled_rows[apart])  # fmt: skip
 
 
 def nothing(context: Context) -> tuple[Step, ...]:

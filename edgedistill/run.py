@@ -162,6 +162,10 @@ class Run:
                 f"{self.path}: another edgedistill is at work in this run directory", "wait for it or end it"
             ) from None
         try:
+            for orphan in self.path.rglob(
+                ".*.tmp"
+            ):  # a killed process leaves the file it was writing; nobody else is here
+                orphan.unlink()
             yield
         finally:
             guard.release()

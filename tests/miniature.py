@@ -97,7 +97,7 @@ class Answer:
 def picture(upright: bool, seed: int, px: int = 40) -> Image.Image:
     """Stripes of a random width and phase under blurred noise."""
     generator = np.random.default_rng(seed)
-    phase, width = generator.uniform(0, 6, 2) + (0, 5)
+    phase, width = generator.uniform((0, 5), (6, 11))
     stripes = 60 * np.sin(np.arange(px) * 2 * np.pi / width + phase)
     grey = 128 + (stripes[None, :] if upright else stripes[:, None]) + np.zeros((px, px))
     noise = Image.fromarray(generator.integers(0, 256, (px, px, 3), dtype=np.uint8))

@@ -121,7 +121,8 @@ def _quantize(run: Run) -> None:
         OnnxModel("quantize/student.int8-tensorrt.onnx", "2" * 64, "int8", "tensorrt", 20, "f" * 64, 0.96),
     ]
     write_json(run / "quantize/models.json", [asdict(model) for model in models])
-    told = {"method": "minmax", "images": ["0" * 64] * 200, "warnings": ["200 images, not 500, to calibrate"]}
+    warning = "200 images, not 500, to calibrate"
+    told = {"method": "minmax", "images": 200, "warnings": [warning], "sha256": ["0" * 64] * 200}
     write_json(run / "quantize/calibration.json", told)
 
 

@@ -65,7 +65,7 @@ def test_there_is_something_to_check() -> None:
 
 @pytest.mark.parametrize("wrong", ["edgedistill fly x", "edgedistill run x --no-such", "edgedistill check"])
 def test_a_wrong_command_would_be_found(wrong: str) -> None:
-    with pytest.raises(Exception, match="no verb|No such option|Missing parameter"):
+    with pytest.raises(Exception, match=r"no verb|No such option|Missing parameter"):
         parse(wrong)
 
 

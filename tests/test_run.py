@@ -145,9 +145,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_the_lock_refuses_a_second_process_and_dies_with_its_holder(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
-    with pytest.raises(EdgeDistillError, match="another edgedistill is at work in this run directory; wait") as caught:
-        with Run(tmp_path).lock():
-            pass
+    busy = pytest.raises(EdgeDistillError, match="another edgedistill is at work in this run directory; wait")
+    with busy as caught, Run(tmp_path).lock():
+        pass
     assert caught.value.exit_code == 1
     holder.send_signal(signal.SIGKILL)
     assert holder.wait(timeout=10) == -signal.SIGKILL
@@ -155,6 +155,14 @@ def test_the_lock_refuses_a_second_process_and_dies_with_its_holder(
         pass
     with Run(tmp_path).lock():
         pass
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/.student.onnx.123.tmp").write_bytes(b"half")
+    (tmp_path / "export/student.onnx").write_bytes(b"whole")
+    with Run(tmp_path).lock():
+        assert [path.name for path in (tmp_path / "export").iterdir()] == ["student.onnx"]
 
 
 def test_records_are_read_back_as_written(tmp_path: Path) -> None:
@@ -185,7 +193,7 @@ def test_latest_points_at_the_last_run(tmp_path: Path) -> None:
         run.point_latest(Run(tmp_path / name))
         assert run.find(tmp_path / "latest").path == (tmp_path / name).resolve()
     assert everything(tmp_path) == ["latest", "one", "one/recipe.lock.json", "two", "two/recipe.lock.json"]
-    assert os.readlink(tmp_path / "latest") == "two"  # relative: the folder of runs can be moved
+    assert str((tmp_path / "latest").readlink()) == "two"  # relative: the folder of runs can be moved
 
 
 def test_log_is_a_line_an_event(tmp_path: Path) -> None:

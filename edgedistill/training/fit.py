@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Material:
         val_labels: target classes of `val`.
         probs: per source its pseudo-labels for the whole train store, [N, K].
         alphas: per source its weight.
+        held_out: rows without a label that are not trained on; with val they measure the held-out loss.
     """
 
     images_NHWC: Images
@@ -59,6 +60,7 @@ class Material:
     val_labels: Rows
     probs: Mapping[str, NDArray[Any]]
     alphas: Mapping[str, float]
+    held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained student (EMA weights, eval mode), its accuracy on val, the mean cross-entropy there, and the time."""
+    """A trained student (EMA weights, eval mode) and how it does on what it was not trained on.
+
+    Attributes:
+        model: the student.
+        val: its accuracy on val.
+        loss: the method's own loss on val and on the images held out, by the student's last source heads.
+        seconds: training time, over all processes that took part.
+    """
 
     model: nn.Module
     val: Accuracy
-    val_loss: float
+    loss: float
     seconds: float
 
 
@@ -121,9 +130,9 @@ def fit(
         on_step(step + 1, scalars)
     refresh_statistics(state.ema, training_batches(task, next(model.parameters()).device))
     seconds = before + time.monotonic() - started
+    held_out = held_out_loss(state, loss, task)
     logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
-    labels = task.material.val_labels
-    return Fitted(state.ema.eval(), score(logits_NC, labels), cross_entropy(logits_NC, labels), seconds)
+    return Fitted(state.ema.eval(), score(logits_NC, task.material.val_labels), held_out, seconds)
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,15 @@ def draw_batch(task: Task, step: int) -> Drawn:
     material, settings = task.material, task.settings
     at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
     extra = draw_rows(material.unlabeled, settings.batch_unlabeled if task.sources else 0, task.seed, step, stream=2)
-    rows = np.concatenate([material.labeled[at], extra])
-    labels = np.concatenate([material.labels[at], np.full(len(extra), -1)])
-    probs = {name: torch.from_numpy(np.asarray(material.probs[name][rows])) for name in task.sources}
-    return Drawn(torch.from_numpy(np.asarray(material.images_NHWC[rows])), torch.from_numpy(labels), probs)
+    return gather(task, material.labeled[at], material.labels[at], extra)
+
+
+def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
+    """Rows of the train store as a batch, the labeled ones first."""
+    rows = np.concatenate([labeled, unlabeled])
+    padded = np.concatenate([labels, np.full(len(unlabeled), -1)])
+    probs = {name: torch.from_numpy(np.asarray(task.material.probs[name][rows])) for name in task.sources}
+    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs)
 
 
 def training_batches(task: Task, device: torch.device, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
@@ -175,6 +189,23 @@ def training_batches(task: Task, device: torch.device, images: int = 512, batch:
         yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
 
 
+def heads_of(state: State, model: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32."""
+    cuda = images_BCHW.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext():
+        features_BD = model.backbone(images_BCHW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+        target_BC = model.head(features_BD)  # type: ignore[operator]
+        return target_BC.float(), state.heads(features_BD).float()
+
+
+def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn) -> Batch:
+    """The heads' logits, cut apart by source, beside labels and pseudo-labels: what the method sees."""
+    probs = {name: value.to(stacked.device).float() for name, value in drawn.probs.items()}
+    widths = [value.shape[1] for value in probs.values()]
+    split = dict(zip(probs, torch.split(stacked, widths, dim=1), strict=True)) if probs else {}
+    return Batch(target_BC, drawn.labels_B.to(stacked.device), split, probs)
+
+
 def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:
     """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."}."""
     device = next(state.model.parameters()).device
@@ -182,18 +213,30 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     images_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
     images_BCHW = augment(images_BCHW, task.settings.augment, torch.Generator().manual_seed(seed))
     state.model.train()
-    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext():
-        features_BD = state.model.backbone(images_BCHW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
-        target_BC = state.model.head(features_BD).float()  # type: ignore[operator]
-        stacked = state.heads(features_BD).float()
-    probs = {name: value.to(device).float() for name, value in drawn.probs.items()}
-    widths = [value.shape[1] for value in probs.values()]
-    split = dict(zip(probs, stacked.split(widths, dim=1), strict=True)) if probs else {}
-    terms = loss(Batch(target_BC, drawn.labels_B.to(device), split, probs))
+    terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
     values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
+
+
+def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
+    """The method's loss on val and the images held out: the label term on val, the source terms on all of them.
+
+    Val alone is small; how well a student answers as its sources do can be asked of any image, with far less noise.
+    """
+    material, device = task.material, next(state.ema.parameters()).device
+    unlabeled = material.held_out if task.sources else material.held_out[:0]
+    drawn = gather(task, material.val, material.val_labels, unlabeled)
+    state.ema.eval()
+    with torch.inference_mode():
+        heads = [
+            heads_of(state, state.ema, normalise(part.to(device), task.spec.mean, task.spec.std))
+            for part in torch.split(drawn.images_BHWC, 64)
+        ]
+        target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
+        terms = loss(as_batch(target, stacked, drawn))
+    return float(sum(value.item() for value in terms.values()))
 
 
 def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
@@ -231,10 +274,3 @@ def logits(model: nn.Module, spec: StudentSpec, images_NHWC: Images, batch: int 
 def score(logits_NC: NDArray[np.float32], labels_N: Rows) -> Accuracy:
     """Accuracy record of logits against labels."""
     return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(axis=1)))
-
-
-def cross_entropy(logits_NC: NDArray[np.float32], labels_N: Rows) -> float:
-    """Mean cross-entropy in nats: tells apart two students with the same accuracy on a small val."""
-    from scipy.special import log_softmax
-
-    return float(-log_softmax(logits_NC.astype(np.float64), axis=1)[np.arange(len(labels_N)), labels_N].mean())

@@ -27,7 +27,8 @@ from edgedistill.run import atomic, canonical
 from edgedistill.training.student import describe, feasible, over_budget
 
 Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
-COLUMNS = ("number", "state", "family", "options", "input_px", "macs_m", "params_m", "weights_mb", "value", "seconds")
+FACTS = ("standard_error", "loss", "seconds")
+COLUMNS = ("number", "state", "family", "options", "input_px", "macs_m", "params_m", "weights_mb", "value", *FACTS)
 
 
 def search(
@@ -43,7 +44,8 @@ def search(
         found: the whole space, with costs.
         budget: upper bounds; a candidate over one of them is never scored.
         settings: the recipe's `search` section.
-        objective: from a candidate and a seed to (score, facts to keep); higher is better.
+        objective: from a candidate and a seed to its score (higher is better) and facts to keep: "standard_error" of
+            the score and "loss" on held-out images (which choose among equals), and what else trials.csv should tell.
         seed: of the sampler, and handed to the objective: every candidate is trained from the same seed.
         folder: the run's search folder.
         on_trial: called after each candidate with how many were scored so far.
@@ -67,9 +69,22 @@ def search(
         study.tell(trial, value)
         scored = _scored(study)
         on_trial(len(scored), spec, value)
-    winner = max(scored.values(), key=lambda one: (one.value, -one.number)).user_attrs["spec"]
+    winner = one_standard_error(scored)
     _write_table(folder / "trials.csv", found, budget, study)
     return next(spec for spec in within if name_of(spec) == winner)
+
+
+def one_standard_error(scored: dict[str, FrozenTrial]) -> str:
+    """The candidate with the lowest held-out loss among those that val cannot tell from the best.
+
+    Val holds a few dozen images: taking the best score would take the luckiest candidate. The rule of one standard
+    error (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3) keeps all within the best one's
+    standard error, and lets a quieter measure decide.
+    """
+    best = max(scored.values(), key=lambda one: one.values[0])
+    bar = best.values[0] - best.user_attrs["standard_error"]
+    equals = {name: one for name, one in scored.items() if one.values[0] >= bar}
+    return min(equals, key=lambda name: (equals[name].user_attrs["loss"], equals[name].number))
 
 
 def name_of(spec: StudentSpec) -> str:
@@ -134,17 +149,17 @@ def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: op
         table = csv.writer(stream)
         table.writerow(COLUMNS)
         for at, (name, trial) in enumerate(scored):
-            seconds = trial.user_attrs.get("seconds", "")
-            table.writerow([at, "complete", *_row(by_name.pop(name)), trial.value, seconds])
+            facts = [trial.user_attrs.get(fact, "") for fact in FACTS]
+            table.writerow([at, "complete", *_row(by_name.pop(name)), trial.value, *facts])
         for spec in by_name.values():
             state = "over budget" if over_budget(spec.cost, budget) else "not tried"
-            table.writerow(["", state, *_row(spec), "", ""])
+            table.writerow(["", state, *_row(spec), "", *("" for _ in FACTS)])
 
 
 def _row(spec: StudentSpec) -> list[Any]:
     cost = spec.cost
     figures = [f"{cost.macs_m:.3f}", f"{cost.params_m:.4f}", f"{cost.weights_mb:.3f}"]
-    return [spec.family, json.dumps(spec.options), spec.input_px, *figures]
+    return [spec.family, json.dumps(spec.options), str(spec.input_px), *figures]
 
 
 def why(spec: StudentSpec, folder: Path) -> str:
@@ -153,5 +168,8 @@ def why(spec: StudentSpec, folder: Path) -> str:
         rows = list(csv.DictReader(stream))
     tried = [row for row in rows if row["state"] == "complete"]
     refused = sum(row["state"] == "over budget" for row in rows)
+    own = next(row for row in tried if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
     best = max(float(row["value"]) for row in tried)
-    return f"{describe(spec)}: best of {len(tried)} tried (score {best:.3f}), {refused} refused by the budget"
+    told = "the best" if float(own["value"]) == best else f"within one standard error of the best, {best:.3f}"
+    return (f"{describe(spec)}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
+            f"({float(own['loss']):.3f}); {len(tried)} tried, {refused} refused by the budget")  # fmt: skip

@@ -16,7 +16,7 @@ from tiny import material, micro_spec, task
 
 from edgedistill.records import EdgeDistillError
 from edgedistill.training import fit, student
-from edgedistill.training.fit import Fitted, Task, cross_entropy, draw_batch, draw_rows, logits, score
+from edgedistill.training.fit import Fitted, Task, draw_batch, draw_rows, logits, score
 
 pytestmark = pytest.mark.usefixtures("cpu")
 STEPS = 12
@@ -66,7 +66,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 99, "loss": 0.')
     again = trained(task(STEPS), tmp_path)
-    assert same_bytes(again, whole[0]) and again.val == whole[0].val and again.val_loss == whole[0].val_loss
+    assert same_bytes(again, whole[0]) and again.val == whole[0].val and again.loss == whole[0].loss
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, STEPS + 1))
     assert without_time(lines(tmp_path)) == without_time(whole[1])
 
@@ -103,7 +103,7 @@ def test_an_easy_task_is_learned(method: str) -> None:
     fitted = fit.fit(student.build(wanted.spec, 1), wanted, None, lambda step, all_: losses.append(all_["loss"]))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert fitted.val.n == 8 and fitted.val.top1 == 1.0  # chance is 1/2, and (1/2)^8 = 0.4 % by luck
-    assert fitted.val_loss < np.log(2)
+    assert fitted.loss < np.log(2)
     assert not fitted.model.training
 
 
@@ -177,7 +177,7 @@ def test_a_method_without_sources_gets_no_unlabeled_images() -> None:
 
 def test_no_unlabeled_images_at_all() -> None:
     few = replace(material(), unlabeled=np.arange(0))
-    assert np.isfinite(trained(task(2, few)).val_loss)
+    assert np.isfinite(trained(task(2, few)).loss)
 
 
 def test_logits_do_not_depend_on_the_batch() -> None:
@@ -188,11 +188,17 @@ def test_logits_do_not_depend_on_the_batch() -> None:
     np.testing.assert_allclose(one, four, atol=1e-5)
 
 
-def test_score_and_cross_entropy_by_hand() -> None:
+def test_held_out_loss_of_transfer_is_the_cross_entropy_on_val() -> None:
+    wanted = task(STEPS, method={"name": "transfer"})
+    fitted = trained(wanted)
+    logits_NC = logits(fitted.model, wanted.spec, wanted.material.images_NHWC[wanted.material.val]).astype(np.float64)
+    chosen_N = logits_NC[np.arange(len(logits_NC)), wanted.material.val_labels]
+    assert fitted.loss == pytest.approx(float((np.log(np.exp(logits_NC).sum(axis=1)) - chosen_N).mean()), rel=1e-4)
+
+
+def test_score_by_hand() -> None:
     logits_NC = np.array([[np.log(3), 0.0], [0.0, np.log(3)], [np.log(3), 0.0]], dtype=np.float32)
     labels_N = np.array([0, 1, 1])
-    # probabilities of the label 3/4, 3/4, 1/4: (2 ln 4/3 + ln 4) / 3
-    assert cross_entropy(logits_NC, labels_N) == pytest.approx((2 * np.log(4 / 3) + np.log(4)) / 3)
     found = score(logits_NC, labels_N)
     assert found.n == 3 and (found.top1, found.balanced) == pytest.approx((2 / 3, 0.75))
     assert found.top1_ci95[0] < found.top1 < found.top1_ci95[1]

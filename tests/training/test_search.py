@@ -44,7 +44,7 @@ def remember(seen: list[str], killed_at: int = -1) -> Objective:
         if len(seen) == killed_at:
             raise KeyboardInterrupt
         seen.append(name_of(spec))
-        return quality(spec), {"seconds": 1.5}
+        return quality(spec), {"standard_error": 0.0, "loss": 1.25, "seconds": 1.5}
 
     return objective
 
@@ -74,7 +74,7 @@ def test_the_first_of_equals_wins(tmp_path: Path) -> None:
 
     def alike(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
         seen.append(name_of(spec))
-        return 0.5, {}
+        return 0.5, {"standard_error": 0.0, "loss": 0.0}
 
     assert name_of(run(tmp_path, alike, trials=5)) == seen[0]
 
@@ -87,7 +87,10 @@ def test_nothing_over_budget_is_ever_scored(bound: float, trials: int, seed: int
     def objective(spec: StudentSpec, given_seed: int) -> tuple[float, dict[str, float]]:
         assert given_seed == seed
         seen.append(spec)
-        return spec.cost.macs_m, {}  # dearer is better: the pull is towards what is refused
+        return spec.cost.macs_m, {
+            "standard_error": 0.0,
+            "loss": 0.0,
+        }  # dearer is better: the pull is towards what is refused
 
     budget = Budget(macs_m=bound)
     affordable = [spec for spec in space() if spec.cost.macs_m <= bound]
@@ -155,7 +158,7 @@ def test_the_seed_changes_the_sequence(tmp_path: Path) -> None:
 def test_the_scores_steer_the_choice_after_four_trials(tmp_path: Path) -> None:
     def wrong_way(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
         contrary.append(name_of(spec))
-        return -quality(spec), {}
+        return -quality(spec), {"standard_error": 0.0, "loss": 0.0}
 
     seen: list[str] = []
     contrary: list[str] = []
@@ -170,7 +173,7 @@ def test_a_score_that_is_no_number_ends_the_search(tmp_path: Path) -> None:
     def broken(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
         calls.append(name_of(spec))
         assert len(calls) < 5, "the same candidate over and over"
-        return math.nan, {}
+        return math.nan, {"standard_error": 0.0, "loss": 0.0}
 
     with pytest.raises(EdgeDistillError, match=r"search: the score of .* is not finite; lower distill\.lr"):
         run(tmp_path, broken, trials=3)
@@ -194,8 +197,9 @@ def test_the_table_of_trials(tmp_path: Path) -> None:
         assert float(row["value"]) == quality(spec) and float(row["seconds"]) == 1.5
         assert float(row["macs_m"]) == pytest.approx(spec.cost.macs_m, abs=1e-3)
     assert why(winner, tmp_path) == (
-        f"{winner.family} width={winner.options['width']} at {winner.input_px} px: best of 5 tried "
-        f"(score {quality(winner):.3f}), {refused} refused by the budget"
+        f"{winner.family} width={winner.options['width']} at {winner.input_px} px: "
+        f"score {quality(winner):.3f} (the best), with the lowest held-out loss of such (1.250); "
+        f"5 tried, {refused} refused by the budget"
     )
 
 
@@ -204,3 +208,18 @@ def test_progress_is_told(tmp_path: Path) -> None:
     search(space(), Budget(), Search(trials=3), remember([]), seed=0, folder=tmp_path,
            on_trial=lambda done, spec, value: told.append((done, value)))  # fmt: skip
     assert [done for done, _ in told] == [1, 2, 3] and all(value is not None for _, value in told)
+
+
+def test_among_equals_the_held_out_loss_decides(tmp_path: Path) -> None:
+    """Scores 0.70 +- 0.05, 0.66, 0.64: the second is within one standard error of the first, the third is not."""
+    told = iter([(0.70, 0.9), (0.66, 0.8), (0.64, 0.1)])
+
+    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+        score, loss = next(told)
+        seen.append(spec)
+        return score, {"standard_error": 0.05, "loss": loss, "seconds": 1.0}
+
+    seen: list[StudentSpec] = []
+    winner = search(space()[:3], Budget(), Search(trials=3), objective, seed=0, folder=tmp_path)
+    assert winner == seen[1]
+    assert "score 0.660 (within one standard error of the best, 0.700)" in why(winner, tmp_path)

@@ -1,0 +1,105 @@
+"""How a run begins, goes on and ends: the recipe in place, the directory locked, the pipeline's steps advanced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgedistill import check, environment, recipe, run
+from edgedistill.context import Context
+from edgedistill.pipeline import TRAIN, report_step
+from edgedistill.progress import say
+from edgedistill.records import GateError, InputError
+from edgedistill.steps import Step, advance
+
+
+def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Context:
+    """weigh, search, distill: from a recipe to a trained student in its run directory under `root`.
+
+    A source that is given as a recipe is trained first, in a run directory beside this one.
+
+    Raises:
+        InputError: the recipe asks for what is not there.
+        EdgeDistillError: another process works in the run directory, or a step failed.
+    """
+    asked = Context(wanted, document.base, run.directory(wanted, root))
+    if not asked.run.hashes("search"):
+        affordable(asked)
+    context = replace(asked, recipe=with_trained_sources(wanted, (document,), root))
+    learn(context, document)
+    run.point_latest(context.run)
+    return context
+
+
+def learn(context: Context, document: recipe.Document) -> None:
+    """The steps up to the trained student, under the run directory's lock."""
+    if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
+        prepare(context)
+    with context.run.lock():
+        context.run.keep(context.recipe, document)
+        if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
+            run.write_json(context.run / "env.json", environment.describe())
+        advance(context, TRAIN)
+
+
+def prepare(context: Context) -> None:
+    """Load whatever can turn out to be missing or broken, before the run directory is written to."""
+    affordable(context)
+    say(f"images     {context.splits.train.n} to train on, {context.splits.n_test} to test")
+
+
+def affordable(context: Context) -> None:
+    """Raise InputError where no candidate meets the budget."""
+    from edgedistill.training import student
+
+    student.feasible(context.candidates, context.recipe.student.budget)
+
+
+def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe.Document, ...], root: Path) -> recipe.Recipe:
+    """The recipe with every `recipe:` source replaced by the run that it was trained in, here and now if need be.
+
+    `within` are the recipe's own document and those that led to it, innermost last: none of them can be its source.
+    """
+
+    def trained(section: recipe.Source) -> recipe.Source:
+        given = section.options.get("recipe")
+        if section.kind != "run" or not given:
+            return section
+        document = recipe.read(within[-1].base / given)
+        if any(document.path.samefile(outer.path) for outer in within):
+            raise InputError(f"{within[-1].path}: sources.{section.name}: {document.path} would be a source of itself")
+        inner = check.load(document)
+        say(f"source {section.name}: {document.path.name}")
+        whole = with_trained_sources(inner, (*within, document), root)
+        context = Context(whole, document.base, run.directory(inner, root))
+        learn(context, document)
+        path = str(context.run.path.resolve())
+        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
+
+    return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
+
+
+def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None:
+    """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too."""
+    with context.run.lock():
+        context.run.remember(context.recipe, context.base)
+        try:
+            advance(context, steps(context))
+        except GateError:
+            advance(context, (report_step(context),))
+            raise
+        advance(context, (report_step(context),))
+
+
+def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
+    """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
+    found = run.find(path)
+    known, base = found.recipe()
+    changed = known.model_dump(mode="json")
+    for name, values in sections.items():
+        changed[name] |= values
+    wanted = recipe.Recipe.model_validate(changed)
+    check.bench(wanted, base)
+    return Context(wanted, base, found)
