@@ -18,8 +18,13 @@ def record(path: Path) -> Path:
     found = run.find(path)
     content, manifest = report.collect(found), found.manifest()
     seconds = {name: entry["seconds"] for name, entry in manifest["steps"].items()}
+    memory = max(entry["peak_memory_mb"] for entry in manifest["steps"].values())
     kept = {name: content[name] for name in ("sources", "student", "models", "ladder", "bench", "data")}
-    return append("quickstart", {**kept, "seconds": seconds})
+    raw = {
+        path.name: run.read_json(path)["latency"]["samples_ms"] for path in sorted((found / "bench").rglob("*.json"))
+    }
+    samples = {name: [round(one, 4) for one in samples_ms] for name, samples_ms in raw.items()}
+    return append("quickstart", {**kept, "samples_ms": samples, "seconds": seconds, "peak_memory_mb": memory})
 
 
 def table(line: dict[str, Any]) -> str:
@@ -37,7 +42,8 @@ def table(line: dict[str, Any]) -> str:
         f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
         "latency p50 (min-max) | times as fast as fp32 | MB |", "|---|---|---|---|---|",
         *(_row(one, line) for one in rungs), "",
-        f"{minutes:.1f} minutes on {line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
+        f"{minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on {line['cores']} cores "
+        f"({line['cpu']}), commit {line['commit'] or 'unknown'}. "
         "The intervals are 95 % ones.",
     ])  # fmt: skip
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from edgedistill.agent.machine import peak_memory_mb
 from edgedistill.recipe import SECTIONS_TO_DISTILL, Document, Recipe
 from edgedistill.records import EdgeDistillError, InputError
 
@@ -171,7 +172,7 @@ class Run:
             guard.release()
 
     def manifest(self) -> dict[str, Any]:
-        """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished"}}}."""
+        """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished", "peak_memory_mb"}}}."""
         path = self / "manifest.json"
         return dict(read_json(path)) if path.exists() else {"steps": {}}
 
@@ -188,11 +189,15 @@ class Run:
                    for name, known in entry["outputs"].items())  # fmt: skip
 
     def enter(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
-        """Enter a finished step in the manifest; `outputs` are absolute paths inside the run."""
+        """Enter a finished step in the manifest, with the most memory this process has held so far.
+
+        `outputs` are absolute paths inside the run.
+        """
         manifest = self.manifest()
         hashes = {str(path.relative_to(self.path)): sha256_file(path) for path in sorted(outputs)}
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        manifest["steps"][step] = {"key": key, "outputs": hashes, "seconds": round(seconds, 3), "finished": stamp}
+        manifest["steps"][step] = {"key": key, "outputs": hashes, "seconds": round(seconds, 3), "finished": stamp,
+                                   "peak_memory_mb": round(peak_memory_mb())}  # fmt: skip
         write_json(self / "manifest.json", manifest)
 
     def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
