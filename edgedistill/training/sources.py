@@ -22,6 +22,7 @@ from edgedistill import run as runs
 from edgedistill.recipe import Source, bound_options, did_you_mean
 from edgedistill.records import Checkpoint, InputError
 from edgedistill.training import student
+from edgedistill.training.device import default
 from edgedistill.training.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -90,13 +91,15 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
     trained = runs.find(path)
     record = runs.read_record(trained / "distill/result.json", Checkpoint)
     net = student.load(record.spec, trained / record.path)
+    identity = _hash_state(net, record.spec.family)
+    net.to(default())
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         features_BD = net.backbone(images_BCHW)  # type: ignore[operator]
         return features_BD, net.head(features_BD).softmax(dim=1)  # type: ignore[operator]
 
     spec = record.spec
-    return Network(forward, spec.input_px, spec.mean, spec.std, _hash_state(net, record.spec.family))
+    return Network(forward, spec.input_px, spec.mean, spec.std, identity)
 
 
 def onnx(
@@ -133,7 +136,8 @@ def onnx(
     def answer(images_BCHW: Tensor) -> list[Tensor]:
         given = (images_BCHW * 255).round().to(torch.uint8) if raw else images_BCHW
         given = given if channels_first else given.permute(0, 2, 3, 1)
-        return [torch.from_numpy(one) for one in session.run(wanted, {image.name: given.contiguous().numpy()})]
+        fed = {image.name: given.contiguous().cpu().numpy()}
+        return [torch.from_numpy(one) for one in session.run(wanted, fed)]
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         answers = [answer(part) for part in _batches_of(images_BCHW, fixed)]
@@ -214,8 +218,9 @@ def _from_timm(net: nn.Module) -> Network:
         features_BD = net.forward_head(net.forward_features(images_BCHW), pre_logits=True)  # type: ignore[operator]
         return features_BD, net.get_classifier()(features_BD).softmax(dim=1)  # type: ignore[operator]
 
-    px = int(config["input_size"][-1])
-    return Network(forward, px, tuple(config["mean"]), tuple(config["std"]), _hash_state(net, config["architecture"]))
+    px, identity = int(config["input_size"][-1]), _hash_state(net, config["architecture"])
+    net.to(default())
+    return Network(forward, px, tuple(config["mean"]), tuple(config["std"]), identity)
 
 
 def _hash_state(net: nn.Module, architecture: str) -> str:
@@ -323,7 +328,8 @@ def infer(net: Network, images_NHWC: Arrays, batch: int = 64) -> tuple[Arrays, A
     parts = []
     with torch.inference_mode():
         for begin in range(0, len(images_NHWC), batch):
-            images_BHWC = torch.from_numpy(np.array(images_NHWC[begin : begin + batch]))
-            parts.append(net.forward(normalise(images_BHWC, net.mean, net.std)))
-    features, probs = zip(*parts, strict=True)
-    return torch.cat(features).float().numpy(), torch.cat(probs).float().numpy()
+            images_BHWC = torch.from_numpy(np.array(images_NHWC[begin : begin + batch])).to(default())
+            answer = net.forward(normalise(images_BHWC, net.mean, net.std))
+            parts.append([one.float().cpu() for one in answer])
+    features, probs = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+    return features, probs

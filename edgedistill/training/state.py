@@ -16,6 +16,7 @@ from torch import nn
 
 from edgedistill.recipe import Distill
 from edgedistill.run import atomic
+from edgedistill.training.device import default
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         settings: the recipe's `distill` section.
         seed: of the source heads.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default()
     width = int(model.head.in_features)  # type: ignore[union-attr,arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
