@@ -171,9 +171,9 @@ def learning(facts: Facts) -> Picture | None:
     upper.plot([line["step"] for line in train], [_float(line["loss"]) for line in train], color=INK, label="loss")
     for at, term in enumerate(terms):
         mine = [(line["step"], _float(line["terms"][term])) for line in train if term in line.get("terms", {})]
-        upper.plot(*zip(*mine, strict=True), color=SERIES[at % 6], linewidth=1.0, label=term)
+        upper.plot(*zip(*mine, strict=True), color=SERIES[at % 6], linewidth=1.0, label=term.removeprefix("source/"))
     upper.set_ylabel("loss")
-    upper.legend(ncols=3)
+    upper.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     if val:
         steps = [line["step"] for line in val]
         low, high = np.transpose([line["val"][f"{facts.score}_ci95"] for line in val]) * 100

@@ -28,6 +28,7 @@ from edgedistill.progress import slices
 from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
 from edgedistill.training.augment import augment, normalise
+from edgedistill.training.device import default
 from edgedistill.training.methods import METHODS, NEEDS_SOURCES, Batch, Terms
 from edgedistill.training.state import State, descend, refresh_statistics, resume, save, set_rate, start
 
@@ -128,7 +129,7 @@ def fit(
         if folder:
             record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
         on_step(step + 1, scalars)
-    refresh_statistics(state.ema, training_batches(task, next(model.parameters()).device))
+    refresh_statistics(state.ema, training_batches(task))
     seconds = before + time.monotonic() - started
     held_out = held_out_loss(state, loss, task)
     logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
@@ -179,13 +180,13 @@ def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
     return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs)
 
 
-def training_batches(task: Task, device: torch.device, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
+def training_batches(task: Task, images: int = 256, batch: int = 64) -> Iterator[Tensor]:
     """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
     material = task.material
     rows = np.concatenate([material.labeled, material.unlabeled if task.sources else material.unlabeled[:0]])
     rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
     for part in np.array_split(rows, math.ceil(len(rows) / batch)):
-        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(device)
+        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(default())
         yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
 
 
@@ -251,6 +252,7 @@ def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[s
         "images_per_second": round(images * step / seconds, 2),
     }
     if step % settings.evaluate_every == 0 or last:
+        refresh_statistics(state.ema, training_batches(task))  # the next step's update writes over them
         logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
         line["val"] = asdict(score(logits_NC, task.material.val_labels))
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
