@@ -111,8 +111,10 @@ def _plugin(given: Any, name_key: str, known: Mapping[str, Any], what: str, key:
 
 def missing(wanted: Recipe, base: Path) -> list[str]:
     """What the recipe names and this machine lacks: images, sources, a device, a student within the budget."""
-    found = []
-    for look in (_images, _each_source, _initial_weights, _first_batch, _devices):
+    found: list[str] = []
+    for look in (_images, _each_source, _initial_weights, _devices, _first_batch):
+        if look is _first_batch and found:
+            break  # what is missing is known, and would only be said twice
         try:
             found += look(wanted, base)
         except EdgeDistillError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import sys
@@ -94,14 +95,14 @@ def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -
 @app.command()
 def export(
     run: RunPath = LATEST,
-    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="With int8 graphs, or without; the recipe "
-                    "decides where neither is given.")] = None,
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="With int8 graphs, or without; as the last "
+                    "time where neither is given, at first as in the recipe.")] = None,
 ) -> None:  # fmt: skip
     """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
     from edgedistill import pipeline, session
 
     context = session.reopen(run, {} if int8 is None else {"quantize": {"enabled": int8}})
-    session.finish(context, pipeline.to_bundle)
+    session.finish(context, pipeline.to_bundle, remember=int8 is not None)
     _show(context.run.path)
 
 
@@ -200,6 +201,9 @@ def _show(path: Path) -> None:
 
 def main() -> None:
     """The entry point: errors for people are one line on stderr and an exit code, tracebacks only with --debug."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to stop
     try:
         app()
     except SystemExit as done:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill.progress import bar
 from edgedistill.recipe import Recipe
-from edgedistill.records import Checkpoint, OnnxModel, StudentSpec
+from edgedistill.records import Checkpoint, InputError, OnnxModel, StudentSpec
 from edgedistill.run import Run, atomic, digest, read_json, read_record
 
 if TYPE_CHECKING:
     from edgedistill.training.data import Splits
-    from edgedistill.training.sources import Network, SourceOutputs
+    from edgedistill.training.outputs import Network, SourceOutputs
 
 SMALLEST_PX = 32
 
@@ -56,13 +56,16 @@ class Context:
     @cached_property
     def outputs(self) -> dict[str, SourceOutputs]:
         """Features and pseudo-labels of every source on the whole train store, from the cache or computed once."""
-        from edgedistill.training import sources
+        from edgedistill.training import outputs
 
         store, found = self.splits.train, {}
         images_hash = digest([one.hex() if isinstance(one, bytes) else str(one) for one in store.hashes.tolist()])
         for name, net in self.networks.items():
             with bar(f"{name} on {store.n} images at {net.input_px} px", store.n) as advance:
-                found[name] = sources.outputs(net, store.at, images_hash, self.run.cache / "sources", advance)
+                try:
+                    found[name] = outputs.outputs(net, store.at, images_hash, self.run.cache / "sources", advance)
+                except InputError as error:
+                    raise InputError(f"sources.{name}: {error.message}", error.fix) from None
         return found
 
     @property

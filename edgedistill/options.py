@@ -16,6 +16,7 @@ from pydantic import ValidationError as PydanticError
 from edgedistill.records import InputError
 
 Key = tuple[str | int, ...]
+LISTED = 12  # names in one line of an error
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; one of: {', '.join(names)}" if names else ""
+    shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    return f"; one of: {shown}" if names else ""
 
 
 def choose(name: str, known: Mapping[str, Any], what: str, key: Key) -> list[Problem]:

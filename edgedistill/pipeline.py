@@ -8,13 +8,16 @@ its key (run.py) before anything heavy is imported.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING
 
-from edgedistill import report, run
+from edgedistill import environment, report, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
+from edgedistill.devices import inventory
 from edgedistill.progress import bar, say, watch
 from edgedistill.records import Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.steps import Step
@@ -72,7 +75,7 @@ def choose(context: Context) -> None:
 
 def distill(context: Context) -> None:
     """Train the chosen student at full length, then look at test: once, here."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from edgedistill.training import fit, student
 
@@ -84,7 +87,7 @@ def distill(context: Context) -> None:
         fitted = fit.fit(model, task, folder, on_step)
     weights = folder / "student.safetensors"
     with run.atomic(weights) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in fitted.model.state_dict().items()}, temporary)
+        temporary.write_bytes(save({name: one.contiguous().cpu() for name, one in fitted.model.state_dict().items()}))
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = fit.score(fit.logits(fitted.model, spec, images_NHWC), labels_N)
     record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
@@ -168,7 +171,7 @@ def bundle(context: Context) -> None:
 
 def measure(context: Context, device_name: str, backend: str) -> None:
     """Latency and accuracy on a device, by the agent, in fresh processes."""
-    from edgedistill.devices import bench, inventory
+    from edgedistill.devices import bench
 
     device = inventory.find(inventory.load(context.inventory), device_name)
     wanted = "cpu" if backend == "onnxruntime-cpu" else "any"
@@ -208,12 +211,19 @@ EXPORT = (
 def bench_steps(context: Context) -> tuple[Step, ...]:
     """A step per device and backend, so that measuring another device leaves the first one's measurement alone."""
     bench = context.recipe.bench
-    settings = {"settings": run.digest(bench.model_dump(exclude={"devices", "backends"}))}
+    settings = run.digest(bench.model_dump(exclude={"devices", "backends"}))
+    known = inventory.load(context.inventory)
+
+    def inputs(device: str, context: Context) -> dict[str, str]:
+        """A device's own facts belong to the key: the same name may come to mean another machine."""
+        here = [environment.processor(), metadata.version("onnxruntime"), platform.node()] if device == "local" else []
+        return {"settings": settings, "device": run.digest([asdict(inventory.find(known, device)), here])}
+
     return tuple(
         Step(f"bench-{device}-{backend}", 1, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),
-             partial(measure, device_name=device, backend=backend), extra=lambda context: settings)
-        for device in bench.devices
-        for backend in bench.backends
+             partial(measure, device_name=device, backend=backend), extra=partial(inputs, device))
+        for device in dict.fromkeys(bench.devices)
+        for backend in dict.fromkeys(bench.backends)
     )  # fmt: skip
 
 

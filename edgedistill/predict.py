@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from edgedistill import images
 from edgedistill.agent import backends
@@ -49,8 +50,10 @@ def _read(path: Path, said: dict[str, int | str]) -> np.ndarray:
         return images.read(
             path, int(said["store_px"]), int(said["input_px"]), "squash" if said["fit"] == "squash" else "crop"
         )
-    except OSError as error:
-        raise InputError(f"{path}: not a picture that can be read ({error.strerror or error})") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path}: not a picture that can be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 def _label(path: Path, logits_C: np.ndarray, classes: Sequence[str]) -> Prediction:

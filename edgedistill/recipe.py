@@ -30,13 +30,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Open(Section):
     """A part that names a function and holds that function's options beside the name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Data(Open):
 
     kind: str
     labels_per_class: PositiveInt | None = None
-    val_fraction: Fraction = 0.2
+    val_fraction: float = Field(default=0.2, gt=0.0, le=0.9)
     test_fraction: Fraction = 0.3
     score: Literal["top1", "balanced"] = "top1"
     fit: Literal["crop", "squash"] = "crop"
@@ -135,7 +135,7 @@ class Distill(Section):
 class Export(Section):
     """torch to ONNX, and the gates that the fp32 graph must pass."""
 
-    opset: int | None = Field(default=None, ge=17)
+    opset: int | None = Field(default=None, ge=17, le=23)
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
     max_relative_error: PositiveFloat = 1e-3
 
@@ -168,7 +168,7 @@ class Recipe(Section):
 
     name: Name
     about: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: Data
     sources: tuple[Source, ...] = ()
     weigh: Weigh = Weigh()

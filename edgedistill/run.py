@@ -132,7 +132,7 @@ class Run:
         lock = read_json(self / "recipe.lock.json")
         try:
             return Recipe.model_validate(lock["recipe"]), Path(lock["base"])
-        except (KeyError, ValidationError):
+        except (KeyError, TypeError, ValidationError):
             raise InputError(
                 f"{self.path}: its recipe.lock.json is of another version", "run the recipe again"
             ) from None
@@ -174,7 +174,13 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished", "peak_memory_mb"}}}."""
         path = self / "manifest.json"
-        return dict(read_json(path)) if path.exists() else {"steps": {}}
+        if not path.exists():
+            return {"steps": {}}
+        try:
+            found = TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(read_json(path))
+            return {"steps": found["steps"]}
+        except (InputError, ValidationError, KeyError):
+            raise InputError(f"{path}: is damaged", "delete it; the steps then run again") from None
 
     def hashes(self, step: str) -> dict[str, str]:
         """sha256 of every output that `step` entered."""
@@ -231,6 +237,16 @@ def step_key(name: str, version: int, sections: Mapping[str, Any], inputs: Mappi
 def directory(recipe: Recipe, root: Path) -> Run:
     """The run directory of a recipe: its name and eight hex digits of its sections up to `distill`."""
     return Run(root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
+
+
+def usable_root(root: Path) -> None:
+    """Raise InputError where run directories cannot stand under `root`, or its `latest` is not ours to move."""
+    nearest = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--runs {root}: {nearest} is not a folder", "name a folder for run directories")
+    latest = root / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise InputError(f"{latest}: is no link to a run", "move it away: `latest` points at the newest run")
 
 
 def point_latest(run: Run) -> None:

@@ -24,6 +24,7 @@ def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Conte
         InputError: the recipe asks for what is not there.
         EdgeDistillError: another process works in the run directory, or a step failed.
     """
+    run.usable_root(root)
     asked = Context(wanted, document.base, run.directory(wanted, root))
     if not asked.run.hashes("search"):
         affordable(asked)
@@ -81,10 +82,14 @@ def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe.Document, .
     return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
 
 
-def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None:
-    """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too."""
+def finish(context: Context, steps: Callable[[Context], Sequence[Step]], remember: bool = False) -> None:
+    """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too.
+
+    `remember` keeps the context's settings for the next command on this run directory.
+    """
     with context.run.lock():
-        context.run.remember(context.recipe, context.base)
+        if remember:
+            context.run.remember(context.recipe, context.base)
         try:
             advance(context, steps(context))
         except GateError:
@@ -96,6 +101,8 @@ def finish(context: Context, steps: Callable[[Context], Sequence[Step]]) -> None
 def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
     """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
     found = run.find(path)
+    if not found.hashes("distill"):
+        raise InputError(f"{path}: has no trained student yet", "run `edgedistill train` with its recipe to the end")
     known, base = found.recipe()
     changed = known.model_dump(mode="json")
     for name, values in sections.items():

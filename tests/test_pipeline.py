@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 
 import miniature
 import numpy as np
@@ -214,3 +215,10 @@ def test_a_recipe_cannot_be_its_own_source(copied: Project) -> None:
     said = miniature.call("train", copied.recipe, "--runs", copied.runs, "--set", f"sources.0={own}")
     assert said.code == 2
     assert said.err.strip().endswith(f"sources.first: {copied.recipe} would be a source of itself")
+
+
+def test_a_device_that_means_another_machine_is_measured_again(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "another-machine")
+    assert ran(copied) == ["bench-local-onnxruntime-cpu", "report"]

@@ -202,3 +202,20 @@ def test_log_is_a_line_an_event(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(one["step"], one["event"]) for one in lines] == [("weigh", "start"), ("weigh", "done")]
     assert lines[0]["key"] == "k" and lines[1]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "{", '{"steps": {"weigh": 3}}'])
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "manifest.json").write_text(damage)
+    with pytest.raises(InputError, match=r"manifest\.json: is damaged; delete it; the steps then run again"):
+        Run(tmp_path).manifest()
+
+
+def test_a_root_must_be_a_folder_with_a_link_called_latest(tmp_path: Path) -> None:
+    run.usable_root(tmp_path / "not/yet/there")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is not a folder"):
+        run.usable_root(tmp_path / "file/runs")
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(InputError, match="is no link to a run; move it away"):
+        run.usable_root(tmp_path)

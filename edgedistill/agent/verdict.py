@@ -75,7 +75,7 @@ def noise(samples_ms: Sequence[float]) -> List[str]:
     found = [f"{name} is {value:.2f} (at most {most})" for name, value, most in spreads if value > most]
     if not found:
         return []
-    remedy = "use a quieter machine, the performance governor, or measure longer: --set bench.seconds=10"
+    remedy = "use a quieter machine or the performance governor, or run the recipe with --set bench.seconds=10"
     return [f"noisy: {' and '.join(found)}; {remedy}"]
 
 

@@ -210,7 +210,7 @@ def _csv_rows(file: Path, columns: list[str], delimiter: str) -> list[dict[str, 
             reader = csv.DictReader(stream, delimiter=delimiter)
             header = list(reader.fieldnames or ())
             rows = [{name: (row.get(name) or "").strip() for name in columns} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, TypeError, csv.Error) as error:  # TypeError: the delimiter is no character
         raise InputError(f"data.file: {file}: cannot be read ({error})", "name a CSV file in UTF-8") from None
     for name in columns:
         if name not in header:

@@ -186,6 +186,8 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
     "ceiling" divides by the score of a perfect source, negative scores become 0; "minmax" stretches the scores over
     the sources at hand, which gives the worst exactly 0 and is (1, 0) for any two. No mass or no spread: uniform.
     """
+    if not np.isfinite(scores_S).all():
+        raise InputError("similarity: a score is not finite", "leave that source out, or weigh by another metric")
     if rescale == "minmax":
         spread = scores_S.max() - scores_S.min()
         evidence = (scores_S - scores_S.min()) / spread if spread > 0 else np.ones_like(scores_S)

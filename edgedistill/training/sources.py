@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgedistill import run as runs
@@ -23,6 +21,7 @@ from edgedistill.recipe import Source, bound_options, did_you_mean
 from edgedistill.records import Checkpoint, InputError
 from edgedistill.training import student
 from edgedistill.training.device import default
+from edgedistill.training.outputs import Network, infer
 from edgedistill.training.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -39,22 +38,6 @@ if TYPE_CHECKING:
 
 Triple = tuple[float, float, float]
 Arrays = NDArray[Any]
-CHUNK = 256  # images between two looks at the disk: a killed pass loses at most these
-
-
-@dataclass(frozen=True)
-class Network:
-    """A frozen model with the preprocessing it was trained with; `sha256` is of its weights and its architecture."""
-
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
-    input_px: int
-    mean: Triple
-    std: Triple
-    sha256: str
-
-    def facts(self) -> dict[str, Any]:
-        """What weigh/sources.json keeps of it."""
-        return {"sha256": self.sha256, "input_px": self.input_px, "mean": self.mean, "std": self.std}
 
 
 def timm_source(base: Path, *, model: str, pretrained: bool = True, seed: int = 0) -> Network:
@@ -241,9 +224,19 @@ def load(section: Source, base: Path) -> Network:
         net = kind(base, **bound_options(kind, section.options, base))
     except InputError as error:
         raise InputError(f"sources.{section.name}: {error.message}", error.fix) from None
-    return Network(
+    placed = Network(
         net.forward, section.input_px or net.input_px, section.mean or net.mean, section.std or net.std, net.sha256
     )
+    try:
+        infer(placed, np.zeros((1, placed.input_px, placed.input_px, 3), dtype=np.uint8))
+    except Exception as error:  # whatever a foreign network raises, it means that it cannot be asked
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"sources.{section.name}: gives no features and classes for an image of {placed.input_px} px "
+            f"({type(error).__name__}: {reason})",
+            "set input_px, or use another model",
+        ) from None
+    return placed
 
 
 def fingerprint(section: Source, base: Path) -> str:
@@ -265,71 +258,3 @@ def fingerprint(section: Source, base: Path) -> str:
         elif name == "package":
             parts.append(f"{package_fingerprint(value)} {package_file(value).stat().st_size}")
     return runs.digest(parts)
-
-
-@dataclass(frozen=True)
-class SourceOutputs:
-    """What one source says of every image of the train store: memory-mapped features_ND and probs_NK."""
-
-    features_ND: Arrays
-    probs_NK: Arrays
-
-
-def outputs(
-    net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
-    progress: Callable[[int], object] = lambda done: None,
-) -> SourceOutputs:  # fmt: skip
-    """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
-
-    Args:
-        net: the source.
-        images: from an input size in pixels to uint8 [N, px, px, 3].
-        data_hash: of those images, in order: with the source's hash and its view it names the cache entry.
-        cache: the folder of all source outputs.
-        progress: called with the number of images done since the last call.
-    """
-    view = {"px": net.input_px, "mean": net.mean, "std": net.std}
-    folder = cache / runs.digest([net.sha256, data_hash, view])[:32]
-    meta = folder / "done.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # runs side by side share the cache: one computes, the others wait
-        if not meta.exists():
-            _compute(net, images(net.input_px), folder, progress)
-            runs.write_json(meta, view)
-    return SourceOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("features", "probs")))
-
-
-def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object]) -> None:
-    """Chunk by chunk into two arrays on disk; `at.json` holds how many images are safely there."""
-    total, at = len(images_NHWC), folder / "at.json"
-    start = int(runs.read_json(at)) if at.exists() else 0
-    progress(start)
-    for begin in range(start, total, CHUNK):
-        features_BD, probs_BK = infer(net, images_NHWC[begin : begin + CHUNK])
-        for name, part, kind in (("features", features_BD, np.float32), ("probs", probs_BK, np.float16)):
-            path = folder / f"{name}.npy"
-            whole = (
-                np.lib.format.open_memmap(path, mode="r+")
-                if begin
-                else np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(total, part.shape[1]))
-            )
-            whole[begin : begin + len(part)] = part
-            whole.flush()
-        runs.write_json(at, min(begin + CHUNK, total))
-        progress(len(features_BD))
-
-
-def infer(net: Network, images_NHWC: Arrays, batch: int = 64) -> tuple[Arrays, Arrays]:
-    """One pass: uint8 [N, px, px, 3] to features_ND and probs_NK in float32, a batch at a time."""
-    import torch
-
-    from edgedistill.training.augment import normalise
-
-    parts = []
-    with torch.inference_mode():
-        for begin in range(0, len(images_NHWC), batch):
-            images_BHWC = torch.from_numpy(np.array(images_NHWC[begin : begin + batch])).to(default())
-            answer = net.forward(normalise(images_BHWC, net.mean, net.std))
-            parts.append([one.float().cpu() for one in answer])
-    features, probs = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
-    return features, probs

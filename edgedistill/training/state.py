@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,8 +109,11 @@ def refresh_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> Non
 def save(state: State, step: int, seconds: float, folder: Path) -> None:
     """Write last.pt, atomically: the state after `step` steps, which took `seconds` over all processes."""
     parts = {name: part.state_dict() for name, part in state.parts().items()}
+    # by way of memory: on a full disk torch's own writer raises what nobody can tell from a bug
+    held = io.BytesIO()
+    torch.save({"step": step, "seconds": seconds, **parts}, held)
     with atomic(folder / "last.pt") as temporary:
-        torch.save({"step": step, "seconds": seconds, **parts}, temporary)
+        temporary.write_bytes(held.getbuffer())
 
 
 def resume(state: State, folder: Path) -> tuple[int, float]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PositiveInt
+
 from edgedistill.recipe import Budget, Key, Problem, bound_options, did_you_mean, option_problems
 from edgedistill.recipe import Student as StudentSection
 from edgedistill.records import Cost, InputError, StudentSpec
@@ -84,7 +86,7 @@ def timm(*, model: str, weights: Literal["hub", "none"] = "hub") -> Blueprint:
     return _timm_blueprint(model, weights == "hub")
 
 
-def micro(*, width: int = 16, depth: int = 1) -> Blueprint:
+def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
     """A small residual ReLU net for 32-96 px, from random weights: a stride-2 stem and three stages of basic blocks.
 
     Args:
@@ -208,7 +210,7 @@ def measure_cost(blueprint: Blueprint, input_px: int, num_classes: int) -> Cost:
             counter = FlopCounterMode(display=False)
             with counter, torch.no_grad():
                 width = int(backbone(torch.empty(1, 3, input_px, input_px)).shape[1])
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (RuntimeError, ValueError, AssertionError, ArithmeticError) as error:
         raise InputError(f"student: cannot be built at {input_px} px ({str(error).splitlines()[0]})") from None
     head = width * num_classes
     parameters = sum(one.numel() for one in backbone.parameters()) + head + num_classes

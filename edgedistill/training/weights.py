@@ -60,7 +60,8 @@ def package_file(package: str) -> Path:
     Raises:
         InputError: the package is not installed, or does not hold exactly one weights file.
     """
-    spec = util.find_spec(package.replace("-", "_"))
+    name = package.replace("-", "_")
+    spec = util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"the package {package} is not installed", f'pip install {package} (or "edgedistill[demo]")')
     folder = Path(next(iter(spec.submodule_search_locations)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgedistill.training import sources
-from edgedistill.training.sources import Network, SourceOutputs, outputs
+from edgedistill.records import InputError
+from edgedistill.training import outputs as kept
+from edgedistill.training.outputs import Network, SourceOutputs, outputs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -44,7 +46,7 @@ def check(found: SourceOutputs) -> None:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 5)
+    monkeypatch.setattr(kept, "CHUNK", 5)
 
 
 def test_outputs_are_those_of_the_net_for_every_image(tmp_path: Path) -> None:
@@ -104,3 +106,33 @@ def test_other_images_are_another_entry(tmp_path: Path) -> None:
     seen: list[int] = []
     compute(network(seen), tmp_path, data_hash="other data")
     assert sum(seen) == 23
+
+
+@pytest.mark.parametrize("damage", ["features.npy", "probs.npy", "short"])
+def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
+    compute(network([]), tmp_path)
+    (entry,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    if damage == "short":
+        (entry / "features.npy").write_bytes((entry / "features.npy").read_bytes()[:100])
+    else:
+        (entry / damage).unlink()
+    check(compute(network([]), tmp_path))
+
+
+def test_a_source_that_is_not_finite_is_an_input_error(tmp_path: Path) -> None:
+    def forward(images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images_BCHW.mean(dim=(2, 3)) * float("nan"), images_BCHW.mean(dim=(2, 3))
+
+    with pytest.raises(InputError, match="features or probabilities are not finite"):
+        compute(replace(network([]), forward=forward), tmp_path)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        compute(network([]), tmp_path)
+    monkeypatch.undo()
+    check(compute(network([]), tmp_path))

@@ -21,7 +21,8 @@ from edgedistill import run as runs
 from edgedistill.recipe import Source
 from edgedistill.records import Accuracy, Checkpoint, InputError
 from edgedistill.training import student
-from edgedistill.training.sources import Network, fingerprint, infer, load
+from edgedistill.training.outputs import Network, infer
+from edgedistill.training.sources import fingerprint, load
 from edgedistill.training.weights import IMAGENET_MEAN, IMAGENET_STD
 
 NET = "test_resnet"
@@ -291,3 +292,12 @@ def test_fingerprint_of_a_run_is_that_of_its_student(tmp_path: Path) -> None:
 def test_a_network_says_what_it_is() -> None:
     net = Network(lambda images_BCHW: (images_BCHW, images_BCHW), 8, IMAGENET_MEAN, IMAGENET_STD, "ab")
     assert net.facts() == {"sha256": "ab", "input_px": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def test_a_source_that_cannot_take_its_size_is_one_line(tmp_path: Path) -> None:
+    onnx_file(tmp_path / "net.onnx", px=8)
+    with pytest.raises(
+        InputError, match=r"sources\.birds: gives no features and classes for an image of 12 px"
+    ) as caught:
+        load(source(kind="onnx", file="net.onnx", input_px=12), tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,132 @@
+"""What a source says of every image: computed once, kept on disk, gone on with where a killed pass stopped.
+
+N images of the target's train store, D features, K classes of the source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from edgedistill import run as runs
+from edgedistill.records import InputError
+from edgedistill.training.device import default
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Triple = tuple[float, float, float]
+Arrays = NDArray[Any]
+CHUNK = 256  # images between two looks at the disk: a killed pass loses at most these
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen model with the preprocessing it was trained with; `sha256` is of its weights and its architecture."""
+
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    input_px: int
+    mean: Triple
+    std: Triple
+    sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """What weigh/sources.json keeps of it."""
+        return {"sha256": self.sha256, "input_px": self.input_px, "mean": self.mean, "std": self.std}
+
+
+@dataclass(frozen=True)
+class SourceOutputs:
+    """What one source says of every image of the train store: memory-mapped features_ND and probs_NK."""
+
+    features_ND: Arrays
+    probs_NK: Arrays
+
+
+def outputs(
+    net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
+    progress: Callable[[int], object] = lambda done: None,
+) -> SourceOutputs:  # fmt: skip
+    """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
+
+    Args:
+        net: the source.
+        images: from an input size in pixels to uint8 [N, px, px, 3].
+        data_hash: of those images, in order: with the source's hash and its view it names the cache entry.
+        cache: the folder of all source outputs.
+        progress: called with the number of images done since the last call.
+    """
+    view = {"px": net.input_px, "mean": net.mean, "std": net.std}
+    folder = cache / runs.digest([net.sha256, data_hash, view])[:32]
+    meta = folder / "done.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # runs side by side share the cache: one computes, the others wait
+        found = _opened(folder) if meta.exists() else None
+        if found is None:
+            meta.unlink(missing_ok=True)
+            _compute(net, images(net.input_px), folder, progress)
+            runs.write_json(meta, view)
+            found = _opened(folder)
+    assert found is not None, "what was just written can be read"
+    return found
+
+
+def _opened(folder: Path) -> SourceOutputs | None:
+    """The two arrays of a cache entry; None where a file is gone or is not what it was."""
+    try:
+        return SourceOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("features", "probs")))
+    except (OSError, ValueError):
+        return None
+
+
+def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object]) -> None:
+    """Chunk by chunk into two arrays on disk; `at.json` holds how many images are safely there."""
+    total, at = len(images_NHWC), folder / "at.json"
+    start = int(runs.read_json(at)) if at.exists() and _opened(folder) is not None else 0
+    start = start if start < total else 0  # all done and yet here: the entry was damaged
+    progress(start)
+    for begin in range(start, total, CHUNK):
+        features_BD, probs_BK = infer(net, images_NHWC[begin : begin + CHUNK])
+        if not (np.isfinite(features_BD).all() and np.isfinite(probs_BK).all()):
+            raise InputError("its features or probabilities are not finite", "check its weights, mean and std")
+        for name, part, kind in (("features", features_BD, np.float32), ("probs", probs_BK, np.float16)):
+            path = folder / f"{name}.npy"
+            if not begin:
+                _reserve(path, kind, (total, part.shape[1]))
+            whole = np.lib.format.open_memmap(path, mode="r+")
+            whole[begin : begin + len(part)] = part
+            whole.flush()
+        runs.write_json(at, min(begin + CHUNK, total))
+        progress(len(features_BD))
+
+
+def _reserve(path: Path, kind: type[np.floating[Any]], shape: tuple[int, int]) -> None:
+    """A .npy file of zeros with all its blocks taken: on a full disk a write to a sparse map is a signal, no error."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_2_0(stream, header)
+        stream.flush()
+        os.posix_fallocate(stream.fileno(), stream.tell(), shape[0] * shape[1] * np.dtype(kind).itemsize)
+
+
+def infer(net: Network, images_NHWC: Arrays, batch: int = 64) -> tuple[Arrays, Arrays]:
+    """One pass: uint8 [N, px, px, 3] to features_ND and probs_NK in float32, a batch at a time."""
+    import torch
+
+    from edgedistill.training.augment import normalise
+
+    parts = []
+    with torch.inference_mode():
+        for begin in range(0, len(images_NHWC), batch):
+            images_BHWC = torch.from_numpy(np.array(images_NHWC[begin : begin + batch])).to(default())
+            answer = net.forward(normalise(images_BHWC, net.mean, net.std))
+            parts.append([one.float().cpu() for one in answer])
+    features, probs = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+    return features, probs
