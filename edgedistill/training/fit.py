@@ -180,7 +180,7 @@ def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
     return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs)
 
 
-def training_batches(task: Task, images: int = 256, batch: int = 64) -> Iterator[Tensor]:
+def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
     """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
     material = task.material
     rows = np.concatenate([material.labeled, material.unlabeled if task.sources else material.unlabeled[:0]])
