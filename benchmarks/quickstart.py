@@ -46,8 +46,8 @@ def table(line: dict[str, Any]) -> str:
         f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
         "latency p50 (min-max) | times as fast as fp32 | MB |", "|---|---|---|---|---|",
         *(_row(one, line) for one in rungs), "",
-        f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on {line['cores']} cores "
-        f"({line['cpu']}), commit {line['commit'] or 'unknown'}. "
+        f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on "
+        f"{line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
         "The intervals are 95 % ones.",
     ])  # fmt: skip
 

@@ -222,3 +222,14 @@ def test_a_device_that_means_another_machine_is_measured_again(
 ) -> None:
     monkeypatch.setattr(platform, "node", lambda: "another-machine")
     assert ran(copied) == ["bench-local-onnxruntime-cpu", "report"]
+
+
+def test_a_changed_test_label_is_scored_again(copied: Project) -> None:
+    before = json.loads((copied.run / "distill/result.json").read_text())["top1"]
+    first, second = sorted(path for path in (copied.root / "pictures/test").iterdir())
+    first.rename(first.with_name("aside"))
+    second.rename(first)
+    first.with_name("aside").rename(second)
+    assert "distill" in ran(copied) and "verify" in ran(copied, "--set", "export.max_relative_error=0.01")
+    after = json.loads((copied.run / "distill/result.json").read_text())["top1"]
+    assert after == pytest.approx(1 - before)

@@ -17,6 +17,7 @@ from tiny import material, micro_spec, task
 from edgedistill.records import EdgeDistillError
 from edgedistill.training import fit, student
 from edgedistill.training.fit import Fitted, Task, draw_batch, draw_rows, logits, score
+from edgedistill.training.state import start
 
 pytestmark = pytest.mark.usefixtures("cpu")
 STEPS = 12
@@ -202,3 +203,22 @@ def test_score_by_hand() -> None:
     found = score(logits_NC, labels_N)
     assert found.n == 3 and (found.top1, found.balanced) == pytest.approx((2 / 3, 0.75))
     assert found.top1_ci95[0] < found.top1 < found.top1_ci95[1]
+
+
+def test_dropout_draws_from_the_steps_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_dropout() -> torch.nn.Module:
+        model = student.build(micro_spec(), seed=7)
+        model.backbone.add_module("drop", torch.nn.Dropout(0.5))  # type: ignore[union-attr]
+        plain = model.backbone.forward  # type: ignore[union-attr]
+        monkeypatch.setattr(model.backbone, "forward", lambda images: model.backbone.drop(plain(images)))
+        return model
+
+    wanted, ends = task(3), []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # what else was drawn in the process must not matter
+        model = with_dropout()
+        state = start(model, sum(one.shape[1] for one in wanted.material.probs.values()), wanted.settings, wanted.seed)
+        for step in range(3):
+            fit.train_step(state, wanted.loss(), draw_batch(wanted, step), wanted, step)
+        ends.append(model.head.weight.detach().clone())  # type: ignore[union-attr]
+    assert torch.equal(*ends)
