@@ -152,6 +152,11 @@ class OnnxModel:
     size_mb: float
     parity: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What a rung, a bundle and a bench call this graph: fp32, fp16, int8-cpu, int8-tensorrt."""
+        return self.precision if self.target == "any" else f"{self.precision}-{self.target}"
+
 
 @dataclass(frozen=True)
 class Rung:

@@ -30,7 +30,7 @@ ENTRY = "import sys\n\nfrom agent.__main__ import main\n\nsys.exit(main())\n"
 
 def model_name(model: OnnxModel) -> str:
     """What a model is called in a bundle and in its reports: fp32, fp16, int8-cpu, int8-tensorrt."""
-    return model.precision if model.target == "any" else f"{model.precision}-{model.target}"
+    return model.name
 
 
 def host_file(name: str) -> str:

@@ -19,7 +19,7 @@ BATCH = 16
 
 def artefact_name(model: OnnxModel) -> str:
     """What a rung, a table and a bench call this graph: "fp32", "int8-cpu", "int8-tensorrt"."""
-    return model.precision if model.target == "any" else f"{model.precision}-{model.target}"
+    return model.name
 
 
 def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:
