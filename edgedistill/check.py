@@ -70,12 +70,15 @@ def _student(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.methods import METHODS, NEEDS_SOURCES
+    from edgedistill.training.methods import ASKS_SOURCES, METHODS
+    from edgedistill.training.teachers import TEACHERS
 
-    given = _mapping(raw.get("distill")).get("method", recipe.Distill().method.name)
+    section = _mapping(raw.get("distill"))
+    given = section.get("method", recipe.Distill().method.name)
     yield from _choice(given, METHODS, "method", ("distill", "method"))
+    yield from _choice(section.get("teacher"), TEACHERS, "teacher", ("distill", "teacher"))
     name = given.get("name") if isinstance(given, dict) else given
-    if isinstance(name, str) and name in NEEDS_SOURCES and not raw.get("sources"):
+    if isinstance(name, str) and name in ASKS_SOURCES and not raw.get("sources"):
         yield Problem(("distill", "method"), f"{name} learns from sources, and the recipe lists none; add `sources:`")
 
 

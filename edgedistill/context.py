@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill.progress import bar
 from edgedistill.recipe import Recipe
-from edgedistill.records import Checkpoint, InputError, OnnxModel, StudentSpec
+from edgedistill.records import Checkpoint, InputError, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import Run, atomic, digest, read_json, read_record
 
 if TYPE_CHECKING:
     from edgedistill.training.data import Splits
     from edgedistill.training.outputs import Network, SourceOutputs
+    from edgedistill.training.teachers import Teacher
 
 SMALLEST_PX = 32
 
@@ -67,6 +68,19 @@ class Context:
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
         return found
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The sources' probes on the labeled images, mixed: every train image in the target's classes."""
+        from edgedistill.options import bound_options
+        from edgedistill.training.teachers import TEACHERS
+
+        choice, splits = self.recipe.distill.teacher, self.splits
+        weights = read_record(self.run / "weigh/weights.json", SourceWeights)
+        made = TEACHERS[choice.name]
+        features = {name: one.features_ND for name, one in self.outputs.items()}
+        return made(features, weights.alphas, splits.labeled_rows, splits.labeled_labels, len(splits.classes),
+                    **bound_options(made, choice.options))  # fmt: skip
 
     @property
     def inventory(self) -> Path | None:

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from edgedistill import environment, report, run
+from edgedistill import environment, report, report_weights, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
@@ -50,6 +50,7 @@ def weigh(context: Context) -> None:
         rounds = len(names) * len({settings.metric.name, *(choice.name for choice in settings.also)})
         with bar("score the sources", rounds) as shown:
             weights = similarity.weigh(probe, labels_N, settings, context.recipe.seed, shown)
+        say(report_weights.table(weights))
     run.write_record(context.run / "weigh/weights.json", weights)
 
 
@@ -246,13 +247,16 @@ def material(context: Context, px: int, held_out: int = 0) -> Material:
     import numpy as np
 
     from edgedistill.training import fit
+    from edgedistill.training.methods import NEEDS
 
     splits, weights = context.splits, run.read_record(context.run / "weigh/weights.json", SourceWeights)
     apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
     probs = {name: one.probs_NK for name, one in context.outputs.items()}
+    asked = "teacher" in NEEDS[context.recipe.distill.method.name]
     return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
                         np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
-                        weights.alphas, splits.unlabeled_rows[apart])  # fmt: skip
+                        weights.alphas, splits.unlabeled_rows[apart],
+                        context.teacher.probs_NC if asked else None)  # fmt: skip
 
 
 def nothing(context: Context) -> tuple[Step, ...]:

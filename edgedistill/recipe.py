@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic import ValidationError as PydanticError
 
+from edgedistill import presets
 from edgedistill.options import Key, Problem, bound_options, choose, did_you_mean, option_problems
 from edgedistill.records import InputError
 
@@ -117,9 +118,15 @@ class Augment(Section):
 
 
 class Distill(Section):
-    """The training run: the method, its length, and the optimiser (AdamW, cosine schedule, EMA weights kept)."""
+    """The training run: the method, its length, and the optimiser (AdamW, cosine schedule, EMA weights kept).
+
+    `teacher` is how the sources' probes are mixed, for the methods that distil in the target's own classes.
+    `freeze` names modules of the student's backbone that keep their initial weights: with the first stages frozen a
+    fine-tuning step takes half the time.
+    """
 
     method: NamedChoice = Choice(name="weighted")
+    teacher: NamedChoice = Choice(name="selftrained")
     steps: PositiveInt = 1000
     batch_labeled: PositiveInt = 16
     batch_unlabeled: int = Field(default=32, ge=0)
@@ -127,6 +134,7 @@ class Distill(Section):
     weight_decay: float = Field(default=0.01, ge=0.0)
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0)
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    freeze: tuple[str, ...] = ()
     augment: Augment = Augment()
     checkpoint_every: PositiveInt = 50
     evaluate_every: PositiveInt = 50
@@ -164,10 +172,14 @@ class Bench(Section):
 
 
 class Recipe(Section):
-    """What to do, whole. `SECTIONS_TO_DISTILL` of it name the run directory."""
+    """What to do, whole. `SECTIONS_TO_DISTILL` of it name the run directory.
+
+    `preset` is kept as a note: its values stand in the sections already (presets.py).
+    """
 
     name: Name
     about: str = ""
+    preset: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: Data
     sources: tuple[Source, ...] = ()
@@ -197,7 +209,7 @@ class RecipeError(InputError):
 
 @dataclass(frozen=True)
 class Document:
-    """A recipe as written: plain data, the line of every key, the values given by --set applied."""
+    """A recipe as written: plain data, the line of every key; values given by --set and the preset are in place."""
 
     path: Path
     raw: dict[str, Any]
@@ -230,7 +242,7 @@ class Document:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a recipe file and apply `key.path=value` overrides (values in YAML).
+    """Read a recipe file, apply `key.path=value` overrides (values in YAML), and fill in the preset it names.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or an override is not of the form key=value.
@@ -256,7 +268,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     if not isinstance(raw, dict):
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
     keys = [_override(raw, text) for text in overrides]
-    return Document(path, raw, lines, frozenset(keys))
+    return Document(path, *presets.fill(raw, lines), frozenset(keys))
 
 
 def _one_line(text: str) -> str:
@@ -293,14 +305,15 @@ def _override(raw: dict[str, Any], text: str) -> Key:
 
 def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
     """The recipe, or everything the schema has against it."""
+    unknown = presets.problems(document.raw)
     try:
         recipe = Recipe.model_validate(document.raw)
     except PydanticError as error:
-        return None, [_problem(detail) for detail in error.errors()]
+        return None, unknown + [_problem(detail) for detail in error.errors()]
     names = [source.name for source in recipe.sources]
     twice = [Problem(("sources", at, "name"), f"{name} is used twice; give every source a name of its own")
              for at, name in enumerate(names) if name in names[:at]]  # fmt: skip
-    return recipe, twice
+    return recipe, unknown + twice
 
 
 def _problem(detail: Any) -> Problem:

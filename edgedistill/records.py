@@ -63,11 +63,20 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class MetricScore:
-    """One similarity metric's score of one source on the probe, with its 95 % bootstrap interval."""
+    """One similarity metric's score of one source on the probe, with its 95 % bootstrap interval.
+
+    `ceiling` is what a perfect source would score on these labels, None where the metric has no such bound.
+    """
 
     score: float
     low: float
     high: float
+    ceiling: float | None = None
+
+    @property
+    def of_ceiling(self) -> float | None:
+        """Score / ceiling, comparable across targets; None where there is no ceiling, or none above 0."""
+        return self.score / self.ceiling if self.ceiling is not None and self.ceiling > 0 else None
 
 
 @dataclass(frozen=True)

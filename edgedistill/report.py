@@ -14,8 +14,9 @@ from typing import Any
 from edgedistill import report_plots
 from edgedistill.agent.metrics import percentiles
 from edgedistill.records import BenchReport
+from edgedistill.report_blocks import clean
 from edgedistill.report_facts import Facts, pictures, plain, read, warnings
-from edgedistill.report_text import blocks, clean, page, summary, versus
+from edgedistill.report_text import blocks, page, summary, versus
 from edgedistill.run import Run, atomic, write_json
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -19,7 +19,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgedistill.agent.metrics import percentiles
-from edgedistill.records import BenchReport, Checkpoint, InputError, Ladder, OnnxModel, Rung, SourceWeights, StudentSpec
+from edgedistill.records import (
+    BenchReport,
+    Checkpoint,
+    InputError,
+    Ladder,
+    OnnxModel,
+    Rung,
+    SourceWeight,
+    SourceWeights,
+    StudentSpec,
+)
 from edgedistill.run import Run, read_json, read_record
 
 R = TypeVar("R")
@@ -178,6 +188,16 @@ def metrics(weights: SourceWeights) -> list[str]:
     """The metrics that scored any source: the deciding one first, the others by name."""
     scored = {name for one in weights.sources for name in one.scores}
     return sorted(scored, key=lambda name: (name != weights.metric, name))
+
+
+def ranked(weights: SourceWeights) -> list[SourceWeight]:
+    """The sources, heaviest first; of equal weights the higher score by the deciding metric first."""
+
+    def place(one: SourceWeight) -> tuple[float, float]:
+        mine = one.scores.get(weights.metric)
+        return -one.weight, -mine.score if mine else 0.0
+
+    return sorted(weights.sources, key=place)
 
 
 def p50(report: BenchReport) -> float:

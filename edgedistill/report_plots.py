@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgedistill.records import BenchReport
-from edgedistill.report_facts import Facts, groups, metrics
-from edgedistill.report_text import shorten
+from edgedistill.report_blocks import shorten
+from edgedistill.report_facts import Facts, groups, metrics, ranked
+from edgedistill.report_text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +131,7 @@ def sources(facts: Facts) -> Picture | None:
     """Similarity scores with intervals, one panel a metric, and the weights as bars."""
     if facts.sources is None or not facts.sources.sources:
         return None
-    ordered = sorted(facts.sources.sources, key=lambda one: -one.weight)
+    ordered = ranked(facts.sources)
     shown = metrics(facts.sources)[:2]
     figure = _figure(0.9 + 0.24 * len(ordered))
     panels = figure.subplots(1, 1 + len(shown), sharey=True, squeeze=False)[0]
@@ -142,12 +143,16 @@ def sources(facts: Facts) -> Picture | None:
         panels[at + 1].errorbar(values, [row for row, _ in here], xerr=_errors(values, lows, highs), fmt="o",
                                 color=SERIES[at + 1], markersize=4, capsize=2)  # fmt: skip
         panels[at + 1].set_title(_names([metric])[0])
-        panels[at + 1].set_xlabel("95 % interval")
+        ceiling = next((score.ceiling for _, score in here), None)
+        below = ["95 % interval"] if any(low < high for low, high in zip(lows, highs, strict=True)) else []
+        below += [] if ceiling is None else [f"ceiling {number(ceiling)}"]
+        panels[at + 1].set_xlabel("\n".join(below))
     _rows(panels[0], [one.name for one in ordered])
     for panel in panels[1:]:
         panel.tick_params(axis="y", length=0)
         panel.grid(visible=False, axis="y")
     said = ", ".join(f"{one.name} {one.weight:.2f}" for one in ordered)
+    said += f"; effective number of sources {facts.sources.effective_sources:.1f}"
     return Picture(to_svg(figure, "sources"), f"Weights of the sources: {said}; beside them their similarity scores.")
 
 

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from edgedistill import report_weights
 from edgedistill.agent.metrics import percentiles
-from edgedistill.records import Accuracy, BenchReport, SourceWeight
-from edgedistill.report_facts import Facts, groups, headline, metrics, p50, warnings
+from edgedistill.records import Accuracy, BenchReport
+from edgedistill.report_blocks import Block, Row, aligned, clean, titled, wrap
+from edgedistill.report_facts import Facts, groups, headline, p50, warnings
 
-WIDTH = 100
 METRICS = {"top1": "top-1 accuracy", "balanced": "balanced accuracy"}
-SCORES_A_TABLE = 3  # as many score columns as fit beside a name and a weight in WIDTH
-
-Row = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A titled part of the report: a note, a table (first column left, the others right), and lines below it."""
-
-    key: str
-    title: str
-    note: str = ""
-    header: Row = ()
-    rows: tuple[Row, ...] = ()
-    lines: tuple[str, ...] = ()
 
 
 def number(value: float) -> str:
@@ -98,35 +81,10 @@ def _data(facts: Facts) -> Block:
 
 
 def _sources(facts: Facts) -> list[Block]:
-    weights = facts.sources
-    if weights is None or not weights.sources:
+    if facts.sources is None or not facts.sources.sources:
         none = "sources" in facts.recipe and not facts.recipe["sources"]
         return [Block("sources", "Sources", lines=("the recipe names none" if none else _not_run("train"),))]
-    ordered = sorted(weights.sources, key=lambda one: -one.weight)
-    note = (f"{weights.metric} on {weights.probe_images} probe images decides, power {weights.power:g}; "
-            f"the mixture is worth {weights.effective_sources:.1f} of {len(ordered)} sources")  # fmt: skip
-    names = metrics(weights)
-    parts = [names[at : at + SCORES_A_TABLE] for at in range(0, len(names), SCORES_A_TABLE)] or [[]]
-    first = Block("sources", "Sources", note, ("source", "weight", *(f"{name} [95 %]" for name in parts[0])),
-                  tuple((one.name, f"{one.weight:.3f}", *_scores(ordered, one, parts[0])) for one in ordered),
-                  (weights.disagreement,) if weights.disagreement else ())  # fmt: skip
-    return [first, *(
-        Block("more-metrics", "Sources, by other metrics", "", ("source", *(f"{name} [95 %]" for name in part)),
-              tuple((one.name, *_scores(ordered, one, part)) for one in ordered))
-        for part in parts[1:]
-    )]  # fmt: skip
-
-
-def _scores(everyone: Sequence[SourceWeight], source: SourceWeight, metrics: Sequence[str]) -> Row:
-    """One source's scores, each with as many decimals as its metric's scale asks for."""
-    cells = []
-    for metric in metrics:
-        size = max(abs(one.scores[metric].score) for one in everyone if metric in one.scores)
-        places = 3 if size < 10 else 1
-        mine = source.scores.get(metric)
-        cells.append("-" if mine is None else
-                     f"{mine.score:.{places}f} [{mine.low:.{places}f}, {mine.high:.{places}f}]")  # fmt: skip
-    return tuple(cells)
+    return report_weights.blocks(facts.sources)
 
 
 def _student(facts: Facts) -> Block:
@@ -228,52 +186,12 @@ def _not_run(verb: str) -> str:
     return f"not run yet: edgedistill {verb}"
 
 
-def shorten(name: str, most: int) -> str:
-    """`name` in at most `most` characters: the middle goes, since names of one family differ at their ends."""
-    if len(name) <= most:
-        return name
-    tail = (most - 3) // 2
-    return f"{name[: most - 3 - tail]}...{name[len(name) - tail :]}"
-
-
 def page(facts: Facts) -> str:
     """The report for a terminal: plain text, at most 100 columns but for paths, one final newline."""
-    parts = [f"{facts.title}  {facts.run.path}", _wrap(summary(facts)), *(_block(one) for one in blocks(facts))]
+    parts = [f"{facts.title}  {facts.run.path}", wrap(summary(facts)), *(titled(one) for one in blocks(facts))]
     written = facts.run / "report.html"
     parts.append(f"Report: {written}" if written.is_file() else "Report: not written yet: edgedistill report")
     return clean("\n\n".join(parts)) + "\n"
-
-
-def _block(block: Block) -> str:
-    first, space, rest = block.title.partition(" ")  # the rest may be a device's name, whose case matters
-    lines = [first.upper() + space + rest] + ([_wrap(block.note, "  ")] if block.note else [])
-    lines += [f"  {line}" for line in aligned(block.header, block.rows, WIDTH - 2)]
-    return "\n".join(lines + [_wrap(line, "  ") for line in block.lines])
-
-
-def aligned(header: Row, rows: Sequence[Row], width: int = WIDTH) -> list[str]:
-    """A table as lines: two spaces between columns, the first column left, the others right.
-
-    Where it would be wider than `width`, the names of the first column are shortened, to twelve characters at least.
-    """
-    if not header:
-        return []
-    widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
-    widths[0] = min(widths[0], max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    cut = [(shorten(row[0], widths[0]), *row[1:]) for row in (header, *rows)]
-    return ["  ".join(cell.rjust(wide) if at else cell.ljust(wide)
-                      for at, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in cut]  # fmt: skip
-
-
-def _wrap(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + ("  " if indent else ""),
-                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
-
-
-def clean(text: str) -> str:
-    """`text` without what a terminal would obey or UTF-8 cannot hold: names come from strangers' files."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
 
 
 def versus(everyone: Sequence[Facts]) -> str:
@@ -291,8 +209,8 @@ def versus(everyone: Sequence[Facts]) -> str:
         )
     place = f"; latency on {', '.join(next(iter(places)))}" if len(places) == 1 else ""
     metric = " or ".join(sorted({METRICS[facts.score] for facts in everyone}))
-    lines = [_wrap(f"{metric}, 95 % intervals{place}"), *aligned(header, [_versus_row(facts) for facts in everyone])]
-    return clean("\n".join(lines + [_wrap(f"warning: {note}") for note in notes])) + "\n"
+    lines = [wrap(f"{metric}, 95 % intervals{place}"), *aligned(header, [_versus_row(facts) for facts in everyone])]
+    return clean("\n".join(lines + [wrap(f"warning: {note}") for note in notes])) + "\n"
 
 
 def _versus_row(facts: Facts) -> Row:

@@ -71,8 +71,8 @@ def _ground(run: Run, name: str, classes: tuple[str, ...]) -> None:
 def _weigh(run: Run) -> None:
     def source(name: str, weight: float, probe: float, parc: float) -> SourceWeight:
         scores = {
-            "probe": MetricScore(probe, probe - 0.05, probe + 0.04),
-            "parc": MetricScore(parc, parc - 3, parc + 3),
+            "probe": MetricScore(probe, probe - 0.05, probe + 0.04, 1.0),
+            "parc": MetricScore(parc, parc - 3, parc + 3, 50.0),
         }
         return SourceWeight(name, weight, scores)
 

@@ -16,7 +16,8 @@ from edgedistill import check, recipe
 from edgedistill.recipe import RecipeError
 
 WORDS = st.sampled_from(("name", "kind", "data", "sources", "metric", "method", "families", "micro", "input_px", "path",
-                         "folder", "timm", "root", "model", "weighted", "probe", "budget", "backends"))  # fmt: skip
+                         "folder", "timm", "root", "model", "weighted", "probe", "budget", "backends", "preset",
+                         "paper_style"))  # fmt: skip
 ATOMS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS, st.dates())
 KEYS = st.one_of(WORDS, st.text(max_size=5), st.integers(-2, 3), st.booleans(), st.none(), st.floats(allow_nan=False))
 JUNK = st.recursive(
@@ -63,6 +64,8 @@ def test_any_mapping(raw: dict[Any, Any]) -> None:
 @example(("student", "families", "micro"), {"width": {"a": [1]}})
 @example(("data",), {"kind": "folder", "root": "x", 3: 4})
 @example(("data", "root"), "a\nb: c")
+@example((), {"preset": "paper_style", "weigh": {1: [2]}, "distill": {"method": {3: {}}}})
+@example((), {"preset": {"paper_style": 1}})
 @example(("bench",), {"backends": [["onnxruntime-cpu"]], "devices": {"a": 1}})
 def test_a_good_recipe_with_junk_in_one_place(where: tuple[Any, ...], junk: Any) -> None:
     survives(yaml.safe_dump(replaced(where, junk)))

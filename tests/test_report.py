@@ -1,7 +1,8 @@
 """report: the words and figures on fixed numbers, half-finished and broken runs, report.json.
 
 The figures of `report_runs` by hand: accuracies are value -2 / +1 points; weights 0.7, 0.2, 0.1 are worth
-1 / (0.49 + 0.04 + 0.01) = 1.85 sources; percentile q of a latency ramp from low to 2 low is low (1 + q / 100).
+1 / (0.49 + 0.04 + 0.01) = 1.85 sources; parc's ceiling is 50; percentile q of a latency ramp from low to 2 low is
+low (1 + q / 100).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from edgedistill.records import (
     SourceWeights,
     StudentSpec,
 )
+from edgedistill.report_blocks import WIDTH
 from edgedistill.report_facts import read, warnings
-from edgedistill.report_text import WIDTH, number, share
+from edgedistill.report_text import number, share
 from edgedistill.run import Run, read_json, read_record, write_record
 
 GOLDEN = """\
@@ -44,11 +46,12 @@ DATA
   licence of the data: CC BY-NC-SA 4.0
 
 SOURCES
-  probe on 50 probe images decides, power 12; the mixture is worth 1.9 of 3 sources
-  source     weight          probe [95 %]        parc [95 %]
-  lite0       0.700  0.800 [0.750, 0.840]  22.5 [19.5, 25.5]
-  lite1       0.200  0.700 [0.650, 0.740]  31.0 [28.0, 34.0]
-  mnist-net   0.100  0.550 [0.500, 0.590]  -4.0 [-7.0, -1.0]
+  probe on 50 probe images decides, power 12; ceiling: the score of a perfect source
+  source     weight          probe [95 %]  of ceiling        parc [95 %]  of ceiling
+  lite0       0.700  0.800 [0.750, 0.840]        80 %  22.5 [19.5, 25.5]        45 %
+  lite1       0.200  0.700 [0.650, 0.740]        70 %  31.0 [28.0, 34.0]        62 %
+  mnist-net   0.100  0.550 [0.500, 0.590]        55 %  -4.0 [-7.0, -1.0]        -8 %
+  effective number of sources 1.9 (1 / sum alpha^2) of 3
   probe and parc disagree about the best source: lite0 by probe, lite1 by parc
 
 STUDENT
@@ -207,7 +210,7 @@ def test_many_metrics_and_long_names_stay_within_the_width(tmp_path: Path) -> No
     text = report.text(run)
     assert max(map(len, text.splitlines()[1:])) <= WIDTH
     # names that differ only at their end stay apart
-    assert all(text.count(f"sss{at} ") == 3 for at in range(4))
+    assert all(text.count(f"sss{at}  ") == 3 for at in range(4))
     assert all(text.count(f"metric-{at} [95 %]") == 1 for at in range(7))
     report.html(run)
 
@@ -216,8 +219,8 @@ def test_sources_without_scores(tmp_path: Path) -> None:
     run = make(tmp_path)
     sources = (SourceWeight("a", 0.5, {}), SourceWeight("b", 0.5, {}))
     write_record(run / "weigh/weights.json", SourceWeights("none", 0, 0.0, sources))
-    assert "the mixture is worth 2.0 of 2 sources" in report.text(run)
-    assert "Weights of the sources: a 0.50, b 0.50" in report.html(run)
+    assert "effective number of sources 2.0 (1 / sum alpha^2) of 2\n" in report.text(run)
+    assert "Weights of the sources: a 0.50, b 0.50; effective number of sources 2.0" in report.html(run)
 
 
 def test_no_terminal_codes_from_names(tmp_path: Path) -> None:

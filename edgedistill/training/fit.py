@@ -29,7 +29,7 @@ from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
 from edgedistill.training.augment import augment, normalise
 from edgedistill.training.device import default
-from edgedistill.training.methods import METHODS, NEEDS_SOURCES, Batch, Terms
+from edgedistill.training.methods import METHODS, NEEDS, Batch, Need, Terms, shares_of
 from edgedistill.training.state import State, descend, refresh_statistics, resume, save, set_rate, start
 
 Images = NDArray[np.uint8]
@@ -51,6 +51,7 @@ class Material:
         probs: per source its pseudo-labels for the whole train store, [N, K].
         alphas: per source its weight.
         held_out: rows without a label that are not trained on; with val they measure the held-out loss.
+        teacher_NC: what the sources' probes say of every image in the target's classes, for the methods that ask.
     """
 
     images_NHWC: Images
@@ -62,6 +63,7 @@ class Material:
     probs: Mapping[str, NDArray[Any]]
     alphas: Mapping[str, float]
     held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    teacher_NC: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,21 @@ class Task:
     seed: int
 
     @property
+    def needs(self) -> frozenset[Need]:
+        """What the method must be given besides the labels."""
+        return NEEDS[self.settings.method.name]
+
+    @property
     def sources(self) -> tuple[str, ...]:
-        """The sources that the method makes use of."""
-        return tuple(self.material.probs) if self.settings.method.name in NEEDS_SOURCES else ()
+        """The sources whose own label spaces the method distils from: each gets a head."""
+        method = self.settings.method
+        shares = shares_of(method.name, self.material.alphas, method.options)
+        return tuple(name for name in self.material.probs if name in shares)
+
+    @property
+    def unlabeled(self) -> Rows:
+        """The rows without a label that the method learns from; none for one that asks nothing about them."""
+        return self.material.unlabeled if self.needs - {"frozen"} else self.material.unlabeled[:0]
 
     def loss(self) -> Callable[[Batch], Terms]:
         """The method with its weights and options in place."""
@@ -118,7 +132,8 @@ def fit(
         EdgeDistillError: the loss is no longer finite.
     """
     classes = sum(task.material.probs[name].shape[1] for name in task.sources)
-    state, loss = start(model, classes, task.settings, task.seed), task.loss()
+    kept = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
+    state, loss = start(model, classes, task.settings.model_copy(update={"freeze": kept}), task.seed), task.loss()
     begin, before = resume(state, folder) if folder else (0, 0.0)
     started = time.monotonic()
     for step in range(begin, task.steps):
@@ -138,11 +153,12 @@ def fit(
 
 @dataclass(frozen=True)
 class Drawn:
-    """One step's images [B, px, px, 3], labels [B] (-1 without), and pseudo-labels per source [B, K]."""
+    """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C]."""
 
     images_BHWC: Tensor
     labels_B: Tensor
     probs: dict[str, Tensor]
+    teacher_BC: Tensor | None = None
 
 
 def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
@@ -168,7 +184,7 @@ def draw_batch(task: Task, step: int) -> Drawn:
     """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only."""
     material, settings = task.material, task.settings
     at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
-    extra = draw_rows(material.unlabeled, settings.batch_unlabeled if task.sources else 0, task.seed, step, stream=2)
+    extra = draw_rows(task.unlabeled, settings.batch_unlabeled, task.seed, step, stream=2)
     return gather(task, material.labeled[at], material.labels[at], extra)
 
 
@@ -177,13 +193,15 @@ def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
     rows = np.concatenate([labeled, unlabeled])
     padded = np.concatenate([labels, np.full(len(unlabeled), -1)])
     probs = {name: torch.from_numpy(np.asarray(task.material.probs[name][rows])) for name in task.sources}
-    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs)
+    teacher = task.material.teacher_NC if "teacher" in task.needs else None
+    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs,
+                 torch.from_numpy(np.asarray(teacher[rows])) if teacher is not None else None)  # fmt: skip
 
 
 def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
     """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
     material = task.material
-    rows = np.concatenate([material.labeled, material.unlabeled if task.sources else material.unlabeled[:0]])
+    rows = np.concatenate([material.labeled, task.unlabeled])
     rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
     for part in np.array_split(rows, math.ceil(len(rows) / batch)):
         images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(default())
@@ -199,28 +217,40 @@ def heads_of(state: State, model: nn.Module, images_BCHW: Tensor) -> tuple[Tenso
         return target_BC.float(), state.heads(features_BD).float()
 
 
-def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn) -> Batch:
-    """The heads' logits, cut apart by source, beside labels and pseudo-labels: what the method sees."""
+def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor | None = None) -> Batch:
+    """The heads' logits, cut apart by source, beside labels, pseudo-labels and teacher: what the method sees."""
     probs = {name: value.to(stacked.device).float() for name, value in drawn.probs.items()}
     widths = [value.shape[1] for value in probs.values()]
     split = dict(zip(probs, torch.split(stacked, widths, dim=1), strict=True)) if probs else {}
-    return Batch(target_BC, drawn.labels_B.to(stacked.device), split, probs)
+    teacher_BC = drawn.teacher_BC.to(target_BC.device).float() if drawn.teacher_BC is not None else None
+    return Batch(target_BC, drawn.labels_B.to(target_BC.device), split, probs, teacher_BC, weak_UC)
 
 
 def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:
     """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."}."""
     device = next(state.model.parameters()).device
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
-    images_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
-    images_BCHW = augment(images_BCHW, task.settings.augment, torch.Generator().manual_seed(seed))
+    plain_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
+    random = torch.Generator().manual_seed(seed)
+    images_BCHW = augment(plain_BCHW, task.settings.augment, random)
     state.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
-        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn))
+        weak_UC = weak_logits(state, plain_BCHW[drawn.labels_B < 0], task, random) if "weak" in task.needs else None
+        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn, weak_UC))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
     values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
+
+
+def weak_logits(state: State, images_UCHW: Tensor, task: Task, random: torch.Generator) -> Tensor:
+    """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips."""
+    weak = task.settings.augment.model_copy(
+        update={"min_area": max(0.8, task.settings.augment.min_area), "jitter": 0.0}
+    )
+    with torch.no_grad():
+        return heads_of(state, state.model, augment(images_UCHW, weak, random))[0]
 
 
 def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
@@ -231,7 +261,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
     (on the quickstart's three candidates with two seeds: both times, and the label term neither time).
     """
     material, device = task.material, next(state.ema.parameters()).device
-    unlabeled = material.held_out if task.sources else material.held_out[:0]
+    unlabeled = material.held_out if task.needs - {"frozen"} else material.held_out[:0]
     drawn = gather(task, material.val, material.val_labels, unlabeled)
     state.ema.eval()
     with torch.inference_mode():
@@ -240,7 +270,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
             for part in torch.split(drawn.images_BHWC, 64)
         ]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
-        terms = loss(as_batch(target, stacked, drawn))
+        terms = loss(as_batch(target, stacked, drawn, target[drawn.labels_B < 0]))
     counted = {name: value for name, value in terms.items() if name != "labels"} or terms
     return float(sum(value.item() for value in counted.values()))
 
@@ -248,7 +278,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
 def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
     """A line a step, an evaluation now and then, and after the line the checkpoint that covers it."""
     settings, last = task.settings, step == task.steps
-    images = settings.batch_labeled + (settings.batch_unlabeled if task.sources else 0)
+    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) else 0)
     line: dict[str, Any] = {
         "step": step,
         "loss": scalars["loss"],

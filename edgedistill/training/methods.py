@@ -1,27 +1,33 @@
 """Distillation methods: pure functions from one batch to named loss terms, whose sum is the loss.
 
-B batch, C target classes, K classes of one source. The student carries its target head and one extra linear head per
-source, in that source's label space; the extra heads are dropped after training. Terms are already weighted, so
-what is logged is what is summed.
+B batch, U its unlabeled images, C target classes, K classes of one source. The student carries its target head and
+one extra linear head per source in use, in that source's label space; the extra heads are dropped after training.
+Terms are already weighted, so what is logged is what is summed.
 
     METHODS[name](batch, alphas, **options) -> {term: scalar tensor}
+
+What a method must be given besides the labels stands in NEEDS.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import random as stdlib_random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
+
+from edgedistill.records import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,16 @@ class Batch:
         labels_B: target labels, -1 where the image has none.
         source_logits: per source, the student's extra head, [B, K].
         source_probs: per source, its cached pseudo-labels for the same images, [B, K]; rows sum to 1.
+        teacher_probs_BC: what the sources' probes say in the target's own classes; rows sum to 1.
+        weak_logits_UC: the target head on a weakly augmented view of the unlabeled images, without gradient.
     """
 
     target_logits_BC: Tensor
     labels_B: Tensor
     source_logits: Mapping[str, Tensor]
     source_probs: Mapping[str, Tensor]
+    teacher_probs_BC: Tensor | None = None
+    weak_logits_UC: Tensor | None = None
 
     def classes(self, source: str) -> int:
         """K of a source."""
@@ -47,33 +57,67 @@ class Batch:
 
 Terms = dict[str, "Tensor"]
 Method = Callable[..., Terms]
+Alphas = Mapping[str, float]
 
 
-def transfer(batch: Batch, alphas: Mapping[str, float]) -> Terms:
+def transfer(batch: Batch, alphas: Alphas) -> Terms:
     """Cross-entropy on the labels alone: fine-tuning from the initial weights, the baseline."""
     return {"labels": label_loss(batch)}
 
 
+def linear_probe(batch: Batch, alphas: Alphas) -> Terms:
+    """As transfer, with the backbone's weights kept: only the target head learns."""
+    return {"labels": label_loss(batch)}
+
+
+def fixmatch(batch: Batch, alphas: Alphas, *, threshold: Unit = 0.95, weight: Weight = 1.0) -> Terms:
+    """Labels, and consistency between two views of the unlabeled images (Sohn et al., FixMatch, NeurIPS 2020).
+
+    CE(labels) + weight * mean over U of [max p_weak >= threshold] CE(strong view, argmax p_weak).
+
+    Args:
+        batch: one step's logits and labels; the target head's own logits are those of the strong view.
+        alphas: not used; no source takes part.
+        threshold: least confidence of a pseudo-label that counts.
+        weight: of the consistency term.
+    """
+    return {"labels": label_loss(batch), "consistency": weight * consistency_loss(batch, threshold)}
+
+
 def nearest(
-    batch: Batch, alphas: Mapping[str, float], *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
     """DistillNearest (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and the most similar source alone.
 
     lam * CE(labels) + (1 - lam) * CE(source head, pseudo-labels of the source with the largest weight).
     """
-    best = max(alphas, key=lambda name: alphas[name])
-    return mixture(batch, {best: 1.0}, lam, temperature, normalise)
+    return mixture(batch, shares_of("nearest", alphas, {}), lam, temperature, normalise)
+
+
+def single(
+    batch: Batch, alphas: Alphas, *, source: str, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+) -> Terms:
+    """As nearest, from the source that is named: what one source alone is worth."""
+    return mixture(batch, shares_of("single", alphas, {"source": source}), lam, temperature, normalise)
+
+
+def random(
+    batch: Batch, alphas: Alphas, *, seed: int = 0, lam: Unit = 0.8, temperature: Positive = 1.0,
+    normalise: bool = True,
+) -> Terms:  # fmt: skip
+    """As nearest, from a source drawn with `seed`: the control that shows what choosing is worth."""
+    return mixture(batch, shares_of("random", alphas, {"seed": seed}), lam, temperature, normalise)
 
 
 def equal(
-    batch: Batch, alphas: Mapping[str, float], *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
     """All sources with the same weight: the control that shows what the weighting is worth."""
-    return mixture(batch, dict.fromkeys(alphas, 1.0 / len(alphas)), lam, temperature, normalise)
+    return mixture(batch, shares_of("equal", alphas, {}), lam, temperature, normalise)
 
 
 def weighted(
-    batch: Batch, alphas: Mapping[str, float], *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
     """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and every source by its similarity.
 
@@ -89,8 +133,118 @@ def weighted(
     return mixture(batch, alphas, lam, temperature, normalise)
 
 
-METHODS: dict[str, Method] = {"transfer": transfer, "nearest": nearest, "equal": equal, "weighted": weighted}
-NEEDS_SOURCES = frozenset({"nearest", "equal", "weighted"})
+def adapted(batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0) -> Terms:
+    """Labels, and a teacher that speaks the target's own classes: linear probes on the sources' features, mixed.
+
+    lam * CE(labels) + (1 - lam) * CE(target head, teacher), on labeled and unlabeled images. After Vemulapalli et al.
+    2023 (arXiv 2311.18237) and SimCLRv2 (Chen et al. 2020); how the probes are mixed is the recipe's `teacher`.
+
+    Args:
+        batch: one step's logits, labels and teacher.
+        alphas: not used here: the teacher is mixed before training.
+        lam: share of the labels in the loss.
+        sharpen: the teacher's probabilities are raised to this power and normalised.
+    """
+    return {"labels": lam * label_loss(batch), "teacher": (1.0 - lam) * teacher_loss(batch, sharpen)}
+
+
+def consistent(
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0, threshold: Unit = 0.95,
+    weight: Weight = 0.5,
+) -> Terms:  # fmt: skip
+    """`adapted`, with FixMatch's consistency on top of it (Wang et al., USB, NeurIPS 2022, on what helps whom)."""
+    return {**adapted(batch, alphas, lam=lam, sharpen=sharpen),
+            "consistency": weight * consistency_loss(batch, threshold)}  # fmt: skip
+
+
+def combined(
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.3, sources: Unit = 0.3, sharpen: Positive = 2.0,
+    temperature: Positive = 1.0, normalise: bool = True,
+) -> Terms:  # fmt: skip
+    """`adapted`, with the weighted sources' own label spaces as an auxiliary task (after UNIC, Sariyildiz et al. 2024).
+
+    lam * CE(labels) + (1 - lam - sources) * CE(target head, teacher) + sources * sum_s alpha_s CE(head of s, s).
+
+    Raises:
+        InputError: lam and sources leave nothing for the teacher.
+    """
+    if lam + sources > 1.0:
+        raise InputError("distill.method: lam + sources is over 1", "lower one of them")
+    auxiliary = mixture(batch, alphas, 1.0 - sources, temperature, normalise)
+    del auxiliary["labels"]
+    teacher = (1.0 - lam - sources) * teacher_loss(batch, sharpen)
+    return {"labels": lam * label_loss(batch), "teacher": teacher, **auxiliary}
+
+
+METHODS: dict[str, Method] = {
+    "transfer": transfer,
+    "linear_probe": linear_probe,
+    "fixmatch": fixmatch,
+    "random": random,
+    "nearest": nearest,
+    "single": single,
+    "equal": equal,
+    "weighted": weighted,
+    "adapted": adapted,
+    "consistent": consistent,
+    "combined": combined,
+}
+Need = Literal["sources", "teacher", "weak", "frozen"]
+NEEDS: dict[str, frozenset[Need]] = {name: frozenset() for name in METHODS} | {
+    "linear_probe": frozenset({"frozen"}),
+    "fixmatch": frozenset({"weak"}),
+    **{name: frozenset({"sources"}) for name in ("random", "nearest", "single", "equal", "weighted")},
+    "adapted": frozenset({"teacher"}),
+    "consistent": frozenset({"teacher", "weak"}),
+    "combined": frozenset({"teacher", "sources"}),
+}
+ASKS_SOURCES = frozenset(name for name, needs in NEEDS.items() if needs & {"sources", "teacher"})
+
+
+def shares_of(method: str, alphas: Alphas, options: Mapping[str, Any]) -> dict[str, float]:
+    """Which sources' own label spaces a method distils from, and with what share; empty for one that asks none.
+
+    Raises:
+        InputError: `single` names a source that is not there.
+    """
+    if not alphas or "sources" not in NEEDS[method]:
+        return {}
+    if method == "equal":
+        return dict.fromkeys(alphas, 1.0 / len(alphas))
+    if method == "nearest":
+        return {max(alphas, key=lambda name: alphas[name]): 1.0}
+    if method == "random":
+        return {stdlib_random.Random(options.get("seed", 0)).choice(sorted(alphas)): 1.0}
+    if method == "single":
+        if options["source"] not in alphas:
+            raise InputError(f"distill.method: no source is called {options['source']}", "name one of the sources")
+        return {options["source"]: 1.0}
+    return {name: alpha for name, alpha in alphas.items() if alpha > 0.0}
+
+
+def consistency_loss(batch: Batch, threshold: float) -> Tensor:
+    """FixMatch's term over the unlabeled images, a scalar; 0 where the batch has none or none is sure enough."""
+    import torch.nn.functional as F
+
+    assert batch.weak_logits_UC is not None, "NEEDS names the weak view"
+    strong_UC = batch.target_logits_BC[batch.labels_B < 0]
+    sure_U, pseudo_U = batch.weak_logits_UC.softmax(dim=1).max(dim=1)
+    losses_U = F.cross_entropy(strong_UC, pseudo_U, reduction="none") * (sure_U >= threshold)
+    return losses_U.sum() / max(1, len(losses_U))
+
+
+def teacher_loss(batch: Batch, sharpen: float) -> Tensor:
+    """Mean cross-entropy of the target head against the sharpened teacher."""
+    assert batch.teacher_probs_BC is not None, "NEEDS names the teacher"
+    return source_loss(batch.target_logits_BC, sharpened(batch.teacher_probs_BC, sharpen), 1.0, False)
+
+
+def sharpened(probs_BC: Tensor, power: float) -> Tensor:
+    """p^power, normalised; 1 leaves it as it is."""
+    if power == 1.0:
+        return probs_BC
+    raised = (probs_BC / probs_BC.amax(dim=-1, keepdim=True)) ** power
+    return raised / raised.sum(dim=-1, keepdim=True)
 
 
 def label_loss(batch: Batch) -> Tensor:
@@ -118,7 +272,7 @@ def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normali
     return loss * temperature**2 / (math.log(logits_BK.shape[-1]) if normalise else 1.0)
 
 
-def mixture(batch: Batch, alphas: Mapping[str, float], lam: float, temperature: float, normalise: bool) -> Terms:
+def mixture(batch: Batch, alphas: Alphas, lam: float, temperature: float, normalise: bool) -> Terms:
     """`labels` and one term a source with weight, scaled by lam and (1 - lam) * alpha."""
     import torch
 

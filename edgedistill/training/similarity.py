@@ -4,180 +4,200 @@ Every metric has one signature, numpy in and a float out, higher is more similar
 
     METRICS[name](features_ND, probs_NK, labels_N, **options) -> float
 
-N probe images, D features (the input of the source's last linear layer), K classes of the source.
+Its keyword-only parameters are its recipe options. What `weigh` itself knows and a recipe does not say (the source's
+name, the reference of RSA) is a fourth, positional parameter of the metrics that want it.
+
+N probe images, D features (the input of the source's last linear layer), K classes of the source, S sources.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgedistill.agent import metrics
-from edgedistill.recipe import Weigh, bound_options
+from edgedistill.recipe import Choice, Weigh, bound_options
 from edgedistill.records import InputError, MetricScore, SourceWeight, SourceWeights
+from edgedistill.training.evidence import (
+    hscore,
+    label_entropy,
+    leep,
+    logme,
+    logme_bounds,
+    logme_chance,
+    nce,
+)
+from edgedistill.training.transferability import (
+    Floats,
+    Ints,
+    Rows,
+    cka,
+    held_out_scores,
+    knn,
+    over_chance,
+    parc,
+    parc_ceiling,
+    probe,
+    rsa,
+)
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
-Rows = NDArray[np.intp]
 Metric = Callable[..., float]
+Pair = tuple[Floats, Floats]
+FEW = 4  # labels of a class: half of fewer is no sample of them
+MOST_IMAGES = 2000  # PARC and the Gram matrices grow with the square of the images
 
 
-def parc(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-    dims: int | None = None, compat: Literal["exact", "dbolya"] = "exact",
-) -> float:  # fmt: skip
-    """PARC: rank correlation between distances of features and distances of labels, times 100.
-
-    Bolya, Mittapalli, Hoffman, "Scalable Diverse Model Selection for Accessible Transfer Learning", NeurIPS 2021.
-    Label distances of one-hot rows take two values; "exact" keeps those ties exact, "dbolya" repeats the float noise
-    of the authors' code, which breaks them (at 7 classes 60.3 becomes 42-45 on separable data) and differs from one
-    processor's matrix kernels to the next.
+def static(
+    features_ND: Floats, probs_NK: Floats, labels_N: Ints, source: str = "", *, prior: dict[str, float]
+) -> float:
+    """How well a source did on other targets; it looks at no image, and a similarity must beat it to mean anything.
 
     Args:
-        features_ND: [N, D].
+        features_ND: not used.
         probs_NK: not used.
-        labels_N: [N], two classes at least.
-        dims: reduce the features to this many dimensions by PCA first.
-        compat: how label distances are made.
+        labels_N: not used.
+        source: the source's name.
+        prior: score by source name, on one scale for all: 0 for a source of no use, 1 for the best there can be.
 
     Raises:
-        InputError: the probe holds a single class.
+        InputError: the prior has no score for this source, or one that is not a number up to 1.
     """
-    _needs_two_classes(labels_N)
-    features_ND = _standardised(_reduced(np.asarray(features_ND, dtype=np.float64), dims))
-    above = np.triu_indices(len(labels_N), k=1)
-    feature_distances = 1.0 - _row_correlation(features_ND)[above]
-    if compat == "exact":
-        label_distances = (labels_N[:, None] != labels_N[None, :])[above].astype(np.float64)
-    else:
-        label_distances = (1.0 - np.asarray(np.corrcoef(np.eye(int(labels_N.max()) + 1)[labels_N])))[above]
-    return 100.0 * _spearman(feature_distances, label_distances)
+    if source not in prior:
+        known = ", ".join(sorted(prior)) or "no source"
+        raise InputError(f"static: the prior has no score for the source {source or '(no name)'}, it knows {known}",
+                         "add it under prior:")  # fmt: skip
+    if not -math.inf < prior[source] <= 1.0:
+        raise InputError(f"static: the prior of {source} is {prior[source]}", "write a fraction, 1 for the best")
+    return float(prior[source])
 
 
-def parc_ceiling(labels_N: Ints) -> float:
-    """The PARC of perfectly separated classes: 100 sqrt(3 q (1 - q)), q = share of pairs that share a class.
+METRICS: dict[str, Metric] = {
+    "parc": parc, "rsa": rsa, "cka": cka, "leep": leep, "nce": nce, "hscore": hscore, "logme": logme, "knn": knn,
+    "probe": probe, "static": static,
+}  # fmt: skip
 
-    Label distances have two tied groups, so even a perfect ranking of feature distances stays below 100.
+
+def _one(labels_N: Ints) -> float:
+    return 1.0
+
+
+def _zero(labels_N: Ints) -> float:
+    return 0.0
+
+
+def _entropy_below_zero(labels_N: Ints) -> float:
+    return -label_entropy(labels_N)
+
+
+def _classes_less_one(labels_N: Ints) -> float:
+    return len(np.unique(labels_N)) - 1.0
+
+
+# the score of a perfect source; LogME's evidence has no bound
+CEILINGS: dict[str, Callable[[Ints], float]] = {
+    "parc": parc_ceiling, "rsa": lambda labels_N: 100.0, "cka": _one, "leep": _zero, "nce": _zero,
+    "hscore": _classes_less_one, "logme": lambda labels_N: math.inf, "knn": _one, "probe": _one, "static": _one,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a metric's scores lie: within `bounds`, at `chance` for a source that knows nothing.
+
+    `curve` makes differences of scores comparable: likelihoods are shares of what is known, their logarithms are not.
+    Without bounds a score has no sampling error: it is read off no image.
     """
-    counts, n = np.bincount(labels_N), len(labels_N)
-    same = float((counts * (counts - 1)).sum()) / (n * (n - 1))
-    return 100.0 * float(np.sqrt(3.0 * same * (1.0 - same)))
+
+    bounds: Callable[[Ints], tuple[float, float]] | None
+    chance: Callable[[Ints], float] = _zero
+    curve: Callable[[Floats], Floats] = lambda scores_S: scores_S
 
 
-def probe(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-    folds: int = 5, repeats: int = 5, l2: float = 1.0, seed: int = 0,
-) -> float:  # fmt: skip
-    """What a linear head learns: k-fold balanced accuracy of a ridge classifier, 0 at chance and 1 when perfect.
+def _within(reach: Callable[[Ints], float]) -> Callable[[Ints], tuple[float, float]]:
+    return lambda labels_N: (-reach(labels_N), reach(labels_N))
 
-    Unlike a rank correlation of distances it is not fooled by an untrained net whose few effective dimensions follow
-    a nuisance that the label follows too. Below chance it is negative.
 
-    Args:
-        features_ND: [N, D].
-        probs_NK: not used.
-        labels_N: [N]; a class with fewer images than `folds` lowers the number of folds to its size.
-        folds: number of stratified folds, two at least.
-        repeats: how often the folds are cut anew; the score is the mean.
-        l2: ridge penalty, in units of the number of features.
-        seed: of the cuts.
+def _accuracies(labels_N: Ints) -> tuple[float, float]:
+    return over_chance(0.0, len(np.unique(labels_N))), 1.0
 
-    Raises:
-        InputError: the probe holds a single class, or a class with one image only.
+
+def _information(labels_N: Ints) -> tuple[float, float]:
+    return _entropy_below_zero(labels_N), 0.0
+
+
+def _share_of_variance(scores_S: Floats) -> Floats:
+    """Differences are the R^2 of Cox and Snell 1989: 1 - exp(-2 (E - E_0)), E and E_0 log likelihoods an image."""
+    return np.asarray(-np.exp(-2.0 * scores_S))
+
+
+SCALES: dict[str, Scale] = {
+    "parc": Scale(_within(parc_ceiling)),
+    "rsa": Scale(_within(CEILINGS["rsa"])),
+    "cka": Scale(_within(_one)),
+    # e^LEEP and e^NCE are geometric means of the probability of the right label: from e^-H(labels) to 1
+    "leep": Scale(_information, _entropy_below_zero, np.exp),
+    "nce": Scale(_information, _entropy_below_zero, np.exp),
+    "hscore": Scale(_within(_classes_less_one)),
+    "logme": Scale(logme_bounds, logme_chance, _share_of_variance),
+    "knn": Scale(_accuracies),
+    "probe": Scale(_accuracies),
+    "static": Scale(None),
+}
+
+
+def share(metric: str, scores_S: Floats, labels_N: Ints) -> Floats:
+    """Scores as shares of a perfect source: 0 at chance and below, 1 for perfect; comparable across targets.
+
+    Where even a perfect source scores no better than chance (PARC of one image a class) all shares are 0.
     """
-    from sklearn.model_selection import RepeatedStratifiedKFold
-
-    _needs_two_classes(labels_N)
-    classes, targets_N, counts_C = np.unique(labels_N, return_inverse=True, return_counts=True)
-    if counts_C.min() < 2:
-        raise InputError("probe: a class has a single labeled image", "give two labels a class at least")
-    standard_ND = _standardised(np.asarray(features_ND, dtype=np.float64))
-    gram_NN = standard_ND @ standard_ND.T / features_ND.shape[1] + 1.0  # the 1 is an intercept
-    penalty_N = l2 * counts_C[targets_N] * len(classes) / len(labels_N)  # classes weigh the same, however many images
-    cuts = RepeatedStratifiedKFold(n_splits=min(folds, int(counts_C.min())), n_repeats=repeats, random_state=seed)
-    shares = []
-    for fit, held in cuts.split(gram_NN, targets_N):
-        predicted = _ridge(gram_NN, np.eye(len(classes))[targets_N], penalty_N, fit, held).argmax(axis=1)
-        shares.append(metrics.balanced(targets_N[held], predicted)[0])
-    chance = 1.0 / len(classes)
-    return float((np.mean(shares) - chance) / (1.0 - chance))
+    scale = SCALES[metric]
+    chance, perfect = scale.curve(np.array([scale.chance(labels_N), CEILINGS[metric](labels_N)]))
+    if perfect <= chance:
+        return np.zeros_like(scores_S)
+    return np.asarray(np.clip((scale.curve(scores_S) - chance) / (perfect - chance), 0.0, 1.0))
 
 
-def _ridge(gram_NN: Floats, targets_NC: Floats, penalty_N: Floats, fit: Rows, held: Rows) -> Floats:
-    """Scores [held, C] of a ridge regression fitted on the rows `fit`, in its dual form.
-
-    There are fewer labels than features, and the dual needs the Gram matrix alone, once for all cuts: a bootstrapped
-    score takes a second where a classifier refitted on the features took ten.
-    """
-    kernel = gram_NN[np.ix_(fit, fit)] + np.diag(penalty_N[fit])
-    return np.asarray(gram_NN[np.ix_(held, fit)] @ np.linalg.solve(kernel, targets_NC[fit]))
-
-
-METRICS: dict[str, Metric] = {"parc": parc, "probe": probe}
-CEILINGS: dict[str, Callable[[Ints], float]] = {"parc": parc_ceiling, "probe": lambda labels_N: 1.0}
-
-
-def _needs_two_classes(labels_N: Ints) -> None:
-    if len(np.unique(labels_N)) < 2:
-        raise InputError("similarity: the probe holds a single class", "label images of a second class")
-
-
-def _reduced(features_ND: Floats, dims: int | None) -> Floats:
-    if dims is None or dims >= min(features_ND.shape):
-        return features_ND
-    from sklearn.decomposition import PCA
-
-    # the arguments of the authors' code (dbolya/parc), so that scores can be compared
-    reducer = PCA(n_components=dims, svd_solver="randomized", random_state=1919, iterated_power=1)
-    return np.asarray(reducer.fit_transform(features_ND))
-
-
-def _standardised(features_ND: Floats) -> Floats:
-    deviation = features_ND.std(axis=0)
-    return np.asarray((features_ND - features_ND.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
-
-
-def _row_correlation(rows_ND: Floats) -> Floats:
-    """Pearson correlation of every pair of rows, [N, N]; a constant row correlates with nothing (0)."""
-    centred = rows_ND - rows_ND.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = centred / np.where(length > 0, length, 1.0)
-    return np.asarray(np.clip(unit @ unit.T, -1.0, 1.0))
-
-
-def _spearman(first: Floats, second: Floats) -> float:
-    from scipy.stats import rankdata
-
-    ranks = np.stack([rankdata(first), rankdata(second)])
-    return float(_row_correlation(ranks)[0, 1])
-
-
-def half_sample_interval(metric: Metric, features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-                         repeats: int, seed: int) -> tuple[float, float, float]:  # fmt: skip
+def half_sample_interval(
+    metric: Metric, features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, repeats: int, seed: int,
+    bounds: tuple[float, float] = (-math.inf, math.inf), aligned: Mapping[str, Floats] | None = None,
+) -> tuple[float, float, float]:  # fmt: skip
     """Score with a 95 % interval by the half-sample bootstrap: (score, low, high).
 
     Each repeat scores a random half of every class, without replacement. A half has the sampling variance of the
     whole (McCarthy 1969), and no image stands in it twice: the ordinary bootstrap's copies would be pairs at distance
     zero to PARC and leak across the folds of a probe. The halves' spread is centred on the whole's score.
+
+    Args:
+        metric: of `METRICS`, its options bound.
+        features_ND: [N, D].
+        probs_NK: [N, K].
+        labels_N: [N]; a class with fewer than four labels has no halves to speak of, and the interval is all of
+            `bounds`: nothing is known.
+        repeats: number of halves.
+        seed: of the halves.
+        bounds: the least and the highest score there can be; the interval stays within.
+        aligned: more arrays of N rows that the metric takes by name.
     """
-    rng = np.random.default_rng(seed)
-    score = metric(features_ND, probs_NK, labels_N)
-    halves = []
+    rng, more, classes = np.random.default_rng(seed), aligned or {}, np.unique(labels_N)
+    score, halves = metric(features_ND, probs_NK, labels_N, **more), []
+    if min((labels_N == label).sum() for label in classes) < FEW:
+        return score, min(score, bounds[0]), max(score, bounds[1])
     for _ in range(repeats):
-        keep = np.concatenate([_half(np.flatnonzero(labels_N == label), rng) for label in np.unique(labels_N)])
-        halves.append(metric(features_ND[keep], probs_NK[keep], labels_N[keep]))
-    low, high = np.quantile(halves, [0.025, 0.975]) - np.mean(halves)
+        keep = np.concatenate([_half(np.flatnonzero(labels_N == label), rng) for label in classes])
+        rest = {name: rows[keep] for name, rows in more.items()}
+        halves.append(metric(features_ND[keep], probs_NK[keep], labels_N[keep], **rest))
+    low, high = score + np.quantile(halves, [0.025, 0.975]) - np.mean(halves)
     # one half far off pulls the mean beyond a quantile; the interval never leaves its own score out
-    return score, score + min(0.0, float(low)), score + max(0.0, float(high))
+    return score, min(score, max(float(low), bounds[0])), max(score, min(float(high), bounds[1]))
 
 
 def _half(rows: Rows, rng: np.random.Generator) -> Rows:
-    """Half of a class, two images at least: fewer cannot be cut into folds."""
-    return rng.permutation(rows)[: max(min(2, len(rows)), len(rows) // 2)]
+    return rng.permutation(rows)[: len(rows) // 2]
 
 
 def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal["ceiling", "minmax"]) -> Floats:
@@ -201,8 +221,8 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
 
 
 def weigh(
-    outputs: Mapping[str, tuple[Floats, Floats]], labels_N: Ints, settings: Weigh, seed: int,
-    progress: Callable[[int], object] = lambda done: None,
+    outputs: Mapping[str, Pair], labels_N: Ints, settings: Weigh, seed: int,
+    progress: Callable[[int], object] = lambda done: None, *, max_images: int = MOST_IMAGES,
 ) -> SourceWeights:  # fmt: skip
     """Score every source on the probe by every metric asked for, and turn `settings.metric` into weights.
 
@@ -212,29 +232,73 @@ def weigh(
         settings: the recipe's `weigh` section.
         seed: of the bootstrap; the same half-samples serve every source, so that their scores are paired.
         progress: called with 1 after each source and metric.
+        max_images: of a larger probe a subset of this size is used, stratified by class, always the same.
 
     Raises:
-        InputError: the probe holds a single class or the metric's options do not fit.
+        InputError: the probe holds a single class, a metric's options do not fit, or an output is not finite.
     """
-    scores: dict[str, dict[str, MetricScore]] = {name: {} for name in outputs}
-    for choice in {one.name: one for one in (*settings.also, settings.metric)}.values():
-        metric = partial(METRICS[choice.name], **bound_options(METRICS[choice.name], choice.options))
-        for name, (features_ND, probs_NK) in outputs.items():
-            found = half_sample_interval(metric, np.asarray(features_ND), np.asarray(probs_NK), labels_N,
-                                         repeats=settings.bootstrap, seed=seed)  # fmt: skip
-            scores[name][choice.name] = MetricScore(*found)
-            progress(1)
-    alphas = {
-        metric: weights_of(np.array([scores[name][metric].score for name in outputs]),
-                           CEILINGS[metric](labels_N), settings.power, settings.rescale)
-        for metric in next(iter(scores.values()))
-    }  # fmt: skip
+    rows = _at_most(labels_N, max_images)
+    outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
+    choices = {one.name: one for one in (*settings.also, settings.metric)}
+    scores = {name: _scored(choice, outputs, labels_N, settings.bootstrap, seed, progress)
+              for name, choice in choices.items()}  # fmt: skip
+    alphas = {name: _alphas(name, found, labels_N, settings) for name, found in scores.items()}
     chosen = settings.metric.name
     sources = tuple(
-        SourceWeight(name, float(alphas[chosen][at]), {metric: scores[name][metric] for metric in alphas})
+        SourceWeight(name, float(alphas[chosen][at]), {metric: found[at] for metric, found in scores.items()})
         for at, name in enumerate(outputs)
     )
     return SourceWeights(chosen, len(labels_N), settings.power, sources, _disagreement(chosen, alphas, list(outputs)))
+
+
+def _scored(choice: Choice, outputs: Mapping[str, Pair], labels_N: Ints, repeats: int, seed: int,
+            progress: Callable[[int], object]) -> list[MetricScore]:  # fmt: skip
+    """One metric's scores of all sources, in their order."""
+    metric = METRICS[choice.name]
+    bound: Metric = partial(metric, **bound_options(metric, choice.options))
+    wanted, bounds, found = inspect.signature(metric).parameters, SCALES[choice.name].bounds, []
+    ceiling = CEILINGS[choice.name](labels_N)
+    aligned = {"reference_NE": _together(outputs, labels_N)} if "reference_NE" in wanted else {}
+    for name, (features_ND, probs_NK) in outputs.items():
+        one: Metric = partial(bound, source=name) if "source" in wanted else bound
+        if bounds is None:
+            score = one(features_ND, probs_NK, labels_N)
+            triple = (score, score, score)
+        else:
+            triple = half_sample_interval(one, features_ND, probs_NK, labels_N, repeats=repeats, seed=seed,
+                                          bounds=bounds(labels_N), aligned=aligned)  # fmt: skip
+        found.append(MetricScore(*triple, ceiling if math.isfinite(ceiling) else None))
+        progress(1)
+    return found
+
+
+def _alphas(metric: str, found: list[MetricScore], labels_N: Ints, settings: Weigh) -> Floats:
+    scores_S = np.array([one.score for one in found])
+    evidence_S = share(metric, scores_S, labels_N) if settings.rescale == "ceiling" else scores_S
+    return weights_of(evidence_S, 1.0, settings.power, settings.rescale)
+
+
+def _together(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
+    """What the sources together know of the target, [N, C]: RSA's reference where no net was trained on it."""
+    return np.asarray(np.mean([held_out_scores(features_ND, labels_N) for features_ND, _ in outputs.values()], axis=0))
+
+
+def _at_most(labels_N: Ints, most: int) -> Rows:
+    """The rows of a stratified subset, in order; the first few of every class come before any share is filled."""
+    if len(labels_N) <= most:
+        return np.arange(len(labels_N))
+    rng, place_N, share_N = np.random.default_rng(0), np.empty(len(labels_N)), np.empty(len(labels_N))
+    for label in np.unique(labels_N):
+        mine = rng.permutation(np.flatnonzero(labels_N == label))
+        place_N[mine], share_N[mine] = np.arange(len(mine)), (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.sort(np.lexsort((share_N, place_N >= FEW))[:most])
+
+
+def _finite(name: str, pair: Pair, rows: Rows) -> Pair:
+    features_ND, probs_NK = (np.asarray(one)[rows] for one in pair)
+    if not (np.isfinite(features_ND).all() and np.isfinite(probs_NK).all()):
+        raise InputError(f"similarity: the source {name} answers with values that are not finite", "leave it out")
+    return features_ND, probs_NK
 
 
 def _disagreement(chosen: str, alphas: Mapping[str, Floats], names: list[str]) -> str:

@@ -73,7 +73,7 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
         raise InputError("source: kind run needs `path` to a run directory, or `recipe`")
     trained = runs.find(path)
     record = runs.read_record(trained / "distill/result.json", Checkpoint)
-    net = student.load(record.spec, trained / record.path)
+    net = student.load(record.spec, trained / record.path).requires_grad_(False)
     identity = _hash_state(net, record.spec.family)
     net.to(default())
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgedistill.recipe import Distill
+from edgedistill.recipe import Distill, did_you_mean
+from edgedistill.records import InputError
 from edgedistill.run import atomic
 from edgedistill.training.device import default
 
@@ -51,6 +52,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         heads = nn.Linear(width, source_classes) if source_classes else nn.Identity()
     # channels last is twice as fast for depthwise convolutions on a CPU, and what tensor cores want
     model, heads = model.to(memory_format=torch.channels_last).to(device), heads.to(device)
+    freeze(model.backbone, settings.freeze)  # type: ignore[arg-type]
     parameters = [*model.parameters(), *heads.parameters()]
     decayed = [one for one in parameters if one.ndim > 1]
     plain = [one for one in parameters if one.ndim <= 1]  # biases and batch norm are not decayed
@@ -60,6 +62,19 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         fused=True,  # one pass over the weights: with twelve source heads the optimiser was a seventh of a step
     )
     return State(model, heads, copy.deepcopy(model).requires_grad_(False), optimiser)
+
+
+def freeze(backbone: nn.Module, names: Iterable[str]) -> None:
+    """Stop the gradient at the named modules of a backbone (their batch statistics still follow the data).
+
+    Raises:
+        InputError: the backbone has no module of that name.
+    """
+    known = dict(backbone.named_modules())
+    for name in names:
+        if name not in known:
+            raise InputError(f"distill.freeze: the student has no module {name}{did_you_mean(name, known)}")
+        known[name].requires_grad_(False)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, settings: Distill, step: int, steps: int) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from edgedistill.recipe import option_problems
-from edgedistill.training.methods import METHODS, NEEDS_SOURCES, Batch, Method, Terms, source_loss
+from edgedistill.records import InputError
+from edgedistill.training.methods import METHODS, NEEDS, Batch, Terms, shares_of, sharpened, source_loss
 
 LN2, LN3 = math.log(2), math.log(3)
 # both images labeled 0: (ln 2 + ln 4/3) / 2 = (0.693147 + 0.287682) / 2
@@ -31,7 +32,14 @@ def batch(labels: tuple[int, int] = (0, 0)) -> Batch:
         torch.tensor(labels),
         {"a": logits.clone().requires_grad_(), "b": torch.zeros(2, 3, requires_grad=True)},
         {"a": torch.tensor([[1.0, 0.0], [0.5, 0.5]]), "b": torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])},
+        torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
+        torch.tensor([[math.log(9), 0.0]] * sum(label < 0 for label in labels)).reshape(-1, 2),
     )
+
+
+def options_of(name: str) -> dict[str, str]:
+    """What a method cannot do without."""
+    return {"source": "a"} if name == "single" else {}
 
 
 def plain(terms: Terms) -> dict[str, float]:
@@ -95,23 +103,83 @@ def test_equal_ignores_the_weights() -> None:
     assert skewed == even == plain(METHODS["weighted"](batch(), {"a": 0.5, "b": 0.5}))
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_unlabeled_images_do_not_enter_the_label_term(method: Method) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_unlabeled_images_do_not_enter_the_label_term(name: str) -> None:
     # image 1 alone is labeled: ln 2, not ln 2 / 2
-    scale = 1.0 if method is METHODS["transfer"] else 0.8
-    assert plain(method(batch((0, -1)), ALPHAS))["labels"] == pytest.approx(scale * LN2, rel=1e-5)
+    scale = {"transfer": 1.0, "linear_probe": 1.0, "fixmatch": 1.0, "adapted": 0.5, "consistent": 0.5, "combined": 0.3}
+    labels = plain(METHODS[name](batch((0, -1)), ALPHAS, **options_of(name)))["labels"]
+    assert labels == pytest.approx(scale.get(name, 0.8) * LN2, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_batch_without_labels_is_finite(method: Method) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_labels_is_finite(name: str) -> None:
     one = batch((-1, -1))
-    terms = method(one, ALPHAS)
+    terms = METHODS[name](one, ALPHAS, **options_of(name))
     assert plain(terms)["labels"] == 0.0
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-    assert one.target_logits_BC.grad is not None and (one.target_logits_BC.grad == 0.0).all()
+    assert one.target_logits_BC.grad is not None and one.target_logits_BC.grad.isfinite().all()
+    if not NEEDS[name] & {"teacher", "weak"}:
+        assert (one.target_logits_BC.grad == 0.0).all()
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_SOURCES))
+def test_adapted_by_hand() -> None:
+    # the teacher equals source a's pseudo-labels, and the target head has source a's logits: A again. Sharpened by 2,
+    # (1, 0) and (1/2, 1/2) stay what they are
+    expected = {"labels": 0.3 * LABELS, "teacher": 0.7 * A}
+    for power in (1.0, 2.0):
+        assert plain(METHODS["adapted"](batch(), {}, lam=0.3, sharpen=power)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sharpened_by_hand() -> None:
+    # squares 9/16 and 1/16: 9 to 1
+    assert sharpened(torch.tensor([[0.75, 0.25]]), 2.0)[0].tolist() == pytest.approx([0.9, 0.1])
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.85, math.log(4 / 3)), (0.95, 0.0)])
+def test_fixmatch_by_hand(threshold: float, expected: float) -> None:
+    # image 2 is unlabeled; its weak view says class 0 with 0.9; the strong view gives class 0 3/4
+    terms = plain(METHODS["fixmatch"](batch((0, -1)), {}, threshold=threshold, weight=2.0))
+    assert terms == pytest.approx({"labels": LN2, "consistency": 2.0 * expected}, rel=1e-5)
+
+
+def test_fixmatch_averages_over_all_unlabeled_images() -> None:
+    # both unlabeled and sure of class 0: (ln 2 + ln 4/3) / 2 = LABELS
+    assert plain(METHODS["fixmatch"](batch((-1, -1)), {}, threshold=0.85))["consistency"] == pytest.approx(LABELS)
+
+
+def test_consistent_is_adapted_and_fixmatch() -> None:
+    one = plain(METHODS["consistent"](batch((0, -1)), {}, lam=0.4, sharpen=2.0, threshold=0.85, weight=0.5))
+    adapted = plain(METHODS["adapted"](batch((0, -1)), {}, lam=0.4, sharpen=2.0))
+    assert one == pytest.approx({**adapted, "consistency": 0.5 * math.log(4 / 3)}, rel=1e-5)
+
+
+def test_combined_by_hand() -> None:
+    # 0.3 labels, 0.5 teacher, 0.2 sources: 0.2 * 0.75 * A / ln 2 and 0.2 * 0.25 * B / ln 3
+    terms = plain(METHODS["combined"](batch(), ALPHAS, lam=0.3, sources=0.2, sharpen=1.0))
+    expected = {"labels": 0.3 * LABELS, "teacher": 0.5 * A, "source/a": 0.15 * A / LN2, "source/b": 0.05}
+    assert terms == pytest.approx(expected, rel=1e-5)
+
+
+def test_combined_refuses_shares_that_leave_nothing() -> None:
+    with pytest.raises(InputError, match="over 1"):
+        METHODS["combined"](batch(), ALPHAS, lam=0.8, sources=0.3)
+
+
+def test_random_and_single_are_nearest_to_another_source() -> None:
+    for source in ALPHAS:
+        only = plain(METHODS["nearest"](batch(), {source: 1.0}))
+        assert plain(METHODS["single"](batch(), ALPHAS, source=source)) == only
+    drawn = [next(iter(shares_of("random", ALPHAS, {"seed": seed}))) for seed in range(40)]
+    assert 8 < drawn.count("a") < 32 and set(drawn) == {"a", "b"}
+    assert drawn[:5] == [next(iter(shares_of("random", ALPHAS, {"seed": seed}))) for seed in range(5)]
+
+
+def test_single_of_an_unknown_source() -> None:
+    with pytest.raises(InputError, match="no source is called c"):
+        METHODS["single"](batch(), ALPHAS, source="c")
+
+
+@pytest.mark.parametrize("name", ["equal", "nearest", "weighted"])
 def test_gradients_reach_both_heads(name: str) -> None:
     one = batch((0, -1))
     torch.stack(list(METHODS[name](one, ALPHAS).values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,71 @@
+"""The evaluation suite: does weighting by similarity win, and what wins over it?
+
+    python -m benchmarks.suite run --packs DIR [--profile cpu] [--targets A B] [--methods M N] [--seeds 0 1]
+    python -m benchmarks.suite cell --packs DIR --target cifar10 --method weighted --seed 0
+    python -m benchmarks.suite table [--check]
+
+`run` appends one line a run to benchmarks/results/suite_<hardware>_<yyyymm>.jsonl and goes on where it was stopped;
+`cell` runs one again and says whether the number is the same; `table` makes tables and plots from the lines alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.suite import table
+from benchmarks.suite.protocol import load
+from edgedistill.records import EdgeDistillError
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("run", "cell"):
+        one = verbs.add_parser(verb)
+        one.add_argument(
+            "--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet, test.parquet"
+        )
+        one.add_argument("--profile", default="cpu", help="benchmarks/suite/PROFILE.yaml")
+        one.add_argument("--runs", type=Path, default=Path("runs/bank"), help="where weights and outputs are kept")
+    everything = verbs.choices["run"]
+    everything.add_argument("--targets", nargs="+", help="packs; the profile's eight targets if left out")
+    everything.add_argument("--methods", nargs="+", help="the profile's methods if left out")
+    everything.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
+    everything.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    single = verbs.choices["cell"]
+    single.add_argument("--target", required=True)
+    single.add_argument("--method", required=True)
+    single.add_argument("--seed", type=int, required=True)
+    verbs.add_parser("table").add_argument("--check", action="store_true", help="exit 1 where a page is not current")
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status."""
+    asked = arguments(given)
+    if asked.verb == "table":
+        return table.main(asked.check)
+    from benchmarks.suite import runner
+    from benchmarks.suite.bank import Bank
+
+    bank = Bank(asked.packs, asked.runs, load(asked.profile))
+    if asked.verb == "cell":
+        return runner.repeat(bank, asked.target, asked.method, asked.seed)
+    profile = bank.profile
+    targets = tuple(asked.targets or profile.targets)
+    methods = tuple(asked.methods or [name for name in profile.methods if name != "single"])
+    runner.prepare(bank, targets, asked.processes)
+    runner.run(bank, runner.Wanted(targets, methods, tuple(asked.seeds)), asked.processes)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EdgeDistillError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

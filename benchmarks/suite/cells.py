@@ -1,0 +1,152 @@
+"""One cell of the table: a target, a method, a seed; and what all methods of a target and a seed share.
+
+The seed fixes the label draw, the initial weights of the head, the order of the images and their augmentation; every
+method starts from the same weights. No label beyond the drawn ones is looked at before the last step is done.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.suite.bank import Bank
+from edgedistill import recipe
+from edgedistill.records import SourceWeights, StudentSpec
+from edgedistill.training import fit, similarity, student, teachers
+from edgedistill.training.data import Splits
+from edgedistill.training.weights import read_state
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A target with the labels that one seed draws."""
+
+    bank: Bank
+    target: str
+    seed: int
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The pack, divided."""
+        return self.bank.splits(self.target, self.seed, self.bank.profile.labels(self.target))
+
+    @cached_property
+    def labeled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and classes of the labeled images: no part of them is set aside, for nothing is chosen by them."""
+        rows = np.concatenate([self.splits.labeled_rows, self.splits.val_rows])
+        return rows, np.concatenate([self.splits.labeled_labels, self.splits.val_labels])
+
+    @cached_property
+    def spec(self) -> StudentSpec:
+        """The profile's student for this target."""
+        options = dict(self.bank.profile.student)
+        section = recipe.Student(families={options.pop("family"): options})
+        return student.candidates(section, len(self.splits.classes))[0]
+
+    @cached_property
+    def outputs(self) -> dict[str, Any]:
+        """Per source, what it says of every train image."""
+        return {name: self.bank.outputs(name, self.target) for name in self.bank.names_for(self.target)}
+
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Per source, its features of every train image, in memory."""
+        return {name: np.asarray(one.features_ND) for name, one in self.outputs.items()}
+
+    @cached_property
+    def weights(self) -> SourceWeights:
+        """Every metric's scores on the labeled images, and the weights."""
+        rows, labels = self.labeled
+        probe = {
+            name: (self.features[name][rows], np.asarray(one.probs_NK)[rows]) for name, one in self.outputs.items()
+        }
+        return similarity.weigh(probe, labels, self.bank.profile.weigh, self.seed)
+
+    def teacher(self, choice: recipe.Choice) -> np.ndarray:
+        """What the sources' probes say of every train image in the target's classes, float32 [N, C]."""
+        found = self.__dict__.setdefault("teachers", {})
+        key = choice.model_dump_json()
+        if key not in found:
+            rows, labels = self.labeled
+            made = teachers.TEACHERS[choice.name](
+                self.features, self.weights.alphas, rows, labels, len(self.splits.classes), **choice.options
+            )
+            found[key] = made.probs_NC.astype(np.float32)
+        return np.asarray(found[key])
+
+    def material(self, settings: recipe.Distill) -> fit.Material:
+        """What a student learns from under these settings."""
+        rows, labels = self.labeled
+        nothing = np.zeros(0, dtype=np.int64)
+        probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
+        needs = fit.NEEDS[settings.method.name]
+        return fit.Material(
+            np.asarray(self.splits.train.at(self.spec.input_px)), rows, labels, self.splits.unlabeled_rows, nothing,
+            nothing, probs if "sources" in needs else {}, self.weights.alphas if "sources" in needs else {},
+            teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
+        )  # fmt: skip
+
+
+def cell(draw: Draw, method: str) -> dict[str, Any]:
+    """Train one student and score it on test, once; the line of the table."""
+    profile = draw.bank.profile
+    settings = profile.settings(method, draw.seed)
+    material = draw.material(settings)
+    task = fit.Task(draw.spec, material, settings, settings.steps, draw.seed)
+    started = time.monotonic()
+    fitted = fit.fit(initial(draw), task)
+    seconds = time.monotonic() - started
+    test = draw.splits.test()
+    logits_NC = fit.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
+    found = fit.score(logits_NC, test.labels_N)
+    samples = settings.steps * (settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) else 0))
+    return {"kind": "run", "profile": profile.name, "target": draw.target, "method": method, "seed": draw.seed,
+            "labels_per_class": profile.labels(draw.target), "student": student.describe(draw.spec),
+            "top1": round(found.top1, 6), "balanced_accuracy": round(found.balanced, 6), "n_test": found.n,
+            "steps": settings.steps, "samples": samples, "train_seconds": round(seconds, 2),
+            "config": profile.config(method)}  # fmt: skip
+
+
+def initial(draw: Draw) -> Any:
+    """The student before its first step: the profile's initial weights under a head drawn by the seed."""
+    profile = draw.bank.profile
+    model = student.build(draw.spec, draw.seed, initialise=not profile.initial)
+    if profile.initial:
+        trained = draw.bank.train("micro", f"initial-{profile.initial}", profile.initial, profile.initial_settings)
+        state = read_state(trained / "distill/student.safetensors")
+        parts = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
+        model.backbone.load_state_dict(parts)  # type: ignore[union-attr]
+    return model
+
+
+def draw_line(draw: Draw) -> dict[str, Any]:
+    """What the sources are worth on this draw: scores, weights, their probes, and the teachers on the unlabeled images.
+
+    It looks at the classes of the unlabeled images: for this line alone, after the weights are made.
+    """
+    profile, found = draw.bank.profile, draw.weights
+    rows, labels = draw.labeled
+    hidden, truth = draw.splits.unlabeled_rows, draw.bank.truth(draw.target)
+    kinds = [recipe.Choice.model_validate(one) for one in profile.teachers.values()]
+    classes = len(draw.splits.classes)
+
+    def judged(probs_NC: np.ndarray) -> dict[str, float]:
+        one = asdict(fit.score(probs_NC[hidden], truth[hidden]))
+        return {"top1": round(one["top1"], 6), "balanced_accuracy": round(one["balanced"], 6)}
+
+    probes = {name: judged(teachers.probe(features, rows, labels, classes).probs_NC)
+              for name, features in draw.features.items()}  # fmt: skip
+    return {"kind": "draw", "profile": profile.name, "target": draw.target, "seed": draw.seed,
+            "labels_per_class": profile.labels(draw.target), "n_labeled": len(rows),
+            "scores": {metric: {one.name: round(one.scores[metric].score, 6) for one in found.sources}
+                       for metric in found.sources[0].scores},
+            "ceilings": {metric: round(float(similarity.CEILINGS[metric](labels)), 6)
+                         for metric in found.sources[0].scores if metric in similarity.CEILINGS},
+            "alphas": {name: round(alpha, 6) for name, alpha in found.alphas.items()},
+            "effective_sources": round(found.effective_sources, 3), "source_probes": probes,
+            "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
+            "config": profile.config("draw")}  # fmt: skip

@@ -1,0 +1,88 @@
+"""What a profile fixes: the student, the schedule, the bank, the methods and their settings, the same for every target.
+
+A profile is a YAML file beside this one. What a cell of the table depends on enters its `config` hash, so that lines
+made under different settings are never averaged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from edgedistill import run
+from edgedistill.recipe import Distill, Weigh
+
+HERE = Path(__file__).parent
+
+
+class Profile(BaseModel):
+    """One way to run the suite.
+
+    Attributes:
+        name: of the file, and of the lines.
+        store_px: side of the stored squares; students and sources see them resized.
+        student: family and its options, input_px among them.
+        initial: the pack that the student's initial weights are trained on ("" for the family's own), and the steps.
+        ready: sources that need no training, as a recipe names them.
+        finetuned: packs that a source is fine-tuned on, and for how many steps.
+        labels_per_class: labels a class; `default` for the targets that are not named.
+        targets: what is reported.
+        tuning: packs on which settings were chosen; none of them is reported.
+        weigh: how similarity becomes weight.
+        distill: the schedule, the same for every method.
+        methods: per method what differs from `distill`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    store_px: PositiveInt
+    student: dict[str, Any]
+    initial: str
+    initial_settings: dict[str, Any] = {}
+    ready: dict[str, dict[str, Any]]
+    finetuned: dict[str, int]
+    labels_per_class: dict[str, int]
+    targets: tuple[str, ...]
+    tuning: tuple[str, ...]
+    weigh: Weigh
+    distill: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+
+    def labels(self, target: str) -> int:
+        """Labels a class of a target."""
+        return self.labels_per_class.get(target, self.labels_per_class["default"])
+
+    def settings(self, method: str, seed: int) -> Distill:
+        """The distill section of one cell; `single:<source>` is `single` of that source."""
+        kind, _, source = method.partition(":")
+        changed = dict(self.methods[kind])
+        if source:
+            changed["method"] = {**changed["method"], "source": source}
+        if kind == "random":
+            changed["method"] = {**changed["method"], "seed": seed}
+        return Distill.model_validate({**self.distill, **changed})
+
+    def config(self, cell: str) -> str:
+        """sha256 of all that a line depends on besides target and seed; `draw` is the line about the sources."""
+        shared = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning"})
+        if cell == "draw":
+            return run.digest([shared, self.teachers])
+        del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
+        return run.digest([shared, self.methods[cell.partition(":")[0]]])
+
+    @property
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        """Every teacher that a method learns from, by name."""
+        given = [one["teacher"] for one in self.methods.values() if "teacher" in one]
+        return {one["name"]: one for one in given}
+
+
+def load(name: str) -> Profile:
+    """The profile benchmarks/suite/<name>.yaml; one that says `base` takes over what it does not say itself."""
+    said = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    below = yaml.safe_load((HERE / f"{said.pop('base')}.yaml").read_text(encoding="utf-8")) if "base" in said else {}
+    return Profile.model_validate({"name": name, **below, **said})

@@ -1,0 +1,132 @@
+"""All cells of a profile, in several processes: what stands in the lines is not run again, a kill loses one cell each.
+
+Seeds come first, then targets, then methods: a suite that is stopped early has whole rows, with fewer seeds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from benchmarks.lines import append, read
+from benchmarks.suite.bank import Bank
+from edgedistill.progress import say
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which cells: every method on every target with every seed."""
+
+    targets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two lines the same cell."""
+    return tuple(line.get(name) for name in ("kind", "profile", "target", "method", "seed", "config"))
+
+
+def run(bank: Bank, wanted: Wanted, processes: int) -> None:
+    """Run what no committed line has yet."""
+    done = {key_of(line) for line in read("suite")}
+    jobs = [(bank, target, seed, missing) for seed, target in product(wanted.seeds, wanted.targets)
+            if (missing := _missing(bank, target, seed, wanted.methods, done))]  # fmt: skip
+    say(f"{sum(len(job[3]) for job in jobs)} cells to run, in {len(jobs)} draws, {processes} processes")
+    if processes == 1:
+        for job in jobs:
+            _work(job)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread, maxtasksperchild=4) as pool:
+        for _ in pool.imap_unordered(_work, jobs):
+            pass
+
+
+def _missing(bank: Bank, target: str, seed: int, methods: Sequence[str], done: set[tuple[Any, ...]]) -> list[str]:
+    """The methods of one draw that no line has, `draw` (what the sources are worth) first."""
+    profile = bank.profile
+    cells = ["draw", *(one for method in methods for one in _expanded(bank, target, method))]
+    return [one for one in dict.fromkeys(cells) if key_of(_stub(profile, target, one, seed)) not in done]
+
+
+def _expanded(bank: Bank, target: str, method: str) -> list[str]:
+    """`single` is one cell a source."""
+    return [f"single:{source}" for source in bank.names_for(target)] if method == "single" else [method]
+
+
+def _stub(profile: Any, target: str, cell: str, seed: int) -> dict[str, Any]:
+    if cell == "draw":
+        return {"kind": "draw", "profile": profile.name, "target": target, "seed": seed,
+                "config": profile.config("draw")}  # fmt: skip
+    return {"kind": "run", "profile": profile.name, "target": target, "method": cell, "seed": seed,
+            "config": profile.config(cell)}  # fmt: skip
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _work(job: tuple[Bank, str, int, list[str]]) -> None:
+    from benchmarks.suite import cells
+
+    bank, target, seed, methods = job
+    draw = cells.Draw(bank, target, seed)
+    for method in methods:
+        line = cells.draw_line(draw) if method == "draw" else cells.cell(draw, method)
+        with FileLock(bank.runs / ".lines.lock"):
+            append("suite", line)
+        found = f"top-1 {line['top1']:.3f} balanced {line['balanced_accuracy']:.3f}" if "top1" in line else ""
+        say(f"{target} seed {seed} {method} {found} {line.get('train_seconds', '')}")
+
+
+def repeat(bank: Bank, target: str, method: str, seed: int) -> int:
+    """Run one cell again and print it beside the newest line of the same cell; 1 where they differ, else 0."""
+    from benchmarks.suite import cells
+
+    _one_thread()
+    line = cells.cell(cells.Draw(bank, target, seed), method)
+    known = [one for one in read("suite") if key_of(one) == key_of(line)]
+    say(f"now: top-1 {line['top1']} balanced {line['balanced_accuracy']} of {line['n_test']} test images")
+    if not known:
+        say("no line of this cell is committed")
+        return 0
+    say(f"committed: top-1 {known[-1]['top1']} balanced {known[-1]['balanced_accuracy']} ({known[-1]['cpu']})")
+    return int(any(line[name] != known[-1][name] for name in ("top1", "balanced_accuracy", "n_test")))
+
+
+def prepare(bank: Bank, targets: Sequence[str], processes: int) -> None:
+    """Train the sources and compute what they say of every target: several processes, a source each."""
+    sources = sorted({name for target in targets for name in bank.names_for(target)})
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread, maxtasksperchild=1) as pool:
+        for name in pool.imap_unordered(_ready, [(bank, name) for name in sources]):
+            say(f"source {name}: trained")
+        pairs = [(bank, name, target) for target in targets for name in bank.names_for(target)]
+        for name, target in pool.imap_unordered(_told, pairs):
+            say(f"source {name}: its outputs on {target}")
+
+
+def _ready(job: tuple[Bank, str]) -> str:
+    job[0].section(job[1])
+    return job[1]
+
+
+def _told(job: tuple[Bank, str, str]) -> tuple[str, str]:
+    bank, name, target = job
+    bank.outputs(name, target)
+    return name, target
+
+
+def packs_in(folder: Path) -> list[str]:
+    """The packs of a directory: its folders that hold train.parquet and test.parquet."""
+    return sorted(one.name for one in folder.iterdir()
+                  if all((one / f"{part}.parquet").is_file() for part in ("train", "test")))  # fmt: skip

@@ -1,0 +1,215 @@
+"""The teacher of the methods that distil in the target's own classes: probes on the sources' features, mixed.
+
+A probe is a ridge regression of the labels on one source's features. With a few hundred labels and a thousand features
+its dual form needs the Gram matrix of the labeled images alone, and its leave-one-out predictions come for nothing:
+temperature, penalty and mixing weights are chosen by them, inside the labeled images. Numpy in, numpy out.
+
+N images of the train store, L of them labeled, D features of a source, C target classes, S sources.
+
+    TEACHERS[name](features, alphas, rows, labels, classes, **options) -> Teacher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgedistill.agent import metrics
+
+Floats = NDArray[np.floating[Any]]
+Rows = NDArray[np.int64]
+Features = Mapping[str, Floats]
+Positive = Annotated[float, Field(gt=0.0)]
+PENALTIES = (0.01, 0.1, 1.0)  # of unit-length features
+TEMPERATURES = tuple(float(one) for one in np.geomspace(0.02, 1.0, 16))
+NEGLIGIBLE = 0.1  # a source with less than this share of an equal weight adds dimensions and no knowledge
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the sources say of every image in the target's classes.
+
+    Attributes:
+        probs_NC: rows sum to 1.
+        weights: share of each source in it; they sum to 1.
+        accuracy: leave-one-out balanced accuracy on the labeled images, before any use of the unlabeled ones.
+    """
+
+    probs_NC: Floats
+    weights: dict[str, float]
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One fitted probe: probabilities of every image [N, C], and of the labeled ones by the others alone [L, C].
+
+    `temperature` is what its scores were divided by.
+    """
+
+    probs_NC: Floats
+    held_LC: Floats
+    temperature: float
+
+
+def similarity(
+    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int
+) -> Teacher:  # fmt: skip
+    """A probe a source, mixed by the sources' weights (Vemulapalli et al. 2023, arXiv 2311.18237, for one source)."""
+    probes = {name: probe(features[name], rows, labels_L, classes) for name, alpha in alphas.items() if alpha > 0.0}
+    return _mixed(probes, {name: alphas[name] for name in probes}, labels_L)
+
+
+def stacked(
+    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int, *,
+    shrink: Annotated[float, Field(ge=0.0)] = 0.1,
+) -> Teacher:  # fmt: skip
+    """A probe a source, mixed by weights that explain the labels best (stacking, Wolpert 1992; H-ensemble 2312.12489).
+
+    Args:
+        features: per source, [N, D].
+        alphas: not used but for the sources' names.
+        rows: rows of the labeled images, [L].
+        labels_L: their classes.
+        classes: C.
+        shrink: strength of the pull towards equal weights, in labeled images a source as a share of L.
+    """
+    probes = {name: probe(features[name], rows, labels_L, classes) for name in alphas}
+    likelihood_LS = np.stack([one.held_LC[np.arange(len(rows)), labels_L] for one in probes.values()], axis=1)
+    return _mixed(probes, dict(zip(probes, mixing_weights(likelihood_LS, shrink), strict=True)), labels_L)
+
+
+def _mixed(probes: Mapping[str, Probe], weights: Mapping[str, float], labels_L: Rows) -> Teacher:
+    total = sum(weights.values())
+    shares = {name: float(weight / total) for name, weight in weights.items()}
+    probs_NC = sum(share * probes[name].probs_NC for name, share in shares.items())
+    held_LC = sum(share * probes[name].held_LC for name, share in shares.items())
+    return Teacher(np.asarray(probs_NC), shares, metrics.balanced(labels_L, np.asarray(held_LC).argmax(axis=1))[0])
+
+
+def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> Floats:
+    """Weights [S] of a mixture that make the labels most likely, by expectation maximisation; concave, so one optimum.
+
+    Args:
+        likelihood_LS: probability that each source gives to each image's own label.
+        shrink: Dirichlet prior towards equal weights: pseudo-observations a source, as a share of L.
+        rounds: of the iteration.
+    """
+    count, sources = likelihood_LS.shape
+    weights_S = np.full(sources, 1.0 / sources)
+    for _ in range(rounds):
+        mass_LS = likelihood_LS * weights_S
+        owed_S = (mass_LS / np.maximum(mass_LS.sum(axis=1, keepdims=True), 1e-12)).sum(axis=0)
+        weights_S = (owed_S + shrink * count / sources) / (owed_S.sum() + shrink * count)
+    return weights_S
+
+
+def directions(features_ND: Floats) -> Floats:
+    """Features as unit vectors around their mean over all images: ridge then compares images by angle, not by length.
+
+    A constant row stays zero.
+    """
+    centred = np.asarray(features_ND, dtype=np.float32) - np.mean(features_ND, axis=0, dtype=np.float32)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.where(length > 0, length, 1.0))
+
+
+def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
+    """A ridge probe on one source, its penalty and temperature chosen by leave-one-out likelihood."""
+    units_ND = directions(features_ND)
+    return probe_of_gram((units_ND @ units_ND[rows].T).astype(np.float64), rows, labels_L, classes)
+
+
+def probe_of_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
+    """The same from inner products of all images with the labeled ones; classes weigh the same, however many images."""
+    counts_C = np.bincount(labels_L, minlength=classes)
+    wanted_LC = np.eye(classes)[labels_L] - 1.0 / classes
+    balance_L = counts_C[labels_L] * np.count_nonzero(counts_C) / len(labels_L)
+    best: tuple[float, Floats, Floats, float] | None = None
+    for penalty in PENALTIES:
+        inverse_LL = np.linalg.inv(gram_NL[rows] + np.diag(penalty * balance_L))
+        duals_LC = inverse_LL @ wanted_LC
+        # leave-one-out of a linear smoother, in closed form (Rasmussen and Williams 2006, eq. 5.12)
+        held_LC = wanted_LC - duals_LC / np.diag(inverse_LL)[:, None]
+        for temperature in TEMPERATURES:
+            found = log_likelihood(held_LC / temperature, labels_L)
+            if best is None or found > best[0]:
+                best = found, duals_LC / temperature, held_LC / temperature, temperature
+    assert best is not None, "there are penalties to try"
+    return Probe(softmax(gram_NL @ best[1]), softmax(best[2]), best[3])
+
+
+def softmax(logits_NC: Floats) -> Floats:
+    """Rows to probabilities."""
+    raised = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+def log_likelihood(logits_LC: Floats, labels_L: Rows) -> float:
+    """Mean log-probability of the labels."""
+    return float(np.log(np.maximum(softmax(logits_LC)[np.arange(len(labels_L)), labels_L], 1e-12)).mean())
+
+
+def selftrained(
+    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int, *,
+    rounds: Annotated[int, Field(ge=1)] = 5, weight: Positive = 0.2, penalty: Positive = 0.5, dims: int = 128,
+    shrink: Annotated[float, Field(ge=0.0)] = 0.1,
+) -> Teacher:  # fmt: skip
+    """`stacked`, and then one joint probe on all sources' features that learns from its own answers, too.
+
+    Self-training in feature space: each round fits a ridge probe to the labels and, with less weight, to the last
+    round's probabilities for the unlabeled images (after Yarowsky 1995; Vemulapalli et al. 2023 stop at one round).
+
+    Args:
+        features: per source, [N, D]; every image but the labeled ones counts as unlabeled.
+        alphas: not used but for the sources' names.
+        rows: rows of the labeled images, [L].
+        labels_L: their classes.
+        classes: C.
+        rounds: of self-training.
+        weight: of an unlabeled image, a labeled one's being 1.
+        penalty: of the joint probe.
+        dims: leading principal directions that each source is reduced to.
+        shrink: as for `stacked`.
+    """
+    first = stacked(features, alphas, rows, labels_L, classes, shrink=shrink)
+    joint_ND = np.concatenate(
+        [np.sqrt(share) * leading(directions(features[name]), dims) for name, share in first.weights.items()
+         if share >= NEGLIGIBLE / len(first.weights)], axis=1,
+    )  # fmt: skip
+    known_LC = np.eye(classes, dtype=np.float32)[labels_L]
+    weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
+    weight_N[rows] = 1.0
+    temperature = probe_of_gram((joint_ND @ joint_ND[rows].T).astype(np.float64), rows, labels_L, classes).temperature
+    probs_NC = first.probs_NC
+    for _ in range(rounds):
+        wanted_NC = probs_NC.astype(np.float32)
+        wanted_NC[rows] = known_LC
+        probs_NC = softmax(weighted_ridge(joint_ND, weight_N, wanted_NC - 1.0 / classes, penalty) / temperature)
+    return Teacher(probs_NC, first.weights, first.accuracy)
+
+
+def leading(units_ND: Floats, dims: int) -> Floats:
+    """The rows in their `dims` leading principal directions, [N, dims]; fewer where there are fewer."""
+    from sklearn.utils.extmath import randomized_svd
+
+    if dims >= min(units_ND.shape):
+        return units_ND
+    left, sizes, _ = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
+    return np.asarray(left * sizes, dtype=np.float32)
+
+
+def weighted_ridge(features_ND: Floats, weight_N: Floats, wanted_NC: Floats, penalty: float) -> Floats:
+    """Fitted values [N, C] of a ridge regression in which image n counts weight_N[n] times."""
+    scaled_DN = (features_ND * weight_N[:, None]).T
+    moments_DD = scaled_DN @ features_ND
+    moments_DD[np.diag_indices_from(moments_DD)] += penalty
+    return np.asarray(features_ND @ np.linalg.solve(moments_DD, scaled_DN @ wanted_NC))
+
+
+TEACHERS: dict[str, Callable[..., Teacher]] = {"similarity": similarity, "stacked": stacked, "selftrained": selftrained}

@@ -1,0 +1,117 @@
+"""Probes and their mixture against refits, against scikit-learn and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from edgedistill.recipe import option_problems
+from edgedistill.training import teachers
+from edgedistill.training.teachers import TEACHERS
+
+
+def clusters(separation: float, n: int = 240, dims: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n, dims] in three clusters, and the cluster of each."""
+    random = np.random.default_rng(seed)
+    truth = np.arange(n) % 3
+    return (separation * np.eye(dims)[truth] + random.normal(size=(n, dims))).astype(np.float32), truth
+
+
+def shares(right: np.ndarray, truth: np.ndarray) -> float:
+    return float((right.argmax(axis=1) == truth).mean())
+
+
+def test_leave_one_out_is_what_a_refit_without_the_image_says() -> None:
+    features, truth = clusters(2.0, n=60)
+    rows = np.arange(12)
+    units = teachers.directions(features)
+    gram = (units @ units[rows].T).astype(np.float64)
+    found = teachers.probe_of_gram(gram, rows, truth[rows], 3)
+    # the penalty it chose is the one whose refit agrees; the wrong ones do not
+    gaps = []
+    for penalty in teachers.PENALTIES:
+        held = []
+        for out in rows:
+            kept = np.delete(rows, out)
+            kernel = gram[kept][:, kept] + penalty * np.eye(len(kept))
+            duals = np.linalg.solve(kernel, np.eye(3)[truth[kept]] - 1 / 3)
+            held.append(gram[out][kept] @ duals / found.temperature)
+        gaps.append(np.abs(teachers.softmax(np.array(held)) - found.held_LC).max())
+    assert min(gaps) < 1e-9 and sorted(gaps)[1] > 1e-3
+
+
+def test_weighted_ridge_is_scikit_learns() -> None:
+    random = np.random.default_rng(0)
+    features, wanted = random.normal(size=(40, 5)), random.normal(size=(40, 2))
+    weight = random.uniform(0.1, 1.0, size=40)
+    reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, wanted, sample_weight=weight).predict(features)
+    assert teachers.weighted_ridge(features, weight, wanted, 0.7) == pytest.approx(reference)
+
+
+def test_mixing_weights_by_hand() -> None:
+    likelihood = np.array([[0.9, 0.1]] * 10)
+    assert teachers.mixing_weights(likelihood, 0.0) == pytest.approx([1.0, 0.0], abs=1e-9)
+    # with one pseudo-observation an image: w = (r + 1/2) / 2 where r = 0.9 w / (0.9 w + 0.1 (1 - w));
+    # that is 1.6 w^2 - 1.1 w - 0.05 = 0, so w = (1.1 + sqrt(1.21 + 0.32)) / 3.2 = 0.730291
+    assert teachers.mixing_weights(likelihood, 1.0)[0] == pytest.approx(0.730291, abs=1e-5)
+    assert teachers.mixing_weights(np.full((4, 5), 0.3), 0.0) == pytest.approx([0.2] * 5)
+
+
+def test_mixing_weights_of_sources_that_know_different_halves() -> None:
+    halves = np.array([[0.8, 0.2]] * 6 + [[0.2, 0.8]] * 6)
+    assert teachers.mixing_weights(halves, 0.0) == pytest.approx([0.5, 0.5])
+
+
+def test_directions_have_length_one_and_a_constant_row_stays_zero() -> None:
+    features = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+    assert teachers.directions(features).tolist() == [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
+    assert np.isfinite(teachers.directions(np.full((3, 4), 7.0))).all()
+
+
+def test_stacking_finds_the_source_that_knows() -> None:
+    good, truth = clusters(3.0)
+    noise = np.random.default_rng(5).normal(size=good.shape)
+    rows = np.arange(30)
+    found = TEACHERS["stacked"]({"good": good, "noise": noise}, {"good": 0.5, "noise": 0.5}, rows, truth[rows], 3)
+    assert found.weights["good"] > 0.8 and sum(found.weights.values()) == pytest.approx(1.0)
+    assert found.probs_NC.sum(axis=1) == pytest.approx(np.ones(len(truth)))
+    assert found.accuracy > 0.7 and shares(found.probs_NC, truth) > 0.7
+
+
+def test_similarity_follows_the_weights() -> None:
+    good, truth = clusters(3.0)
+    noise = np.random.default_rng(5).normal(size=good.shape)
+    rows, sources = np.arange(30), {"good": good, "noise": noise}
+    alone = TEACHERS["similarity"](sources, {"good": 1.0, "noise": 0.0}, rows, truth[rows], 3)
+    assert alone.weights == {"good": 1.0}
+    assert np.array_equal(alone.probs_NC, teachers.probe(good, rows, truth[rows], 3).probs_NC)
+    worse = TEACHERS["similarity"](sources, {"good": 0.2, "noise": 0.8}, rows, truth[rows], 3)
+    assert worse.accuracy < alone.accuracy
+
+
+def test_self_training_gains_from_the_unlabeled_images() -> None:
+    gains = []
+    for seed in range(4):
+        features, truth = clusters(3.5, n=600, dims=40, seed=seed)
+        rows = np.arange(9)
+        plain, trained = (TEACHERS[name]({"a": features}, {"a": 1.0}, rows, truth[rows], 3)
+                          for name in ("stacked", "selftrained"))  # fmt: skip
+        gains.append(shares(trained.probs_NC, truth) - shares(plain.probs_NC, truth))
+    assert min(gains) > 0.0 and np.mean(gains) > 0.03
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_class_without_labels_and_constant_features_stay_finite(name: str) -> None:
+    features, truth = clusters(2.0, n=60)
+    rows = np.flatnonzero(truth < 2)[:10]
+    sources = {"a": features, "constant": np.ones((60, 4), dtype=np.float32)}
+    found = TEACHERS[name](sources, {"a": 0.5, "constant": 0.5}, rows, truth[rows], 3)
+    assert np.isfinite(found.probs_NC).all() and found.probs_NC.sum(axis=1) == pytest.approx(np.ones(60))
+
+
+def test_options_are_checked_by_the_signature() -> None:
+    assert option_problems(TEACHERS["selftrained"], {"rounds": 0}, ()) and option_problems(
+        TEACHERS["stacked"], {"shrinkage": 1.0}, ()
+    )
+    assert option_problems(TEACHERS["selftrained"], {"rounds": 3, "weight": 0.5, "penalty": 1, "dims": 64}, ()) == []
