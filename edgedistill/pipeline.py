@@ -12,14 +12,14 @@ import platform
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedistill import environment, report, report_weights, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.progress import bar, say, watch
-from edgedistill.records import Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.steps import Step
 
 if TYPE_CHECKING:
@@ -94,7 +94,22 @@ def distill(context: Context) -> None:
     record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
                         fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3))  # fmt: skip
     brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
-    run.write_json(folder / "result.json", {**asdict(record), **brief})
+    run.write_json(folder / "result.json", {**asdict(record), **brief, **taught(context, fitted.val)})
+
+
+def taught(context: Context, val: Accuracy) -> dict[str, Any]:
+    """What result.json says of the teacher: it is the student's ceiling, and one below the student is worth a word."""
+    from edgedistill.training.methods import NEEDS
+
+    if "teacher" not in NEEDS[context.recipe.distill.method.name]:
+        return {}
+    teacher = context.teacher
+    say(f"  teacher: {teacher.accuracy:.1%} balanced accuracy, leave-one-out on the labeled images")
+    if teacher.accuracy < val.balanced_ci95[0]:
+        say(
+            f"  the student is better than its teacher (val {val.balanced:.1%}): add sources that know more, or transfer"
+        )
+    return {"teacher": {"balanced": teacher.accuracy, "weights": teacher.weights}}
 
 
 def export(context: Context) -> None:

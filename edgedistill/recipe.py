@@ -122,7 +122,8 @@ class Distill(Section):
 
     `teacher` is how the sources' probes are mixed, for the methods that distil in the target's own classes.
     `freeze` names modules of the student's backbone that keep their initial weights: with the first stages frozen a
-    fine-tuning step takes half the time.
+    fine-tuning step takes half the time. `precision` is that of the student's forward pass: auto is bfloat16 on a GPU
+    and float32 on a CPU, where bfloat16 pays for small dense convolutions and costs for depthwise ones.
     """
 
     method: NamedChoice = Choice(name="weighted")
@@ -135,6 +136,7 @@ class Distill(Section):
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0)
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     freeze: tuple[str, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
     checkpoint_every: PositiveInt = 50
     evaluate_every: PositiveInt = 50

@@ -9,6 +9,7 @@ N images of a pack, D features, K classes of a source.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from dataclasses import dataclass, replace
@@ -85,8 +86,19 @@ class Bank:
         """What a source says of every train image of a pack, from the cache or computed once."""
         store = self.splits(target, 0).train
         images_hash = run.digest([one.decode() for one in store.hashes.tolist()])
-        net = sources.load(self.section(source), Path())
-        return outputs(faster(net), store.at, images_hash, self.runs / "cache/sources")
+        return outputs(self.network(source), store.at, images_hash, self.runs / "cache/sources")
+
+    def network(self, source: str) -> Network:
+        """A source that is loaded when it is first asked; what names its outputs in the cache is kept on disk."""
+        section = self.section(source)
+        known = self.runs / "facts" / f"{run.digest(section.model_dump(mode='json'))[:16]}.json"
+        load = functools.cache(lambda: sources.load(section, Path()))
+        if not known.exists():
+            run.write_json(known, load().facts())
+        facts = run.read_json(known)
+        ready = functools.cache(lambda: faster(load()))
+        return Network(lambda images: ready().forward(images), facts["input_px"], tuple(facts["mean"]),
+                       tuple(facts["std"]), facts["sha256"])  # fmt: skip
 
 
 def faster(net: Network) -> Network:

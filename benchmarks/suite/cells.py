@@ -79,14 +79,13 @@ class Draw:
         return np.asarray(found[key])
 
     def material(self, settings: recipe.Distill) -> fit.Material:
-        """What a student learns from under these settings."""
+        """What a student learns from under these settings; no image is spared for val, the labeled ones stand there."""
         rows, labels = self.labeled
-        nothing = np.zeros(0, dtype=np.int64)
         probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
         needs = fit.NEEDS[settings.method.name]
         return fit.Material(
-            np.asarray(self.splits.train.at(self.spec.input_px)), rows, labels, self.splits.unlabeled_rows, nothing,
-            nothing, probs if "sources" in needs else {}, self.weights.alphas if "sources" in needs else {},
+            np.asarray(self.splits.train.at(self.spec.input_px)), rows, labels, self.splits.unlabeled_rows, rows,
+            labels, probs if "sources" in needs else {}, self.weights.alphas if "sources" in needs else {},
             teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
         )  # fmt: skip
 

@@ -8,7 +8,6 @@ B batch, N images of the train store, C target classes, K classes of one source.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -208,10 +207,11 @@ def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator
         yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
 
 
-def heads_of(state: State, model: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+def heads_of(state: State, model: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     """Target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32."""
-    cuda = images_BCHW.device.type == "cuda"
-    with torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext():
+    kind, asked = images_BCHW.device.type, task.settings.precision
+    reduced = asked == "bfloat16" or (asked == "auto" and kind == "cuda")
+    with torch.autocast(kind, torch.bfloat16, enabled=reduced):
         features_BD = model.backbone(images_BCHW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
         target_BC = model.head(features_BD)  # type: ignore[operator]
         return target_BC.float(), state.heads(features_BD).float()
@@ -237,7 +237,7 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
         weak_UC = weak_logits(state, plain_BCHW[drawn.labels_B < 0], task, random) if "weak" in task.needs else None
-        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW), drawn, weak_UC))
+        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW, task), drawn, weak_UC))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
     values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term
@@ -250,7 +250,7 @@ def weak_logits(state: State, images_UCHW: Tensor, task: Task, random: torch.Gen
         update={"min_area": max(0.8, task.settings.augment.min_area), "jitter": 0.0}
     )
     with torch.no_grad():
-        return heads_of(state, state.model, augment(images_UCHW, weak, random))[0]
+        return heads_of(state, state.model, augment(images_UCHW, weak, random), task)[0]
 
 
 def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
@@ -266,7 +266,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
     state.ema.eval()
     with torch.inference_mode():
         heads = [
-            heads_of(state, state.ema, normalise(part.to(device), task.spec.mean, task.spec.std))
+            heads_of(state, state.ema, normalise(part.to(device), task.spec.mean, task.spec.std), task)
             for part in torch.split(drawn.images_BHWC, 64)
         ]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
