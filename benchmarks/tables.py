@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import quickstart, step_cost
+from benchmarks import peer_torchdistill, quickstart, step_cost
 from benchmarks.lines import read
+from benchmarks.suite import table
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,9 +27,16 @@ def step_costs() -> str:
     return step_cost.table(list(read("step_cost")))
 
 
+def torchdistill() -> str:
+    """Every line of the epoch beside torchdistill's."""
+    return peer_torchdistill.table(list(read("peer_torchdistill")))
+
+
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"quickstart": newest_quickstart},
-    ROOT / "benchmarks/README.md": {"step_cost": step_costs},
+    ROOT / "README.md": {"quickstart": newest_quickstart, "suite": table.headline},
+    ROOT / "benchmarks/README.md": {
+        "step_cost": step_costs, "peer_torchdistill": torchdistill, "suite": table.headline,
+    },  # fmt: skip
 }
 
 

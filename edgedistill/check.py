@@ -74,8 +74,9 @@ def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
     from edgedistill.training.teachers import TEACHERS
 
     section = _mapping(raw.get("distill"))
-    given = section.get("method", recipe.Distill().method.name)
-    yield from _choice(given, METHODS, "method", ("distill", "method"))
+    given = section.get("method", "auto")
+    if given not in ("auto", {"name": "auto"}):
+        yield from _choice(given, METHODS, "method", ("distill", "method"))
     yield from _choice(section.get("teacher"), TEACHERS, "teacher", ("distill", "teacher"))
     name = given.get("name") if isinstance(given, dict) else given
     if isinstance(name, str) and name in ASKS_SOURCES and not raw.get("sources"):

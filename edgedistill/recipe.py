@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic import ValidationError as PydanticError
 
 from edgedistill import presets
@@ -126,7 +126,7 @@ class Distill(Section):
     and float32 on a CPU, where bfloat16 pays for small dense convolutions and costs for depthwise ones.
     """
 
-    method: NamedChoice = Choice(name="weighted")
+    method: NamedChoice = Choice(name="auto")
     teacher: NamedChoice = Choice(name="selftrained")
     steps: PositiveInt = 1000
     batch_labeled: PositiveInt = 16
@@ -192,6 +192,12 @@ class Recipe(Section):
     export: Export = Export()
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, given: Any) -> Any:
+        """`method: auto` becomes the method that it stands for (presets.py)."""
+        return presets.resolved(given) if isinstance(given, dict) else given
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON, defaults filled in: what a step's key is made from."""

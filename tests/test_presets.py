@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgedistill import check, recipe
 from edgedistill.context import Context
 from edgedistill.pipeline import TRAIN
-from edgedistill.presets import PRESETS, fill
+from edgedistill.presets import AUTO, PRESETS, WITHOUT_SOURCES, fill
 from edgedistill.recipe import Document, Recipe, RecipeError
 from edgedistill.run import Run, directory, read_json
 
@@ -215,3 +215,29 @@ def spoil(value: Any) -> None:
         for inner in list(value.values()):
             spoil(inner)
         value["spoilt"] = True
+
+
+@pytest.mark.parametrize("written", ["", "  method: auto\n", "  method: {name: auto}\n"])
+@pytest.mark.parametrize("sources", [True, False])
+def test_auto_is_what_it_stands_for(tmp_path: Path, written: str, sources: bool) -> None:
+    head = "name: auto\ndata: {kind: digits}\nstudent: {families: {micro: {}}}\ndistill:\n  steps: 7\n" + written
+    path = tmp_path / "auto.yaml"
+    path.write_text(
+        head + ("sources: [{name: one, kind: timm, model: resnet10t, pretrained: false}]\n" if sources else "")
+    )
+    found = check.load(recipe.read(path)).distill
+    expected = AUTO if sources else WITHOUT_SOURCES
+    assert {"name": found.method.name, **found.method.options} == expected["method"] and found.steps == 7
+    if sources:
+        assert found.teacher.name == expected["teacher"]["name"]
+
+
+def test_auto_leaves_a_written_teacher_and_takes_no_options(tmp_path: Path) -> None:
+    head = "name: auto\ndata: {kind: digits}\nstudent: {families: {micro: {}}}\n"
+    head += "sources: [{name: one, kind: timm, model: resnet10t, pretrained: false}]\n"
+    path = tmp_path / "auto.yaml"
+    path.write_text(head + "distill: {method: auto, teacher: stacked}\n")
+    assert check.load(recipe.read(path)).distill.teacher.name == "stacked"
+    path.write_text(head + "distill: {method: {name: auto, lam: 0.5}}\n")
+    with pytest.raises(RecipeError, match="no method is called auto"):
+        check.load(recipe.read(path))

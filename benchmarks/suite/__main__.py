@@ -36,6 +36,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     everything.add_argument("--methods", nargs="+", help="the profile's methods if left out")
     everything.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
     everything.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    everything.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
     single = verbs.choices["cell"]
     single.add_argument("--target", required=True)
     single.add_argument("--method", required=True)
@@ -59,7 +60,7 @@ def main(given: list[str] | None = None) -> int:
     targets = tuple(asked.targets or profile.targets)
     methods = tuple(asked.methods or [name for name in profile.methods if name != "single"])
     runner.prepare(bank, targets, asked.processes)
-    runner.run(bank, runner.Wanted(targets, methods, tuple(asked.seeds)), asked.processes)
+    runner.run(bank, runner.Wanted(targets, methods, tuple(asked.seeds)), asked.processes, asked.minutes)
     return 0
 
 

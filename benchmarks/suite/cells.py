@@ -110,6 +110,13 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
             "config": profile.config(method)}  # fmt: skip
 
 
+def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
+    """Options of a method or a teacher that its function does not take."""
+    method, teacher = settings.method, settings.teacher
+    return [*recipe.option_problems(fit.METHODS[method.name], method.options, (method.name,)),
+            *recipe.option_problems(teachers.TEACHERS[teacher.name], teacher.options, (teacher.name,))]  # fmt: skip
+
+
 def initial(draw: Draw) -> Any:
     """The student before its first step: the profile's initial weights under a head drawn by the seed."""
     profile = draw.bank.profile

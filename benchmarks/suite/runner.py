@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -34,10 +35,11 @@ def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line.get(name) for name in ("kind", "profile", "target", "method", "seed", "config"))
 
 
-def run(bank: Bank, wanted: Wanted, processes: int) -> None:
-    """Run what no committed line has yet."""
+def run(bank: Bank, wanted: Wanted, processes: int, minutes: float = float("inf")) -> None:
+    """Run what no line has yet; no cell is begun after `minutes`."""
+    until = time.time() + 60 * minutes
     done = {key_of(line) for line in read("suite")}
-    jobs = [(bank, target, seed, missing) for seed, target in product(wanted.seeds, wanted.targets)
+    jobs = [(bank, target, seed, missing, until) for seed, target in product(wanted.seeds, wanted.targets)
             if (missing := _missing(bank, target, seed, wanted.methods, done))]  # fmt: skip
     say(f"{sum(len(job[3]) for job in jobs)} cells to run, in {len(jobs)} draws, {processes} processes")
     if processes == 1:
@@ -76,12 +78,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _work(job: tuple[Bank, str, int, list[str]]) -> None:
+def _work(job: tuple[Bank, str, int, list[str], float]) -> None:
     from benchmarks.suite import cells
 
-    bank, target, seed, methods = job
+    bank, target, seed, methods, until = job
     draw = cells.Draw(bank, target, seed)
     for method in methods:
+        if time.time() > until:
+            return
         line = cells.draw_line(draw) if method == "draw" else cells.cell(draw, method)
         with FileLock(bank.runs / ".lines.lock"):
             append("suite", line)
@@ -107,7 +111,7 @@ def repeat(bank: Bank, target: str, method: str, seed: int) -> int:
 def prepare(bank: Bank, targets: Sequence[str], processes: int) -> None:
     """Train the sources and compute what they say of every target: several processes, a source each."""
     sources = sorted({name for target in targets for name in bank.names_for(target)})
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread) as pool:
         for name in pool.imap_unordered(_ready, [(bank, name) for name in sources]):
             say(f"source {name}: trained")
         pairs = [(bank, name, target) for target in targets for name in bank.names_for(target)]

@@ -15,6 +15,7 @@ from benchmarks.suite.board import Board, Line
 
 PAGE = Path(__file__).parent / "README.md"
 PLOTS = Path(__file__).parent / "plots"
+TUNING = "_tuning"  # a profile whose name ends so tries settings, on packs that are not reported
 WORDS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy"}
 
 
@@ -55,10 +56,15 @@ def evidence(lines: Iterable[Line], score: str = board.SCORES[0]) -> list[Board]
 
 def reported(lines: Iterable[Line]) -> list[Line]:
     """The lines without those of packs that a profile's settings were chosen on; of a profile without a file, all."""
-    known = list(lines)
+    known = [line for line in lines if not str(line.get("profile", "")).endswith(TUNING)]
     profiles = {str(line["profile"]) for line in known if "profile" in line}
     tuning = {name: set(protocol.load(name).tuning) for name in profiles if (protocol.HERE / f"{name}.yaml").is_file()}
     return [line for line in known if line.get("target") not in tuning.get(line.get("profile", ""), set())]
+
+
+def settings(lines: Iterable[Line]) -> list[Line]:
+    """The lines of the profiles in which settings were chosen."""
+    return [line for line in lines if str(line.get("profile", "")).endswith(TUNING)]
 
 
 def page(text: str, lines: Sequence[Line], pictures: Sequence[str]) -> str:
@@ -72,6 +78,8 @@ def page(text: str, lines: Sequence[Line], pictures: Sequence[str]) -> str:
     by_score = {score: evidence(lines, score) for score in board.SCORES}
     for name, table in markdown.SECTIONS.items():
         text = rewritten(text, name, section(table, by_score))
+    trials = {score: board.boards(settings(lines), score) for score in board.SCORES}
+    text = rewritten(text, "tuning", section(markdown.methods, trials))
     return rewritten(text, "plots", _shown(pictures))
 
 
