@@ -35,8 +35,10 @@ def torchdistill() -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"quickstart": newest_quickstart, "suite": table.headline},
     ROOT / "benchmarks/README.md": {
-        "step_cost": step_costs, "peer_torchdistill": torchdistill, "suite": table.headline,
-    },  # fmt: skip
+        "step_cost": step_costs,
+        "peer_torchdistill": torchdistill,
+        "suite": table.headline,
+    },
 }
 
 

@@ -12,14 +12,14 @@ import platform
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgedistill import environment, report, report_weights, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.progress import bar, say, watch
-from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec, TeacherScore
 from edgedistill.steps import Step
 
 if TYPE_CHECKING:
@@ -92,24 +92,25 @@ def distill(context: Context) -> None:
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = fit.score(fit.logits(fitted.model, spec, images_NHWC), labels_N)
     record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
-                        fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3))  # fmt: skip
+                        fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3),
+                        taught(context, fitted.val))  # fmt: skip
     brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
-    run.write_json(folder / "result.json", {**asdict(record), **brief, **taught(context, fitted.val)})
+    run.write_json(folder / "result.json", {**asdict(record), **brief})
 
 
-def taught(context: Context, val: Accuracy) -> dict[str, Any]:
-    """What result.json says of the teacher: it is the student's ceiling, and one below the student is worth a word."""
+def taught(context: Context, val: Accuracy) -> TeacherScore | None:
+    """The teacher, where the method has one: it is the student's ceiling, and one below the student is worth a word."""
     from edgedistill.training.methods import NEEDS
 
-    if "teacher" not in NEEDS[context.recipe.distill.method.name]:
-        return {}
-    teacher = context.teacher
-    say(f"  teacher: {teacher.accuracy:.1%} balanced accuracy, leave-one-out on the labeled images")
-    if teacher.accuracy < val.balanced_ci95[0]:
-        say(
-            f"  the student is better than its teacher (val {val.balanced:.1%}): add sources that know more, or transfer"
-        )
-    return {"teacher": {"balanced": teacher.accuracy, "weights": teacher.weights}}
+    distill = context.recipe.distill
+    if "teacher" not in NEEDS[distill.method.name]:
+        return None
+    found = TeacherScore(distill.teacher.name, context.teacher.accuracy, context.teacher.weights)
+    say(f"  teacher: {found.balanced:.1%} balanced accuracy, leave-one-out on the labeled images")
+    if found.balanced < val.balanced_ci95[0]:
+        better = f"  the student (val {val.balanced:.1%}) is better than its teacher"
+        say(f"{better}: add sources that know more, or choose transfer")
+    return found
 
 
 def export(context: Context) -> None:

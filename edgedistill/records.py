@@ -134,6 +134,15 @@ class StudentSpec:
 
 
 @dataclass(frozen=True)
+class TeacherScore:
+    """The mixed probes that a student learned from: share of each source, leave-one-out balanced accuracy on labels."""
+
+    kind: str
+    balanced: float
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A trained student on disk (`path` is relative to the run directory). `test` is measured once, at the end."""
 
@@ -146,6 +155,7 @@ class Checkpoint:
     method: str
     steps: int
     train_seconds: float
+    teacher: TeacherScore | None = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,10 @@ def _student(facts: Facts) -> Block:
     lines.append(f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
                  f"val {interval(made.val, facts.score)} on {made.val.n} images"
                  if made else f"training: {_not_run('train')}")  # fmt: skip
+    if made and made.teacher:
+        lines.append(
+            f"teacher {made.teacher.kind}: {share(made.teacher.balanced)} balanced, leave-one-out on the labels"
+        )
     return Block("student", "Student", lines=tuple(lines))
 
 
