@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import environment
+from edgedistill.progress import say
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,13 +29,24 @@ def append(kind: str, line: dict[str, Any]) -> Path:
     path.parent.mkdir(exist_ok=True)
     whole = {**line, "packages": said["packages"], "python": said["python"], "cpu": said["cpu"], "cores": said["cores"],
              "commit": said["commit"], "measured": said["started"]}  # fmt: skip
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(whole) + "\n")
+    with path.open("a+b") as stream:
+        if stream.tell() and not _ends_a_line(path):
+            stream.write(b"\n")  # a kill cut the last line short; it stays, and read() passes over it
+        stream.write(json.dumps(whole).encode() + b"\n")
     return path
 
 
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, 2)
+        return stream.read() == b"\n"
+
+
 def read(kind: str) -> Iterator[dict[str, Any]]:
-    """Every committed line of a kind, oldest file first."""
+    """Every committed line of a kind, oldest file first; one that a kill cut short is passed over, and said."""
     for path in sorted(RESULTS.glob(f"{kind}_*.jsonl")):
-        for text in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(text)
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                yield json.loads(text)
+            except ValueError:
+                say(f"{path.name}:{number}: not a whole line; passed over")

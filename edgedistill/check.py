@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgedistill import recipe
+from edgedistill import presets, recipe
 from edgedistill.recipe import Document, Key, Problem, Recipe, choose, option_problems
 from edgedistill.records import EdgeDistillError, InputError
 
@@ -70,17 +70,20 @@ def _student(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.methods import ASKS_SOURCES, METHODS
+    from edgedistill.training.methods import ASKS_SOURCES, METHODS, method_problem
     from edgedistill.training.teachers import TEACHERS
 
     section = _mapping(raw.get("distill"))
     given = section.get("method", "auto")
-    if given not in ("auto", {"name": "auto"}):
-        yield from _choice(given, METHODS, "method", ("distill", "method"))
+    yield from _choice(given, {**METHODS, "auto": presets.auto}, "method", ("distill", "method"))
     yield from _choice(section.get("teacher"), TEACHERS, "teacher", ("distill", "teacher"))
     name = given.get("name") if isinstance(given, dict) else given
     if isinstance(name, str) and name in ASKS_SOURCES and not raw.get("sources"):
         yield Problem(("distill", "method"), f"{name} learns from sources, and the recipe lists none; add `sources:`")
+    elif isinstance(given, dict) and isinstance(name, str):
+        named = [str(one.get("name")) for one in raw.get("sources") or [] if isinstance(one, dict)]
+        if problem := method_problem(name, given, named):
+            yield Problem(("distill", "method"), problem)
 
 
 def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,16 +71,26 @@ class Context:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The sources' probes on the labeled images, mixed: every train image in the target's classes."""
+        """The sources' probes on the labeled images, mixed: every train image in the target's classes.
+
+        Train images with the pixels of a test image take no part; their rows say nothing (uniform).
+        """
+        import numpy as np
+
         from edgedistill.options import bound_options
         from edgedistill.training.teachers import TEACHERS
 
-        choice, splits = self.recipe.distill.teacher, self.splits
+        choice, splits, classes = self.recipe.distill.teacher, self.splits, len(self.splits.classes)
         weights = read_record(self.run / "weigh/weights.json", SourceWeights)
+        rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
+        features = {name: one.features_ND[rows] for name, one in self.outputs.items()}
         made = TEACHERS[choice.name]
-        features = {name: one.features_ND for name, one in self.outputs.items()}
-        return made(features, weights.alphas, splits.labeled_rows, splits.labeled_labels, len(splits.classes),
-                    **bound_options(made, choice.options))  # fmt: skip
+        labeled = np.searchsorted(rows, splits.labeled_rows)
+        found = made(features, weights.alphas, labeled, splits.labeled_labels, classes,
+                     **bound_options(made, choice.options))  # fmt: skip
+        probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
+        probs_NC[rows] = found.probs_NC
+        return replace(found, probs_NC=probs_NC)
 
     @property
     def inventory(self) -> Path | None:

@@ -98,19 +98,19 @@ def distill(context: Context) -> None:
     run.write_json(folder / "result.json", {**asdict(record), **brief})
 
 
-def taught(context: Context, val: Accuracy) -> TeacherScore | None:
+def taught(context: Context, student: Accuracy) -> TeacherScore | None:
     """The teacher, where the method has one: it is the student's ceiling, and one below the student is worth a word."""
+    from edgedistill.training import fit
     from edgedistill.training.methods import NEEDS
 
-    distill = context.recipe.distill
+    distill, splits = context.recipe.distill, context.splits
     if "teacher" not in NEEDS[distill.method.name]:
         return None
-    found = TeacherScore(distill.teacher.name, context.teacher.accuracy, context.teacher.weights)
-    say(f"  teacher: {found.balanced:.1%} balanced accuracy, leave-one-out on the labeled images")
-    if found.balanced < val.balanced_ci95[0]:
-        better = f"  the student (val {val.balanced:.1%}) is better than its teacher"
-        say(f"{better}: add sources that know more, or choose transfer")
-    return found
+    val = fit.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)
+    say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
+    if val.balanced < student.balanced_ci95[0]:
+        say("  the student is better than its teacher: add sources that know more, or choose transfer")
+    return TeacherScore(distill.teacher.name, val, context.teacher.weights)
 
 
 def export(context: Context) -> None:

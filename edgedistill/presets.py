@@ -33,6 +33,10 @@ AUTO: dict[str, Any] = {
 WITHOUT_SOURCES: dict[str, Any] = {"method": {"name": "transfer"}}
 
 
+def auto() -> None:
+    """A name in the recipe, no method: it takes no options."""
+
+
 def resolved(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe's plain data with `distill.method: auto`, or no method at all, replaced by the method it stands for.
 
@@ -68,15 +72,17 @@ def problems(raw: Mapping[str, Any]) -> list[Problem]:
 def _behind(written: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     """`written`, and from `preset` what it leaves out.
 
-    A mapping with a `name` chooses a function and its options together: it stands alone, since the preset's options
-    belong to the preset's function. One without a name (`method: {lam: 0.5}`) changes options of the preset's choice.
+    What names another function than the preset's stands alone: the preset's options are not that function's. What
+    names the same one, or none (`method: {lam: 0.5}`), changes single options of the preset's choice.
     """
     filled = dict(written)
     for key, value in preset.items():
         if key not in written:
             filled[key] = copy.deepcopy(value)
-        elif isinstance(value, dict) and isinstance(written[key], dict) and "name" not in written[key]:
-            filled[key] = _behind(written[key], value)
+        elif isinstance(value, dict):
+            given = {"name": written[key]} if isinstance(written[key], str) else written[key]
+            if isinstance(given, dict) and given.get("name", value.get("name")) == value.get("name"):
+                filled[key] = _behind(given, value)
     return filled
 
 

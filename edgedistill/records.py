@@ -135,10 +135,10 @@ class StudentSpec:
 
 @dataclass(frozen=True)
 class TeacherScore:
-    """The mixed probes that a student learned from: share of each source, leave-one-out balanced accuracy on labels."""
+    """The mixed probes that a student learned from: accuracy on val, whose labels they never saw, and source shares."""
 
     kind: str
-    balanced: float
+    val: Accuracy
     weights: dict[str, float]
 
 

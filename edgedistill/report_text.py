@@ -105,9 +105,9 @@ def _student(facts: Facts) -> Block:
                  f"val {interval(made.val, facts.score)} on {made.val.n} images"
                  if made else f"training: {_not_run('train')}")  # fmt: skip
     if made and made.teacher:
-        lines.append(
-            f"teacher {made.teacher.kind}: {share(made.teacher.balanced)} balanced, leave-one-out on the labels"
-        )
+        shares = sorted(made.teacher.weights.items(), key=lambda one: -one[1])
+        mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
+        lines.append(f"teacher {made.teacher.kind}: val {interval(made.teacher.val, facts.score)}; it mixes {mixed}")
     return Block("student", "Student", lines=tuple(lines))
 
 

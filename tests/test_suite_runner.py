@@ -117,7 +117,9 @@ def test_methods_of_a_draw_share_labels_weights_and_order(bank: banks.Bank) -> N
     assert set(first.labeled[0].tolist()) != set(second.labeled[0].tolist())
     one, two = cells.initial(first).state_dict(), cells.initial(cells.Draw(bank, "squares", 0)).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    rows = [first.material(bank.profile.settings(method, 0)) for method in ("transfer", "weighted", "consistent")]
+    rows = [
+        first.material(bank.profile.settings(method, "squares", 0)) for method in ("transfer", "weighted", "consistent")
+    ]
     assert all(np.array_equal(one.labeled, rows[0].labeled) for one in rows)
     assert not set(rows[0].labeled.tolist()) & set(rows[0].unlabeled.tolist())
 
@@ -136,6 +138,8 @@ def test_a_config_depends_on_what_a_cell_depends_on() -> None:
     weighted = profile.config("weighted")
     other = profile.model_copy(update={"methods": {**profile.methods, "transfer": {"method": "transfer", "lr": 1.0}}})
     assert other.config("weighted") == weighted and other.config("transfer") != profile.config("transfer")
+    by_hand = {**profile.methods, "transfer": {**profile.methods["transfer"], "warmup_fraction": 0.1}}
+    assert profile.model_copy(update={"methods": by_hand}).config("transfer") == profile.config("transfer")
     longer = profile.model_copy(update={"distill": {**profile.distill, "steps": 1}})
     assert longer.config("weighted") != weighted and longer.config("draw") != profile.config("draw")
     opinions = profile.model_copy(update={"weigh": profile.weigh.model_copy(update={"also": ()})})
@@ -147,7 +151,7 @@ def test_every_setting_of_a_profile_is_one(name: str) -> None:
     profile = protocol.load(name)
     for method in profile.methods:
         asked = f"{method}:imagenet-lite0" if method == "single" else method
-        settings = profile.settings(asked, 3)
+        settings = profile.settings(asked, "cifar10", 3)
         assert settings.method.name in cells.fit.NEEDS, method
         problems = cells.settings_problems(settings)
         assert not problems, (method, problems)
@@ -155,8 +159,10 @@ def test_every_setting_of_a_profile_is_one(name: str) -> None:
 
 def test_random_follows_the_seed_and_single_its_name() -> None:
     profile = protocol.load("cpu")
-    assert profile.settings("random", 5).method.options["seed"] == 5
-    assert profile.settings("single:gtsrb", 0).method.options["source"] == "gtsrb"
+    drawn = {profile.settings("random", target, seed).method.options["seed"] for target in "ab" for seed in (0, 1)}
+    assert len(drawn) == 4
+    assert profile.settings("random", "a", 0) == profile.settings("random", "a", 0)
+    assert profile.settings("single:gtsrb", "elpv", 0).method.options["source"] == "gtsrb"
 
 
 def test_faster_says_what_the_net_says(bank: banks.Bank) -> None:

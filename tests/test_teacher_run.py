@@ -20,10 +20,10 @@ def test_a_run_with_a_teacher(tmp_path: Path, teacher: str) -> None:
     project = miniature.write(tmp_path, yaml.safe_dump(recipe))
     said = miniature.call("train", project.recipe, "--runs", project.runs)
     assert said.code == 0, said.err
-    assert "teacher: " in said.err and "leave-one-out" in said.err
+    assert "teacher: " in said.err and "balanced accuracy on val" in said.err
     result = json.loads((project.run / "distill/result.json").read_text())
     assert result["method"] == presets.AUTO["method"]["name"]
-    assert 0.0 <= result["teacher"]["balanced"] <= 1.0
+    assert 0.0 <= result["teacher"]["val"]["balanced"] <= 1.0 and result["teacher"]["val"]["n"] == result["val"]["n"]
     assert sum(result["teacher"]["weights"].values()) == pytest.approx(1.0)
     assert f"teacher {teacher}: " in miniature.call("report", project.run).out
     terms = json.loads((project.run / "distill/metrics.jsonl").read_text().splitlines()[-1])["terms"]
@@ -36,3 +36,16 @@ def test_an_unknown_teacher_is_said_before_any_work(tmp_path: Path) -> None:
     project = miniature.write(tmp_path)
     said = miniature.call("train", project.recipe, "--runs", project.runs, "--set", "distill.teacher=nobody")
     assert said.code == 2 and "no teacher is called nobody" in said.err
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("{name: combined, lam: 0.8, sources: 0.5}", "lam + sources is over 1"),
+        ("{name: single, source: nosuch}", "no source is called nosuch"),
+    ],
+)
+def test_what_a_signature_cannot_say_is_said_before_any_work(tmp_path: Path, method: str, said: str) -> None:
+    project = miniature.write(tmp_path)
+    answer = miniature.call("check", project.recipe, "--set", f"distill.method={method}")
+    assert answer.code == 2 and said in answer.err

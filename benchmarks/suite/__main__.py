@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.suite import table
-from benchmarks.suite.protocol import load
-from edgedistill.records import EdgeDistillError
+from benchmarks.suite.protocol import Profile, load
+from edgedistill.recipe import did_you_mean
+from edgedistill.records import EdgeDistillError, InputError
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +47,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def right(profile: Profile, methods: Sequence[str], numbers: Sequence[int]) -> None:
+    """Raise InputError for a method that the profile lacks, or a negative number, before any work starts."""
+    for name in methods:
+        if name not in profile.methods:
+            raise InputError(f"no method is called {name}{did_you_mean(name, profile.methods)}")
+    if min(numbers) < 0:
+        raise InputError("--seeds must be 0 or more, and --processes 1 or more")
+
+
 def main(given: list[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     asked = arguments(given)
@@ -54,11 +65,15 @@ def main(given: list[str] | None = None) -> int:
     from benchmarks.suite.bank import Bank
 
     bank = Bank(asked.packs, asked.runs, load(asked.profile))
-    if asked.verb == "cell":
-        return runner.repeat(bank, asked.target, asked.method, asked.seed)
     profile = bank.profile
+    if asked.verb == "cell":
+        right(profile, [asked.method.partition(":")[0]], [asked.seed])
+        bank.complete([asked.target])
+        return runner.repeat(bank, asked.target, asked.method, asked.seed)
     targets = tuple(asked.targets or profile.targets)
     methods = tuple(asked.methods or [name for name in profile.methods if name != "single"])
+    right(profile, methods, [*asked.seeds, asked.processes - 1])
+    bank.complete(targets)
     runner.prepare(bank, targets, asked.processes)
     runner.run(bank, runner.Wanted(targets, methods, tuple(asked.seeds)), asked.processes, asked.minutes)
     return 0

@@ -12,19 +12,20 @@ import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from benchmarks.suite.protocol import Profile
+from benchmarks.suite.protocol import RECIPES, Profile
 from edgedistill import check, recipe, run, session
+from edgedistill.records import InputError
 from edgedistill.training import data, sources
 from edgedistill.training.device import default
 from edgedistill.training.outputs import Network, SourceOutputs, outputs
-
-RECIPES = Path(__file__).parents[2] / "recipes/sources"
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,37 @@ class Bank:
         """
         changed = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
         document = recipe.read(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
-        pictures = [run.sha256_file(self.packs / pack / f"{part}.parquet") for part in ("train", "test")]
-        said = {**document.raw, "data": {**document.raw["data"], "path": pictures}}
+        said = {**document.raw, "data": {**document.raw["data"], "path": self.pictures(pack)}}
         link = self.runs / "trained" / f"{name}-{run.digest(said)[:12]}"
-        if not link.exists():
-            with contextlib.redirect_stderr(io.StringIO()):
-                trained = session.train(document, check.load(document), self.runs).run.path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(trained.resolve())
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{link}.lock"):  # two processes that want the same net: one trains it, the other waits
+            if not link.exists():
+                with contextlib.redirect_stderr(io.StringIO()):
+                    trained = session.train(document, check.load(document), self.runs).run.path
+                link.symlink_to(trained.resolve())
         return link.resolve()
+
+    def initial(self) -> Path | None:
+        """The run of the student's initial weights; None where the family brings its own."""
+        pack = self.profile.initial
+        return self.train("micro", f"initial-{pack}", pack, self.profile.initial_settings) if pack else None
+
+    def pictures(self, pack: str) -> list[str]:
+        """sha256 of a pack's two files.
+
+        Raises:
+            InputError: the pack is not there.
+        """
+        files = [self.packs / pack / f"{part}.parquet" for part in ("train", "test")]
+        for one in files:
+            if not one.is_file():
+                raise InputError(f"{one}: no such file", f"--packs takes a directory that holds {pack}/{one.name}")
+        return [run.sha256_file(one) for one in files]
+
+    def complete(self, targets: Sequence[str]) -> None:
+        """Raise InputError where a pack is missing, of a target or of a source, before hours of work."""
+        for pack in dict.fromkeys((*targets, *self.profile.finetuned, *filter(None, [self.profile.initial]))):
+            self.pictures(pack)
 
     def splits(self, target: str, seed: int, labels: int | None = None) -> data.Splits:
         """A pack divided for one seed, with so many labels a class; all of them where `labels` is None."""

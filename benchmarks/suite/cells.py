@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.suite.bank import Bank
-from edgedistill import recipe
+from edgedistill import recipe, run
 from edgedistill.records import SourceWeights, StudentSpec
 from edgedistill.training import fit, similarity, student, teachers
 from edgedistill.training.data import Splits
@@ -93,7 +93,7 @@ class Draw:
 def cell(draw: Draw, method: str) -> dict[str, Any]:
     """Train one student and score it on test, once; the line of the table."""
     profile = draw.bank.profile
-    settings = profile.settings(method, draw.seed)
+    settings = profile.settings(method, draw.target, draw.seed)
     material = draw.material(settings)
     task = fit.Task(draw.spec, material, settings, settings.steps, draw.seed)
     started = time.monotonic()
@@ -102,12 +102,20 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     test = draw.splits.test()
     logits_NC = fit.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
     found = fit.score(logits_NC, test.labels_N)
-    samples = settings.steps * (settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) else 0))
+    views = 2 if "weak" in task.needs else 1
+    samples = settings.steps * (
+        settings.batch_labeled + views * (settings.batch_unlabeled if len(task.unlabeled) else 0)
+    )
     return {"kind": "run", "profile": profile.name, "target": draw.target, "method": method, "seed": draw.seed,
             "labels_per_class": profile.labels(draw.target), "student": student.describe(draw.spec),
             "top1": round(found.top1, 6), "balanced_accuracy": round(found.balanced, 6), "n_test": found.n,
             "steps": settings.steps, "samples": samples, "train_seconds": round(seconds, 2),
-            "config": profile.config(method)}  # fmt: skip
+            "pack": run.digest(draw.bank.pictures(draw.target))[:16], "config": profile.config(method)}  # fmt: skip
+
+
+def rounded(value: float) -> float | None:
+    """For JSON, which knows no infinity."""
+    return round(value, 6) if np.isfinite(value) else None
 
 
 def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
@@ -119,10 +127,9 @@ def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
 
 def initial(draw: Draw) -> Any:
     """The student before its first step: the profile's initial weights under a head drawn by the seed."""
-    profile = draw.bank.profile
-    model = student.build(draw.spec, draw.seed, initialise=not profile.initial)
-    if profile.initial:
-        trained = draw.bank.train("micro", f"initial-{profile.initial}", profile.initial, profile.initial_settings)
+    trained = draw.bank.initial()
+    model = student.build(draw.spec, draw.seed, initialise=trained is None)
+    if trained:
         state = read_state(trained / "distill/student.safetensors")
         parts = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
         model.backbone.load_state_dict(parts)  # type: ignore[union-attr]
@@ -148,11 +155,11 @@ def draw_line(draw: Draw) -> dict[str, Any]:
               for name, features in draw.features.items()}  # fmt: skip
     return {"kind": "draw", "profile": profile.name, "target": draw.target, "seed": draw.seed,
             "labels_per_class": profile.labels(draw.target), "n_labeled": len(rows),
-            "scores": {metric: {one.name: round(one.scores[metric].score, 6) for one in found.sources}
+            "scores": {metric: {one.name: rounded(one.scores[metric].score) for one in found.sources}
                        for metric in found.sources[0].scores},
-            "ceilings": {metric: round(float(similarity.CEILINGS[metric](labels)), 6)
-                         for metric in found.sources[0].scores if metric in similarity.CEILINGS},
+            "ceilings": {metric: rounded(one.ceiling) for metric, one in found.sources[0].scores.items()
+                         if one.ceiling is not None},
             "alphas": {name: round(alpha, 6) for name, alpha in found.alphas.items()},
             "effective_sources": round(found.effective_sources, 3), "source_probes": probes,
             "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
-            "config": profile.config("draw")}  # fmt: skip
+            "pack": run.digest(draw.bank.pictures(draw.target))[:16], "config": profile.config("draw")}  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.suite import contrasts, rankers, statistics
+from benchmarks.suite import contrasts, rankers
 from benchmarks.suite.board import Board
-from benchmarks.suite.contrasts import Contrast
+from benchmarks.suite.contrasts import Claim, Contrast
 from benchmarks.suite.statistics import Across, Paired
 
 NOTHING = "Nothing measured yet."
@@ -22,15 +22,15 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines])
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """Points with a sign: "+3.1"; never "-0.0"."""
-    return f"{round(value, 1) + 0.0:+.1f}"
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def interval(one: Paired | Across) -> str:
+def interval(one: Paired | Across, digits: int = 1) -> str:
     """Mean and 95 % interval: "+3.1 [+1.0, +5.2]"; "one seed" where there is no interval."""
-    spread = f"[{signed(one.low)}, {signed(one.high)}]" if math.isfinite(one.low) else "(one seed)"
-    return f"{signed(one.mean)} {spread}"
+    spread = f"[{signed(one.low, digits)}, {signed(one.high, digits)}]" if math.isfinite(one.low) else "(one seed)"
+    return f"{signed(one.mean, digits)} {spread}"
 
 
 def span(least: int, most: int) -> str:
@@ -56,7 +56,11 @@ def _mean(board: Board, method: str) -> str:
 
 
 def _cell(board: Board, method: str, target: str) -> str:
-    values = list(board.methods[method].get(target, {}).values())
+    return _spread(list(board.methods[method].get(target, {}).values()))
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
     if not values:
         return ABSENT
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
@@ -75,39 +79,64 @@ def _images(board: Board, method: str) -> str:
 
 
 def claims(board: Board) -> str:
-    """Every claim with what was measured and its verdict."""
-    rows = [_claim(contrasts.contrast(board, claim)) for claim in contrasts.CLAIMS]
-    head = ["claim", "at least", "mean of targets [95 %]", "over 0 in", "p", "targets won (clearly)", "targets",
-            "seeds", "verdict"]  # fmt: skip
-    return grid(head, rows)
+    """Every claim with what was measured and its verdict, and the verdict of those that have parts."""
+    found = [contrasts.contrast(board, claim) for claim in contrasts.CLAIMS]
+    rows = [[_name(one), _least(one.claim), *_measured(one), f"**{one.verdict}**"] for one in found]
+    whole = "; ".join(f"claim {number}: **{word}**" for number, word in contrasts.together(found).items())
+    table = grid(["claim", "at least", *MEASURED, "verdict"], rows)
+    return f"{table}\n\nA claim in parts holds where all of them do: {whole}."
 
 
-def _claim(one: Contrast) -> list[str]:
-    lead = [_name(one), f"{one.claim.at_least:.1f}" if one.claim.at_least else "above 0"]
+def also(board: Board) -> str:
+    """Contrasts that were looked at without a claim: what was measured, no verdict."""
+    found = [contrasts.contrast(board, claim) for claim in contrasts.LOOKED_AT]
+    table = grid(["difference", *MEASURED], [[_name(one), *_measured(one)] for one in found])
+    return f"{table}\n\n{NOT_ALIKE}"
+
+
+NOT_ALIKE = (
+    f"{contrasts.PROBE.capitalize()} is scored on the unlabeled images, the students on the test images; the source is"
+    " the one whose probe turned out best there."
+)
+MEASURED = ("mean of targets [95 %]", "over 0 in", "p", "targets won (clearly)", "targets", "seeds")
+
+
+def _measured(one: Contrast) -> list[str]:
     if one.measured is None:
-        return [*lead, *[ABSENT] * 6, f"**{one.verdict}**"]
+        return [ABSENT] * len(MEASURED)
     found, (won, clearly) = one.measured, one.measured.wins
-    return [*lead, interval(found), f"{100 * found.above:.0f} % of draws", f"{found.p:.3f}", f"{won} ({clearly})",
-            str(len(found.by_target)), span(*found.seeds), f"**{one.verdict}**"]  # fmt: skip
+    return [interval(found, _digits(one.claim)), f"{100 * found.above:.0f} % of draws", f"{found.p:.3f}",
+            f"{won} ({clearly})", str(len(found.by_target)), span(*found.seeds)]  # fmt: skip
+
+
+def _least(claim: Claim) -> str:
+    if claim.margin:
+        return f"at least as good (margin {claim.margin:.1f})"
+    return f"{claim.at_least:.1f}" if claim.at_least else "above 0"
+
+
+def _digits(claim: Claim) -> int:
+    """Points have one decimal, Spearman's correlation two."""
+    return 2 if claim.of == "spearman" else 1
 
 
 def _name(one: Contrast) -> str:
-    """The claim's name, with the method where the claim leaves it open."""
-    return one.claim.name + (f" (`{one.first}`)" if one.first != one.claim.first else "")
+    """The claim's number and name, with the method where the claim leaves it open."""
+    lead = f"{one.claim.number}. " if one.claim.number else ""
+    return lead + one.claim.name + (f" (`{one.first}`)" if one.first != one.claim.first else "")
 
 
 def per_target(board: Board) -> str:
-    """Every claim's paired differences target by target: mean, t-interval, sign-flip p, seeds."""
-    found = [(_name(one), one.measured) for one in (contrasts.contrast(board, claim) for claim in contrasts.CLAIMS)]
-    measured = [(name, one) for name, one in found if one is not None]
-    if not measured:
-        return NOTHING
-    rows = [[name, *(_pair(one.by_target.get(target)) for target in board.targets)] for name, one in measured]
-    return grid(["claim", *board.targets], rows)
+    """Every difference of both tables target by target: mean, t-interval, sign-flip p, seeds."""
+    found = [contrasts.contrast(board, claim) for claim in (*contrasts.CLAIMS, *contrasts.LOOKED_AT)]
+    rows = [[_name(one), *(_pair(one, target) for target in board.targets)]
+            for one in found if one.measured is not None]  # fmt: skip
+    return grid(["difference", *board.targets], rows) if rows else NOTHING
 
 
-def _pair(one: Paired | None) -> str:
-    return ABSENT if one is None else f"{interval(one)}, p {one.p:.3f}, n {one.n}"
+def _pair(one: Contrast, target: str) -> str:
+    pair = one.measured.by_target.get(target) if one.measured else None
+    return ABSENT if pair is None else f"{interval(pair, _digits(one.claim))}, p {pair.p:.3f}, n {pair.n}"
 
 
 def similarity(board: Board) -> str:
@@ -116,9 +145,10 @@ def similarity(board: Board) -> str:
     if not judged:
         return NOTHING
     rows = [[one.name, _across(one.spearman, 2), _across(one.regret, 1), _percent(one.chose_best),
-             _across(one.over_static, 2), _draws(one.regret)] for one in judged]  # fmt: skip
+             _signed(one.over_static, 2), _signed(one.regret_saved, 1), _draws(one.regret)]
+            for one in judged]  # fmt: skip
     head = ["ranker", "Spearman with the truth [95 %]", "regret, points [95 %]", "chose the best",
-            "Spearman over static [95 %]", "targets, draws"]  # fmt: skip
+            "Spearman over static's [95 %]", "regret under static's, points [95 %]", "targets, draws"]  # fmt: skip
     return grid(head, rows) + "\n\n" + _truths(board)
 
 
@@ -127,6 +157,10 @@ def _across(one: Across | None, digits: int) -> str:
         return ABSENT
     mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in (one.mean, one.low, one.high))
     return f"{mean} [{low}, {high}]"
+
+
+def _signed(one: Across | None, digits: int) -> str:
+    return ABSENT if one is None else interval(one, digits)
 
 
 def _percent(share: float | None) -> str:
@@ -146,44 +180,35 @@ def _truths(board: Board) -> str:
 
 
 def ceilings(board: Board) -> str:
-    """The student beside those who teach it: the best source's probe and the ensembles' own accuracy."""
+    """The student beside those who teach it: the best source's probe and the ensembles' own accuracy.
+
+    Students are scored on the test images, what teaches them on the unlabeled ones: no difference is taken here.
+    """
     teachers = sorted({name for seeds in board.draws.values() for draw in seeds.values()
                        for name in draw.get("teachers", {})})  # fmt: skip
     if not board.draws:
         return NOTHING
     best = contrasts.best(board)
     students = ["transfer", "weighted", *([best] if best else [])]
-    rows = [[target, *(_student(board, name, target) for name in students), _probe(board, target),
+    probes = rankers.best_probes(board)
+    rows = [[target, *(_student(board, name, target) for name in students), _probe(probes.get(target)),
              *(_teacher(board, name, target) for name in teachers)] for target in board.targets]  # fmt: skip
-    return grid(["target", *(f"student, `{name}`" for name in students), "best source's probe",
-                 *(f"ensemble, `{name}`" for name in teachers)], rows)  # fmt: skip
+    return grid(["target", *(f"student, `{name}` (test)" for name in students), "best source's probe (unlabeled)",
+                 *(f"ensemble, `{name}` (unlabeled)" for name in teachers)], rows)  # fmt: skip
 
 
 def _student(board: Board, method: str, target: str) -> str:
     return _cell(board, method, target) if method in board.methods else ABSENT
 
 
-def _probe(board: Board, target: str) -> str:
-    """The source whose linear probe is best on held-out images, by its mean over the draws."""
-    values: dict[str, list[float]] = {}
-    for draw in board.draws.get(target, {}).values():
-        for name, one in draw.get("source_probes", {}).items():
-            values.setdefault(name, []).append(100 * one[board.score])
-    if not values:
-        return ABSENT
-    name, mean = max(((name, float(np.mean(found))) for name, found in values.items()), key=lambda pair: pair[1])
-    return f"{mean:.1f} ({name})"
+def _probe(one: tuple[str, Mapping[int, float]] | None) -> str:
+    return ABSENT if one is None else f"{_spread(list(one[1].values()))} ({one[0]})"
 
 
 def _teacher(board: Board, name: str, target: str) -> str:
-    """The ensemble's accuracy; "under transfer" where it knows less than a student that had the labels alone."""
-    values = {seed: 100 * draw["teachers"][name][board.score]
-              for seed, draw in board.draws.get(target, {}).items() if name in draw.get("teachers", {})}  # fmt: skip
-    if not values:
-        return ABSENT
-    over = statistics.across(statistics.minus({target: values}, board.methods.get("transfer", {})))
-    warning = ", **under transfer**" if over is not None and over.mean < 0 else ""
-    return f"{np.mean(list(values.values())):.1f}{warning}"
+    values = [100 * draw["teachers"][name][board.score] for draw in board.draws.get(target, {}).values()
+              if name in draw.get("teachers", {})]  # fmt: skip
+    return _spread(values)
 
 
 def headline(board: Board) -> str:
@@ -203,5 +228,5 @@ def _against(board: Board, method: str) -> list[str]:
 
 
 Section = Callable[[Board], str]
-SECTIONS: dict[str, Section] = {"methods": methods, "claims": claims, "per_target": per_target,
-                                "similarity": similarity, "ceilings": ceilings}  # fmt: skip
+SECTIONS: dict[str, Section] = {"methods": methods, "claims": claims, "also": also,
+                                "per_target": per_target, "similarity": similarity, "ceilings": ceilings}  # fmt: skip

@@ -6,6 +6,9 @@ made under different settings are never averaged.
 
 from __future__ import annotations
 
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from edgedistill import run
-from edgedistill.recipe import Distill, Weigh
+from edgedistill.recipe import Distill, Weigh, did_you_mean
+from edgedistill.records import InputError
+from edgedistill.training.methods import METHODS, NEEDS
+from edgedistill.training.teachers import TEACHERS
 
 HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "recipes/sources"
 
 
 class Profile(BaseModel):
@@ -56,23 +63,33 @@ class Profile(BaseModel):
         """Labels a class of a target."""
         return self.labels_per_class.get(target, self.labels_per_class["default"])
 
-    def settings(self, method: str, seed: int) -> Distill:
-        """The distill section of one cell; `single:<source>` is `single` of that source."""
+    def settings(self, method: str, target: str, seed: int) -> Distill:
+        """The distill section of one cell; `single:<source>` is of that source, `random` draws one for each target."""
         kind, _, source = method.partition(":")
         changed = dict(self.methods[kind])
         if source:
             changed["method"] = {**changed["method"], "source": source}
         if kind == "random":
-            changed["method"] = {**changed["method"], "seed": seed}
+            changed["method"] = {**changed["method"], "seed": zlib.crc32(f"{target}/{seed}".encode())}
         return Distill.model_validate({**self.distill, **changed})
 
     def config(self, cell: str) -> str:
-        """sha256 of all that a line depends on besides target and seed; `draw` is the line about the sources."""
-        shared = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning"})
+        """sha256 of all that a line depends on besides target and seed; `draw` is the line about the sources.
+
+        What the profile leaves to a default counts as if it were written, and so do the recipes of the sources.
+        """
+        shared = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning", "distill"})
+        shared["recipes"] = [(RECIPES / f"{name}.yaml").read_text(encoding="utf-8") for name in ("pack", "micro")]
         if cell == "draw":
-            return run.digest([shared, self.teachers])
+            taught = {name: written_out(TEACHERS, one) for name, one in self.teachers.items()}
+            return run.digest([shared, taught])
         del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
-        return run.digest([shared, self.methods[cell.partition(":")[0]]])
+        kind, _, source = cell.partition(":")
+        settings = self.settings(f"{kind}:every" if source else kind, "", 0)
+        said = settings.model_dump(mode="json", exclude={"method", "teacher", "checkpoint_every", "evaluate_every"})
+        method = written_out(METHODS, settings.method.model_dump())
+        teacher = written_out(TEACHERS, settings.teacher.model_dump()) if "teacher" in NEEDS[method["name"]] else None
+        return run.digest([shared, said, method, teacher])
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -81,8 +98,21 @@ class Profile(BaseModel):
         return {one["name"]: one for one in given}
 
 
+def written_out(known: Mapping[str, Callable[..., Any]], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A named function's options with its defaults in place, the name among them."""
+    parameters = inspect.signature(known[choice["name"]]).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY} | dict(choice)
+
+
 def load(name: str) -> Profile:
-    """The profile benchmarks/suite/<name>.yaml; one that says `base` takes over what it does not say itself."""
+    """The profile benchmarks/suite/<name>.yaml; one that says `base` takes over what it does not say itself.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    known = [path.stem for path in HERE.glob("*.yaml")]
+    if name not in known:
+        raise InputError(f"no profile is called {name}{did_you_mean(name, known)}")
     said = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
     below = yaml.safe_load((HERE / f"{said.pop('base')}.yaml").read_text(encoding="utf-8")) if "base" in said else {}
     return Profile.model_validate({"name": name, **below, **said})

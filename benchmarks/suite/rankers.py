@@ -15,13 +15,15 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.suite import statistics
+from benchmarks.suite import protocol, statistics
 from benchmarks.suite.board import Board
 from benchmarks.suite.statistics import Across, Targets
 
 STATIC, WEIGHTS, ORACLE, RANDOM = "static (other targets)", "weights used", "oracle", "random source"
 NEAREST = "nearest, its students"
 HINDSIGHT = ("oracle nearest", "static best")  # need the test images of this or the other targets: no methods
+
+Draws = dict[str, dict[int, tuple[dict[str, float], dict[str, float]]]]  # target -> seed -> (scores, truth)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Truth:
 class Judged:
     """A ranker over targets and draws: Spearman against the truth, regret in points, share of draws it chose the best.
 
-    `over_static` is its Spearman minus that of the static ranker. None: undefined or not measured.
+    Against the static ranker, in pairs: `over_static` is its Spearman minus static's, `regret_saved` static's regret
+    minus its own, so that over 0 is better in both. None: undefined or not measured.
     """
 
     name: str
@@ -45,6 +48,18 @@ class Judged:
     regret: Across | None
     chose_best: float | None
     over_static: Across | None
+    regret_saved: Across | None = None
+
+
+def metric(board: Board) -> str | None:
+    """The metric that made the weights: what the profile says.
+
+    Of a profile without a file "probe", where that was scored, or else the first metric of the draws; None without.
+    """
+    if (protocol.HERE / f"{board.profile}.yaml").is_file():
+        return protocol.load(board.profile).weigh.metric.name
+    scored = [name for draws in board.draws.values() for draw in draws.values() for name in draw.get("scores", {})]
+    return "probe" if "probe" in scored else next(iter(scored), None)
 
 
 def truth(board: Board, target: str) -> Truth | None:
@@ -56,12 +71,25 @@ def truth(board: Board, target: str) -> Truth | None:
     singles = board.singles(target)
     found = _mean_over_common_seeds("students", names, singles)
     if found is None:
-        probes: dict[str, dict[int, float]] = {}
-        for seed, draw in board.draws.get(target, {}).items():
-            for name, one in draw.get("source_probes", {}).items():
-                probes.setdefault(name, {})[seed] = 100 * one[board.score]
-        found = _mean_over_common_seeds("probes", names, probes)
+        found = _mean_over_common_seeds("probes", names, probes(board, target))
     return found
+
+
+def probes(board: Board, target: str) -> dict[str, dict[int, float]]:
+    """Source -> seed -> points of a linear probe of it, scored on the unlabeled images."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, draw in board.draws.get(target, {}).items():
+        for name, one in draw.get("source_probes", {}).items():
+            found.setdefault(name, {})[seed] = 100 * one[board.score]
+    return found
+
+
+def best_probes(board: Board) -> dict[str, tuple[str, dict[int, float]]]:
+    """Target -> the source whose probe has the highest mean over the draws, and its points by seed: hindsight."""
+    found = {target: probes(board, target) for target in board.draws}
+    best = {target: max(ones, key=lambda name: float(np.mean(list(ones[name].values()))))
+            for target, ones in found.items() if ones}  # fmt: skip
+    return {target: (name, found[target][name]) for target, name in best.items()}
 
 
 def _mean_over_common_seeds(
@@ -107,24 +135,38 @@ def _finite(value: float | None) -> bool:
 def judge(board: Board) -> list[Judged]:
     """Every ranker, the smallest regret first; then the random source, and what the students of `nearest` lost."""
     known = truths(board)
-    ranked = {
+    ranked = _ranked(board, known)
+    judged = [_judged(name, pairs, ranked.get(STATIC, {})) for name, pairs in ranked.items()]
+    judged.sort(key=lambda one: (one.regret.mean if one.regret else math.inf, one.name != ORACLE))
+    return [*judged, *_random(board, known), *_nearest(board, known)]
+
+
+def judge_one(board: Board, name: str) -> Judged | None:
+    """One ranker; None where it ranked the sources of no target whose truth is known."""
+    ranked = _ranked(board, truths(board))
+    return _judged(name, ranked[name], ranked.get(STATIC, {})) if name in ranked else None
+
+
+def _ranked(board: Board, known: Mapping[str, Truth]) -> dict[str, Draws]:
+    return {
         name: {target: {seed: (mine, known[target].values) for seed, mine in seeds.items()}
                for target, seeds in targets.items()}
         for name, targets in scores(board, known).items()
     }  # fmt: skip
-    agree = {name: _each(pairs, statistics.spearman) for name, pairs in ranked.items()}
-    judged = [
-        Judged(
-            name,
-            statistics.across(agree[name]),
-            statistics.across(_each(pairs, statistics.regret)),
-            _mean(_each(pairs, statistics.hit)),
-            statistics.across(statistics.minus(agree[name], agree.get(STATIC, {}))) if name != STATIC else None,
-        )
-        for name, pairs in ranked.items()
-    ]
-    judged.sort(key=lambda one: (one.regret.mean if one.regret else math.inf, one.name != ORACLE))
-    return [*judged, *_random(board, known), *_nearest(board, known)]
+
+
+def _judged(name: str, pairs: Draws, static: Draws) -> Judged:
+    agree, lost = _each(pairs, statistics.spearman), _each(pairs, statistics.regret)
+    if name == STATIC:
+        static = {}  # nothing to hold it against
+    return Judged(
+        name,
+        statistics.across(agree),
+        statistics.across(lost),
+        _mean(_each(pairs, statistics.hit)),
+        statistics.across(statistics.minus(agree, _each(static, statistics.spearman))),
+        statistics.across(statistics.minus(_each(static, statistics.regret), lost)),
+    )
 
 
 def _each(

@@ -6,6 +6,7 @@ python -m benchmarks.suite table --check    exit 1 where they are not what the l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -55,11 +56,32 @@ def evidence(lines: Iterable[Line], score: str = board.SCORES[0]) -> list[Board]
 
 
 def reported(lines: Iterable[Line]) -> list[Line]:
-    """The lines without those of packs that a profile's settings were chosen on; of a profile without a file, all."""
+    """The lines that a profile as it stands would write: not those of its tuning packs, nor of older settings.
+
+    Of a profile without a file, all.
+    """
     known = [line for line in lines if not str(line.get("profile", "")).endswith(TUNING)]
-    profiles = {str(line["profile"]) for line in known if "profile" in line}
-    tuning = {name: set(protocol.load(name).tuning) for name in profiles if (protocol.HERE / f"{name}.yaml").is_file()}
-    return [line for line in known if line.get("target") not in tuning.get(line.get("profile", ""), set())]
+    return [line for line in known if _current_line(line)]
+
+
+def _current_line(line: Line) -> bool:
+    name = str(line.get("profile", ""))
+    if not (protocol.HERE / f"{name}.yaml").is_file():
+        return True
+    profile = _profile(name)
+    kind = "draw" if line.get("kind") == "draw" else str(line.get("method", "")).partition(":")[0]
+    known = kind == "draw" or kind in profile.methods
+    return known and line.get("target") not in profile.tuning and line.get("config") == _config(name, kind)
+
+
+@functools.cache
+def _profile(name: str) -> protocol.Profile:
+    return protocol.load(name)
+
+
+@functools.cache
+def _config(name: str, kind: str) -> str:
+    return _profile(name).config("single:every" if kind == "single" else kind)
 
 
 def settings(lines: Iterable[Line]) -> list[Line]:

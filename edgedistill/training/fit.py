@@ -271,7 +271,8 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
         ]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
         terms = loss(as_batch(target, stacked, drawn, target[drawn.labels_B < 0]))
-    counted = {name: value for name, value in terms.items() if name != "labels"} or terms
+    counted = {name: value for name, value in terms.items() if name not in {"labels", "consistency"}}
+    counted = counted or {"labels": terms["labels"]}
     return float(sum(value.item() for value in counted.values()))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import random as stdlib_random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -201,6 +201,16 @@ NEEDS: dict[str, frozenset[Need]] = {name: frozenset() for name in METHODS} | {
 ASKS_SOURCES = frozenset(name for name, needs in NEEDS.items() if needs & {"sources", "teacher"})
 
 
+def method_problem(name: str, options: Mapping[str, Any], sources: Iterable[str]) -> str:
+    """What options that fit the signature can still get wrong; "" for nothing. It is asked before any work starts."""
+    lam, auxiliary = options.get("lam", 0.3), options.get("sources", 0.3)
+    if name == "combined" and isinstance(lam, float | int) and isinstance(auxiliary, float | int):
+        return "lam + sources is over 1: nothing is left for the teacher" if lam + auxiliary > 1.0 else ""
+    if name == "single" and options.get("source") not in set(sources):
+        return f"no source is called {options.get('source')}"
+    return ""
+
+
 def shares_of(method: str, alphas: Alphas, options: Mapping[str, Any]) -> dict[str, float]:
     """Which sources' own label spaces a method distils from, and with what share; empty for one that asks none.
 
@@ -269,7 +279,7 @@ def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normali
     scaled = logits_BK / temperature if temperature != 1.0 else logits_BK
     # rows of probs sum to 1, so the cross-entropy is the log-sum-exp less one inner product
     loss: Tensor = (scaled.logsumexp(dim=-1) - torch.linalg.vecdot(probs_BK, scaled)).mean(dim=0)
-    return loss * temperature**2 / (math.log(logits_BK.shape[-1]) if normalise else 1.0)
+    return loss * temperature**2 / (math.log(max(2, logits_BK.shape[-1])) if normalise else 1.0)
 
 
 def mixture(batch: Batch, alphas: Alphas, lam: float, temperature: float, normalise: bool) -> Terms:
