@@ -113,16 +113,17 @@ def test_what_is_written_wins_key_by_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "name", "options"),
     [
-        ("weighted", "weighted", {}),
-        ("{name: weighted, lam: 0.5}", "weighted", {"lam": 0.5}),
+        # the preset's own method keeps the preset's options, key by key
+        ("weighted", "weighted", WEIGHTED),
+        ("{name: weighted, lam: 0.5}", "weighted", {**WEIGHTED, "lam": 0.5}),
         ("{name: nearest, temperature: 2}", "nearest", {"temperature": 2}),
         ("transfer", "transfer", {}),
-        # without a name it changes options of the preset's method
+        # so does one without a name
         ("{lam: 0.5}", "weighted", {**WEIGHTED, "lam": 0.5}),
     ],
 )
 @pytest.mark.parametrize("by", ["file", "set"])
-def test_a_method_that_is_named_stands_alone(
+def test_another_method_stands_alone_and_the_same_one_is_refined(
     tmp_path: Path, by: str, written: str, name: str, options: dict[str, Any]
 ) -> None:
     method = (load(tmp_path, BARE, f"distill.method={written}") if by == "set" else

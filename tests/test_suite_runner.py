@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks import lines
 from benchmarks.suite import bank as banks
 from benchmarks.suite import cells, protocol, runner
-from benchmarks.suite.__main__ import arguments
+from benchmarks.suite.__main__ import arguments, main
 from edgedistill.records import InputError
 
 METHODS = ("transfer", "fixmatch", "random", "weighted", "stacked", "consistent")
@@ -141,7 +141,7 @@ def test_a_config_depends_on_what_a_cell_depends_on() -> None:
     by_hand = {**profile.methods, "transfer": {**profile.methods["transfer"], "warmup_fraction": 0.1}}
     assert profile.model_copy(update={"methods": by_hand}).config("transfer") == profile.config("transfer")
     longer = profile.model_copy(update={"distill": {**profile.distill, "steps": 1}})
-    assert longer.config("weighted") != weighted and longer.config("draw") != profile.config("draw")
+    assert longer.config("weighted") != weighted and longer.config("draw") == profile.config("draw")
     opinions = profile.model_copy(update={"weigh": profile.weigh.model_copy(update={"also": ()})})
     assert opinions.config("weighted") == weighted and opinions.config("draw") != profile.config("draw")
 
@@ -182,3 +182,27 @@ def test_a_missing_pack_is_an_error_of_one_line(bank: banks.Bank) -> None:
 def test_the_command_line() -> None:
     asked = arguments(["run", "--packs", "p", "--targets", "a", "b", "--seeds", "3", "4", "--minutes", "9"])
     assert (asked.targets, asked.seeds, asked.minutes) == (["a", "b"], [3, 4], 9.0)
+
+
+def test_a_line_cut_short_is_passed_over_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lines, "RESULTS", tmp_path)
+    path = lines.append("suite", {"kind": "run", "at": 1})
+    path.write_text(path.read_text() + '{"kind": "ru')
+    lines.append("suite", {"kind": "run", "at": 2})
+    assert [line["at"] for line in standing()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--profile", "nosuch"], "no profile is called nosuch"),
+        (["--methods", "wieghted"], "did you mean weighted"),
+        (["--seeds", "-1"], "must be 0 or more"),
+        (["--processes", "0"], "1 or more"),
+        (["--targets", "nowhere"], r"nowhere.*train\.parquet: no such file"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(packs: Path, tmp_path: Path, given: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        main(["run", "--packs", str(packs), "--runs", str(tmp_path), *given])
+    assert not list(tmp_path.iterdir())

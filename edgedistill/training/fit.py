@@ -246,9 +246,10 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
 
 def weak_logits(state: State, images_UCHW: Tensor, task: Task, random: torch.Generator) -> Tensor:
     """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips."""
-    weak = task.settings.augment.model_copy(
-        update={"min_area": max(0.8, task.settings.augment.min_area), "jitter": 0.0}
-    )
+    if not len(images_UCHW):
+        return images_UCHW.new_zeros(0, task.spec.num_classes)
+    strong = task.settings.augment
+    weak = strong.model_copy(update={"min_area": max(0.8, strong.min_area), "jitter": 0.0})
     with torch.no_grad():
         return heads_of(state, state.model, augment(images_UCHW, weak, random), task)[0]
 

@@ -150,8 +150,11 @@ def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt
         return 0.0  # all images look alike: every other image is the nearest one
     share_NN = closer + tied * ((k - closer.sum(axis=1)) / tied.sum(axis=1))[:, None]
     similar_NN[np.diag_indices_from(similar_NN)] = 0.0
-    votes_NC = (share_NN * (1.0 + similar_NN / (4 * k))) @ one_hot(index_N)
-    return over_chance(metrics.balanced(index_N, votes_NC.argmax(axis=1))[0], classes)
+    votes_NC = ((share_NN * (1.0 + similar_NN / (4 * k))) @ one_hot(index_N)).round(9)
+    # classes that tie even so share the image: which of them comes first in the alphabet must not decide
+    first_NC = votes_NC == votes_NC.max(axis=1, keepdims=True)
+    right_N = first_NC[np.arange(len(index_N)), index_N] / first_NC.sum(axis=1)
+    return over_chance(float(np.mean([right_N[index_N == label].mean() for label in range(classes)])), classes)
 
 
 def probe(

@@ -111,3 +111,17 @@ def test_only_the_sources_in_use_get_heads() -> None:
     assert task(1, taught(), method="adapted").sources == ()
     assert len(task(1, taught(), method="linear_probe").unlabeled) == 0
     assert len(task(1, taught(), method="fixmatch").unlabeled) == 16
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "consistent"])
+def test_consistency_without_unlabeled_images(method: str) -> None:
+    few = replace(taught(), unlabeled=np.arange(0))
+    terms: dict[str, float] = {}
+    trained(task(2, few, method=method), terms)
+    assert terms["terms/consistency"] == 0.0
+
+
+def test_the_held_out_loss_of_fixmatch_is_that_of_its_labels() -> None:
+    # its consistency is 0 for a student that is sure of nothing, which must not make that one the best
+    one = task(3, material(), method={"name": "fixmatch", "threshold": 1.0})
+    assert trained(one).loss > 0.0

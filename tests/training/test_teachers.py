@@ -115,3 +115,20 @@ def test_options_are_checked_by_the_signature() -> None:
         TEACHERS["stacked"], {"shrinkage": 1.0}, ()
     )
     assert option_problems(TEACHERS["selftrained"], {"rounds": 3, "weight": 0.5, "penalty": 1, "dims": 64}, ()) == []
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_one_label_a_class_keeps_what_the_source_knows(name: str) -> None:
+    features, truth = clusters(6.0, n=300)
+    sources = {"good": features, "noise": np.random.default_rng(3).normal(size=features.shape)}
+    found = TEACHERS[name](sources, {"good": 0.9, "noise": 0.1}, np.arange(3), truth[:3], 3)
+    assert shares(found.probs_NC, truth) > 0.9
+
+
+def test_a_source_that_says_the_same_of_all_images_is_no_better_than_chance() -> None:
+    truth = np.arange(60) % 3
+    for value in (0.0, 0.1, 1.0, 1e4):
+        constant = np.full((60, 8), value, dtype=np.float32)
+        found = teachers.probe(constant, np.arange(33), truth[:33], 3)
+        assert found.held_LC == pytest.approx(np.full((33, 3), 1 / 3), abs=0.25)
+        assert found.probs_NC == pytest.approx(np.full((60, 3), 1 / 3), abs=1e-6)
