@@ -24,8 +24,8 @@ PRESETS: dict[str, Sections] = {
     },
 }
 
-# What `method: auto` means where there are sources: the best method of the evaluation suite (benchmarks/suite), with
-# the settings that were chosen on packs it does not report.
+# What `method: auto` means where there are sources: the method and the setting of it that did best when settings were
+# chosen (benchmarks/suite/cpu_tuning.yaml, on packs that the suite does not report), but for the learning rate.
 AUTO: dict[str, Any] = {
     "method": {"name": "adapted", "lam": 0.2, "sharpen": 2.0},
     "teacher": {"name": "selftrained"},

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -141,9 +140,3 @@ def _told(job: tuple[Bank, str, str]) -> tuple[str, str]:
     bank, name, target = job
     bank.outputs(name, target)
     return name, target
-
-
-def packs_in(folder: Path) -> list[str]:
-    """The packs of a directory: its folders that hold train.parquet and test.parquet."""
-    return sorted(one.name for one in folder.iterdir()
-                  if all((one / f"{part}.parquet").is_file() for part in ("train", "test")))  # fmt: skip
