@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgedistill import presets, recipe
-from edgedistill.recipe import Document, Key, Problem, Recipe, choose, option_problems
+from edgedistill import presets, recipe, recipe_file
+from edgedistill.recipe import Key, Problem, Recipe, choose, option_problems
+from edgedistill.recipe_file import Document
 from edgedistill.records import EdgeDistillError, InputError
 
 
@@ -20,7 +21,7 @@ def load(document: Document) -> Recipe:
     Raises:
         RecipeError: everything that is wrong with it, a line each.
     """
-    found, problems = recipe.validate(document)
+    found, problems = recipe_file.validate(document)
     problems += unbound(document.raw)
     if problems or found is None:
         raise document.error(problems)
@@ -150,7 +151,7 @@ def _each_source(wanted: Recipe, base: Path) -> list[str]:
     for section in wanted.sources:
         try:
             if section.options.get("recipe"):
-                document = recipe.read(base / section.options["recipe"])
+                document = recipe_file.read(base / section.options["recipe"])
                 problems += missing(load(document), document.base)
             elif section.kind == "timm" and section.options.get("pretrained", True):
                 sources.reachable(section.options["model"])

@@ -17,7 +17,8 @@ from edgedistill import __version__
 from edgedistill.records import EdgeDistillError
 
 if TYPE_CHECKING:
-    from edgedistill.recipe import Document, Recipe
+    from edgedistill.recipe import Recipe
+    from edgedistill.recipe_file import Document
 
 ABOUT = "Few labels, many pictures and the models you have in: a measured int8 student out."
 app = typer.Typer(
@@ -186,9 +187,9 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _load(path: Path, sets: list[str] | None) -> tuple[Document, Recipe]:
     from edgedistill import check as checks
-    from edgedistill import recipe
+    from edgedistill import recipe_file
 
-    document = recipe.read(path, sets or [])
+    document = recipe_file.read(path, sets or [])
     return document, checks.load(document)
 
 

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from edgedistill.agent.machine import peak_memory_mb
-from edgedistill.recipe import SECTIONS_TO_DISTILL, Document, Recipe
+from edgedistill.recipe import SECTIONS_TO_DISTILL, Recipe
+from edgedistill.recipe_file import Document
 from edgedistill.records import EdgeDistillError, InputError
 
 R = TypeVar("R")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill import check, environment, recipe, run
+from edgedistill import check, environment, recipe, recipe_file, run
 from edgedistill.context import Context
 from edgedistill.pipeline import TRAIN, report_step
 from edgedistill.progress import say
@@ -15,7 +15,7 @@ from edgedistill.records import GateError, InputError
 from edgedistill.steps import Step, advance
 
 
-def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Context:
+def train(document: recipe_file.Document, wanted: recipe.Recipe, root: Path) -> Context:
     """weigh, search, distill: from a recipe to a trained student in its run directory under `root`.
 
     A source that is given as a recipe is trained first, in a run directory beside this one.
@@ -34,7 +34,7 @@ def train(document: recipe.Document, wanted: recipe.Recipe, root: Path) -> Conte
     return context
 
 
-def learn(context: Context, document: recipe.Document) -> None:
+def learn(context: Context, document: recipe_file.Document) -> None:
     """The steps up to the trained student, under the run directory's lock."""
     if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
         prepare(context)
@@ -58,7 +58,7 @@ def affordable(context: Context) -> None:
     student.feasible(context.candidates, context.recipe.student.budget)
 
 
-def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe.Document, ...], root: Path) -> recipe.Recipe:
+def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe_file.Document, ...], root: Path) -> recipe.Recipe:
     """The recipe with every `recipe:` source replaced by the run that it was trained in, here and now if need be.
 
     `within` are the recipe's own document and those that led to it, innermost last: none of them can be its source.
@@ -68,7 +68,7 @@ def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe.Document, .
         given = section.options.get("recipe")
         if section.kind != "run" or not given:
             return section
-        document = recipe.read(within[-1].base / given)
+        document = recipe_file.read(within[-1].base / given)
         if any(document.path.samefile(outer.path) for outer in within):
             raise InputError(f"{within[-1].path}: sources.{section.name}: {document.path} would be a source of itself")
         inner = check.load(document)

@@ -12,11 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedistill import check, recipe
+from edgedistill import check, recipe_file
 from edgedistill.context import Context
 from edgedistill.pipeline import TRAIN
 from edgedistill.presets import AUTO, PRESETS, WITHOUT_SOURCES, fill
-from edgedistill.recipe import Document, Recipe, RecipeError
+from edgedistill.recipe import Recipe
+from edgedistill.recipe_file import Document, RecipeError
 from edgedistill.run import Run, directory, read_json
 
 BARE = """\
@@ -43,7 +44,7 @@ WEIGHTED = {"lam": 0.8, "temperature": 1, "normalise": False}
 def document(folder: Path, text: str, *sets: str) -> Document:
     path = folder / "r.yaml"
     path.write_text(text, encoding="utf-8")
-    return recipe.read(path, sets)
+    return recipe_file.read(path, sets)
 
 
 def load(folder: Path, text: str, *sets: str) -> Recipe:
@@ -226,7 +227,7 @@ def test_auto_is_what_it_stands_for(tmp_path: Path, written: str, sources: bool)
     path.write_text(
         head + ("sources: [{name: one, kind: timm, model: resnet10t, pretrained: false}]\n" if sources else "")
     )
-    found = check.load(recipe.read(path)).distill
+    found = check.load(recipe_file.read(path)).distill
     expected = AUTO if sources else WITHOUT_SOURCES
     assert {"name": found.method.name, **found.method.options} == expected["method"] and found.steps == 7
     if sources:
@@ -238,7 +239,7 @@ def test_auto_leaves_a_written_teacher_and_takes_no_options(tmp_path: Path) -> N
     head += "sources: [{name: one, kind: timm, model: resnet10t, pretrained: false}]\n"
     path = tmp_path / "auto.yaml"
     path.write_text(head + "distill: {method: auto, teacher: stacked}\n")
-    assert check.load(recipe.read(path)).distill.teacher.name == "stacked"
+    assert check.load(recipe_file.read(path)).distill.teacher.name == "stacked"
     path.write_text(head + "distill: {method: {name: auto, lam: 0.5}}\n")
     with pytest.raises(RecipeError, match=r"distill\.method\.lam: unknown key"):
-        check.load(recipe.read(path))
+        check.load(recipe_file.read(path))

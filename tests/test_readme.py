@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from edgedistill import check, cli, recipe
+from edgedistill import check, cli, recipe_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("deploy/*.md"))]
@@ -54,7 +54,7 @@ def test_every_command_shown_exists(path: Path, line: str) -> None:
     given = parse(line)
     shown = given.get("recipe")
     if shown is not None:
-        document = recipe.read(ROOT / shown, given["sets"] or [])
+        document = recipe_file.read(ROOT / shown, given["sets"] or [])
         check.load(document)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgedistill import check, recipe
-from edgedistill.recipe import Recipe, RecipeError
+from edgedistill import check, recipe, recipe_file
+from edgedistill.recipe import Recipe
+from edgedistill.recipe_file import RecipeError
+from edgedistill.records import InputError
 
 GOOD = """\
 name: small
@@ -35,7 +37,7 @@ bench:
 def load(folder: Path, text: str, *sets: str) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(text, encoding="utf-8")
-    return check.load(recipe.read(path, sets))
+    return check.load(recipe_file.read(path, sets))
 
 
 def said(folder: Path, text: str, *sets: str) -> list[str]:
@@ -138,12 +140,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an existing"
     ):
-        recipe.read(tmp_path / "none.yaml")
+        recipe_file.read(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\)"):
-        recipe.read(tmp_path)
+        recipe_file.read(tmp_path)
     (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(RecipeError, match="is not text in UTF-8"):
-        recipe.read(tmp_path / "picture.yaml")
+        recipe_file.read(tmp_path / "picture.yaml")
 
 
 def test_set_takes_yaml_values(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_options_bind_in_the_types_of_the_signature(tmp_path: Path) -> None:
         """Options of a kind."""
 
     assert recipe.bound_options(made, {"root": "x", "count": "4"}, tmp_path) == {"root": tmp_path / "x", "count": 4}
-    with pytest.raises(recipe.InputError, match=r"cuont: unknown key; did you mean count\?.*root: is required"):
+    with pytest.raises(InputError, match=r"cuont: unknown key; did you mean count\?.*root: is required"):
         recipe.bound_options(made, {"cuont": 1})
 
 

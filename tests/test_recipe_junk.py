@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from miniature import RECIPE
 
-from edgedistill import check, recipe
-from edgedistill.recipe import RecipeError
+from edgedistill import check, recipe_file
+from edgedistill.recipe_file import RecipeError
 
 WORDS = st.sampled_from(("name", "kind", "data", "sources", "metric", "method", "families", "micro", "input_px", "path",
                          "folder", "timm", "root", "model", "weighted", "probe", "budget", "backends", "preset",
@@ -45,7 +45,7 @@ def survives(text: str) -> None:
         path = Path(folder) / "r.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
-            check.load(recipe.read(path))
+            check.load(recipe_file.read(path))
         except RecipeError as error:
             lines = str(error).split("\n")
             assert all(line.startswith(f"{path}:") for line in lines), lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import miniature
 import pytest
 
-from edgedistill import check, recipe
+from edgedistill import check, recipe_file
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
@@ -20,12 +20,12 @@ ABSENT = [name for name in DEMO if importlib.util.find_spec(name) is None]
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_schema_and_names(path: Path) -> None:
-    found = check.load(recipe.read(path))
+    found = check.load(recipe_file.read(path))
     assert found.about and found.name
 
 
 def test_no_two_recipes_share_a_name() -> None:
-    names = [recipe.read(path).raw["name"] for path in RECIPES]
+    names = [recipe_file.read(path).raw["name"] for path in RECIPES]
     assert len(names) == len(set(names)) >= 3
 
 
@@ -52,6 +52,6 @@ def test_cub_without_data_says_what_is_missing(tmp_path: Path, monkeypatch: pyte
     (data,) = [line for line in lines if line.startswith("data.")]
     assert data.startswith(f"data.root: {tmp_path}/CUB_200_2011/classes.txt is missing; download CUB_200_2011.tgz")
     named = {line.split(":")[0].removeprefix("sources.") for line in lines if line.startswith("sources.")}
-    wanted = {one.name for one in check.load(recipe.read(ROOT / "cub.yaml")).sources}
+    wanted = {one.name for one in check.load(recipe_file.read(ROOT / "cub.yaml")).sources}
     assert named <= wanted  # those in the local cache are not missing
     assert all("hf download" in line for line in lines if line.startswith("sources."))

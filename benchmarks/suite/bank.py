@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from benchmarks.suite.protocol import RECIPES, Profile
-from edgedistill import check, recipe, run, session
+from edgedistill import check, recipe, recipe_file, run, session
 from edgedistill.records import InputError
 from edgedistill.training import data, sources
 from edgedistill.training.device import default
@@ -56,7 +56,7 @@ class Bank:
         recipes have other defaults, takes the same weights.
         """
         changed = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
-        document = recipe.read(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
+        document = recipe_file.read(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
         said = {**document.raw, "data": {**document.raw["data"], "path": self.pictures(pack)}}
         link = self.runs / "trained" / f"{name}-{run.digest(said)[:12]}"
         link.parent.mkdir(parents=True, exist_ok=True)

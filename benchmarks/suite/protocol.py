@@ -86,8 +86,10 @@ class Profile(BaseModel):
         del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
         kind, _, source = cell.partition(":")
         settings = self.settings(f"{kind}:every" if source else kind, "", 0)
-        said = settings.model_dump(mode="json", exclude={"method", "teacher", "checkpoint_every", "evaluate_every"})
         method = written_out(METHODS, settings.method.model_dump())
+        unused = {"method", "teacher", "checkpoint_every", "evaluate_every"}
+        unused |= set() if "weak" in NEEDS[method["name"]] else {"strong"}
+        said = settings.model_dump(mode="json", exclude=unused)
         teacher = written_out(TEACHERS, settings.teacher.model_dump()) if "teacher" in NEEDS[method["name"]] else None
         return run.digest([shared, said, method, teacher])
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgedistill.recipe import Augment
+from edgedistill.recipe import Augment, Strong
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+GREY = 127
+SHARED = 4  # images that share a draw of RandAugment: each image sees the same distribution, at a quarter of the cost
 
 
 def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -57,3 +60,27 @@ def augment(images_BCHW: Tensor, settings: Augment, random: Generator) -> Tensor
     middle = cropped.mean(dim=(1, 2, 3), keepdim=True)
     gain, shift = (one.to(device).view(-1, 1, 1, 1) for one in (contrast, brightness))
     return (cropped - middle) * gain + middle + shift
+
+
+def strengthened(images_BHWC: Tensor, settings: Strong) -> Tensor:
+    """RandAugment and Cutout of uint8 images [B, px, px, 3]: FixMatch's strong view, crops and flips aside.
+
+    RandAugment is torchvision's (Cubuk et al. 2020). Cutout (DeVries and Taylor 2017) fills a square, its side drawn
+    for each image up to `settings.cutout` of the image's, with grey, as FixMatch does. Draws come from torch's default
+    generator, as torchvision's do.
+    """
+    import torch
+    from torchvision.transforms import v2
+
+    if not len(images_BHWC):
+        return images_BHWC
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+    if settings.ops:
+        randomly = v2.RandAugment(settings.ops, settings.magnitude, fill=GREY)
+        images_BCHW = torch.cat([randomly(some) for some in torch.split(images_BCHW, SHARED)])
+    batch, _, px, _ = images_BCHW.shape
+    side, top, left = torch.rand(3, batch, 1) * torch.tensor([settings.cutout, 1.0, 1.0]).view(3, 1, 1)
+    at = (torch.arange(px) + 0.5) / px
+    rows, columns = ((at - middle).abs() < side / 2 for middle in (top, left))
+    cut = (rows[:, None, :, None] & columns[:, None, None, :]).to(images_BCHW.device)
+    return images_BCHW.masked_fill(cut, GREY).permute(0, 2, 3, 1)

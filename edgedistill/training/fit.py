@@ -26,7 +26,7 @@ from edgedistill.agent import metrics
 from edgedistill.progress import slices
 from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
-from edgedistill.training.augment import augment, normalise
+from edgedistill.training.augment import augment, normalise, strengthened
 from edgedistill.training.device import default
 from edgedistill.training.methods import METHODS, NEEDS, Batch, Need, Terms, shares_of
 from edgedistill.training.state import State, descend, refresh_statistics, resume, save, set_rate, start
@@ -230,13 +230,12 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."}."""
     device = next(state.model.parameters()).device
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
-    plain_BCHW = normalise(drawn.images_BHWC.to(device), task.spec.mean, task.spec.std)
     random = torch.Generator().manual_seed(seed)
-    images_BCHW = augment(plain_BCHW, task.settings.augment, random)
     state.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
-        weak_UC = weak_logits(state, plain_BCHW[drawn.labels_B < 0], task, random) if "weak" in task.needs else None
+        images_BCHW = augment(plain(seen(drawn, task), task, device), task.settings.augment, random)
+        weak_UC = weak_logits(state, drawn.images_BHWC[drawn.labels_B < 0], task, random)
         terms = loss(as_batch(*heads_of(state, state.model, images_BCHW, task), drawn, weak_UC))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
@@ -244,14 +243,33 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
 
 
-def weak_logits(state: State, images_UCHW: Tensor, task: Task, random: torch.Generator) -> Tensor:
-    """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips."""
-    if not len(images_UCHW):
-        return images_UCHW.new_zeros(0, task.spec.num_classes)
+def plain(images_BHWC: Tensor, task: Task, device: torch.device) -> Tensor:
+    """uint8 images as the student takes them, normalised, without augmentation: [B, 3, px, px]."""
+    return normalise(images_BHWC.to(device), task.spec.mean, task.spec.std)
+
+
+def seen(drawn: Drawn, task: Task) -> Tensor:
+    """The step's uint8 images before crops and flips: unlabeled ones strongly augmented where two views are asked."""
+    if "weak" not in task.needs:
+        return drawn.images_BHWC
+    labeled = int((drawn.labels_B >= 0).sum())  # gather puts them first
+    return torch.cat([drawn.images_BHWC[:labeled], strengthened(drawn.images_BHWC[labeled:], task.settings.strong)])
+
+
+def weak_logits(state: State, images_UHWC: Tensor, task: Task, random: torch.Generator) -> Tensor | None:
+    """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips.
+
+    None for a method that asks for no second view.
+    """
+    if "weak" not in task.needs:
+        return None
+    device = next(state.model.parameters()).device
+    if not len(images_UHWC):
+        return torch.zeros(0, task.spec.num_classes, device=device)
     strong = task.settings.augment
     weak = strong.model_copy(update={"min_area": max(0.8, strong.min_area), "jitter": 0.0})
     with torch.no_grad():
-        return heads_of(state, state.model, augment(images_UCHW, weak, random), task)[0]
+        return heads_of(state, state.model, augment(plain(images_UHWC, task, device), weak, random), task)[0]
 
 
 def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
@@ -267,8 +285,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
     state.ema.eval()
     with torch.inference_mode():
         heads = [
-            heads_of(state, state.ema, normalise(part.to(device), task.spec.mean, task.spec.std), task)
-            for part in torch.split(drawn.images_BHWC, 64)
+            heads_of(state, state.ema, plain(part, task, device), task) for part in torch.split(drawn.images_BHWC, 64)
         ]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
         terms = loss(as_batch(target, stacked, drawn, target[drawn.labels_B < 0]))

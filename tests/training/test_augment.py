@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgedistill.recipe import Augment
-from edgedistill.training.augment import augment, normalise
+from edgedistill.recipe import Augment, Strong
+from edgedistill.training.augment import GREY, SHARED, augment, normalise, strengthened
 
 STILL = Augment(min_area=1.0, hflip=False, vflip=False, jitter=0.0)
 
@@ -91,3 +91,44 @@ def test_crops_are_drawn_for_each_image() -> None:
 def test_shape_and_type_stay(batch: int, px: int) -> None:
     after = augmented(images(batch, px), Augment(vflip=True))
     assert after.shape == (batch, 3, px, px) and after.dtype == torch.float32 and bool(after.isfinite().all())
+
+
+def pixels(batch: int = 16, px: int = 8) -> Tensor:
+    return torch.randint(128, 256, (batch, px, px, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+
+
+def strong(images_BHWC: Tensor, wanted: Strong, seed: int = 0) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return strengthened(images_BHWC, wanted)
+
+
+def test_no_operations_and_no_cut_leave_every_byte() -> None:
+    assert torch.equal(strong(pixels(), Strong(ops=0, cutout=0.0)), pixels())
+    assert strong(pixels(0), Strong()).shape == (0, 8, 8, 3)
+
+
+def test_cutout_fills_one_square_with_grey() -> None:
+    before, px = pixels(200, 16), 16
+    cut = strong(before, Strong(ops=0, cutout=0.5)) == GREY  # no pixel was grey before
+    assert torch.equal(cut.all(dim=3), cut.any(dim=3))
+    rows, columns = cut.any(dim=(2, 3)), cut.any(dim=(1, 3))
+    assert torch.equal(cut[..., 0], rows[:, :, None] & columns[:, None, :])  # a rectangle
+    heights, widths = rows.sum(dim=1), columns.sum(dim=1)
+    assert heights.max() == px // 2 and heights.min() <= 1  # sides are drawn from nothing to half
+    inside = (heights > 0) & ~rows[:, 0] & ~rows[:, -1] & ~columns[:, 0] & ~columns[:, -1]
+    assert inside.sum() > 50 and (heights - widths)[inside].abs().max() <= 1  # a square where no border cuts it
+    middle = torch.arange(px).float()[None, :]
+    spread = (rows * middle).sum(dim=1)[inside] / heights[inside]
+    assert spread.min() < 4 and spread.max() > 11
+
+
+def test_randaugment_draws_anew_for_few_images_at_a_time() -> None:
+    before = pixels(1).expand(10 * SHARED, 8, 8, 3).contiguous()
+    after = strong(before, Strong(ops=2, magnitude=20, cutout=0.0))
+    assert after.dtype == torch.uint8 and after.shape == before.shape
+    groups = after.reshape(10, SHARED, -1)
+    assert torch.equal(groups, groups[:, :1].expand_as(groups))
+    assert len(torch.unique(groups[:, 0], dim=0)) > 5
+    assert torch.equal(after, strong(before, Strong(ops=2, magnitude=20, cutout=0.0)))
+    assert not torch.equal(after, strong(before, Strong(ops=2, magnitude=20, cutout=0.0), seed=1))

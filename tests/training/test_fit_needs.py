@@ -77,6 +77,23 @@ def test_fixmatch_learns_from_the_unlabeled_images() -> None:
     assert not torch.equal(with_view.model.head.weight, without.model.head.weight)  # type: ignore[union-attr,arg-type]
 
 
+def test_the_strong_view_is_of_the_unlabeled_images_alone() -> None:
+    for method, changed in (("fixmatch", True), ("adapted", False)):
+        wanted = task(3, taught(), method=method)
+        drawn = draw_batch(wanted, step=1)
+        view = fit.seen(drawn, wanted)
+        labeled = drawn.labels_B >= 0
+        assert torch.equal(view[labeled], drawn.images_BHWC[labeled])
+        assert torch.equal(view[~labeled], drawn.images_BHWC[~labeled]) is not changed
+
+
+def test_the_strong_view_is_drawn_from_the_steps_seed() -> None:
+    wanted = task(3, taught(), method={"name": "fixmatch", "threshold": 0.0})
+    before = trained(wanted).model.state_dict()
+    torch.manual_seed(99)
+    assert all(torch.equal(one, before[name]) for name, one in trained(wanted).model.state_dict().items())
+
+
 def test_a_linear_probe_moves_the_head_alone() -> None:
     wanted = task(6, method="linear_probe")
     before = student.build(wanted.spec, seed=1)
