@@ -80,11 +80,15 @@ class Weigh(Section):
 
 
 class Budget(Section):
-    """Upper bounds on the student; what is left out is not bounded. `macs_m` and `params_m` in millions."""
+    """Upper bounds on the student; what is left out is not bounded. `macs_m` and `params_m` in millions.
+
+    `weights_mb` and `activation_mb` (the peak, for one image) are megabytes of fp32; int8 takes a quarter.
+    """
 
     macs_m: PositiveFloat | None = None
     params_m: PositiveFloat | None = None
     weights_mb: PositiveFloat | None = None
+    activation_mb: PositiveFloat | None = None
 
 
 class Student(Section):

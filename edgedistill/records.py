@@ -112,11 +112,17 @@ class SourceWeights:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of one image costs; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs)."""
+    """What one forward pass of one image costs; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs).
+
+    `activation_mb` is the peak of the activations in fp32 (0 where it was not counted), `int8_risks` names what may
+    make an int8 graph of the net slow or inexact.
+    """
 
     macs_m: float
     params_m: float
     weights_mb: float
+    activation_mb: float = 0.0
+    int8_risks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

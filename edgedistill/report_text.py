@@ -92,11 +92,15 @@ def _student(facts: Facts) -> Block:
     if spec is None:
         return Block("student", "Student", lines=(_not_run("train"),))
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
-    cost = f"{number(spec.cost.macs_m)} M MACs, {number(spec.cost.params_m)} M params, "
+    cost = spec.cost
+    needs = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
     lines = [
         f"{spec.family} at {spec.input_px} px" + (f" ({options})" if options else ""),
-        f"{cost}{number(spec.cost.weights_mb)} MB of weights; initial weights: {spec.initial_weights}",
+        f"{needs}, {number(cost.activation_mb)} MB of activations at their peak (fp32)",
+        f"initial weights: {spec.initial_weights}",
     ]
+    if cost.int8_risks:
+        lines.append(f"what int8 may cost it: {', '.join(cost.int8_risks)}")
     if facts.trials:
         trained = sum(1 for trial in facts.trials if trial.get("value"))
         lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")

@@ -28,7 +28,9 @@ from edgedistill.run import Run, write_json, write_record
 
 STEPS = ("weigh", "search", "distill", "export", "quantize", "verify", "bench")
 CLASSES = ("functional", "defective")
-SPEC = StudentSpec("resnet", {"width": 0.5, "depth": 2}, 96, 2, Cost(123.4, 0.85, 3.4), (0.5,) * 3, (0.5,) * 3)
+SPEC = StudentSpec(
+    "resnet", {"width": 0.5, "depth": 2}, 96, 2, Cost(123.4, 0.85, 3.4, 2.5, ("hard-swish",)), (0.5,) * 3, (0.5,) * 3
+)
 
 
 def accuracy(balanced: float, n: int = 788) -> Accuracy:

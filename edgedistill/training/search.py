@@ -28,7 +28,8 @@ from edgedistill.training.student import describe, feasible, over_budget
 
 Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
 FACTS = ("standard_error", "loss", "seconds")
-COLUMNS = ("number", "state", "family", "options", "input_px", "macs_m", "params_m", "weights_mb", "value", *FACTS)
+COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
+COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "value", *FACTS)
 
 
 def search(
@@ -157,8 +158,7 @@ def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: op
 
 
 def _row(spec: StudentSpec) -> list[Any]:
-    cost = spec.cost
-    figures = [f"{cost.macs_m:.3f}", f"{cost.params_m:.4f}", f"{cost.weights_mb:.3f}"]
+    figures = [f"{getattr(spec.cost, name):.4f}" for name in COSTS]
     return [spec.family, json.dumps(spec.options), str(spec.input_px), *figures]
 
 

