@@ -93,6 +93,9 @@ def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
     backends = _mapping(raw.get("bench")).get("backends")
     for at, name in enumerate(backends if isinstance(backends, list) else []):
         yield from choose(str(name), BACKENDS, "backend", ("bench", "backends", at))
+    bound = _mapping(_mapping(_mapping(raw.get("student")).get("budget")).get("latency_ms"))
+    if isinstance(bound.get("backend"), str):
+        yield from choose(bound["backend"], BACKENDS, "backend", ("student", "budget", "latency_ms", "backend"))
 
 
 def _mapping(given: Any) -> Mapping[str, Any]:
@@ -186,6 +189,7 @@ def _devices(wanted: Recipe, base: Path) -> list[str]:
     from edgedistill.devices import inventory
 
     known = inventory.load(inventory.path_for(wanted.bench.inventory, base))
-    for name in wanted.bench.devices:
+    bound = wanted.student.budget.latency_ms
+    for name in (*wanted.bench.devices, *([bound.device] if bound else [])):
         inventory.find(known, name)
     return []

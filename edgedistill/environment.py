@@ -40,6 +40,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine() -> list[str]:
+    """What tells this machine from another one when latencies are compared: processor, runtime, name."""
+    return [processor(), _version("onnxruntime"), platform.node()]
+
+
 def commit() -> str:
     """The commit of the checkout this package runs from, "+" behind it when files are changed; empty when installed."""
     folder = Path(__file__).resolve().parent.parent

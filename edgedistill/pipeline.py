@@ -8,13 +8,11 @@ its key (run.py) before anything heavy is imported.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, replace
 from functools import partial
-from importlib import metadata
 from typing import TYPE_CHECKING
 
-from edgedistill import environment, report, report_weights, run
+from edgedistill import environment, rehearsal, report, report_weights, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
@@ -68,8 +66,8 @@ def choose(context: Context) -> None:
         facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
         return fitted.val.score(recipe.data.score), facts
 
-    winner = search.search(context.candidates, recipe.student.budget, recipe.search, objective,
-                           seed=recipe.seed, folder=folder)  # fmt: skip
+    winner = search.search(context.candidates, recipe.student.budget, recipe.search, objective, seed=recipe.seed,
+                           folder=folder, latency=partial(rehearsal.latency_ms, context))  # fmt: skip
     run.write_record(folder / "student.json", winner)
     say(f"  {search.why(winner, folder)}")
 
@@ -241,7 +239,7 @@ def bench_steps(context: Context) -> tuple[Step, ...]:
 
     def inputs(device: str, context: Context) -> dict[str, str]:
         """A device's own facts belong to the key: the same name may come to mean another machine."""
-        here = [environment.processor(), metadata.version("onnxruntime"), platform.node()] if device == "local" else []
+        here = environment.machine() if device == "local" else []
         return {"settings": settings, "device": run.digest([asdict(inventory.find(known, device)), here])}
 
     return tuple(

@@ -79,16 +79,32 @@ class Weigh(Section):
     bootstrap: int = Field(default=50, ge=2)
 
 
+class LatencyBound(Section):
+    """At most so many milliseconds an image, at this percentile, in this precision, by this backend on this device."""
+
+    at_most: PositiveFloat
+    device: str = "local"
+    backend: str = "onnxruntime-cpu"
+    precision: Literal["fp32", "int8"] = "int8"
+    percentile: float = Field(default=50.0, gt=0.0, lt=100.0)
+
+
+def _at_most(value: Any) -> Any:
+    return {"at_most": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class Budget(Section):
     """Upper bounds on the student; what is left out is not bounded. `macs_m` and `params_m` in millions.
 
     `weights_mb` and `activation_mb` (the peak, for one image) are megabytes of fp32; int8 takes a quarter.
+    `latency_ms`, a number or what LatencyBound takes, is measured on the device before a candidate trains.
     """
 
     macs_m: PositiveFloat | None = None
     params_m: PositiveFloat | None = None
     weights_mb: PositiveFloat | None = None
     activation_mb: PositiveFloat | None = None
+    latency_ms: Annotated[LatencyBound | None, BeforeValidator(_at_most)] = None
 
 
 class Student(Section):

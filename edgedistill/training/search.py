@@ -22,18 +22,21 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from edgedistill.recipe import Budget, Search
-from edgedistill.records import EdgeDistillError, StudentSpec
+from edgedistill.records import EdgeDistillError, InputError, StudentSpec
 from edgedistill.run import atomic, canonical
 from edgedistill.training.student import describe, feasible, over_budget
 
 Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
+Latency = Callable[[StudentSpec], float]
 FACTS = ("standard_error", "loss", "seconds")
 COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
-COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "value", *FACTS)
+COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
+OVER = "over budget"
 
 
 def search(
     found: list[StudentSpec], budget: Budget, settings: Search, objective: Objective, *, seed: int, folder: Path,
+    latency: Latency | None = None,
     on_trial: Callable[[int, StudentSpec, float | None], object] = lambda done, spec, value: None,
 ) -> StudentSpec:  # fmt: skip
     """The best student within the budget, by `objective`; every trial is kept in study.journal and trials.csv.
@@ -49,6 +52,8 @@ def search(
             the score and "loss" on held-out images (which choose among equals), and what else trials.csv should tell.
         seed: of the sampler, and handed to the objective: every candidate is trained from the same seed.
         folder: the run's search folder.
+        latency: from a candidate to its milliseconds on the device, before it trains; asked of those alone that meet
+            the other bounds, when their turn comes. Needed where the budget bounds it.
         on_trial: called after each candidate with how many were scored so far.
 
     Raises:
@@ -57,21 +62,31 @@ def search(
     """
     within = feasible(found, budget)
     study = _study(folder)
-    wanted = min(settings.trials, len(within))
-    scored = _scored(study)
-    while len(scored) < wanted:
-        spec, trial = _next(study, within, scored, settings, seed)
+    scored, refused = _scored(study), _refused(study)
+    while len(scored) < min(settings.trials, len(within) - len(refused)):
+        spec, trial = _next(study, within, {*scored, *refused}, settings, seed)
+        trial.set_user_attr("spec", name_of(spec))
+        if budget.latency_ms:
+            assert latency is not None, "a bound needs someone to measure"
+            took = latency(spec)
+            trial.set_user_attr("latency_ms", took)
+            if took > budget.latency_ms.at_most:
+                trial.set_user_attr("refused", True)
+                study.tell(trial, state=TrialState.FAIL)
+                refused = _refused(study)
+                continue
         value, facts = objective(spec, seed)
         if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
             raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
         for name, fact in facts.items():
             trial.set_user_attr(name, fact)
-        trial.set_user_attr("spec", name_of(spec))
         study.tell(trial, value)
         scored = _scored(study)
         on_trial(len(scored), spec, value)
-    winner = one_standard_error(scored)
     _write_table(folder / "trials.csv", found, budget, study)
+    if not scored:
+        raise _too_slow(within, refused, budget)
+    winner = one_standard_error(scored)
     return next(spec for spec in within if name_of(spec) == winner)
 
 
@@ -109,14 +124,33 @@ def _scored(study: optuna.Study) -> dict[str, FrozenTrial]:
     return {str(trial.user_attrs["spec"]): trial for trial in complete}
 
 
-def _next(study: optuna.Study, within: list[StudentSpec], scored: dict[str, FrozenTrial], settings: Search,
+def _refused(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """The candidates that the device found too slow; what a dead process was at is not among them."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return {str(trial.user_attrs["spec"]): trial for trial in failed if trial.user_attrs.get("refused")}
+
+
+def _too_slow(within: list[StudentSpec], refused: dict[str, FrozenTrial], budget: Budget) -> InputError:
+    """Every candidate was measured and none is fast enough: by how much does the nearest miss?"""
+    assert budget.latency_ms is not None, "only a bound on latency refuses all"
+    nearest = min(within, key=lambda spec: float(refused[name_of(spec)].user_attrs["latency_ms"]))
+    took = refused[name_of(nearest)].user_attrs["latency_ms"]
+    bound = budget.latency_ms
+    return InputError(
+        f"student.budget.latency_ms: none of {len(within)} candidates meets it on {bound.device}; the nearest is "
+        f"{describe(nearest)} with {took:.3g} ms (budget {bound.at_most:g}, {bound.precision}, p{bound.percentile:g})",
+        "raise the budget, or offer a smaller family or input_px",
+    )
+
+
+def _next(study: optuna.Study, within: list[StudentSpec], tried: set[str], settings: Search,
           seed: int) -> tuple[StudentSpec, optuna.Trial]:  # fmt: skip
-    """A candidate not scored yet, and the trial that stands for it."""
-    left = [spec for spec in within if name_of(spec) not in scored]
+    """A candidate not tried yet, and the trial that stands for it."""
+    left = [spec for spec in within if name_of(spec) not in tried]
     if len(within) > settings.trials:
-        # a fresh sampler a trial: its draws follow from how many are scored, not from what a dead process drew
+        # a fresh sampler a trial: its draws follow from how many were tried, not from what a dead process drew
         study.sampler = optuna.samplers.TPESampler(
-            seed=int(np.random.SeedSequence([seed, len(scored)]).generate_state(1)[0]), n_startup_trials=4
+            seed=int(np.random.SeedSequence([seed, len(tried)]).generate_state(1)[0]), n_startup_trials=4
         )
         trial = study.ask(_space(within))
         spec = max(left, key=lambda one: len(_params(one).items() & trial.params.items()))
@@ -145,16 +179,19 @@ def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
 def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: optuna.Study) -> None:
     """trials.csv: the candidates in the order they were scored, then those never tried or refused by the budget."""
     scored = sorted(_scored(study).items(), key=lambda item: item[1].number)
+    refused = _refused(study)
     by_name = {name_of(spec): spec for spec in found}
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
         for at, (name, trial) in enumerate(scored):
             facts = [trial.user_attrs.get(fact, "") for fact in FACTS]
-            table.writerow([at, "complete", *_row(by_name.pop(name)), trial.value, *facts])
-        for spec in by_name.values():
-            state = "over budget" if over_budget(spec.cost, budget) else "not tried"
-            table.writerow(["", state, *_row(spec), "", *("" for _ in FACTS)])
+            row = _row(by_name.pop(name))
+            table.writerow([at, "complete", *row, trial.user_attrs.get("latency_ms", ""), trial.value, *facts])
+        for name, spec in by_name.items():
+            state = OVER if name in refused or over_budget(spec.cost, budget) else "not tried"
+            took = refused[name].user_attrs["latency_ms"] if name in refused else ""
+            table.writerow(["", state, *_row(spec), took, "", *("" for _ in FACTS)])
 
 
 def _row(spec: StudentSpec) -> list[Any]:
@@ -167,9 +204,10 @@ def why(spec: StudentSpec, folder: Path) -> str:
     with (folder / "trials.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     tried = [row for row in rows if row["state"] == "complete"]
-    refused = sum(row["state"] == "over budget" for row in rows)
+    refused = sum(row["state"] == OVER for row in rows)
     own = next(row for row in tried if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
     best = max(float(row["value"]) for row in tried)
+    took = f", {float(own['latency_ms']):.3g} ms on the device" if own["latency_ms"] else ""
     told = "the best" if float(own["value"]) == best else f"within one standard error of the best, {best:.3f}"
-    return (f"{describe(spec)}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
+    return (f"{describe(spec)}{took}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
             f"({float(own['loss']):.3f}); {len(tried)} tried, {refused} refused by the budget")  # fmt: skip

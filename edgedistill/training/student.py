@@ -72,8 +72,8 @@ def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
 
 
 def over_budget(counted: Cost, budget: Budget) -> dict[str, float]:
-    """By what factor each bound is missed; empty for a feasible student."""
-    bounds = budget.model_dump(exclude_none=True)
+    """By what factor each bound that is counted is missed; empty for a feasible student. Latency is not counted."""
+    bounds = budget.model_dump(exclude_none=True, exclude={"latency_ms"})
     return {name: getattr(counted, name) / bound for name, bound in bounds.items() if getattr(counted, name) > bound}
 
 
