@@ -14,6 +14,7 @@ from edgedistill.run import Run, atomic, digest, read_json, read_record
 
 if TYPE_CHECKING:
     from edgedistill.training.data import Splits
+    from edgedistill.training.fit import Material
     from edgedistill.training.outputs import Network, SourceOutputs
     from edgedistill.training.teachers import Teacher
 
@@ -91,6 +92,22 @@ class Context:
         probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
         probs_NC[rows] = found.probs_NC
         return replace(found, probs_NC=probs_NC)
+
+    def material(self, px: int, held_out: int = 0) -> Material:
+        """What a student of input size `px` learns from, less `held_out` unlabeled images (a quarter at most)."""
+        import numpy as np
+
+        from edgedistill.training import fit
+        from edgedistill.training.methods import NEEDS
+
+        splits, weights = self.splits, read_record(self.run / "weigh/weights.json", SourceWeights)
+        apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
+        probs = {name: one.probs_NK for name, one in self.outputs.items()}
+        asked = "teacher" in NEEDS[self.recipe.distill.method.name]
+        return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
+                            np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
+                            weights.alphas, splits.unlabeled_rows[apart],
+                            self.teacher.probs_NC if asked else None)  # fmt: skip
 
     @property
     def inventory(self) -> Path | None:

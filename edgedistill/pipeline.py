@@ -10,22 +10,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from edgedistill import environment, rehearsal, report, report_weights, run
-from edgedistill.agent.metrics import Z95
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.progress import bar, say, watch
 from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec, TeacherScore
 from edgedistill.steps import Step
 
-if TYPE_CHECKING:
-    from edgedistill.training.fit import Material
-
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
 HOST_IMAGES = 500
-HELD_OUT = 256  # unlabeled images that the search does not train on
 
 
 def weigh(context: Context) -> None:
@@ -54,20 +48,13 @@ def weigh(context: Context) -> None:
 
 def choose(context: Context) -> None:
     """Which student? The best within the budget after a short distillation, scored on val."""
-    from edgedistill.training import fit, search, student
+    from edgedistill.training import search
 
     recipe, folder = context.recipe, context.run / "search"
-
-    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
-        with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
-            task = fit.Task(spec, material(context, spec.input_px, HELD_OUT), recipe.distill, recipe.search.steps, seed)
-            fitted = fit.fit(student.build(spec, seed, initialise=True), task, on_step=lambda *step: shown(1))
-        low, high = fitted.val.interval(recipe.data.score)
-        facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
-        return fitted.val.score(recipe.data.score), facts
-
-    winner = search.search(context.candidates, recipe.student.budget, recipe.search, objective, seed=recipe.seed,
-                           folder=folder, latency=partial(rehearsal.latency_ms, context))  # fmt: skip
+    winner = search.search(
+        context.candidates, recipe.student.budget, recipe.search, partial(rehearsal.score, context), seed=recipe.seed,
+        folder=folder, latency=partial(rehearsal.latency_ms, context),
+    )  # fmt: skip
     run.write_record(folder / "student.json", winner)
     say(f"  {search.why(winner, folder)}")
 
@@ -80,7 +67,7 @@ def distill(context: Context) -> None:
 
     recipe, folder = context.recipe, context.run / "distill"
     spec = run.read_record(context.run / "search/student.json", StudentSpec)
-    task = fit.Task(spec, material(context, spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
+    task = fit.Task(spec, context.material(spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
     model = student.build(spec, recipe.seed, initialise=True)
     with watch(context.run / "tensorboard", task.steps) as on_step:
         fitted = fit.fit(model, task, folder, on_step)
@@ -254,23 +241,6 @@ def report_step(context: Context) -> Step:
     """The report reads whatever was done in this run directory."""
     done = tuple(step for step in context.run.manifest()["steps"] if step != "report")
     return Step("report", 1, ("name", "about", "data"), done, ("report.json", "report.html"), write_report)
-
-
-def material(context: Context, px: int, held_out: int = 0) -> Material:
-    """What a student of input size `px` learns from, less `held_out` unlabeled images (a quarter of them at most)."""
-    import numpy as np
-
-    from edgedistill.training import fit
-    from edgedistill.training.methods import NEEDS
-
-    splits, weights = context.splits, run.read_record(context.run / "weigh/weights.json", SourceWeights)
-    apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
-    probs = {name: one.probs_NK for name, one in context.outputs.items()}
-    asked = "teacher" in NEEDS[context.recipe.distill.method.name]
-    return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
-                        np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
-                        weights.alphas, splits.unlabeled_rows[apart],
-                        context.teacher.probs_NC if asked else None)  # fmt: skip
 
 
 def nothing(context: Context) -> tuple[Step, ...]:

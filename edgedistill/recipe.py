@@ -115,10 +115,18 @@ class Student(Section):
 
 
 class Search(Section):
-    """A short distillation per candidate; `trials` counts candidates that were trained to the end."""
+    """A short distillation per candidate; `trials` counts candidates that were trained to the end.
+
+    `rungs` is how often a candidate is compared with the others on its way there: at each, only the best of every
+    `keep_one_in` go on (successive halving). `objective` says which accuracy on val counts: the student's, or that of
+    its int8 graph.
+    """
 
     trials: PositiveInt = 8
     steps: PositiveInt = 100
+    rungs: int = Field(default=0, ge=0, le=5)
+    keep_one_in: int = Field(default=2, ge=2, le=10)
+    objective: Literal["fp32", "int8"] = "fp32"
 
 
 class Augment(Section):

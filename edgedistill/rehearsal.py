@@ -1,26 +1,77 @@
-"""What a candidate takes on the device, measured before it is trained: latency does not depend on what weights say.
+"""What a candidate takes and what it is worth, before anything is trained in full.
 
-An untrained candidate goes the way that the student will go: ONNX, int8 where that is asked for, bundle, agent, device.
+Latency does not depend on what the weights say, so it is measured first: an untrained candidate goes the way that the
+student will go: ONNX, int8 where that is asked for, bundle, agent, device. Worth is the accuracy on val after a short
+distillation, of the student or of its int8 graph.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from edgedistill import environment, run
+from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
-from edgedistill.progress import say
-from edgedistill.records import OnnxModel, StudentSpec
+from edgedistill.progress import bar, say
+from edgedistill.records import Accuracy, OnnxModel, Precision, StudentSpec, Target
 
 if TYPE_CHECKING:
-    from edgedistill.context import Context
+    from torch import nn
 
+    from edgedistill.context import Context
+    from edgedistill.training.search import Rungs
+
+HELD_OUT = 256  # unlabeled images that the search does not train on
+CALIBRATION = 64  # images that a candidate's int8 graph is calibrated on where its accuracy counts
 IMAGES = 8  # what latency is measured with and ranges are calibrated on; accuracy is not at stake
 MAKERS = ("torch", "timm", "onnx", "onnxruntime")  # whose versions decide what graph a candidate becomes
+
+
+def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
+    """Distil the candidate for `search.steps` steps; its accuracy on val by `search.objective`, and facts beside it.
+
+    Args:
+        context: the run.
+        spec: the candidate.
+        seed: of its training.
+        rungs: step -> what is called with the score on val after it. It is the student's own there, in whatever
+            precision the end is scored: a graph a rung would cost more than it tells.
+    """
+    from edgedistill.training import fit, student
+
+    recipe = context.recipe
+    with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
+        task = fit.Task(spec, context.material(spec.input_px, HELD_OUT), recipe.distill, recipe.search.steps, seed)
+        judged = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items()}
+        fitted = fit.fit(student.build(spec, seed, initialise=True), task, None, lambda *step: shown(1), judged)
+    val = fitted.val if recipe.search.objective == "fp32" else int8_accuracy(context, fitted.model, spec)
+    low, high = val.interval(recipe.data.score)
+    facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
+    return val.score(recipe.data.score), facts
+
+
+def _judge(by: Literal["top1", "balanced"], judge: Callable[[float], object], val: Accuracy) -> None:
+    judge(val.score(by))
+
+
+def int8_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accuracy:
+    """Accuracy on val of the student's int8 graph for a CPU."""
+    from edgedistill.export.infer import predict_onnx
+    from edgedistill.training import fit
+
+    splits = context.splits
+    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
+        path, _ = graph(context, spec, Path(folder), "int8", "cpu", model, CALIBRATION)
+        logits_NC = predict_onnx(path, np.asarray(splits.train.at(spec.input_px)[splits.val_rows]))
+    return fit.score(logits_NC, splits.val_labels)
 
 
 def latency_ms(context: Context, spec: StudentSpec) -> float:
@@ -32,8 +83,6 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
         InputError: the inventory has no such device.
         EdgeDistillError: the device cannot be reached, or the agent failed there.
     """
-    import numpy as np
-
     bound = context.recipe.student.budget.latency_ms
     assert bound is not None, "there is a bound to measure for"
     graphs, measured = context.run.cache / "latency/graphs", context.run.cache / "latency/measured"
@@ -45,7 +94,8 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
         if found.is_file():
             return float(np.percentile(run.read_json(found)["samples_ms"], bound.percentile))
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        path, model = graph(context, spec, Path(folder))
+        target: Target = "cpu" if bound.backend.startswith("onnxruntime") else "tensorrt"
+        path, model = graph(context, spec, Path(folder), bound.precision, target)
         samples_ms = _measured(context, spec, path, model)
     run.write_json(known, {"sha256": model.sha256, "candidate": asdict(spec)})
     found = measured / f"{run.digest([model.sha256, place])[:32]}.json"
@@ -59,31 +109,26 @@ def architecture(spec: StudentSpec, precision: str) -> str:
     return run.digest([spec.family, spec.options, spec.input_px, spec.num_classes, precision, made_by])[:32]
 
 
-def graph(context: Context, spec: StudentSpec, folder: Path) -> tuple[Path, OnnxModel]:
-    """The untrained candidate as the graph that would be deployed, in the precision of the budget."""
+def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precision, target: Target,
+          model: nn.Module | None = None, images: int = IMAGES) -> tuple[Path, OnnxModel]:  # fmt: skip
+    """The candidate (untrained unless a `model` is given) as the graph that would be deployed on that target."""
     from edgedistill.export import onnx, quantize
     from edgedistill.training import student
 
-    bound, images_NHWC = context.recipe.student.budget.latency_ms, context.calibration_images(spec.input_px)[:IMAGES]
-    assert bound is not None, "there is a precision to measure in"
+    images_NHWC = context.calibration_images(spec.input_px)[:images]
     path = folder / "student.fp32.onnx"
-    # untrained nets answer with nearly equal logits, so whose label wins is no measure of parity here
+    # nets that learned little answer with nearly equal logits, so whose label wins is no measure of parity here
     loose = context.recipe.export.model_copy(update={"min_agreement": 0.0})
-    fp32 = onnx.export(student.build(spec), spec, path, images_NHWC, loose)
-    if bound.precision == "fp32":
+    fp32 = onnx.export(model or student.build(spec), spec, path, images_NHWC[:IMAGES], loose)
+    if precision == "fp32":
         return path, fp32
-    target = "cpu" if bound.backend.startswith("onnxruntime") else "tensorrt"
-    few = context.recipe.quantize.model_copy(
-        update={"targets": (target,), "calibration_images": len(images_NHWC), "method": "minmax"}
-    )
+    few = context.recipe.quantize.model_copy(update={"targets": (target,), "calibration_images": len(images_NHWC)})
     [int8] = quantize.quantize(path, fp32, images_NHWC, few, folder)
     return folder / int8.path, int8
 
 
 def _measured(context: Context, spec: StudentSpec, path: Path, model: OnnxModel) -> list[float]:
     """Every sample that the agent took on the device, in milliseconds."""
-    import numpy as np
-
     from edgedistill.devices import bench, bundle
     from edgedistill.training.student import describe
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import miniature
+import numpy as np
 import pytest
 import yaml
 
@@ -54,3 +55,39 @@ def test_nothing_is_fast_enough(tmp_path: Path) -> None:
 def test_a_bound_that_cannot_be_measured_is_said_before_any_work(tmp_path: Path, bound: object, message: str) -> None:
     said = miniature.call("check", project(tmp_path, bound).recipe)
     assert said.code == 2 and message in said.err
+
+
+def test_candidates_are_judged_by_their_int8_graphs(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(miniature.RECIPE)
+    recipe["search"] |= {"objective": "int8", "rungs": 1}
+    recipe["distill"]["steps"] = 2
+    made = miniature.write(tmp_path, yaml.safe_dump(recipe))
+    said = miniature.call("train", made.recipe, "--runs", made.runs)
+    assert said.code == 0, said.err
+    with (made.run / "search/trials.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
+    assert all(0.0 <= float(row["value"]) <= 1.0 for row in rows if row["state"] == "complete")
+
+
+def test_the_int8_score_is_that_of_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph's answers decide, not the student's."""
+    from edgedistill.export import infer
+
+    recipe = yaml.safe_load(miniature.RECIPE)
+    recipe["search"] |= {"objective": "int8", "trials": 1}
+    recipe["distill"]["steps"] = 2
+    made = miniature.write(tmp_path, yaml.safe_dump(recipe))
+    answers = iter([0, 1] * 100)
+    real = infer.predict_onnx
+
+    def one_sided(path: Path, images_NHWC: np.ndarray) -> np.ndarray:
+        logits_NC = real(path, images_NHWC)
+        return np.eye(2)[np.full(len(logits_NC), next(answers))] if "int8" in path.name else logits_NC
+
+    monkeypatch.setattr(infer, "predict_onnx", one_sided)
+    said = miniature.call("train", made.recipe, "--runs", made.runs)
+    assert said.code == 0, said.err
+    with (made.run / "search/trials.csv").open(newline="") as stream:
+        [value] = [float(row["value"]) for row in csv.DictReader(stream) if row["value"]]
+    assert value == 0.5  # val holds as many of either kind, and one answer was given for all

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -116,8 +117,9 @@ class Fitted:
 
 
 def fit(
-    model: nn.Module, task: Task, folder: Path | None = None, on_step: OnStep = lambda step, scalars: None
-) -> Fitted:
+    model: nn.Module, task: Task, folder: Path | None = None, on_step: OnStep = lambda step, scalars: None,
+    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
+) -> Fitted:  # fmt: skip
     """Train `model` (parts `backbone` and `head`) as `task` says.
 
     Args:
@@ -126,6 +128,7 @@ def fit(
         folder: where last.pt and metrics.jsonl go; None trains without a trace (a search trial).
         on_step: called after each step with its number (from 1) and its scalars; steps that a checkpoint already
             covers are not repeated.
+        rungs: step -> what is called with the accuracy on val after it; what it raises ends the training.
 
     Raises:
         EdgeDistillError: the loss is no longer finite.
@@ -143,11 +146,17 @@ def fit(
         if folder:
             record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
         on_step(step + 1, scalars)
-    refresh_statistics(state.ema, training_batches(task))
+        if step + 1 in rungs:
+            rungs[step + 1](on_val(state, task))
+    val = on_val(state, task)
     seconds = before + time.monotonic() - started
-    held_out = held_out_loss(state, loss, task)
-    logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
-    return Fitted(state.ema.eval(), score(logits_NC, task.material.val_labels), held_out, seconds)
+    return Fitted(state.ema.eval(), val, held_out_loss(state, loss, task), seconds)
+
+
+def on_val(state: State, task: Task) -> Accuracy:
+    """Accuracy of the EMA weights on val, batch statistics made anew; the next step's update writes over those."""
+    refresh_statistics(state.ema, training_batches(task))
+    return score(logits(state.ema, task.spec, task.material.images_NHWC[task.material.val]), task.material.val_labels)
 
 
 @dataclass(frozen=True)
@@ -306,9 +315,7 @@ def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[s
         "images_per_second": round(images * step / seconds, 2),
     }
     if step % settings.evaluate_every == 0 or last:
-        refresh_statistics(state.ema, training_batches(task))  # the next step's update writes over them
-        logits_NC = logits(state.ema, task.spec, task.material.images_NHWC[task.material.val])
-        line["val"] = asdict(score(logits_NC, task.material.val_labels))
+        line["val"] = asdict(on_val(state, task))
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
     if step % settings.checkpoint_every == 0 or last:

@@ -26,12 +26,13 @@ from edgedistill.records import EdgeDistillError, InputError, StudentSpec
 from edgedistill.run import atomic, canonical
 from edgedistill.training.student import describe, feasible, over_budget
 
-Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
+Rungs = dict[int, Callable[[float], None]]
+Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 Latency = Callable[[StudentSpec], float]
 FACTS = ("standard_error", "loss", "seconds")
 COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
 COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
-OVER = "over budget"
+OVER, PRUNED = "over budget", "pruned"
 
 
 def search(
@@ -48,8 +49,10 @@ def search(
         found: the whole space, with costs.
         budget: upper bounds; a candidate over one of them is never scored.
         settings: the recipe's `search` section.
-        objective: from a candidate and a seed to its score (higher is better) and facts to keep: "standard_error" of
-            the score and "loss" on held-out images (which choose among equals), and what else trials.csv should tell.
+        objective: from a candidate, a seed and rungs to its score (higher is better) and facts to keep:
+            "standard_error" of the score and "loss" on held-out images (which choose among equals), and what else
+            trials.csv should tell. A rung is called with the score after so many steps, and ends what is not worth
+            going on with.
         seed: of the sampler, and handed to the objective: every candidate is trained from the same seed.
         folder: the run's search folder.
         latency: from a candidate to its milliseconds on the device, before it trains; asked of those alone that meet
@@ -61,33 +64,60 @@ def search(
         EdgeDistillError: a candidate's score is not finite.
     """
     within = feasible(found, budget)
-    study = _study(folder)
-    scored, refused = _scored(study), _refused(study)
-    while len(scored) < min(settings.trials, len(within) - len(refused)):
-        spec, trial = _next(study, within, {*scored, *refused}, settings, seed)
+    study = _study(folder, settings)
+    scored, out = _scored(study), _out(study)
+    while len(scored) < min(settings.trials, len(within) - len(out)):
+        spec, trial = _next(study, within, {*scored, *out}, settings, seed)
         trial.set_user_attr("spec", name_of(spec))
-        if budget.latency_ms:
-            assert latency is not None, "a bound needs someone to measure"
-            took = latency(spec)
-            trial.set_user_attr("latency_ms", took)
-            if took > budget.latency_ms.at_most:
-                trial.set_user_attr("refused", True)
-                study.tell(trial, state=TrialState.FAIL)
-                refused = _refused(study)
-                continue
-        value, facts = objective(spec, seed)
-        if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
-            raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
-        for name, fact in facts.items():
-            trial.set_user_attr(name, fact)
-        study.tell(trial, value)
-        scored = _scored(study)
-        on_trial(len(scored), spec, value)
+        if _too_slow(trial, spec, budget, latency):
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            _train(study, trial, spec, objective, settings, seed)
+        scored, out = _scored(study), _out(study)
+        on_trial(len(scored), spec, scored[name_of(spec)].value if name_of(spec) in scored else None)
     _write_table(folder / "trials.csv", found, budget, study)
     if not scored:
-        raise _too_slow(within, refused, budget)
+        raise _none_fast_enough(within, out, budget)
     winner = one_standard_error(scored)
     return next(spec for spec in within if name_of(spec) == winner)
+
+
+def _too_slow(trial: optuna.Trial, spec: StudentSpec, budget: Budget, latency: Latency | None) -> bool:
+    if not budget.latency_ms:
+        return False
+    assert latency is not None, "a bound needs someone to measure"
+    took = latency(spec)
+    trial.set_user_attr("latency_ms", took)
+    trial.set_user_attr("refused", took > budget.latency_ms.at_most)
+    return took > budget.latency_ms.at_most
+
+
+def _train(study: optuna.Study, trial: optuna.Trial, spec: StudentSpec, objective: Objective, settings: Search,
+           seed: int) -> None:  # fmt: skip
+    def at(step: int) -> Callable[[float], None]:
+        def compare(value: float) -> None:
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        return compare
+
+    try:
+        value, facts = objective(spec, seed, {step: at(step) for step in rung_steps(settings)})
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        return
+    if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
+        raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
+    for name, fact in facts.items():
+        trial.set_user_attr(name, fact)
+    study.tell(trial, value)
+
+
+def rung_steps(settings: Search) -> list[int]:
+    """After how many steps candidates are compared: the whole length over keep_one_in, over its square, and so on."""
+    lengths = [settings.steps // settings.keep_one_in**at for at in range(settings.rungs, 0, -1)]
+    return sorted({one for one in lengths if one >= 1})
 
 
 def one_standard_error(scored: dict[str, FrozenTrial]) -> str:
@@ -108,12 +138,18 @@ def name_of(spec: StudentSpec) -> str:
     return canonical([spec.family, spec.options, spec.input_px]).decode()
 
 
-def _study(folder: Path) -> optuna.Study:
+def _study(folder: Path, settings: Search) -> optuna.Study:
     """The study in its journal; a trial that a dead process left running is failed, its candidate is free again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name="students", direction="maximize", load_if_exists=True)
+    steps = rung_steps(settings)
+    study.pruner = (
+        optuna.pruners.SuccessiveHalvingPruner(min_resource=steps[0], reduction_factor=settings.keep_one_in)
+        if steps
+        else optuna.pruners.NopPruner()
+    )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     return study
@@ -124,13 +160,14 @@ def _scored(study: optuna.Study) -> dict[str, FrozenTrial]:
     return {str(trial.user_attrs["spec"]): trial for trial in complete}
 
 
-def _refused(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The candidates that the device found too slow; what a dead process was at is not among them."""
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return {str(trial.user_attrs["spec"]): trial for trial in failed if trial.user_attrs.get("refused")}
+def _out(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """The candidates that the device found too slow or that fell behind; what a dead process was at is free again."""
+    gone = study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.PRUNED))
+    return {str(trial.user_attrs["spec"]): trial for trial in gone
+            if trial.state == TrialState.PRUNED or trial.user_attrs.get("refused")}  # fmt: skip
 
 
-def _too_slow(within: list[StudentSpec], refused: dict[str, FrozenTrial], budget: Budget) -> InputError:
+def _none_fast_enough(within: list[StudentSpec], refused: dict[str, FrozenTrial], budget: Budget) -> InputError:
     """Every candidate was measured and none is fast enough: by how much does the nearest miss?"""
     assert budget.latency_ms is not None, "only a bound on latency refuses all"
     nearest = min(within, key=lambda spec: float(refused[name_of(spec)].user_attrs["latency_ms"]))
@@ -158,7 +195,9 @@ def _next(study: optuna.Study, within: list[StudentSpec], tried: set[str], setti
             return spec, trial
         study.tell(trial, state=TrialState.FAIL)  # over budget, or scored before: the nearest one left takes its place
     else:
-        spec = left[0]
+        # a recipe lists the small ones first: each better than those before it, none would ever fall behind
+        order = np.random.default_rng(seed).permutation(len(within)) if settings.rungs else range(len(within))
+        spec = next(within[at] for at in order if within[at] in left)
     study.enqueue_trial(_params(spec))
     return spec, study.ask(_space(within))
 
@@ -179,7 +218,7 @@ def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
 def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: optuna.Study) -> None:
     """trials.csv: the candidates in the order they were scored, then those never tried or refused by the budget."""
     scored = sorted(_scored(study).items(), key=lambda item: item[1].number)
-    refused = _refused(study)
+    out = _out(study)
     by_name = {name_of(spec): spec for spec in found}
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
@@ -189,8 +228,10 @@ def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: op
             row = _row(by_name.pop(name))
             table.writerow([at, "complete", *row, trial.user_attrs.get("latency_ms", ""), trial.value, *facts])
         for name, spec in by_name.items():
-            state = OVER if name in refused or over_budget(spec.cost, budget) else "not tried"
-            took = refused[name].user_attrs["latency_ms"] if name in refused else ""
+            trial_of = out.get(name)
+            over = over_budget(spec.cost, budget) or (trial_of and trial_of.user_attrs.get("refused"))
+            state = OVER if over else PRUNED if trial_of else "not tried"
+            took = trial_of.user_attrs.get("latency_ms", "") if trial_of else ""
             table.writerow(["", state, *_row(spec), took, "", *("" for _ in FACTS)])
 
 
@@ -204,10 +245,11 @@ def why(spec: StudentSpec, folder: Path) -> str:
     with (folder / "trials.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     tried = [row for row in rows if row["state"] == "complete"]
-    refused = sum(row["state"] == OVER for row in rows)
+    refused, pruned = (sum(row["state"] == state for row in rows) for state in (OVER, PRUNED))
     own = next(row for row in tried if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
     best = max(float(row["value"]) for row in tried)
     took = f", {float(own['latency_ms']):.3g} ms on the device" if own["latency_ms"] else ""
     told = "the best" if float(own["value"]) == best else f"within one standard error of the best, {best:.3f}"
     return (f"{describe(spec)}{took}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
-            f"({float(own['loss']):.3f}); {len(tried)} tried, {refused} refused by the budget")  # fmt: skip
+            f"({float(own['loss']):.3f}); {len(tried)} trained to the end, {pruned} left behind, {refused} refused by "
+            "the budget")  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import material, micro_spec, task
 
-from edgedistill.records import EdgeDistillError
+from edgedistill.records import Accuracy, EdgeDistillError
 from edgedistill.training import fit, student
 from edgedistill.training.fit import Fitted, Task, draw_batch, draw_rows, logits, score
 from edgedistill.training.state import start
@@ -222,3 +222,11 @@ def test_dropout_draws_from_the_steps_seed(monkeypatch: pytest.MonkeyPatch) -> N
             fit.train_step(state, wanted.loss(), draw_batch(wanted, step), wanted, step)
         ends.append(model.head.weight.detach().clone())  # type: ignore[union-attr]
     assert torch.equal(*ends)
+
+
+def test_rungs_see_val_and_change_nothing(whole: tuple[Fitted, list[dict[str, Any]]]) -> None:
+    seen: list[Accuracy] = []
+    wanted = task(STEPS)
+    judged = fit.fit(student.build(wanted.spec, seed=1), wanted, rungs={3: seen.append, 7: seen.append})
+    assert [one.n for one in seen] == [len(wanted.material.val)] * 2
+    assert same_bytes(judged, whole[0])

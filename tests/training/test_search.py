@@ -16,10 +16,10 @@ from optuna.trial import TrialState
 
 from edgedistill.recipe import Budget, Search
 from edgedistill.records import Cost, EdgeDistillError, InputError, StudentSpec
-from edgedistill.training.search import COLUMNS, name_of, search, why
+from edgedistill.training.search import COLUMNS, Rungs, name_of, search, why
 
 HALF = (0.5, 0.5, 0.5)
-Objective = Callable[[StudentSpec, int], tuple[float, dict[str, float]]]
+Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 
 
 def space(widths: int = 4, sizes: tuple[int, ...] = (32, 64, 96)) -> list[StudentSpec]:
@@ -40,7 +40,7 @@ def quality(spec: StudentSpec) -> float:
 def remember(seen: list[str], killed_at: int = -1) -> Objective:
     """An objective that notes its candidates, and dies when it is to score the one numbered `killed_at`."""
 
-    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def objective(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         if len(seen) == killed_at:
             raise KeyboardInterrupt
         seen.append(name_of(spec))
@@ -72,7 +72,7 @@ def test_the_winner_is_the_best_that_was_scored(tmp_path: Path) -> None:
 def test_the_first_of_equals_wins(tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def alike(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def alike(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         seen.append(name_of(spec))
         return 0.5, {"standard_error": 0.0, "loss": 0.0}
 
@@ -84,7 +84,7 @@ def test_the_first_of_equals_wins(tmp_path: Path) -> None:
 def test_nothing_over_budget_is_ever_scored(bound: float, trials: int, seed: int) -> None:
     seen: list[StudentSpec] = []
 
-    def objective(spec: StudentSpec, given_seed: int) -> tuple[float, dict[str, float]]:
+    def objective(spec: StudentSpec, given_seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         assert given_seed == seed
         seen.append(spec)
         return spec.cost.macs_m, {
@@ -128,7 +128,7 @@ def test_a_trial_left_running_is_taken_up_again(tmp_path: Path) -> None:
     seen: list[str] = []
     started: list[str] = []
 
-    def dies(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def dies(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         started.append(name_of(spec))
         raise KeyboardInterrupt
 
@@ -156,7 +156,7 @@ def test_the_seed_changes_the_sequence(tmp_path: Path) -> None:
 
 
 def test_the_scores_steer_the_choice_after_four_trials(tmp_path: Path) -> None:
-    def wrong_way(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def wrong_way(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         contrary.append(name_of(spec))
         return -quality(spec), {"standard_error": 0.0, "loss": 0.0}
 
@@ -170,7 +170,7 @@ def test_the_scores_steer_the_choice_after_four_trials(tmp_path: Path) -> None:
 def test_a_score_that_is_no_number_ends_the_search(tmp_path: Path) -> None:
     calls: list[str] = []
 
-    def broken(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def broken(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         calls.append(name_of(spec))
         assert len(calls) < 5, "the same candidate over and over"
         return math.nan, {"standard_error": 0.0, "loss": 0.0}
@@ -199,7 +199,7 @@ def test_the_table_of_trials(tmp_path: Path) -> None:
     assert why(winner, tmp_path) == (
         f"{winner.family} width={winner.options['width']} at {winner.input_px} px: "
         f"score {quality(winner):.3f} (the best), with the lowest held-out loss of such (1.250); "
-        f"5 tried, {refused} refused by the budget"
+        f"5 trained to the end, 0 left behind, {refused} refused by the budget"
     )
 
 
@@ -214,7 +214,7 @@ def test_among_equals_the_held_out_loss_decides(tmp_path: Path) -> None:
     """Scores 0.70 +- 0.05, 0.66, 0.64: the second is within one standard error of the first, the third is not."""
     told = iter([(0.70, 0.9), (0.66, 0.8), (0.64, 0.1)])
 
-    def objective(spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def objective(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         score, loss = next(told)
         seen.append(spec)
         return score, {"standard_error": 0.05, "loss": loss, "seconds": 1.0}

@@ -10,7 +10,7 @@ from test_search import quality, space
 
 from edgedistill.recipe import Budget, Search
 from edgedistill.records import EdgeDistillError, InputError, StudentSpec
-from edgedistill.training.search import name_of, search, why
+from edgedistill.training.search import Rungs, name_of, search, why
 
 
 class Bench:
@@ -27,7 +27,7 @@ class Bench:
         self.measured.append(name_of(spec))
         return spec.cost.macs_m
 
-    def objective(self, spec: StudentSpec, seed: int) -> tuple[float, dict[str, float]]:
+    def objective(self, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         self.trained.append(name_of(spec))
         return quality(spec), {"standard_error": 0.0, "loss": 1.0}
 
