@@ -53,7 +53,8 @@ def choose(context: Context) -> None:
     recipe, folder = context.recipe, context.run / "search"
     winner = search.search(
         context.candidates, recipe.student.budget, recipe.search, partial(rehearsal.score, context), seed=recipe.seed,
-        folder=folder, latency=partial(rehearsal.latency_ms, context),
+        folder=folder, latency=partial(rehearsal.latency_ms, context), name=recipe.name,
+        identity=rehearsal.identity(recipe),
     )  # fmt: skip
     run.write_record(folder / "student.json", winner)
     say(f"  {search.why(winner, folder)}")

@@ -119,7 +119,8 @@ class Search(Section):
 
     `rungs` is how often a candidate is compared with the others on its way there: at each, only the best of every
     `keep_one_in` go on (successive halving). `objective` says which accuracy on val counts: the student's, or that of
-    its int8 graph.
+    its int8 graph. `storage` is the address of a database that several workers share (postgresql://...); a worker that
+    says nothing for three times `heartbeat_s` seconds is taken for dead.
     """
 
     trials: PositiveInt = 8
@@ -127,6 +128,8 @@ class Search(Section):
     rungs: int = Field(default=0, ge=0, le=5)
     keep_one_in: int = Field(default=2, ge=2, le=10)
     objective: Literal["fp32", "int8"] = "fp32"
+    storage: str | None = None
+    heartbeat_s: PositiveInt = 30
 
 
 class Augment(Section):

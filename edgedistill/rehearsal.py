@@ -21,6 +21,7 @@ from edgedistill import environment, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
 from edgedistill.progress import bar, say
+from edgedistill.recipe import SECTIONS_TO_DISTILL, Recipe
 from edgedistill.records import Accuracy, OnnxModel, Precision, StudentSpec, Target
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ HELD_OUT = 256  # unlabeled images that the search does not train on
 CALIBRATION = 64  # images that a candidate's int8 graph is calibrated on where its accuracy counts
 IMAGES = 8  # what latency is measured with and ranges are calibrated on; accuracy is not at stake
 MAKERS = ("torch", "timm", "onnx", "onnxruntime")  # whose versions decide what graph a candidate becomes
+
+
+def identity(recipe: Recipe) -> str:
+    """Hash of what makes two workers' trials comparable: all that a search reads, but where it is kept."""
+    read = recipe.sections(SECTIONS_TO_DISTILL)
+    read["search"] = {name: value for name, value in read["search"].items() if name not in {"storage", "heartbeat_s"}}
+    return run.digest([read, metadata.version("edgedistill")])
 
 
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:

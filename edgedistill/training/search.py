@@ -1,8 +1,8 @@
 """Which student? An Optuna study over the families, under the budget, scored by a short distillation on val.
 
 Optuna's constraints are soft, so they are not used: a candidate over budget is refused before it trains, and what
-cannot train cannot win. The study lives in a journal file; each choice is drawn from a sampler seeded by how many
-candidates were already scored, so that a killed search continues as if it had never stopped.
+cannot train cannot win. Each choice is drawn from a sampler seeded by how many candidates were already tried, so that a
+killed search continues as if it had never stopped. Several processes may work on one study (study.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from edgedistill.recipe import Budget, Search
 from edgedistill.records import EdgeDistillError, InputError, StudentSpec
 from edgedistill.run import atomic, canonical
+from edgedistill.training import study
 from edgedistill.training.student import describe, feasible, over_budget
 
 Rungs = dict[int, Callable[[float], None]]
@@ -32,12 +32,14 @@ Latency = Callable[[StudentSpec], float]
 FACTS = ("standard_error", "loss", "seconds")
 COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
 COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
+Trials = dict[str, FrozenTrial]
+POLL_S = 1.0
 OVER, PRUNED = "over budget", "pruned"
 
 
 def search(
     found: list[StudentSpec], budget: Budget, settings: Search, objective: Objective, *, seed: int, folder: Path,
-    latency: Latency | None = None,
+    latency: Latency | None = None, name: str = "students", identity: str = "",
     on_trial: Callable[[int, StudentSpec, float | None], object] = lambda done, spec, value: None,
 ) -> StudentSpec:  # fmt: skip
     """The best student within the budget, by `objective`; every trial is kept in study.journal and trials.csv.
@@ -57,25 +59,36 @@ def search(
         folder: the run's search folder.
         latency: from a candidate to its milliseconds on the device, before it trains; asked of those alone that meet
             the other bounds, when their turn comes. Needed where the budget bounds it.
-        on_trial: called after each candidate with how many were scored so far.
+        name: of the study, where workers share a storage.
+        identity: hash of what the search depends on; workers of one study must agree in it.
+        on_trial: called after each candidate of this process with how many were scored so far.
 
     Raises:
-        InputError: no candidate meets the budget.
+        InputError: no candidate meets the budget; the storage cannot be reached or holds another recipe's study.
         EdgeDistillError: a candidate's score is not finite.
     """
     within = feasible(found, budget)
-    study = _study(folder, settings)
-    scored, out = _scored(study), _out(study)
-    while len(scored) < min(settings.trials, len(within) - len(out)):
-        spec, trial = _next(study, within, {*scored, *out}, settings, seed)
-        trial.set_user_attr("spec", name_of(spec))
-        if _too_slow(trial, spec, budget, latency):
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            _train(study, trial, spec, objective, settings, seed)
-        scored, out = _scored(study), _out(study)
-        on_trial(len(scored), spec, scored[name_of(spec)].value if name_of(spec) in scored else None)
-    _write_table(folder / "trials.csv", found, budget, study)
+    shared = study.opened(folder, settings, name, identity)
+    shared.pruner = _pruner(settings)
+    while True:
+        scored, out, busy = study.scored(shared), study.out(shared), study.busy(shared)
+        if len(scored) + len(busy) >= min(settings.trials, len(within) - len(out)):
+            if not busy:
+                break
+            time.sleep(POLL_S)  # somebody else is at the last ones; what dies there is to be taken up here
+            continue
+        spec = _next(shared, within, {*scored, *out, *busy}, settings, seed)
+        trial = study.begin(shared, name_of(spec), _params(spec), _space(within))
+        if trial is None:
+            continue
+        with study.beating(shared, trial):
+            if _too_slow(trial, spec, budget, latency):
+                shared.tell(trial, state=TrialState.FAIL)
+            else:
+                _train(shared, trial, spec, objective, settings, seed)
+        ended = study.scored(shared)
+        on_trial(len(ended), spec, ended[name_of(spec)].value if name_of(spec) in ended else None)
+    _write_table(folder / "trials.csv", found, budget, scored, out)
     if not scored:
         raise _none_fast_enough(within, out, budget)
     winner = one_standard_error(scored)
@@ -92,7 +105,7 @@ def _too_slow(trial: optuna.Trial, spec: StudentSpec, budget: Budget, latency: L
     return took > budget.latency_ms.at_most
 
 
-def _train(study: optuna.Study, trial: optuna.Trial, spec: StudentSpec, objective: Objective, settings: Search,
+def _train(shared: optuna.Study, trial: optuna.Trial, spec: StudentSpec, objective: Objective, settings: Search,
            seed: int) -> None:  # fmt: skip
     def at(step: int) -> Callable[[float], None]:
         def compare(value: float) -> None:
@@ -105,13 +118,13 @@ def _train(study: optuna.Study, trial: optuna.Trial, spec: StudentSpec, objectiv
     try:
         value, facts = objective(spec, seed, {step: at(step) for step in rung_steps(settings)})
     except optuna.TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
+        shared.tell(trial, state=TrialState.PRUNED)
         return
     if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
         raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
     for name, fact in facts.items():
         trial.set_user_attr(name, fact)
-    study.tell(trial, value)
+    shared.tell(trial, value)
 
 
 def rung_steps(settings: Search) -> list[int]:
@@ -138,33 +151,11 @@ def name_of(spec: StudentSpec) -> str:
     return canonical([spec.family, spec.options, spec.input_px]).decode()
 
 
-def _study(folder: Path, settings: Search) -> optuna.Study:
-    """The study in its journal; a trial that a dead process left running is failed, its candidate is free again."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    study = optuna.create_study(storage=storage, study_name="students", direction="maximize", load_if_exists=True)
+def _pruner(settings: Search) -> optuna.pruners.BasePruner:
     steps = rung_steps(settings)
-    study.pruner = (
-        optuna.pruners.SuccessiveHalvingPruner(min_resource=steps[0], reduction_factor=settings.keep_one_in)
-        if steps
-        else optuna.pruners.NopPruner()
-    )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-    return study
-
-
-def _scored(study: optuna.Study) -> dict[str, FrozenTrial]:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {str(trial.user_attrs["spec"]): trial for trial in complete}
-
-
-def _out(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The candidates that the device found too slow or that fell behind; what a dead process was at is free again."""
-    gone = study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.PRUNED))
-    return {str(trial.user_attrs["spec"]): trial for trial in gone
-            if trial.state == TrialState.PRUNED or trial.user_attrs.get("refused")}  # fmt: skip
+    if not steps:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=steps[0], reduction_factor=settings.keep_one_in)
 
 
 def _none_fast_enough(within: list[StudentSpec], refused: dict[str, FrozenTrial], budget: Budget) -> InputError:
@@ -180,26 +171,18 @@ def _none_fast_enough(within: list[StudentSpec], refused: dict[str, FrozenTrial]
     )
 
 
-def _next(study: optuna.Study, within: list[StudentSpec], tried: set[str], settings: Search,
-          seed: int) -> tuple[StudentSpec, optuna.Trial]:  # fmt: skip
-    """A candidate not tried yet, and the trial that stands for it."""
+def _next(shared: optuna.Study, within: list[StudentSpec], tried: set[str], settings: Search,
+          seed: int) -> StudentSpec:  # fmt: skip
+    """A candidate that was not tried yet: the one nearest to what TPE proposes, or where all get a turn, the next."""
     left = [spec for spec in within if name_of(spec) not in tried]
     if len(within) > settings.trials:
         # a fresh sampler a trial: its draws follow from how many were tried, not from what a dead process drew
-        study.sampler = optuna.samplers.TPESampler(
-            seed=int(np.random.SeedSequence([seed, len(tried)]).generate_state(1)[0]), n_startup_trials=4
-        )
-        trial = study.ask(_space(within))
-        spec = max(left, key=lambda one: len(_params(one).items() & trial.params.items()))
-        if _params(spec).items() <= trial.params.items():
-            return spec, trial
-        study.tell(trial, state=TrialState.FAIL)  # over budget, or scored before: the nearest one left takes its place
-    else:
-        # a recipe lists the small ones first: each better than those before it, none would ever fall behind
-        order = np.random.default_rng(seed).permutation(len(within)) if settings.rungs else range(len(within))
-        spec = next(within[at] for at in order if within[at] in left)
-    study.enqueue_trial(_params(spec))
-    return spec, study.ask(_space(within))
+        drawn = int(np.random.SeedSequence([seed, len(tried)]).generate_state(1)[0])
+        wanted = study.proposal(shared, _space(within), drawn).items()
+        return max(left, key=lambda one: len(_params(one).items() & wanted))
+    # a recipe lists the small ones first: each better than those before it, none would ever fall behind
+    order = np.random.default_rng(seed).permutation(len(within)) if settings.rungs else range(len(within))
+    return next(within[at] for at in order if within[at] in left)
 
 
 def _params(spec: StudentSpec) -> dict[str, Any]:
@@ -215,15 +198,13 @@ def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
     return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
 
 
-def _write_table(path: Path, found: list[StudentSpec], budget: Budget, study: optuna.Study) -> None:
+def _write_table(path: Path, found: list[StudentSpec], budget: Budget, scored: Trials, out: Trials) -> None:
     """trials.csv: the candidates in the order they were scored, then those never tried or refused by the budget."""
-    scored = sorted(_scored(study).items(), key=lambda item: item[1].number)
-    out = _out(study)
     by_name = {name_of(spec): spec for spec in found}
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
-        for at, (name, trial) in enumerate(scored):
+        for at, (name, trial) in enumerate(sorted(scored.items(), key=lambda item: item[1].number)):
             facts = [trial.user_attrs.get(fact, "") for fact in FACTS]
             row = _row(by_name.pop(name))
             table.writerow([at, "complete", *row, trial.user_attrs.get("latency_ms", ""), trial.value, *facts])

@@ -12,10 +12,12 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from edgedistill.recipe import Budget, Search
 from edgedistill.records import Cost, EdgeDistillError, InputError, StudentSpec
+from edgedistill.training import study
 from edgedistill.training.search import COLUMNS, Rungs, name_of, search, why
 
 HALF = (0.5, 0.5, 0.5)
@@ -125,20 +127,25 @@ def test_a_finished_search_scores_nothing_again(tmp_path: Path) -> None:
 
 
 def test_a_trial_left_running_is_taken_up_again(tmp_path: Path) -> None:
+    """A process that is killed outright has no time to say so in the journal."""
     seen: list[str] = []
-    started: list[str] = []
-
-    def dies(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
-        started.append(name_of(spec))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, dies, trials=4)
-    assert [trial.state for trial in trials_of(tmp_path)][-1] == TrialState.RUNNING
-    run(tmp_path, remember(seen), trials=4)
-    assert seen[0] == started[0]
-    states = [trial.state for trial in trials_of(tmp_path)]
+    again: list[str] = []
+    run(tmp_path / "whole", remember(seen), trials=4)
+    dying = study.opened(tmp_path / "cut", Search(trials=4))
+    first = {name_of(spec): spec for spec in space()}[seen[0]]
+    params = {"family": first.family}
+    assert study.begin(dying, seen[0], params, {"family": CategoricalDistribution(("micro", "resnet"))}) is not None
+    assert [trial.state for trial in trials_of(tmp_path / "cut")] == [TrialState.RUNNING]
+    run(tmp_path / "cut", remember(again), trials=4)
+    assert again == seen
+    states = [trial.state for trial in trials_of(tmp_path / "cut")]
     assert TrialState.RUNNING not in states and states.count(TrialState.COMPLETE) == 4
+
+
+def test_what_ends_in_an_error_is_free_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, remember([], killed_at=0), trials=4)
+    assert TrialState.RUNNING not in [trial.state for trial in trials_of(tmp_path)]
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
