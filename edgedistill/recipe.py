@@ -128,8 +128,9 @@ class Search(Section):
     rungs: int = Field(default=0, ge=0, le=5)
     keep_one_in: int = Field(default=2, ge=2, le=10)
     objective: Literal["fp32", "int8"] = "fp32"
-    storage: str | None = None
-    heartbeat_s: PositiveInt = 30
+    # where a study is kept is none of its business: it names no run directory and is written into none
+    storage: str | None = Field(default=None, exclude=True)
+    heartbeat_s: PositiveInt = Field(default=30, exclude=True)
 
 
 class Augment(Section):

@@ -35,6 +35,10 @@ class InputError(EdgeDistillError):
     exit_code = 2
 
 
+class UnfitError(EdgeDistillError):
+    """A candidate that cannot become a student, for a reason of its own; the others still can."""
+
+
 class GateError(EdgeDistillError):
     """The work is done and on disk, but a gate refuses the result."""
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from edgedistill import environment, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
+from edgedistill.devices.bundle import target_of
 from edgedistill.progress import bar, say
-from edgedistill.recipe import SECTIONS_TO_DISTILL, Recipe
-from edgedistill.records import Accuracy, OnnxModel, Precision, StudentSpec, Target
+from edgedistill.recipe import Bench
+from edgedistill.records import Accuracy, OnnxModel, Precision, StudentSpec, Target, UnfitError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,14 +35,27 @@ if TYPE_CHECKING:
 HELD_OUT = 256  # unlabeled images that the search does not train on
 CALIBRATION = 64  # images that a candidate's int8 graph is calibrated on where its accuracy counts
 IMAGES = 8  # what latency is measured with and ranges are calibrated on; accuracy is not at stake
-MAKERS = ("torch", "timm", "onnx", "onnxruntime")  # whose versions decide what graph a candidate becomes
+MAKERS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")  # whose versions decide what graph a candidate becomes
 
 
-def identity(recipe: Recipe) -> str:
-    """Hash of what makes two workers' trials comparable: all that a search reads, but where it is kept."""
-    read = recipe.sections(SECTIONS_TO_DISTILL)
-    read["search"] = {name: value for name, value in read["search"].items() if name not in {"storage", "heartbeat_s"}}
-    return run.digest([read, metadata.version("edgedistill")])
+def identity(context: Context) -> str:
+    """Hash of what makes two workers' trials comparable: all that a search reads, however it is called there."""
+    recipe = context.recipe
+    # sources by their weights: where they lie differs from one machine to the next
+    sources = [facts["sha256"] for facts in run.read_json(context.run / "weigh/sources.json").values()]
+    data = {name: context.data_facts()[name] for name in ("data_hash", "test_hash")}
+    read = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
+    versions = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
+    return run.digest([read, sources, data, versions, deployment(context)])
+
+
+def deployment(context: Context) -> dict[str, str]:
+    """What a search depends on besides training, where candidates are timed or scored as int8 graphs; else nothing."""
+    recipe, bound = context.recipe, context.recipe.student.budget.latency_ms
+    found = {"timed on": run.digest([_device_facts(context, bound.device), _settings(context)])} if bound else {}
+    if bound or recipe.search.objective == "int8":
+        found["exported by"] = run.digest(recipe.sections(("export", "quantize")))
+    return found
 
 
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
@@ -93,33 +108,43 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
     """
     bound = context.recipe.student.budget.latency_ms
     assert bound is not None, "there is a bound to measure for"
-    graphs, measured = context.run.cache / "latency/graphs", context.run.cache / "latency/measured"
-    known = graphs / f"{architecture(spec, bound.precision)}.json"
+    cache = context.run.cache / "latency"
+    target = target_of(bound.backend)
+    known = cache / f"graphs/{architecture(context, spec, bound.precision, target)}.json"
     place = {"device": _device_facts(context, bound.device), "backend": bound.backend, "precision": bound.precision,
-             "bench": _settings(context).model_dump(mode="json")}  # fmt: skip
-    if known.is_file():
-        found = measured / f"{run.digest([run.read_json(known)['sha256'], place])[:32]}.json"
-        if found.is_file():
-            return float(np.percentile(run.read_json(found)["samples_ms"], bound.percentile))
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        target: Target = "cpu" if bound.backend.startswith("onnxruntime") else "tensorrt"
-        path, model = graph(context, spec, Path(folder), bound.precision, target)
-        samples_ms = _measured(context, spec, path, model)
-    run.write_json(known, {"sha256": model.sha256, "candidate": asdict(spec)})
-    found = measured / f"{run.digest([model.sha256, place])[:32]}.json"
-    run.write_json(found, {"sha256": model.sha256, **place, "samples_ms": samples_ms})
+             "bench": _settings(context)}  # fmt: skip
+
+    def measured(sha256: str) -> Path:
+        return cache / f"measured/{run.digest([sha256, place])[:32]}.json"
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{bound.device}.lock"):  # two at once would each slow the other down
+        if not known.is_file() or not measured(run.read_json(known)["sha256"]).is_file():
+            with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
+                path, model = graph(context, spec, Path(folder), bound.precision, target)
+                samples_ms = _measured(context, spec, path, model)
+            run.write_json(known, {"sha256": model.sha256, "candidate": asdict(spec)})
+            run.write_json(measured(model.sha256), {"sha256": model.sha256, **place, "samples_ms": samples_ms})
+    samples_ms = run.read_json(measured(run.read_json(known)["sha256"]))["samples_ms"]
     return float(np.percentile(samples_ms, bound.percentile))
 
 
-def architecture(spec: StudentSpec, precision: str) -> str:
-    """What names a candidate's graph before there is one: the candidate, and the versions of what makes graphs."""
-    made_by = {name: metadata.version(name) for name in MAKERS}
-    return run.digest([spec.family, spec.options, spec.input_px, spec.num_classes, precision, made_by])[:32]
+def architecture(context: Context, spec: StudentSpec, precision: str, target: str) -> str:
+    """What names a candidate's graph before there is one: the candidate, and all that makes graphs, with versions."""
+    made_by = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
+    how = [context.recipe.export.model_dump(mode="json"), context.recipe.quantize.method]
+    return run.digest([spec.family, spec.options, spec.input_px, spec.num_classes, precision, target, how, made_by])[
+        :32
+    ]
 
 
 def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precision, target: Target,
           model: nn.Module | None = None, images: int = IMAGES) -> tuple[Path, OnnxModel]:  # fmt: skip
-    """The candidate (untrained unless a `model` is given) as the graph that would be deployed on that target."""
+    """The candidate (untrained unless a `model` is given) as the graph that would be deployed on that target.
+
+    Raises:
+        UnfitError: it cannot be exported or quantized as the recipe says.
+    """
     from edgedistill.export import onnx, quantize
     from edgedistill.training import student
 
@@ -127,11 +152,16 @@ def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precisio
     path = folder / "student.fp32.onnx"
     # nets that learned little answer with nearly equal logits, so whose label wins is no measure of parity here
     loose = context.recipe.export.model_copy(update={"min_agreement": 0.0})
-    fp32 = onnx.export(model or student.build(spec), spec, path, images_NHWC[:IMAGES], loose)
-    if precision == "fp32":
-        return path, fp32
     few = context.recipe.quantize.model_copy(update={"targets": (target,), "calibration_images": len(images_NHWC)})
-    [int8] = quantize.quantize(path, fp32, images_NHWC, few, folder)
+    try:
+        fp32 = onnx.export(model or student.build(spec), spec, path, images_NHWC[:IMAGES], loose)
+        if precision == "fp32":
+            return path, fp32
+        [int8] = quantize.quantize(path, fp32, images_NHWC, few, folder)
+    except OSError:
+        raise
+    except Exception as error:  # torch.export's errors share no base class; one net that cannot be exported is no end
+        raise UnfitError(f"{student.describe(spec)}: {' '.join(str(error).split())[:300]}") from error
     return folder / int8.path, int8
 
 
@@ -150,13 +180,16 @@ def _measured(context: Context, spec: StudentSpec, path: Path, model: OnnxModel)
     no_labels_N = np.zeros(len(images_NHWC), dtype=np.int64)  # nobody asks an untrained net how often it is right
     bundle.write_bundle(shipped, [(path, model)], described, images_NHWC, no_labels_N, {})
     say(f"  measuring {describe(spec)} in {bound.precision} on {bound.device}")
-    [report] = bench.bench(shipped, device, bound.backend, _settings(context), [model], path.parent / "bench")
+    [report] = bench.bench(
+        shipped, device, bound.backend, Bench.model_validate(_settings(context)), [model], path.parent / "bench"
+    )
     return list(report.latency.samples_ms)
 
 
-def _settings(context: Context) -> Any:
+def _settings(context: Context) -> dict[str, Any]:
     """How long to measure: as the recipe says, on the few images there are."""
-    return context.recipe.bench.model_copy(update={"accuracy_images": IMAGES, "devices": (), "backends": ()})
+    whole = context.recipe.bench.model_dump(mode="json", exclude={"devices", "backends", "inventory"})
+    return {**whole, "accuracy_images": IMAGES}
 
 
 def _device_facts(context: Context, name: str) -> list[Any]:

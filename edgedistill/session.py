@@ -52,9 +52,13 @@ def prepare(context: Context) -> None:
 
 
 def affordable(context: Context) -> None:
-    """Raise InputError where no candidate meets the budget."""
+    """Raise InputError where no candidate meets the budget, or the device that bounds it is not in the inventory."""
+    from edgedistill.devices import inventory
     from edgedistill.training import student
 
+    bound = context.recipe.student.budget.latency_ms
+    if bound:
+        inventory.find(inventory.load(context.inventory), bound.device)
     student.feasible(context.candidates, context.recipe.student.budget)
 
 

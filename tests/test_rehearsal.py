@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from edgedistill import rehearsal, run
+from edgedistill.context import Context
+
 
 def project(folder: Path, bound: object) -> miniature.Project:
     recipe = yaml.safe_load(miniature.RECIPE)
@@ -49,25 +52,30 @@ def test_nothing_is_fast_enough(tmp_path: Path) -> None:
         ({"at_most": 5, "backend": "onnxruntime-cup"}, "did you mean onnxruntime-cpu?"),
         ({"at_most": 5, "device": "lokal"}, "no device is called lokal; did you mean local?"),
         ({"at_most": 5, "precision": "int4"}, "student.budget.latency_ms.precision"),
+        ({"at_most": 5, "precision": "int8"}, "the recipe makes no int8 graph for a CPU"),
         ({"device": "local"}, "student.budget.latency_ms.at_most: is required"),
     ],
 )
 def test_a_bound_that_cannot_be_measured_is_said_before_any_work(tmp_path: Path, bound: object, message: str) -> None:
-    said = miniature.call("check", project(tmp_path, bound).recipe)
-    assert said.code == 2 and message in said.err
+    made = project(tmp_path, bound)
+    sets = ["--set", "quantize.enabled=false"] if "int8 graph" in message else []
+    for verb in ("check", "train"):
+        said = miniature.call(verb, made.recipe, *sets, *(["--runs", made.runs] if verb == "train" else []))
+        assert said.code == 2 and message in said.err
+    assert not made.runs.exists() or not made.directories()
 
 
-def test_candidates_are_judged_by_their_int8_graphs(tmp_path: Path) -> None:
-    recipe = yaml.safe_load(miniature.RECIPE)
-    recipe["search"] |= {"objective": "int8", "rungs": 1}
-    recipe["distill"]["steps"] = 2
-    made = miniature.write(tmp_path, yaml.safe_dump(recipe))
-    said = miniature.call("train", made.recipe, "--runs", made.runs)
-    assert said.code == 0, said.err
-    with (made.run / "search/trials.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert {row["state"] for row in rows} <= {"complete", "pruned"}
-    assert all(0.0 <= float(row["value"]) <= 1.0 for row in rows if row["state"] == "complete")
+def test_workers_agree_wherever_they_stand(tmp_path: Path) -> None:
+    """The same recipe, data and sources under two roots are one search; another seed is another one."""
+    made = project(tmp_path, 60_000)
+    found = []
+    for root, more in (("here", []), ("there", []), ("other", ["--set", "seed=1"])):
+        said = miniature.call("train", made.recipe, "--runs", made.root / root, *more)
+        assert said.code == 0, said.err
+        path = (made.root / root / "latest").resolve()
+        recipe, base = run.find(path).recipe()
+        found.append(rehearsal.identity(Context(recipe, base, run.find(path))))
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_int8_score_is_that_of_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +83,7 @@ def test_the_int8_score_is_that_of_the_graph(tmp_path: Path, monkeypatch: pytest
     from edgedistill.export import infer
 
     recipe = yaml.safe_load(miniature.RECIPE)
-    recipe["search"] |= {"objective": "int8", "trials": 1}
+    recipe["search"] |= {"objective": "int8", "trials": 1, "rungs": 1}
     recipe["distill"]["steps"] = 2
     made = miniature.write(tmp_path, yaml.safe_dump(recipe))
     answers = iter([0, 1] * 100)

@@ -26,7 +26,7 @@ BEST = "best beyond the paper"
 METRIC = "the metric of the weights"
 PROBE = "the best source's probe"
 PAPER = ("transfer", "fixmatch", "random", "nearest", "equal", "weighted")
-CONTROLS = ("linear_probe", *HINDSIGHT)  # what methods are held against
+CONTROLS = ("linear_probe", "transfer-long", "weighted-long", *HINDSIGHT)  # what methods are held against
 FEWEST_TARGETS = 6  # 2 / 2^6 = 0.031 is the first smallest p under ALPHA
 ALPHA = 0.05
 WORST_FIRST = ("fails", "not measured", "too few targets", "smaller than claimed", "holds")
@@ -75,10 +75,14 @@ CLAIMS = (
 
 LOOKED_AT = (
     Claim("nearest over transfer", "nearest", "transfer"),
+    Claim("weighted over transfer, three times the steps", "weighted-long", "transfer-long"),
+    Claim("three times the steps of transfer", "transfer-long", "transfer"),
     Claim("adapted over transfer", "adapted", "transfer"),
     Claim("adapted over weighted", "adapted", "weighted"),
     Claim("stacked over adapted", "stacked", "adapted"),
     Claim("selftrained over stacked", "selftrained", "stacked"),
+    Claim("combined over selftrained", "combined", "selftrained"),
+    Claim("consistent over selftrained", "consistent", "selftrained"),
     Claim("best beyond the paper over FixMatch", BEST, "fixmatch"),
     Claim("best beyond the paper over a linear probe", BEST, "linear_probe"),
     Claim(f"best beyond the paper over {PROBE}", BEST, PROBE),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill import agent
-from edgedistill.records import EdgeDistillError, InputError, OnnxModel
+from edgedistill.records import EdgeDistillError, InputError, OnnxModel, Target
 from edgedistill.run import atomic, sha256_file
 
 SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
@@ -31,6 +31,11 @@ ENTRY = "import sys\n\nfrom agent.__main__ import main\n\nsys.exit(main())\n"
 def model_name(model: OnnxModel) -> str:
     """What a model is called in a bundle and in its reports: fp32, fp16, int8-cpu, int8-tensorrt."""
     return model.name
+
+
+def target_of(backend: str) -> Target:
+    """Whose graphs a backend runs beside those for any target."""
+    return "cpu" if backend == "onnxruntime-cpu" else "any"
 
 
 def host_file(name: str) -> str:

@@ -87,7 +87,7 @@ def watch(module: nn.Module, image: Any) -> tuple[Pass, Any]:
             made = func(*args, **(kwargs or {}))
             reads, makes = buffers((args, kwargs)), buffers(made)
             name = func.overloadpacket.__name__.rstrip("_")
-            if name == "constant_pad_nd":
+            if name == "constant_pad_nd" and reads:
                 unpadded.update(dict.fromkeys(makes, next(iter(reads))))
             else:
                 new = {buffer: size for buffer, size in makes.items() if buffer not in reads}
@@ -117,10 +117,10 @@ def peak_bytes(seen: Pass) -> int:
                 if over is not None:
                     dying.remove(over)
                     at_hand.discard(over)
-        at_hand |= set(one.makes)
+        # what nobody reads is not made: a batch norm's statistics, a max pooling's indices
+        at_hand |= {buffer for buffer in one.makes if buffer in last or at == len(seen.operators) - 1}
         peak = max(peak, sum(size[buffer] for buffer in at_hand))
         at_hand -= set(dying)
-        at_hand -= {buffer for buffer in one.makes if buffer not in last}  # nobody reads it: a batch norm's statistics
     return peak
 
 

@@ -275,8 +275,8 @@ def weak_logits(state: State, images_UHWC: Tensor, task: Task, random: torch.Gen
     device = next(state.model.parameters()).device
     if not len(images_UHWC):
         return torch.zeros(0, task.spec.num_classes, device=device)
-    strong = task.settings.augment
-    weak = strong.model_copy(update={"min_area": max(0.8, strong.min_area), "jitter": 0.0})
+    usual = task.settings.augment
+    weak = usual.model_copy(update={"min_area": max(0.8, usual.min_area), "jitter": 0.0})
     with torch.no_grad():
         return heads_of(state, state.model, augment(plain(images_UHWC, task, device), weak, random), task)[0]
 

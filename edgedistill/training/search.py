@@ -11,7 +11,8 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,20 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from edgedistill.progress import say
 from edgedistill.recipe import Budget, Search
-from edgedistill.records import EdgeDistillError, InputError, StudentSpec
+from edgedistill.records import EdgeDistillError, InputError, StudentSpec, UnfitError
 from edgedistill.run import atomic, canonical
 from edgedistill.training import study
 from edgedistill.training.student import describe, feasible, over_budget
+from edgedistill.training.study import Shared, Standing, Trials
 
-Rungs = dict[int, Callable[[float], None]]
+Rungs = Mapping[int, Callable[[float], object]]
 Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 Latency = Callable[[StudentSpec], float]
 FACTS = ("standard_error", "loss", "seconds")
 COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
 COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
-Trials = dict[str, FrozenTrial]
 POLL_S = 1.0
 OVER, PRUNED = "over budget", "pruned"
 
@@ -40,7 +42,6 @@ OVER, PRUNED = "over budget", "pruned"
 def search(
     found: list[StudentSpec], budget: Budget, settings: Search, objective: Objective, *, seed: int, folder: Path,
     latency: Latency | None = None, name: str = "students", identity: str = "",
-    on_trial: Callable[[int, StudentSpec, float | None], object] = lambda done, spec, value: None,
 ) -> StudentSpec:  # fmt: skip
     """The best student within the budget, by `objective`; every trial is kept in study.journal and trials.csv.
 
@@ -61,7 +62,6 @@ def search(
             the other bounds, when their turn comes. Needed where the budget bounds it.
         name: of the study, where workers share a storage.
         identity: hash of what the search depends on; workers of one study must agree in it.
-        on_trial: called after each candidate of this process with how many were scored so far.
 
     Raises:
         InputError: no candidate meets the budget; the storage cannot be reached or holds another recipe's study.
@@ -69,62 +69,69 @@ def search(
     """
     within = feasible(found, budget)
     shared = study.opened(folder, settings, name, identity)
-    shared.pruner = _pruner(settings)
     while True:
-        scored, out, busy = study.scored(shared), study.out(shared), study.busy(shared)
-        if len(scored) + len(busy) >= min(settings.trials, len(within) - len(out)):
-            if not busy:
+        now = study.standing(shared)
+        if len(now.scored) + len(now.busy) >= min(settings.trials, len(within) - len(now.out)):
+            if not now.busy:
                 break
             time.sleep(POLL_S)  # somebody else is at the last ones; what dies there is to be taken up here
             continue
-        spec = _next(shared, within, {*scored, *out, *busy}, settings, seed)
+        spec = _next(shared, within, {*now.scored, *now.out, *now.busy}, settings, seed)
         trial = study.begin(shared, name_of(spec), _params(spec), _space(within))
         if trial is None:
             continue
         with study.beating(shared, trial):
-            if _too_slow(trial, spec, budget, latency):
-                shared.tell(trial, state=TrialState.FAIL)
-            else:
-                _train(shared, trial, spec, objective, settings, seed)
-        ended = study.scored(shared)
-        on_trial(len(ended), spec, ended[name_of(spec)].value if name_of(spec) in ended else None)
-    _write_table(folder / "trials.csv", found, budget, scored, out)
-    if not scored:
-        raise _none_fast_enough(within, out, budget)
-    winner = one_standard_error(scored)
+            _try(shared, trial, spec, budget, settings, objective, latency, seed)
+    _write_table(folder / "trials.csv", found, budget, now)
+    if not now.scored:
+        raise _none_left(within, now.out, budget)
+    winner = one_standard_error(now.scored)
     return next(spec for spec in within if name_of(spec) == winner)
 
 
-def _too_slow(trial: optuna.Trial, spec: StudentSpec, budget: Budget, latency: Latency | None) -> bool:
-    if not budget.latency_ms:
-        return False
-    assert latency is not None, "a bound needs someone to measure"
-    took = latency(spec)
-    trial.set_user_attr("latency_ms", took)
-    trial.set_user_attr("refused", took > budget.latency_ms.at_most)
-    return took > budget.latency_ms.at_most
-
-
-def _train(shared: optuna.Study, trial: optuna.Trial, spec: StudentSpec, objective: Objective, settings: Search,
-           seed: int) -> None:  # fmt: skip
-    def at(step: int) -> Callable[[float], None]:
-        def compare(value: float) -> None:
-            trial.report(value, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        return compare
-
+def _try(shared: Shared, trial: optuna.Trial, spec: StudentSpec, budget: Budget, settings: Search,
+         objective: Objective, latency: Latency | None, seed: int) -> None:  # fmt: skip
+    """Measure the candidate, then train it; the trial ends as refused, pruned or complete."""
     try:
-        value, facts = objective(spec, seed, {step: at(step) for step in rung_steps(settings)})
+        if budget.latency_ms:
+            assert latency is not None, "a bound needs someone to measure"
+            took = latency(spec)
+            trial.set_user_attr("latency_ms", took)
+            if took > budget.latency_ms.at_most:
+                _refuse(shared, trial, OVER)
+                return
+        rungs = {step: partial(_compare, shared, trial, name_of(spec), settings, step) for step in rung_steps(settings)}
+        value, facts = objective(spec, seed, rungs)
+    except UnfitError as error:
+        say(f"  search: {describe(spec)} is out: {error}")
+        _refuse(shared, trial, str(error))
+        return
     except optuna.TrialPruned:
-        shared.tell(trial, state=TrialState.PRUNED)
+        study.end(shared, trial, None, TrialState.PRUNED)
         return
     if not math.isfinite(value):  # Optuna would fail the trial, and the same candidate would be next for ever
         raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
     for name, fact in facts.items():
         trial.set_user_attr(name, fact)
-    shared.tell(trial, value)
+    study.end(shared, trial, value)
+
+
+def _refuse(shared: Shared, trial: optuna.Trial, reason: str) -> None:
+    trial.set_user_attr(study.REFUSED, reason)
+    study.end(shared, trial, None, TrialState.FAIL)
+
+
+def _compare(shared: Shared, trial: optuna.Trial, name: str, settings: Search, step: int, value: float) -> None:
+    """Raise TrialPruned where the candidate is not among the best of every `keep_one_in` that came this far."""
+    trial.report(value, step)
+    if not goes_on(value, study.at_step(shared, step, name), settings.keep_one_in):
+        raise optuna.TrialPruned
+
+
+def goes_on(value: float, others: list[float], keep_one_in: int) -> bool:
+    """Asynchronous successive halving (Li et al. 2020): is the value among the best (n / keep_one_in) of all n?"""
+    kept = max(1, (len(others) + 1) // keep_one_in)
+    return sum(other > value for other in others) < kept
 
 
 def rung_steps(settings: Search) -> list[int]:
@@ -151,27 +158,26 @@ def name_of(spec: StudentSpec) -> str:
     return canonical([spec.family, spec.options, spec.input_px]).decode()
 
 
-def _pruner(settings: Search) -> optuna.pruners.BasePruner:
-    steps = rung_steps(settings)
-    if not steps:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=steps[0], reduction_factor=settings.keep_one_in)
-
-
-def _none_fast_enough(within: list[StudentSpec], refused: dict[str, FrozenTrial], budget: Budget) -> InputError:
-    """Every candidate was measured and none is fast enough: by how much does the nearest miss?"""
-    assert budget.latency_ms is not None, "only a bound on latency refuses all"
-    nearest = min(within, key=lambda spec: float(refused[name_of(spec)].user_attrs["latency_ms"]))
-    took = refused[name_of(nearest)].user_attrs["latency_ms"]
-    bound = budget.latency_ms
+def _none_left(within: list[StudentSpec], out: Trials, budget: Budget) -> EdgeDistillError:
+    """Nobody was trained to the end. Where all were too slow: by how much does the nearest miss?"""
+    timed = {name: one.user_attrs["latency_ms"] for name, one in out.items() if "latency_ms" in one.user_attrs}
+    bound, slow = budget.latency_ms, [one for one in out.values() if one.user_attrs.get(study.REFUSED) == OVER]
+    if bound is None or len(slow) < len(within):
+        return EdgeDistillError(
+            f"search: none of {len(within)} candidates was trained to the end: {len(slow)} were too slow, the others "
+            "fell behind or could not be exported; trials.csv says which",
+            "offer other families, or set search.rungs to 0",
+        )
+    nearest = min(within, key=lambda spec: float(timed[name_of(spec)]))
     return InputError(
         f"student.budget.latency_ms: none of {len(within)} candidates meets it on {bound.device}; the nearest is "
-        f"{describe(nearest)} with {took:.3g} ms (budget {bound.at_most:g}, {bound.precision}, p{bound.percentile:g})",
+        f"{describe(nearest)} with {timed[name_of(nearest)]:.3g} ms (budget {bound.at_most:g}, {bound.precision}, "
+        f"p{bound.percentile:g})",
         "raise the budget, or offer a smaller family or input_px",
     )
 
 
-def _next(shared: optuna.Study, within: list[StudentSpec], tried: set[str], settings: Search,
+def _next(shared: Shared, within: list[StudentSpec], tried: set[str], settings: Search,
           seed: int) -> StudentSpec:  # fmt: skip
     """A candidate that was not tried yet: the one nearest to what TPE proposes, or where all get a turn, the next."""
     left = [spec for spec in within if name_of(spec) not in tried]
@@ -198,21 +204,22 @@ def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
     return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
 
 
-def _write_table(path: Path, found: list[StudentSpec], budget: Budget, scored: Trials, out: Trials) -> None:
-    """trials.csv: the candidates in the order they were scored, then those never tried or refused by the budget."""
+def _write_table(path: Path, found: list[StudentSpec], budget: Budget, now: Standing) -> None:
+    """trials.csv: the candidates in the order they were scored, then those that are out or were never tried."""
     by_name = {name_of(spec): spec for spec in found}
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
-        for at, (name, trial) in enumerate(sorted(scored.items(), key=lambda item: item[1].number)):
+        for at, (name, trial) in enumerate(sorted(now.scored.items(), key=lambda item: item[1].number)):
             facts = [trial.user_attrs.get(fact, "") for fact in FACTS]
             row = _row(by_name.pop(name))
             table.writerow([at, "complete", *row, trial.user_attrs.get("latency_ms", ""), trial.value, *facts])
         for name, spec in by_name.items():
-            trial_of = out.get(name)
-            over = over_budget(spec.cost, budget) or (trial_of and trial_of.user_attrs.get("refused"))
-            state = OVER if over else PRUNED if trial_of else "not tried"
-            took = trial_of.user_attrs.get("latency_ms", "") if trial_of else ""
+            gone = now.out.get(name)
+            state = OVER if over_budget(spec.cost, budget) else "not tried"
+            if gone:
+                state = str(gone.user_attrs.get(study.REFUSED, PRUNED))
+            took = gone.user_attrs.get("latency_ms", "") if gone else ""
             table.writerow(["", state, *_row(spec), took, "", *("" for _ in FACTS)])
 
 

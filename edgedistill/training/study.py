@@ -1,96 +1,111 @@
 """The Optuna study behind a search: one process on a journal file, or any number of them on a database.
 
-Each trial carries the candidate it stands for (user attribute `spec`). Whoever works on a trial keeps its heartbeat
-going; a trial whose heart stopped is failed by whoever looks next, and its candidate is free again.
+Each trial carries the candidate it stands for (user attribute `spec`). In a database, whoever works on a trial counts
+up its `beat`; a trial whose count stands still for three intervals is failed by the others, and its candidate is free
+again. No clock is compared with another machine's. (Optuna's own heartbeats live inside Study.optimize, begin after the
+trial is already there, and end with the first error of the connection.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from edgedistill.progress import say
 from edgedistill.recipe import Search
 from edgedistill.records import InputError
 
 Space = dict[str, BaseDistribution]
-IDENTITY = "recipe"
+Trials = dict[str, FrozenTrial]
+IDENTITY, SPEC, REFUSED, BEAT = "recipe", "spec", "refused", "beat"
+MISSED = 3  # heartbeats that a living worker may miss
 
 
-def opened(folder: Path, settings: Search, name: str = "students", identity: str = "") -> optuna.Study:
+@dataclass
+class Shared:
+    """A study with what this process knows of it: how often hearts beat, and when it last saw each of them beat.
+
+    `heartbeat_s` is None where nobody else can be at it.
+    """
+
+    study: optuna.Study
+    heartbeat_s: float | None = None
+    seen: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The candidates by what became of them, at one moment: trained to the end, out (too slow, or behind), in work."""
+
+    scored: Trials
+    out: Trials
+    busy: Trials
+
+
+def opened(folder: Path, settings: Search, name: str = "students", identity: str = "") -> Shared:
     """The study, made where there is none.
 
     Args:
         folder: where the journal lies, unless the recipe names a storage.
         settings: the recipe's `search` section.
         name: of the study; workers that share a storage share it by name.
-        identity: what the recipe's search depends on, as a hash; all workers of a study must have the same.
+        identity: what the search depends on, as a hash; all workers of a study must have the same.
 
     Raises:
         InputError: the storage cannot be reached, or holds another recipe's study under this name.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if settings.storage:
+        return Shared(_on_database(settings.storage, name, identity), settings.heartbeat_s)
     folder.mkdir(parents=True, exist_ok=True)
-    study = _together(lambda: _study(folder, settings, name))
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    # the run directory is locked: what its journal calls running died with an earlier process
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    return Shared(study)
+
+
+def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optuna.Study:
+    try:
+        from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+        for left in reversed(range(tries)):
+            try:
+                storage = optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+                study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+                break
+            except (IntegrityError, ProgrammingError):  # workers that begin at once on an empty database
+                if left == 0:
+                    raise
+                time.sleep(0.5 * random.random() + 0.1)
+    except ImportError as error:
+        raise InputError(f"search.storage: {_brief(error)}", "pip install 'edgedistill[postgres]'") from None
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
+        fix = "is the database up, and may this user write to it?"
+        raise InputError(f"search.storage: {_brief(error)}", fix) from None
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity)
-    known = study.user_attrs[IDENTITY]
-    if known != identity:
+    if study.user_attrs[IDENTITY] != identity:
         raise InputError(
-            f"search.storage: the study {name} there is of another recipe, or of another version of this one",
-            "give all workers the same recipe, or this recipe another `name`",
+            f"search.storage: the study {name} there is of another recipe or of other data, sources or devices",
+            "give all workers the same, or this recipe another `name`",
         )
-    if not settings.storage:
-        # the run directory is locked: what its journal calls running died with an earlier process
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
     return study
-
-
-def _study(folder: Path, settings: Search, name: str) -> optuna.Study:
-    return optuna.create_study(storage=_storage(folder, settings), study_name=name, direction="maximize",
-                               load_if_exists=True)  # fmt: skip
-
-
-def _together(make: Callable[[], optuna.Study], tries: int = 5) -> optuna.Study:
-    """What `make` returns; workers that begin at once on an empty database are in each other's way at first."""
-    for left in reversed(range(tries)):
-        try:
-            return make()
-        except InputError:
-            raise
-        except Exception as error:  # sqlalchemy is optuna's own affair until a recipe names a database
-            crossed = type(error).__name__ in ("IntegrityError", "ProgrammingError", "DuplicatedStudyError")
-            if left == 0 or not crossed:
-                fix = "is the database up, and may this user write to it?"
-                raise InputError(f"search.storage: {_brief(error)}", fix) from None
-            time.sleep(0.5 * random.random() + 0.1)
-    raise AssertionError("the last try returns or raises")
-
-
-def _storage(folder: Path, settings: Search) -> BaseStorage:
-    if not settings.storage:
-        return JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, for five years now
-        try:
-            return optuna.storages.RDBStorage(
-                settings.storage, engine_kwargs={"pool_pre_ping": True}, heartbeat_interval=settings.heartbeat_s,
-                grace_period=3 * settings.heartbeat_s,
-            )  # fmt: skip
-        except ImportError as error:
-            raise InputError(f"search.storage: {_brief(error)}", "pip install 'edgedistill[postgres]'") from None
 
 
 def _brief(error: Exception) -> str:
@@ -99,43 +114,47 @@ def _brief(error: Exception) -> str:
     return text[:300]
 
 
-def scored(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The candidates that were trained to the end."""
-    return _by_spec(study, TrialState.COMPLETE)
+def standing(shared: Shared) -> Standing:
+    """Where all candidates stand; what a dead worker was at is free, once its heart stood still for long enough."""
+    _bury(shared)
+    trials = shared.study.get_trials(deepcopy=False)
+    named = [one for one in trials if SPEC in one.user_attrs]
+    scored = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.COMPLETE}
+    out = {str(one.user_attrs[SPEC]): one for one in named if _is_out(one)}
+    busy = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.RUNNING}
+    return Standing(scored, {name: one for name, one in out.items() if name not in scored}, busy)
 
 
-def out(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The candidates that the device found too slow or that fell behind; what a dead process was at is free again."""
-    gone = _by_spec(study, TrialState.PRUNED, TrialState.FAIL)
-    return {name: one for name, one in gone.items() if one.state == TrialState.PRUNED or one.user_attrs.get("refused")}
+def _is_out(trial: FrozenTrial) -> bool:
+    refused = trial.state == TrialState.FAIL and bool(trial.user_attrs.get(REFUSED))
+    return refused or trial.state == TrialState.PRUNED
 
 
-def busy(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The candidates that somebody is at, after those whose worker died were freed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
-    return _by_spec(study, TrialState.RUNNING)
+def _bury(shared: Shared) -> None:
+    """Fail the trials whose count stood still for `MISSED` intervals of this process's own clock."""
+    if shared.heartbeat_s is None:
+        return
+    now = time.monotonic()
+    for trial in shared.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        beat = int(trial.user_attrs.get(BEAT, 0))
+        known, since = shared.seen.get(trial.number, (-1, now))
+        if beat != known:
+            shared.seen[trial.number] = (beat, now)
+        elif now - since > MISSED * shared.heartbeat_s:
+            with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another one was as quick
+                shared.study.tell(trial.number, state=TrialState.FAIL)
+                say(f"  search: trial {trial.number} was abandoned; its candidate is free again")
 
 
-def _by_spec(study: optuna.Study, *states: TrialState) -> dict[str, FrozenTrial]:
-    trials = study.get_trials(deepcopy=False, states=states)
-    # refused ones last: a candidate may have died with one worker before the next one found it too slow
-    ordered = sorted(trials, key=lambda one: bool(one.user_attrs.get("refused")))
-    return {str(one.user_attrs["spec"]): one for one in ordered if "spec" in one.user_attrs}
-
-
-def proposal(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
+def proposal(shared: Shared, space: Space, seed: int) -> dict[str, Any]:
     """What Optuna's TPE (Bergstra et al. 2011) would try next, as parameters; nobody is at it yet."""
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # `beating` is the heart
-        asked = study.ask(space)
-    study.tell(asked, state=TrialState.FAIL)
+    shared.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+    asked = shared.study.ask(space)
+    shared.study.tell(asked, state=TrialState.FAIL)
     return asked.params
 
 
-def begin(study: optuna.Study, name: str, params: Mapping[str, Any], space: Space) -> optuna.Trial | None:
+def begin(shared: Shared, name: str, params: Mapping[str, Any], space: Space) -> optuna.Trial | None:
     """A running trial for this candidate; None where another worker is at it, or has been.
 
     The trial enters the storage whole, under its number: of two workers that want the same candidate, the one with the
@@ -144,27 +163,66 @@ def begin(study: optuna.Study, name: str, params: Mapping[str, Any], space: Spac
     token = uuid.uuid4().hex
     made = optuna.trial.create_trial(
         state=TrialState.RUNNING, params=dict(params), distributions={one: space[one] for one in params},
-        user_attrs={"spec": name, "token": token},
+        user_attrs={SPEC: name, "token": token, BEAT: 0},
     )  # fmt: skip
-    study.add_trial(made)
-    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
+    shared.study.add_trial(made)
+    trials = shared.study.get_trials(deepcopy=False)
     own = next(one for one in trials if one.user_attrs.get("token") == token)
-    trial = optuna.Trial(study, own._trial_id)
-    if any(one.number < own.number and one.user_attrs.get("spec") == name for one in trials):
-        study.tell(trial, state=TrialState.FAIL)
+    taken = (one for one in trials if one.number < own.number and one.user_attrs.get(SPEC) == name)
+    if any(one.state in (TrialState.RUNNING, TrialState.COMPLETE) or _is_out(one) for one in taken):
+        shared.study.tell(own.number, state=TrialState.FAIL)
         return None
-    return trial
+    return optuna.Trial(shared.study, own._trial_id)
 
 
 @contextlib.contextmanager
-def beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-    """Keep the trial's heart going; what ends in an error ends the trial at once, so that nobody has to wait for it."""
-    from optuna.storages._heartbeat import get_heartbeat_thread
+def beating(shared: Shared, trial: optuna.Trial) -> Iterator[None]:
+    """Keep the trial's heart going; what ends in an error ends the trial at once, so that nobody has to wait for it.
 
+    A worker that was taken for dead (a suspended laptop) finds its trial finished: it lets go and lives on.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not over.wait(shared.heartbeat_s):
+            count += 1
+            with contextlib.suppress(Exception):  # a database may be away for a moment; the next beat may be heard
+                trial.set_user_attr(BEAT, count)
+
+    heart = threading.Thread(target=beat, daemon=True)
+    if shared.heartbeat_s is not None:
+        heart.start()
     try:
-        with get_heartbeat_thread(trial._trial_id, study._storage):
-            yield
+        yield
+    except UpdateFinishedTrialError:
+        say(f"  search: trial {trial.number} went to another worker")
     except BaseException:
         with contextlib.suppress(Exception):  # the first error is the one to tell
-            study.tell(trial, state=TrialState.FAIL)
+            shared.study.tell(trial, state=TrialState.FAIL)
         raise
+    finally:
+        over.set()
+        if heart.is_alive():
+            heart.join()
+
+
+def end(shared: Shared, trial: optuna.Trial, value: float | None, state: TrialState = TrialState.COMPLETE) -> None:
+    """Tell how a trial ended.
+
+    Raises:
+        UpdateFinishedTrialError: somebody else ended it before.
+    """
+    try:
+        shared.study.tell(trial, value, state=state)
+    except ValueError as error:  # "Cannot tell a FAIL trial"
+        raise UpdateFinishedTrialError(str(error)) from None
+
+
+def at_step(shared: Shared, step: int, name: str) -> list[float]:
+    """What the other candidates had reached after so many steps: one value each; those of dead trials do not count."""
+    states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+    trials = shared.study.get_trials(deepcopy=False, states=states)
+    found = {str(one.user_attrs.get(SPEC)): one.intermediate_values[step] for one in trials
+             if step in one.intermediate_values}  # fmt: skip
+    return [value for spec, value in found.items() if spec != name]

@@ -48,6 +48,8 @@ def test_the_peak_by_hand() -> None:
     assert peak(nn.ReLU(), torch.add) == 16 * PLANE
     # a pooling makes a buffer of its own: 8 read, 8 made
     assert peak(nn.AvgPool2d(3, 1, padding=1), straight) == 16 * PLANE
+    # and so does the largest of nine; where it stood is told to nobody
+    assert peak(nn.MaxPool2d(3, 1, padding=1), straight) == 16 * PLANE
     # a padded image is never there: first makes 8, second reads those and makes 4 larger ones, 18 x 18 each
     assert peak(nn.ZeroPad2d(1), straight) == 8 * PLANE + 4 * 18 * 18 * 4
 

@@ -210,13 +210,6 @@ def test_the_table_of_trials(tmp_path: Path) -> None:
     )
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, float | None]] = []
-    search(space(), Budget(), Search(trials=3), remember([]), seed=0, folder=tmp_path,
-           on_trial=lambda done, spec, value: told.append((done, value)))  # fmt: skip
-    assert [done for done, _ in told] == [1, 2, 3] and all(value is not None for _, value in told)
-
-
 def test_among_equals_the_held_out_loss_decides(tmp_path: Path) -> None:
     """Scores 0.70 +- 0.05, 0.66, 0.64: the second is within one standard error of the first, the third is not."""
     told = iter([(0.70, 0.9), (0.66, 0.8), (0.64, 0.1)])
