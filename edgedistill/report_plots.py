@@ -199,30 +199,47 @@ def _float(value: Any) -> float:
 
 @_styled
 def search(facts: Facts) -> Picture | None:
-    """Every candidate: its value after a short training against its MACs; those over budget along the bottom."""
-    points = [(_float(one.get("macs_m")), _float(one.get("value")), one) for one in facts.trials]
+    """Every candidate: its value after a short training against what it costs; those without a value at the bottom.
+
+    The cost is the latency where the device was asked, else the MACs. The line is the front: the best value that can be
+    had for so much.
+    """
+    cost, label, bound = _cost_axis(facts)
+    points = [(_float(one.get(cost)), _float(one.get("value")), one) for one in facts.trials]
     points = [point for point in points if math.isfinite(point[0])]
     if not points:
         return None
     figure = _figure(2.8)
     axes = figure.subplots()
-    trained = [point for point in points if math.isfinite(point[1])]
+    trained = sorted((point for point in points if math.isfinite(point[1])), key=lambda one: one[:2])
     refused = [point for point in points if not math.isfinite(point[1])]
     axes.scatter([one[0] for one in trained], [100 * one[1] for one in trained], color=SERIES[0], s=22, label="trained")
+    if trained:
+        axes.step([one[0] for one in trained], 100 * np.maximum.accumulate([one[1] for one in trained]), where="post",
+                  color=SERIES[0], linewidth=0.8, label="front")  # fmt: skip
     if refused:
         axes.plot([one[0] for one in refused], np.full(len(refused), 0.02), "x", color=SERIES[3], markersize=4,
                   transform=axes.get_xaxis_transform(), label="not feasible, or stopped")  # fmt: skip
     chosen = [point for point in trained if _is_chosen(facts, point[2])]
     if chosen:
         axes.plot(chosen[0][0], 100 * chosen[0][1], "*", color=SERIES[1], markersize=13, label="chosen")
-    bound = (facts.recipe.get("student", {}).get("budget") or {}).get("macs_m")
     if bound:
         axes.axvline(bound, color=INK, linestyle="--", linewidth=1.0, label="budget")
-    axes.set_xlabel("M MACs")
+    axes.set_xlabel(label)
     axes.set_ylabel("val accuracy after the trial, %")
-    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.25))
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.25))
     said = f"{len(trained)} candidates trained, {len(refused)} not feasible or stopped."
-    return Picture(to_svg(figure, "search"), f"Accuracy of the search's candidates against their MACs: {said}")
+    return Picture(to_svg(figure, "search"), f"Accuracy of the search's candidates against their {label}: {said}")
+
+
+def _cost_axis(facts: Facts) -> tuple[str, str, float | None]:
+    """The column of trials.csv to draw against, what it is called, and its bound."""
+    budget = facts.recipe.get("student", {}).get("budget") or {}
+    timed = budget.get("latency_ms")
+    if timed and any(one.get("latency_ms") for one in facts.trials):
+        where = f"{timed['precision']}, p{timed['percentile']:g}, on {timed['device']}"
+        return "latency_ms", f"ms ({where})", timed["at_most"]
+    return "macs_m", "M MACs", budget.get("macs_m")
 
 
 def _is_chosen(facts: Facts, trial: dict[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from report_runs import make, ramp
 
-from edgedistill import report
+from edgedistill import report, report_plots
 from edgedistill.records import BenchReport, InputError
+from edgedistill.report_facts import read
 from edgedistill.report_plots import jpeg, thin
-from edgedistill.run import read_record, write_record
+from edgedistill.run import read_json, read_record, write_json, write_record
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=http://evil.example/x.png onerror=alert(1)>')
 
@@ -147,3 +149,24 @@ def test_thin_keeps_the_ends() -> None:
 def test_small_pictures_are_not_blown_up() -> None:
     assert jpeg(np.zeros((8, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
     assert len(jpeg(np.zeros((8, 8, 3), np.uint8))) < 1200
+
+
+def test_the_front_is_drawn_against_what_the_budget_bounds(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    against_macs = report_plots.search(read(run))
+    assert against_macs is not None and "against their M MACs: 4 candidates trained, 2 not" in against_macs.alt
+    lock = read_json(run / "recipe.lock.json")
+    bound = {"at_most": 5.0, "device": "my-jetson", "backend": "onnxruntime-cpu", "precision": "int8", "percentile": 90}
+    lock["recipe"]["student"]["budget"] = {"latency_ms": bound}
+    write_json(run / "recipe.lock.json", lock)
+    trials = run / "search/trials.csv"
+    with trials.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    with trials.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [*rows[0], "latency_ms"])
+        table.writeheader()
+        table.writerows({**row, "latency_ms": "" if at == 3 else 1.5 * at} for at, row in enumerate(rows))
+    timed = report_plots.search(read(run))
+    # the one without a latency was refused before the device was asked
+    assert timed is not None
+    assert "against their ms (int8, p90, on my-jetson): 4 candidates trained, 1 not feasible" in timed.alt
