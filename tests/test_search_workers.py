@@ -66,6 +66,20 @@ def test_many_at_once_never_try_the_same(tmp_path: Path, database: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_database_that_goes_away(tmp_path: Path) -> None:
+    with postgres.server() as address:
+        one = worker(address, tmp_path / "a", 0.3)
+        until = time.monotonic() + 60
+        while len(said(tmp_path)) < 3:
+            assert time.monotonic() < until and one.poll() is None, one.communicate()
+            time.sleep(0.02)
+    err = one.communicate(timeout=120)[1]
+    last = err.strip().splitlines()[-1]
+    assert one.returncode == 1 and "EdgeDistillError: search.storage: " in last, err
+    assert "what was trained is kept; train again when the database is back" in last
+
+
+@pytest.mark.slow
 def test_another_recipe_under_the_same_name(tmp_path: Path, database: str) -> None:
     first = worker(database, tmp_path / "a", 0.0)
     assert first.communicate(timeout=60)[1] == "" and first.returncode == 0

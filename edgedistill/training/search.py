@@ -65,15 +65,27 @@ def search(
 
     Raises:
         InputError: no candidate meets the budget; the storage cannot be reached or holds another recipe's study.
-        EdgeDistillError: a candidate's score is not finite.
+        EdgeDistillError: a candidate's score is not finite; the storage went away.
     """
     within = feasible(found, budget)
     shared = study.opened(folder, settings, name, identity)
+    with study.reachable(shared):
+        now = _work(shared, within, budget, settings, objective, latency, seed)
+    _write_table(folder / "trials.csv", found, budget, now)
+    if not now.scored:
+        raise _none_left(within, now.out, budget)
+    winner = one_standard_error(now.scored)
+    return next(spec for spec in within if name_of(spec) == winner)
+
+
+def _work(shared: Shared, within: list[StudentSpec], budget: Budget, settings: Search, objective: Objective,
+          latency: Latency | None, seed: int) -> Standing:  # fmt: skip
+    """Try candidate after candidate until nobody has one left to try; how they stand then."""
     while True:
         now = study.standing(shared)
         if len(now.scored) + len(now.busy) >= min(settings.trials, len(within) - len(now.out)):
             if not now.busy:
-                break
+                return now
             time.sleep(POLL_S)  # somebody else is at the last ones; what dies there is to be taken up here
             continue
         spec = _next(shared, within, {*now.scored, *now.out, *now.busy}, settings, seed)
@@ -82,11 +94,6 @@ def search(
             continue
         with study.beating(shared, trial):
             _try(shared, trial, spec, budget, settings, objective, latency, seed)
-    _write_table(folder / "trials.csv", found, budget, now)
-    if not now.scored:
-        raise _none_left(within, now.out, budget)
-    winner = one_standard_error(now.scored)
-    return next(spec for spec in within if name_of(spec) == winner)
 
 
 def _try(shared: Shared, trial: optuna.Trial, spec: StudentSpec, budget: Budget, settings: Search,

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from edgedistill.progress import say
 from edgedistill.recipe import Search
-from edgedistill.records import InputError
+from edgedistill.records import EdgeDistillError, InputError
 
 Space = dict[str, BaseDistribution]
 Trials = dict[str, FrozenTrial]
@@ -108,7 +108,7 @@ def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optu
     return study
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """A driver's error on one line, without the SQL and the links behind it."""
     text = " ".join(str(error).partition("(Background on this error")[0].split())
     return text[:300]
@@ -205,6 +205,26 @@ def beating(shared: Shared, trial: optuna.Trial) -> Iterator[None]:
         over.set()
         if heart.is_alive():
             heart.join()
+
+
+@contextlib.contextmanager
+def reachable(shared: Shared) -> Iterator[None]:
+    """Say on one line that the database went away; what was trained before is kept there.
+
+    Raises:
+        EdgeDistillError: instead of the driver's error.
+    """
+    if shared.heartbeat_s is None:
+        yield
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        fix = "what was trained is kept; train again when the database is back"
+        raise EdgeDistillError(f"search.storage: {_brief(cause or error)}", fix) from None
 
 
 def end(shared: Shared, trial: optuna.Trial, value: float | None, state: TrialState = TrialState.COMPLETE) -> None:
