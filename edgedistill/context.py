@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgedistill import environment
 from edgedistill.progress import bar
 from edgedistill.recipe import Recipe
 from edgedistill.records import Checkpoint, InputError, OnnxModel, SourceWeights, StudentSpec
@@ -115,6 +116,13 @@ class Context:
         from edgedistill.devices import inventory
 
         return inventory.path_for(self.recipe.bench.inventory, self.base)
+
+    def device_facts(self, name: str) -> list[Any]:
+        """What a latency there depends on besides the graph: the same name may come to mean another machine."""
+        from edgedistill.devices import inventory
+
+        device = inventory.find(inventory.load(self.inventory), name)
+        return [asdict(device), environment.machine() if device.transport == "local" else []]
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 
-from edgedistill import environment, rehearsal, report, report_weights, run
+from edgedistill import rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -223,12 +223,9 @@ def bench_steps(context: Context) -> tuple[Step, ...]:
     """A step per device and backend, so that measuring another device leaves the first one's measurement alone."""
     bench = context.recipe.bench
     settings = run.digest(bench.model_dump(exclude={"devices", "backends"}))
-    known = inventory.load(context.inventory)
 
     def inputs(device: str, context: Context) -> dict[str, str]:
-        """A device's own facts belong to the key: the same name may come to mean another machine."""
-        here = environment.machine() if device == "local" else []
-        return {"settings": settings, "device": run.digest([asdict(inventory.find(known, device)), here])}
+        return {"settings": settings, "device": run.digest(context.device_facts(device))}
 
     return tuple(
         Step(f"bench-{device}-{backend}", 1, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from edgedistill import environment, run
+from edgedistill import run
 from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -42,8 +42,9 @@ def identity(context: Context) -> str:
     """Hash of what makes two workers' trials comparable: all that a search reads, however it is called there."""
     recipe = context.recipe
     # sources by their weights: where they lie differs from one machine to the next
-    sources = [facts["sha256"] for facts in run.read_json(context.run / "weigh/sources.json").values()]
-    data = {name: context.data_facts()[name] for name in ("data_hash", "test_hash")}
+    sources = [one["sha256"] for one in run.read_json(context.run / "weigh/sources.json").values()]
+    facts = run.read_json(context.run / "data.json")
+    data = {name: facts[name] for name in ("data_hash", "test_hash")}
     read = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
     versions = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
     return run.digest([read, sources, data, versions, deployment(context)])
@@ -52,7 +53,7 @@ def identity(context: Context) -> str:
 def deployment(context: Context) -> dict[str, str]:
     """What a search depends on besides training, where candidates are timed or scored as int8 graphs; else nothing."""
     recipe, bound = context.recipe, context.recipe.student.budget.latency_ms
-    found = {"timed on": run.digest([_device_facts(context, bound.device), _settings(context)])} if bound else {}
+    found = {"timed on": run.digest([context.device_facts(bound.device), _settings(context)])} if bound else {}
     if bound or recipe.search.objective == "int8":
         found["exported by"] = run.digest(recipe.sections(("export", "quantize")))
     return found
@@ -111,7 +112,7 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
     cache = context.run.cache / "latency"
     target = target_of(bound.backend)
     known = cache / f"graphs/{architecture(context, spec, bound.precision, target)}.json"
-    place = {"device": _device_facts(context, bound.device), "backend": bound.backend, "precision": bound.precision,
+    place = {"device": context.device_facts(bound.device), "backend": bound.backend, "precision": bound.precision,
              "bench": _settings(context)}  # fmt: skip
 
     def measured(sha256: str) -> Path:
@@ -133,9 +134,8 @@ def architecture(context: Context, spec: StudentSpec, precision: str, target: st
     """What names a candidate's graph before there is one: the candidate, and all that makes graphs, with versions."""
     made_by = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
     how = [context.recipe.export.model_dump(mode="json"), context.recipe.quantize.method]
-    return run.digest([spec.family, spec.options, spec.input_px, spec.num_classes, precision, target, how, made_by])[
-        :32
-    ]
+    candidate = [spec.family, spec.options, spec.input_px, spec.num_classes]
+    return run.digest([candidate, precision, target, how, made_by])[:32]
 
 
 def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precision, target: Target,
@@ -190,9 +190,3 @@ def _settings(context: Context) -> dict[str, Any]:
     """How long to measure: as the recipe says, on the few images there are."""
     whole = context.recipe.bench.model_dump(mode="json", exclude={"devices", "backends", "inventory"})
     return {**whole, "accuracy_images": IMAGES}
-
-
-def _device_facts(context: Context, name: str) -> list[Any]:
-    """A device's own facts belong to the key: the same name may come to mean another machine."""
-    device = inventory.find(inventory.load(context.inventory), name)
-    return [asdict(device), environment.machine() if device.transport == "local" else []]
