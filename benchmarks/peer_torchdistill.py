@@ -53,6 +53,7 @@ from edgedistill.progress import bar, say
 from edgedistill.records import StudentSpec
 from edgedistill.training import fit, outputs, sources, state, student
 from edgedistill.training.augment import augment, normalise
+from edgedistill.training.batches import Images, Material, Task, draw_batch
 from edgedistill.training.device import default
 
 SOURCES, IMAGES, BATCH, TARGET_CLASSES, ROUNDS, LAM, CLAIM = 8, 192, 64, 10, 5, 0.8, 5.0
@@ -115,13 +116,12 @@ class Student(nn.Module):
         return target_BC
 
 
-def cache(setting: Setting, spec: StudentSpec, images_NHWC: fit.Images, folder: Path) -> dict[str, NDArray[Any]]:
+def cache(setting: Setting, spec: StudentSpec, images_NHWC: Images, folder: Path) -> dict[str, NDArray[Any]]:
     """edgedistill's one pass over the sources, resizing and writing included; from each source's name to probs [N, K].
 
     The sources normalise as the student does, so that the peer's one image serves both.
     """
-    view = {"input_px": setting.source_px, "mean": spec.mean, "std": spec.std}
-    probs = {}
+    view, probs = {"input_px": setting.source_px, "mean": spec.mean, "std": spec.std}, {}
     for seed, name in enumerate(NAMES):
         said = {"name": name, "kind": "timm", "model": setting.source, "pretrained": False, "seed": seed, **view}
         net = sources.load(recipe.Source.model_validate(said), Path())
@@ -129,27 +129,27 @@ def cache(setting: Setting, spec: StudentSpec, images_NHWC: fit.Images, folder: 
     return probs
 
 
-def resized(images_NHWC: fit.Images, px: int) -> fit.Images:
+def resized(images_NHWC: Images, px: int) -> Images:
     """The images at a source's input size, by Pillow as everywhere in edgedistill."""
     return np.stack([pictures.resize(image, px) for image in images_NHWC])
 
 
-def our_task(setting: Setting, spec: StudentSpec, images_NHWC: fit.Images, probs: dict[str, NDArray[Any]]) -> fit.Task:
+def our_task(setting: Setting, spec: StudentSpec, images_NHWC: Images, probs: dict[str, NDArray[Any]]) -> Task:
     """Every image labeled, so that an epoch is every image once."""
     rows = np.arange(len(images_NHWC))
     labels, nothing = rows % TARGET_CLASSES, rows[:0]
-    material = fit.Material(images_NHWC, rows, labels, nothing, nothing, nothing, probs,
-                            dict.fromkeys(NAMES, 1 / SOURCES))  # fmt: skip
+    alphas = dict.fromkeys(NAMES, 1 / SOURCES)
+    material = Material(images_NHWC, rows, labels, nothing, nothing, nothing, probs, alphas)
     method = recipe.Choice.model_validate({"name": "weighted", "lam": LAM})
     settings = recipe.Distill(method=method, batch_labeled=BATCH, batch_unlabeled=0, augment=setting.augment)
-    return fit.Task(spec, material, settings, 1, 0)
+    return Task(spec, material, settings, 1, 0)
 
 
-def our_epochs(job: fit.Task, live: state.State, epochs: int) -> float:
+def our_epochs(job: Task, live: state.State, epochs: int) -> float:
     """Mean seconds of an epoch of edgedistill, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(epochs * (len(job.material.labeled) // BATCH)):
-        fit.train_step(live, loss, fit.draw_batch(job, step), job, step)
+        fit.train_step(live, loss, draw_batch(job, step), job, step)
     return (time.perf_counter() - started) / epochs
 
 
@@ -165,7 +165,7 @@ def their_epoch(box: Any, batches: int | None = None) -> float:
     return time.perf_counter() - started
 
 
-def collate(samples: Sequence[Any], job: fit.Task, random: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def collate(samples: Sequence[Any], job: Task, random: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """torchdistill's samples, (uint8 [px, px, 3], label, {}) each, as a batch augmented the way edgedistill does."""
     images, labels, _ = zip(*samples, strict=True)
     images_BCHW = normalise(torch.stack(images), job.spec.mean, job.spec.std)
@@ -182,7 +182,7 @@ def teacher(setting: Setting) -> Sources:
     return Sources(nets, setting.source_px).eval()
 
 
-def stage(job: fit.Task) -> dict[str, Any]:
+def stage(job: Task) -> dict[str, Any]:
     """torchdistill's configuration of a training stage with edgedistill's loss: what its users write in YAML."""
     classes = {name: probs.shape[1] for name, probs in job.material.probs.items()}
     terms = {
@@ -218,7 +218,7 @@ def stage(job: fit.Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def distillation_box(setting: Setting, job: fit.Task, live: state.State) -> Any:
+def distillation_box(setting: Setting, job: Task, live: state.State) -> Any:
     """torchdistill's DistillationBox on the images, nets and initial weights of `job` and `live`."""
     from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found, unused-ignore]
     from torchdistill.datasets import registry  # type: ignore[import-not-found, unused-ignore]
@@ -233,7 +233,7 @@ def distillation_box(setting: Setting, job: fit.Task, live: state.State) -> Any:
 class Sides:
     """Both trainings of one setting, from the same initial weights, and the seconds that the cache took."""
 
-    job: fit.Task
+    job: Task
     live: state.State
     box: Any
     cache_seconds: float

@@ -19,7 +19,7 @@ from benchmarks.lines import append
 from edgedistill import recipe
 from edgedistill.progress import bar, say
 from edgedistill.records import StudentSpec
-from edgedistill.training import fit, state, student
+from edgedistill.training import batches, fit, state, student
 
 IMAGES, CLASSES, TARGET_CLASSES, ROUNDS, STEPS = 512, 1000, 10, 12, 4
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -28,24 +28,24 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def task(spec: StudentSpec, sources: int) -> fit.Task:
+def task(spec: StudentSpec, sources: int) -> batches.Task:
     """A task on noise with `sources` cached sources, weighted alike."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, spec.input_px, spec.input_px, 3), dtype=np.uint8)
     names = [f"source{at}" for at in range(sources)]
     probs = {name: random.dirichlet(np.full(CLASSES, 0.1), IMAGES).astype(np.float16) for name in names}
     rows, labels = np.arange(IMAGES), np.arange(IMAGES) % TARGET_CLASSES
-    material = fit.Material(images, rows[:100], labels[:100], rows[120:], rows[100:120], labels[100:120], probs,
+    material = batches.Material(images, rows[:100], labels[:100], rows[120:], rows[100:120], labels[100:120], probs,
                             dict.fromkeys(names, 1 / sources))  # fmt: skip
     settings = recipe.Distill(method=recipe.Choice(name="weighted"), batch_labeled=16, batch_unlabeled=48)
-    return fit.Task(spec, material, settings, ROUNDS * STEPS, 0)
+    return batches.Task(spec, material, settings, ROUNDS * STEPS, 0)
 
 
-def seconds(job: fit.Task, live: state.State, first: int) -> float:
+def seconds(job: batches.Task, live: state.State, first: int) -> float:
     """STEPS steps from `first` on, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        fit.train_step(live, loss, fit.draw_batch(job, step), job, step)
+        fit.train_step(live, loss, batches.draw_batch(job, step), job, step)
     return time.perf_counter() - started
 
 

@@ -17,8 +17,12 @@ from edgedistill import __version__
 from edgedistill.records import EdgeDistillError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgedistill.context import Context
     from edgedistill.recipe import Recipe
     from edgedistill.recipe_file import Document
+    from edgedistill.steps import Step
 
 ABOUT = "Few labels, many pictures and the models you have in: a measured int8 student out."
 app = typer.Typer(
@@ -74,23 +78,17 @@ def check(recipe: RecipeFile, sets: Overrides = None) -> None:
 @app.command()
 def train(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
     """Weigh the sources, search the student, distil it."""
-    from edgedistill import pipeline, session
+    from edgedistill import pipeline
 
-    document, found = _load(recipe, sets)
-    context = session.train(document, found, runs)
-    session.finish(context, pipeline.nothing)
-    _show(context.run.path)
+    _trained(recipe, sets, runs, pipeline.nothing)
 
 
 @app.command()
 def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
     """The whole road: train, export, quantize, verify, bench, report."""
-    from edgedistill import pipeline, session
+    from edgedistill import pipeline
 
-    document, found = _load(recipe, sets)
-    context = session.train(document, found, runs)
-    session.finish(context, pipeline.to_the_end)
-    _show(context.run.path)
+    _trained(recipe, sets, runs, pipeline.to_the_end)
 
 
 @app.command()
@@ -183,6 +181,18 @@ def devices(
 def _facts(facts: dict[str, Any]) -> str:
     usable = [f"{name} {state}" for name, state in facts.get("backends", {}).items()]
     return f"{facts.get('cpu', facts.get('machine', ''))}, Python {facts.get('python', '?')}; {', '.join(usable)}"
+
+
+def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Context], Sequence[Step]]) -> None:
+    """Train, go on with `then`, and show what came out; of several processes (torchrun) the first one does so."""
+    from edgedistill import crew, session
+
+    document, found = _load(path, sets)
+    with crew.assembled() as leads:
+        if leads:
+            context = session.train(document, found, runs)
+            session.finish(context, then)
+            _show(context.run.path)
 
 
 def _load(path: Path, sets: list[str] | None) -> tuple[Document, Recipe]:

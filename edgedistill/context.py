@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,23 @@ from edgedistill.records import Checkpoint, InputError, OnnxModel, SourceWeights
 from edgedistill.run import Run, atomic, digest, read_json, read_record
 
 if TYPE_CHECKING:
+    from edgedistill.training.batches import Material
     from edgedistill.training.data import Splits
-    from edgedistill.training.fit import Material
     from edgedistill.training.outputs import Network, SourceOutputs
     from edgedistill.training.teachers import Teacher
 
 SMALLEST_PX = 32
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the leader of several processes asks of the others: a kind of work (crew.py), in which run, and on what."""
+
+    recipe: Recipe
+    base: Path
+    run: Path
+    work: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,12 @@ class Context:
     recipe: Recipe
     base: Path
     run: Run
+
+    def call(self, work: str, **arguments: Any) -> None:
+        """Ask the other processes, where there are any, to take part."""
+        from edgedistill.training import parallel
+
+        parallel.order(Order(self.recipe, self.base, self.run.path, work, arguments))
 
     @cached_property
     def candidates(self) -> list[StudentSpec]:
@@ -66,7 +83,8 @@ class Context:
         for name, net in self.networks.items():
             with bar(f"{name} on {store.n} images at {net.input_px} px", store.n) as advance:
                 try:
-                    found[name] = outputs.outputs(net, store.at, images_hash, self.run.cache / "sources", advance)
+                    found[name] = outputs.outputs(net, store.at, images_hash, self.run.cache / "sources", advance,
+                                                  partial(self.call, "answer", name=name))  # fmt: skip
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
         return found
@@ -98,14 +116,14 @@ class Context:
         """What a student of input size `px` learns from, less `held_out` unlabeled images (a quarter at most)."""
         import numpy as np
 
-        from edgedistill.training import fit
+        from edgedistill.training import batches
         from edgedistill.training.methods import NEEDS
 
         splits, weights = self.splits, read_record(self.run / "weigh/weights.json", SourceWeights)
         apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
         probs = {name: one.probs_NK for name, one in self.outputs.items()}
         asked = "teacher" in NEEDS[self.recipe.distill.method.name]
-        return fit.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
+        return batches.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
                             np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
                             weights.alphas, splits.unlabeled_rows[apart],
                             self.teacher.probs_NC if asked else None)  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 
-from edgedistill import rehearsal, report, report_weights, run
+from edgedistill import crew, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -65,21 +65,19 @@ def distill(context: Context) -> None:
     """Train the chosen student at full length, then look at test: once, here."""
     from safetensors.torch import save
 
-    from edgedistill.training import fit, student
+    from edgedistill.training import fit
 
-    recipe, folder = context.recipe, context.run / "distill"
+    recipe, folder, steps = context.recipe, context.run / "distill", context.recipe.distill.steps
     spec = run.read_record(context.run / "search/student.json", StudentSpec)
-    task = fit.Task(spec, context.material(spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
-    model = student.build(spec, recipe.seed, initialise=True)
-    with watch(context.run / "tensorboard", task.steps) as on_step:
-        fitted = fit.fit(model, task, folder, on_step)
+    with watch(context.run / "tensorboard", steps) as on_step:
+        fitted = crew.distil(context, spec, steps, recipe.seed, folder=folder, on_step=on_step)
     weights = folder / "student.safetensors"
     with run.atomic(weights) as temporary:
         temporary.write_bytes(save({name: one.contiguous().cpu() for name, one in fitted.model.state_dict().items()}))
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = fit.score(fit.logits(fitted.model, spec, images_NHWC), labels_N)
     record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
-                        fitted.val, test, recipe.distill.method.name, task.steps, round(fitted.seconds, 3),
+                        fitted.val, test, recipe.distill.method.name, steps, round(fitted.seconds, 3),
                         taught(context, fitted.val))  # fmt: skip
     brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
     run.write_json(folder / "result.json", {**asdict(record), **brief})

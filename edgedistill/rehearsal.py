@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from edgedistill import run
+from edgedistill import crew, run
 from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -69,13 +69,13 @@ def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple
         rungs: step -> what is called with the score on val after it. It is the student's own there, in whatever
             precision the end is scored: a graph a rung would cost more than it tells.
     """
-    from edgedistill.training import fit, student
+    from edgedistill.training import student
 
     recipe = context.recipe
     with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
-        task = fit.Task(spec, context.material(spec.input_px, HELD_OUT), recipe.distill, recipe.search.steps, seed)
         judged = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items()}
-        fitted = fit.fit(student.build(spec, seed, initialise=True), task, None, lambda *step: shown(1), judged)
+        fitted = crew.distil(context, spec, recipe.search.steps, seed, held_out=HELD_OUT,
+                             on_step=lambda *step: shown(1), rungs=judged)  # fmt: skip
     val = fitted.val if recipe.search.objective == "fp32" else int8_accuracy(context, fitted.model, spec)
     low, high = val.interval(recipe.data.score)
     facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill import check, environment, recipe, recipe_file, run
+from edgedistill import check, crew, environment, recipe, recipe_file, run
 from edgedistill.context import Context
 from edgedistill.pipeline import TRAIN, report_step
 from edgedistill.progress import say
@@ -36,6 +36,7 @@ def train(document: recipe_file.Document, wanted: recipe.Recipe, root: Path) -> 
 
 def learn(context: Context, document: recipe_file.Document) -> None:
     """The steps up to the trained student, under the run directory's lock."""
+    crew.shared_evenly(context.recipe)
     if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
         prepare(context)
     with context.run.lock():

@@ -100,7 +100,7 @@ def test_both_sides_start_alike_and_have_the_same_gradients(peer: ModuleType, ti
     """One batch of all images: the loss of torchdistill has the gradient of ours, so it does the same work."""
     import torch
 
-    from edgedistill.training import fit
+    from edgedistill.training import batches, fit
 
     job, live, box = tiny.job, tiny.live, tiny.box
     ours = dict(live.model.named_parameters())
@@ -111,7 +111,7 @@ def test_both_sides_start_alike_and_have_the_same_gradients(peer: ModuleType, ti
     # the data loader's batch, so that the collate function has its part in this
     ((images_BCHW, labels_B, extra),) = box.train_data_loader
     box.forward_process(images_BCHW, labels_B, extra).backward()
-    fit.train_step(live, job.loss(), fit.draw_batch(job, 0), job, 0)
+    fit.train_step(live, job.loss(), batches.draw_batch(job, 0), job, 0)
     compared = [(weight.grad, theirs[name].grad) for name, weight in ours.items()]
     heads = torch.cat([theirs[f"heads.{name}.weight"].grad for name in peer.NAMES])
     compared.append((live.heads.weight.grad, heads))
@@ -143,13 +143,13 @@ def test_the_cache_holds_what_the_peers_teacher_answers(peer: ModuleType, tiny: 
 
 
 def test_both_sides_learn_from_each_of_the_eight_sources(peer: ModuleType, tiny: Any) -> None:
-    from edgedistill.training import fit
+    from edgedistill.training import batches, fit
 
     box, live = tiny.box, tiny.live
     assert set(box.criterion.term_dict) == {"labels", *peer.NAMES} and len(peer.NAMES) == 8
     before = {name: head.weight.clone() for name, head in box.student_model.heads.items()}
     stacked = live.heads.weight.detach().clone()
-    scalars = fit.train_step(live, tiny.job.loss(), fit.draw_batch(tiny.job, 0), tiny.job, 0)
+    scalars = fit.train_step(live, tiny.job.loss(), batches.draw_batch(tiny.job, 0), tiny.job, 0)
     assert peer.their_epoch(box) > 0.0
     assert all(scalars[f"terms/source/{name}"] > 0.0 for name in peer.NAMES)
     parts = zip(live.heads.weight.chunk(8), stacked.chunk(8), strict=True)

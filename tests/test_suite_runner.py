@@ -152,7 +152,7 @@ def test_every_setting_of_a_profile_is_one(name: str) -> None:
     for method in profile.methods:
         asked = f"{method}:imagenet-lite0" if method == "single" else method
         settings = profile.settings(asked, "cifar10", 3)
-        assert settings.method.name in cells.fit.NEEDS, method
+        assert settings.method.name in cells.methods.NEEDS, method
         problems = cells.settings_problems(settings)
         assert not problems, (method, problems)
 

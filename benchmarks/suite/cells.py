@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.suite.bank import Bank
 from edgedistill import recipe, run
 from edgedistill.records import SourceWeights, StudentSpec
-from edgedistill.training import fit, similarity, student, teachers
+from edgedistill.training import batches, fit, methods, similarity, student, teachers
 from edgedistill.training.data import Splits
 from edgedistill.training.weights import read_state
 
@@ -78,12 +78,12 @@ class Draw:
             found[key] = made.probs_NC.astype(np.float32)
         return np.asarray(found[key])
 
-    def material(self, settings: recipe.Distill) -> fit.Material:
+    def material(self, settings: recipe.Distill) -> batches.Material:
         """What a student learns from under these settings; no image is spared for val, the labeled ones stand there."""
         rows, labels = self.labeled
         probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
-        needs = fit.NEEDS[settings.method.name]
-        return fit.Material(
+        needs = methods.NEEDS[settings.method.name]
+        return batches.Material(
             np.asarray(self.splits.train.at(self.spec.input_px)), rows, labels, self.splits.unlabeled_rows, rows,
             labels, probs if "sources" in needs else {}, self.weights.alphas if "sources" in needs else {},
             teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
@@ -95,7 +95,7 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     profile = draw.bank.profile
     settings = profile.settings(method, draw.target, draw.seed)
     material = draw.material(settings)
-    task = fit.Task(draw.spec, material, settings, settings.steps, draw.seed)
+    task = batches.Task(draw.spec, material, settings, settings.steps, draw.seed)
     started = time.monotonic()
     fitted = fit.fit(initial(draw), task)
     seconds = time.monotonic() - started
@@ -121,7 +121,7 @@ def rounded(value: float) -> float | None:
 def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
     """Options of a method or a teacher that its function does not take."""
     method, teacher = settings.method, settings.teacher
-    return [*recipe.option_problems(fit.METHODS[method.name], method.options, (method.name,)),
+    return [*recipe.option_problems(methods.METHODS[method.name], method.options, (method.name,)),
             *recipe.option_problems(teachers.TEACHERS[teacher.name], teacher.options, (teacher.name,))]  # fmt: skip
 
 

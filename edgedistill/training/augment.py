@@ -7,6 +7,7 @@ small student's forward pass.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgedistill.recipe import Augment, Strong
@@ -27,11 +28,20 @@ def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     return scaled.permute(0, 3, 1, 2)
 
 
-def augment(images_BCHW: Tensor, settings: Augment, random: Generator) -> Tensor:
+@dataclass(frozen=True)
+class Places:
+    """Where the images at hand stand in a batch of `total`: what is drawn for an image depends on its place alone."""
+
+    total: int
+    mine: Tensor
+
+
+def augment(images_BCHW: Tensor, settings: Augment, random: Generator, places: Places | None = None) -> Tensor:
     """Random resized crop, flips, brightness and contrast, drawn for each image; normalised floats in and out.
 
     The crop keeps `min_area` to 1 of the area and its aspect ratio within 3/4 to 4/3, as is usual for ImageNet
-    (Szegedy et al. 2014). `random` lives on the CPU, so that a GPU draws the same batches as a CPU.
+    (Szegedy et al. 2014). `random` lives on the CPU, so that a GPU draws the same batches as a CPU. Without `places`
+    the images are the whole batch.
     """
     import torch
     import torch.nn.functional as F
@@ -39,7 +49,8 @@ def augment(images_BCHW: Tensor, settings: Augment, random: Generator) -> Tensor
     batch = images_BCHW.shape[0]
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(batch, generator=random) * (high - low) + low
+        drawn = torch.rand(places.total if places else batch, generator=random) * (high - low) + low
+        return drawn[places.mine] if places else drawn
 
     area = uniform(settings.min_area, 1.0)
     # a crop of nearly everything has little choice of ratio: both of its sides must fit

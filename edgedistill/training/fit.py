@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,78 +25,14 @@ from torch import Tensor, nn
 
 from edgedistill.agent import metrics
 from edgedistill.progress import slices
-from edgedistill.recipe import Distill, bound_options
 from edgedistill.records import Accuracy, EdgeDistillError, StudentSpec
+from edgedistill.training import parallel
 from edgedistill.training.augment import augment, normalise, strengthened
-from edgedistill.training.device import default
-from edgedistill.training.methods import METHODS, NEEDS, Batch, Need, Terms, shares_of
-from edgedistill.training.state import State, descend, refresh_statistics, resume, save, set_rate, start
+from edgedistill.training.batches import Drawn, Images, Rows, Task, draw_batch, gather, training_batches
+from edgedistill.training.methods import Batch, Terms
+from edgedistill.training.state import Joint, State, descend, refresh_statistics, resume, save, set_rate, start
 
-Images = NDArray[np.uint8]
-Rows = NDArray[np.int64]
 OnStep = Callable[[int, Mapping[str, float]], object]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a student learns from, at its own input size.
-
-    Attributes:
-        images_NHWC: the train store, uint8 [N, px, px, 3]; rows index it.
-        labeled: rows with a label, and `labels` of them.
-        labels: target classes of `labeled`.
-        unlabeled: rows without a label.
-        val: rows held out of the labeled.
-        val_labels: target classes of `val`.
-        probs: per source its pseudo-labels for the whole train store, [N, K].
-        alphas: per source its weight.
-        held_out: rows without a label that are not trained on; with val they measure the held-out loss.
-        teacher_NC: what the sources' probes say of every image in the target's classes, for the methods that ask.
-    """
-
-    images_NHWC: Images
-    labeled: Rows
-    labels: Rows
-    unlabeled: Rows
-    val: Rows
-    val_labels: Rows
-    probs: Mapping[str, NDArray[Any]]
-    alphas: Mapping[str, float]
-    held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    teacher_NC: NDArray[Any] | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What stays the same over the steps: how to train (`settings`), how long, on what, and from which seed."""
-
-    spec: StudentSpec
-    material: Material
-    settings: Distill
-    steps: int
-    seed: int
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What the method must be given besides the labels."""
-        return NEEDS[self.settings.method.name]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The sources whose own label spaces the method distils from: each gets a head."""
-        method = self.settings.method
-        shares = shares_of(method.name, self.material.alphas, method.options)
-        return tuple(name for name in self.material.probs if name in shares)
-
-    @property
-    def unlabeled(self) -> Rows:
-        """The rows without a label that the method learns from; none for one that asks nothing about them."""
-        return self.material.unlabeled if self.needs - {"frozen"} else self.material.unlabeled[:0]
-
-    def loss(self) -> Callable[[Batch], Terms]:
-        """The method with its weights and options in place."""
-        method = METHODS[self.settings.method.name]
-        return partial(method, alphas=self.material.alphas, **bound_options(method, self.settings.method.options))
 
 
 @dataclass(frozen=True)
@@ -136,18 +72,22 @@ def fit(
     classes = sum(task.material.probs[name].shape[1] for name in task.sources)
     kept = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
     state, loss = start(model, classes, task.settings.model_copy(update={"freeze": kept}), task.seed), task.loss()
-    begin, before = resume(state, folder) if folder else (0, 0.0)
+    begin, before = 0, 0.0
+    if folder:
+        with parallel.leader_first():
+            begin, before = resume(state, folder)
+        parallel.agreed(begin, "the step to go on from")
     started = time.monotonic()
     for step in range(begin, task.steps):
         set_rate(state.optimiser, task.settings, step, task.steps)
         scalars = train_step(state, loss, draw_batch(task, step), task, step)
         if not math.isfinite(scalars["loss"]):
             raise EdgeDistillError(f"distill: the loss is not finite at step {step + 1}", "lower distill.lr")
-        if folder:
+        if folder and parallel.team().leads:
             record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
         on_step(step + 1, scalars)
         if step + 1 in rungs:
-            rungs[step + 1](on_val(state, task))
+            parallel.led(partial(rungs[step + 1], on_val(state, task)))
     val = on_val(state, task)
     seconds = before + time.monotonic() - started
     return Fitted(state.ema.eval(), val, held_out_loss(state, loss, task), seconds)
@@ -159,71 +99,13 @@ def on_val(state: State, task: Task) -> Accuracy:
     return score(logits(state.ema, task.spec, task.material.images_NHWC[task.material.val]), task.material.val_labels)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C]."""
-
-    images_BHWC: Tensor
-    labels_B: Tensor
-    probs: dict[str, Tensor]
-    teacher_BC: Tensor | None = None
-
-
-def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
-    """The `count` rows of a step: a new shuffle each epoch, a function of its arguments alone.
-
-    Args:
-        rows: what to draw from, [N]; without rows nothing is drawn.
-        count: rows a step; more than N wraps into the next epoch's shuffle.
-        seed: of the run.
-        step: from 0.
-        stream: keeps two draws of one step apart.
-    """
-    if not len(rows) or not count:
-        return rows[:0]
-    first = step * count
-    epochs = range(first // len(rows), (first + count - 1) // len(rows) + 1)
-    order = np.concatenate([np.random.default_rng([seed, stream, epoch]).permutation(rows) for epoch in epochs])
-    offset = first - epochs[0] * len(rows)
-    return order[offset : offset + count]
-
-
-def draw_batch(task: Task, step: int) -> Drawn:
-    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only."""
-    material, settings = task.material, task.settings
-    at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
-    extra = draw_rows(task.unlabeled, settings.batch_unlabeled, task.seed, step, stream=2)
-    return gather(task, material.labeled[at], material.labels[at], extra)
-
-
-def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
-    """Rows of the train store as a batch, the labeled ones first."""
-    rows = np.concatenate([labeled, unlabeled])
-    padded = np.concatenate([labels, np.full(len(unlabeled), -1)])
-    probs = {name: torch.from_numpy(np.asarray(task.material.probs[name][rows])) for name in task.sources}
-    teacher = task.material.teacher_NC if "teacher" in task.needs else None
-    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs,
-                 torch.from_numpy(np.asarray(teacher[rows])) if teacher is not None else None)  # fmt: skip
-
-
-def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
-    """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
-    material = task.material
-    rows = np.concatenate([material.labeled, task.unlabeled])
-    rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
-    for part in np.array_split(rows, math.ceil(len(rows) / batch)):
-        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(default())
-        yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
-
-
-def heads_of(state: State, model: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32."""
+def heads_of(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32; `net` is a Joint."""
     kind, asked = images_BCHW.device.type, task.settings.precision
     reduced = asked == "bfloat16" or (asked == "auto" and kind == "cuda")
     with torch.autocast(kind, torch.bfloat16, enabled=reduced):
-        features_BD = model.backbone(images_BCHW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
-        target_BC = model.head(features_BD)  # type: ignore[operator]
-        return target_BC.float(), state.heads(features_BD).float()
+        target_BC, stacked = net(images_BCHW.contiguous(memory_format=torch.channels_last))
+        return target_BC.float(), stacked.float()
 
 
 def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor | None = None) -> Batch:
@@ -236,19 +118,19 @@ def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor |
 
 
 def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:
-    """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."}."""
+    """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."} of the whole batch."""
     device = next(state.model.parameters()).device
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
     state.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
-        images_BCHW = augment(plain(seen(drawn, task), task, device), task.settings.augment, random)
-        weak_UC = weak_logits(state, drawn.images_BHWC[drawn.labels_B < 0], task, random)
-        terms = loss(as_batch(*heads_of(state, state.model, images_BCHW, task), drawn, weak_UC))
+        images_BCHW = augment(plain(seen(drawn, task), task, device), task.settings.augment, random, drawn.places)
+        weak_UC = weak_logits(state, drawn, task, random)
+        terms = loss(as_batch(*heads_of(state.net, images_BCHW, task), drawn, weak_UC))
     total = torch.stack(list(terms.values())).sum()
     descend(state, total, task.settings.ema_decay, step)
-    values = torch.stack([total, *terms.values()]).tolist()  # one wait for the device, not one a term
+    values = parallel.mean(torch.stack([total, *terms.values()]).detach()).tolist()  # one wait, not one a term
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
 
 
@@ -261,24 +143,29 @@ def seen(drawn: Drawn, task: Task) -> Tensor:
     """The step's uint8 images before crops and flips: unlabeled ones strongly augmented where two views are asked."""
     if "weak" not in task.needs:
         return drawn.images_BHWC
-    labeled = int((drawn.labels_B >= 0).sum())  # gather puts them first
-    return torch.cat([drawn.images_BHWC[:labeled], strengthened(drawn.images_BHWC[labeled:], task.settings.strong)])
+    labeled = int((drawn.labels_B >= 0).sum())
+    if drawn.all_UHWC is None or drawn.places_U is None:
+        strong_UHWC = strengthened(drawn.images_BHWC[labeled:], task.settings.strong)
+    else:
+        strong_UHWC = strengthened(drawn.all_UHWC, task.settings.strong)[drawn.places_U.mine]
+    return torch.cat([drawn.images_BHWC[:labeled], strong_UHWC])
 
 
-def weak_logits(state: State, images_UHWC: Tensor, task: Task, random: torch.Generator) -> Tensor | None:
+def weak_logits(state: State, drawn: Drawn, task: Task, random: torch.Generator) -> Tensor | None:
     """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips.
 
     None for a method that asks for no second view.
     """
     if "weak" not in task.needs:
         return None
-    device = next(state.model.parameters()).device
+    device, images_UHWC = next(state.model.parameters()).device, drawn.images_BHWC[drawn.labels_B < 0]
     if not len(images_UHWC):
         return torch.zeros(0, task.spec.num_classes, device=device)
     usual = task.settings.augment
     weak = usual.model_copy(update={"min_area": max(0.8, usual.min_area), "jitter": 0.0})
     with torch.no_grad():
-        return heads_of(state, state.model, augment(plain(images_UHWC, task, device), weak, random), task)[0]
+        images_UCHW = augment(plain(images_UHWC, task, device), weak, random, drawn.places_U)
+        return heads_of(Joint(state.model, state.heads), images_UCHW, task)[0]
 
 
 def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
@@ -293,9 +180,8 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
     drawn = gather(task, material.val, material.val_labels, unlabeled)
     state.ema.eval()
     with torch.inference_mode():
-        heads = [
-            heads_of(state, state.ema, plain(part, task, device), task) for part in torch.split(drawn.images_BHWC, 64)
-        ]
+        net = Joint(state.ema, state.heads)
+        heads = [heads_of(net, plain(part, task, device), task) for part in torch.split(drawn.images_BHWC, 64)]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
         terms = loss(as_batch(target, stacked, drawn, target[drawn.labels_B < 0]))
     counted = {name: value for name, value in terms.items() if name not in {"labels", "consistency"}}

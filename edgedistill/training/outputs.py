@@ -6,7 +6,7 @@ N images of the target's train store, D features, K classes of the source.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgedistill import run as runs
 from edgedistill.records import InputError
+from edgedistill.training import parallel
 from edgedistill.training.device import default
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class SourceOutputs:
 
 def outputs(
     net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None, call: Callable[..., object] = lambda start: None,
 ) -> SourceOutputs:  # fmt: skip
     """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
 
@@ -62,6 +63,8 @@ def outputs(
         data_hash: of those images, in order: with the source's hash and its view it names the cache entry.
         cache: the folder of all source outputs.
         progress: called with the number of images done since the last call.
+        call: called with `start`, the first image that is missing, before it is computed: the other processes of a
+            training can then `assist` from there.
     """
     view = {"px": net.input_px, "mean": net.mean, "std": net.std}
     folder = cache / runs.digest([net.sha256, data_hash, view])[:32]
@@ -71,7 +74,7 @@ def outputs(
         found = _opened(folder) if meta.exists() else None
         if found is None:
             meta.unlink(missing_ok=True)
-            _compute(net, images(net.input_px), folder, progress)
+            _compute(net, images(net.input_px), folder, progress, call)
             runs.write_json(meta, view)
             found = _opened(folder)
     assert found is not None, "what was just written can be read"
@@ -86,14 +89,15 @@ def _opened(folder: Path) -> SourceOutputs | None:
         return None
 
 
-def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object]) -> None:
-    """Chunk by chunk into two arrays on disk; `at.json` holds how many images are safely there."""
+def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object],
+             call: Callable[..., object]) -> None:  # fmt: skip
+    """Round by round into two arrays on disk; `at.json` holds how many images are safely there."""
     total, at = len(images_NHWC), folder / "at.json"
     start = int(runs.read_json(at)) if at.exists() and _opened(folder) is not None else 0
     start = start if start < total else 0  # all done and yet here: the entry was damaged
     progress(start)
-    for begin in range(start, total, CHUNK):
-        features_BD, probs_BK = infer(net, images_NHWC[begin : begin + CHUNK])
+    call(start=start)
+    for begin, features_BD, probs_BK in rounds(net, images_NHWC, start):
         if not (np.isfinite(features_BD).all() and np.isfinite(probs_BK).all()):
             raise InputError("its features or probabilities are not finite", "check its weights, mean and std")
         for name, part, kind in (("features", features_BD, np.float32), ("probs", probs_BK, np.float16)):
@@ -103,8 +107,24 @@ def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable
             whole = np.lib.format.open_memmap(path, mode="r+")
             whole[begin : begin + len(part)] = part
             whole.flush()
-        runs.write_json(at, min(begin + CHUNK, total))
+        runs.write_json(at, begin + len(features_BD))
         progress(len(features_BD))
+
+
+def rounds(net: Network, images_NHWC: Arrays, start: int) -> Iterator[tuple[int, Arrays, Arrays]]:
+    """A chunk a process, and again: the first row of each round, features and probabilities of all its images."""
+    team, total = parallel.team(), len(images_NHWC)
+    for begin in range(start, total, CHUNK * team.size):
+        own = begin + CHUNK * team.rank
+        parts = parallel.gathered(infer(net, images_NHWC[own : own + CHUNK]) if own < total else None)
+        features, probs = zip(*(one for one in parts if one is not None), strict=True)
+        yield begin, np.concatenate(features), np.concatenate(probs)
+
+
+def assist(net: Network, images_NHWC: Arrays, start: int) -> None:
+    """Take part in the rounds that the leader writes down."""
+    for _ in rounds(net, images_NHWC, start):
+        pass
 
 
 def _reserve(path: Path, kind: type[np.floating[Any]], shape: tuple[int, int]) -> None:

@@ -18,17 +18,35 @@ from torch import nn
 from edgedistill.recipe import Distill, did_you_mean
 from edgedistill.records import InputError
 from edgedistill.run import atomic
+from edgedistill.training import parallel
 from edgedistill.training.device import default
+
+
+class Joint(nn.Module):
+    """A student and its source heads in one forward pass: [B, 3, px, px] to logits [B, C] and [B, sum of K]."""
+
+    def __init__(self, model: nn.Module, heads: nn.Module) -> None:
+        super().__init__()
+        self.model, self.heads = model, heads
+
+    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All heads see the same features."""
+        features_BD = self.model.backbone(images_BCHW)  # type: ignore[operator]
+        return self.model.head(features_BD), self.heads(features_BD)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class State:
-    """The student, its source heads, the running mean of its weights, and the optimiser."""
+    """The student, its source heads, the running mean of its weights, and the optimiser.
+
+    `net` is student and heads as they are trained: with their gradients averaged where there are several processes.
+    """
 
     model: nn.Module
     heads: nn.Module
     ema: nn.Module
     optimiser: torch.optim.Optimizer
+    net: nn.Module
 
     def parts(self) -> dict[str, Any]:
         """Name and stateful object of everything a checkpoint holds."""
@@ -53,6 +71,8 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
     # channels last is twice as fast for depthwise convolutions on a CPU, and what tensor cores want
     model, heads = model.to(memory_format=torch.channels_last).to(device), heads.to(device)
     freeze(model.backbone, settings.freeze)  # type: ignore[arg-type]
+    ema = copy.deepcopy(model).requires_grad_(False)
+    model = parallel.synchronised(model)
     parameters = [*model.parameters(), *heads.parameters()]
     decayed = [one for one in parameters if one.ndim > 1]
     plain = [one for one in parameters if one.ndim <= 1]  # biases and batch norm are not decayed
@@ -61,7 +81,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         lr=settings.lr,
         fused=True,  # one pass over the weights: with twelve source heads the optimiser was a seventh of a step
     )
-    return State(model, heads, copy.deepcopy(model).requires_grad_(False), optimiser)
+    return State(model, heads, ema, optimiser, parallel.wrapped(Joint(model, heads)))
 
 
 def freeze(backbone: nn.Module, names: Iterable[str]) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tiny import material, micro_spec, task
 
 from edgedistill.records import Accuracy, EdgeDistillError
-from edgedistill.training import fit, student
-from edgedistill.training.fit import Fitted, Task, draw_batch, draw_rows, logits, score
+from edgedistill.training import batches, fit, student
+from edgedistill.training.batches import Task, draw_batch, draw_rows
+from edgedistill.training.fit import Fitted, logits, score
 from edgedistill.training.state import start
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -154,7 +155,7 @@ def test_draws_differ_by_seed_stream_and_epoch() -> None:
     assert draw_rows(rows, 0, 0, 0, 1).size == 0 and draw_rows(rows[:0], 5, 0, 0, 1).size == 0
 
 
-def marked() -> fit.Material:
+def marked() -> batches.Material:
     """Pixels and pseudo-labels that say which row they are of."""
     rows = np.arange(40)
     pixels = np.broadcast_to(rows[:, None, None, None], (40, 16, 16, 3)).astype(np.uint8)

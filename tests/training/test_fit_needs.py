@@ -11,7 +11,8 @@ from tiny import material, task
 
 from edgedistill.records import InputError
 from edgedistill.training import fit, student
-from edgedistill.training.fit import Fitted, Material, Task, draw_batch
+from edgedistill.training.batches import Material, Task, draw_batch
+from edgedistill.training.fit import Fitted
 from edgedistill.training.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("cpu")

@@ -10,7 +10,7 @@ from edgedistill.recipe import Budget, Distill
 from edgedistill.recipe import Student as StudentSection
 from edgedistill.records import StudentSpec
 from edgedistill.training import student
-from edgedistill.training.fit import Material, Task
+from edgedistill.training.batches import Material, Task
 
 PX = 16
 

@@ -1,0 +1,108 @@
+"""The exhaustive table: every student within the budget, trained briefly as the search does, and in full.
+
+A line holds what a search would have seen of the student (its score at each rung and at the end, with the seconds it
+took to get there) and what it would have got by choosing it (accuracy on test after the full distillation).
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from benchmarks.lines import append, read
+from edgedistill import check, recipe_file, rehearsal, run, session
+from edgedistill.context import Context
+from edgedistill.pipeline import TRAIN
+from edgedistill.progress import say
+from edgedistill.records import StudentSpec
+from edgedistill.steps import advance
+from edgedistill.training import batches, fit, student
+from edgedistill.training.search import name_of, rung_steps
+
+SPACE = Path(__file__).parent / "space.yaml"
+LABELS = {"cifar10": 20, "gtsrb": 10}  # labels a class; gtsrb's smallest class has 15 images
+
+
+def settings(packs: Path, pack: str, seed: int) -> recipe_file.Document:
+    """The recipe of one column of the table."""
+    changed = {"name": f"space-{pack}", "seed": seed, "data.path": (packs / pack).resolve(),
+               "data.labels_per_class": LABELS[pack]}  # fmt: skip
+    return recipe_file.read(SPACE, [f"{key}={value}" for key, value in changed.items()])
+
+
+@functools.lru_cache(maxsize=1)
+def context_of(packs: Path, runs: Path, pack: str, seed: int) -> Context:
+    """The run of one pack and seed, up to the weighing of its sources."""
+    document = settings(packs, pack, seed)
+    wanted = check.load(document)
+    context = Context(wanted, document.base, run.directory(wanted, runs))
+    context.run.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(context.run / ".weigh.lock"):
+        if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
+            session.prepare(context)
+            context.run.keep(wanted, document)
+            advance(context, TRAIN[:1])
+    return context
+
+
+def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
+    """One student: briefly, with its score at every rung, then in full, with its accuracy on test."""
+    recipe, seen, seconds = context.recipe, {}, {}
+    context.material(spec.input_px)  # resized and taught before any clock runs
+    started = time.monotonic()
+
+    def at(step: int) -> Any:
+        def look(score: float) -> None:
+            seen[step], seconds[step] = score, round(time.monotonic() - started, 2)
+
+        return look
+
+    value, facts = rehearsal.score(context, spec, recipe.seed, {step: at(step) for step in rung_steps(recipe.search)})
+    task = batches.Task(spec, context.material(spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
+    fitted = fit.fit(student.build(spec, recipe.seed, initialise=True), task)
+    images_NHWC, labels_N = context.test_images(spec.input_px)
+    test = fit.score(fit.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
+    return {"student": name_of(spec), "macs_m": round(spec.cost.macs_m, 3), "value": value, **facts,
+            "rungs": seen, "rung_seconds": seconds, "steps": recipe.search.steps, "full_steps": task.steps,
+            "full_seconds": round(fitted.seconds, 2), "full_val": fitted.val.score(recipe.data.score),
+            "top1": round(test.top1, 6), "balanced_accuracy": round(test.balanced, 6), "n_test": test.n}  # fmt: skip
+
+
+def config(document: recipe_file.Document) -> str:
+    """Names all that a line depends on besides pack, seed and student."""
+    said = {name: section for name, section in document.raw.items() if name not in {"name", "seed", "about"}}
+    return run.digest({**said, "data": {**said["data"], "path": ""}})[:16]
+
+
+def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes: int) -> None:
+    """Train what no line has yet; seeds first, so that a table that was stopped early has whole columns."""
+    done = {(line["pack"], line["seed"], line["student"], line["config"]) for line in read("search-table")}
+    jobs = []
+    for seed in seeds:
+        for pack in names:
+            mark, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
+            found = student.feasible(context.candidates, context.recipe.student.budget)
+            jobs += [(packs, runs, pack, seed, spec, mark) for spec in found
+                     if (pack, seed, name_of(spec), mark) not in done]  # fmt: skip
+    say(f"{len(jobs)} students to train")
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread) as pool:
+        for line in pool.imap_unordered(_one, jobs):
+            append("search-table", line)
+            say(f"{line['pack']} seed {line['seed']} {line['student']}: {line['top1']:.3f}, {line['full_seconds']} s")
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _one(job: tuple[Path, Path, str, int, StudentSpec, str]) -> dict[str, Any]:
+    packs, runs, pack, seed, spec, mark = job
+    return {"pack": pack, "seed": seed, "config": mark, **trained(context_of(packs, runs, pack, seed), spec)}

@@ -1,0 +1,104 @@
+"""What several processes of one training do together, and how those that do not lead get to know of it.
+
+The leader goes down the road as if it were alone (session.py). Where work can be shared it calls the others: to ask a
+source about the images that nobody asked it about yet, and to train a student. They open the same run for themselves,
+read what stands there, and write nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from edgedistill.context import Context, Order
+from edgedistill.records import EdgeDistillError, InputError, StudentSpec
+from edgedistill.run import Run
+from edgedistill.training import parallel
+
+if TYPE_CHECKING:
+    from edgedistill.recipe import Recipe
+    from edgedistill.records import Accuracy
+    from edgedistill.training.fit import Fitted, OnStep
+
+
+def distil(
+    context: Context, spec: StudentSpec, steps: int, seed: int, *, held_out: int = 0, folder: Path | None = None,
+    on_step: OnStep = lambda step, scalars: None,
+    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
+) -> Fitted:  # fmt: skip
+    """Train a student as the recipe's `distill` says, with everybody who is there; see fit.fit.
+
+    Args:
+        context: the run.
+        spec: the student.
+        steps: how many.
+        seed: of its weights, batches and augmentation.
+        held_out: unlabeled images that are not trained on.
+        folder: where last.pt and metrics.jsonl go.
+        on_step: called after each step, on the leader.
+        rungs: step -> what is called with the accuracy on val after it, on the leader; what it raises ends the
+            training for all.
+    """
+    from edgedistill.training import batches, fit, student
+
+    if parallel.team().leads:
+        context.call("distil", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder,
+                     rungs=dict.fromkeys(rungs, _nothing))  # fmt: skip
+    task = batches.Task(spec, context.material(spec.input_px, held_out), context.recipe.distill, steps, seed)
+    return fit.fit(student.build(spec, seed, initialise=True), task, folder, on_step, rungs)
+
+
+def _nothing(val: Accuracy) -> None:
+    """What those who do not lead think of a rung."""
+
+
+def shared_evenly(recipe: Recipe) -> None:
+    """Raise InputError where a batch cannot be divided among the processes."""
+    size = parallel.team().size
+    for name in ("batch_labeled", "batch_unlabeled"):
+        count = getattr(recipe.distill, name)
+        if count % size:
+            raise InputError(f"distill.{name}: {count} images cannot be shared evenly by {size} processes",
+                             f"make it a multiple of {size}")  # fmt: skip
+
+
+def answer(context: Context, name: str, start: int) -> None:
+    """Ask a source about this process's share of the images from row `start` on."""
+    from edgedistill.training import outputs
+
+    net = context.networks[name]
+    outputs.assist(net, context.splits.train.at(net.input_px), start)
+
+
+WORK: dict[str, Callable[..., Any]] = {"answer": answer, "distil": distil}
+
+
+@contextlib.contextmanager
+def assembled() -> Iterator[bool]:
+    """Yields whether this process leads; where it does not, it has done what the leader asked for by then."""
+    team = parallel.team()
+    if not team.leads:
+        _serve()
+        yield False
+        return
+    yield True
+    parallel.order(None)  # an error of the leader's ends its process, and the launcher then ends the others
+
+
+def _serve() -> None:
+    """Do what the leader says until it has nothing more to say; what goes wrong for everybody is his to tell."""
+    last: Context | None = None
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        while (order := parallel.next_order()) is not None:
+            context = Context(order.recipe, order.base, Run(order.run))
+            if last is None or (last.recipe, last.run) != (context.recipe, context.run):
+                last = context  # else what it has read already still holds
+            with contextlib.suppress(EdgeDistillError, parallel.DismissedError):
+                WORK[order.work](last, **order.arguments)
+
+
+__all__ = ["Order", "assembled", "distil"]

@@ -1,0 +1,162 @@
+"""What a student learns from, and what one step of its training sees of it.
+
+A step's images and their order follow from (seed, step) alone, and so does which of several processes takes which.
+B batch, U its unlabeled images, N images of the train store, C target classes, K classes of one source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedistill.recipe import Distill, bound_options
+from edgedistill.records import StudentSpec
+from edgedistill.training import parallel
+from edgedistill.training.augment import Places, normalise
+from edgedistill.training.device import default
+from edgedistill.training.methods import METHODS, NEEDS, Batch, Need, Terms, shares_of
+
+Images = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a student learns from, at its own input size.
+
+    Attributes:
+        images_NHWC: the train store, uint8 [N, px, px, 3]; rows index it.
+        labeled: rows with a label, and `labels` of them.
+        labels: target classes of `labeled`.
+        unlabeled: rows without a label.
+        val: rows held out of the labeled.
+        val_labels: target classes of `val`.
+        probs: per source its pseudo-labels for the whole train store, [N, K].
+        alphas: per source its weight.
+        held_out: rows without a label that are not trained on; with val they measure the held-out loss.
+        teacher_NC: what the sources' probes say of every image in the target's classes, for the methods that ask.
+    """
+
+    images_NHWC: Images
+    labeled: Rows
+    labels: Rows
+    unlabeled: Rows
+    val: Rows
+    val_labels: Rows
+    probs: Mapping[str, NDArray[Any]]
+    alphas: Mapping[str, float]
+    held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    teacher_NC: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over the steps: how to train (`settings`), how long, on what, and from which seed."""
+
+    spec: StudentSpec
+    material: Material
+    settings: Distill
+    steps: int
+    seed: int
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the method must be given besides the labels."""
+        return NEEDS[self.settings.method.name]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources whose own label spaces the method distils from: each gets a head."""
+        method = self.settings.method
+        shares = shares_of(method.name, self.material.alphas, method.options)
+        return tuple(name for name in self.material.probs if name in shares)
+
+    @property
+    def unlabeled(self) -> Rows:
+        """The rows without a label that the method learns from; none for one that asks nothing about them."""
+        return self.material.unlabeled if self.needs - {"frozen"} else self.material.unlabeled[:0]
+
+    def loss(self) -> Callable[[Batch], Terms]:
+        """The method with its weights and options in place."""
+        method = METHODS[self.settings.method.name]
+        return partial(method, alphas=self.material.alphas, **bound_options(method, self.settings.method.options))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C].
+
+    The labeled images come first. Of several processes each has its share: `places` and `places_U` say where its
+    images stand in the batch and among the unlabeled ones, and `all_UHWC` are those of all processes, kept for the
+    methods that draw a strong view for several images at a time.
+    """
+
+    images_BHWC: Tensor
+    labels_B: Tensor
+    probs: dict[str, Tensor]
+    teacher_BC: Tensor | None = None
+    places: Places | None = None
+    places_U: Places | None = None
+    all_UHWC: Tensor | None = None
+
+
+def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
+    """The `count` rows of a step: a new shuffle each epoch, a function of its arguments alone.
+
+    Args:
+        rows: what to draw from, [N]; without rows nothing is drawn.
+        count: rows a step; more than N wraps into the next epoch's shuffle.
+        seed: of the run.
+        step: from 0.
+        stream: keeps two draws of one step apart.
+    """
+    if not len(rows) or not count:
+        return rows[:0]
+    first = step * count
+    epochs = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+    order = np.concatenate([np.random.default_rng([seed, stream, epoch]).permutation(rows) for epoch in epochs])
+    offset = first - epochs[0] * len(rows)
+    return order[offset : offset + count]
+
+
+def draw_batch(task: Task, step: int) -> Drawn:
+    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only."""
+    material, settings = task.material, task.settings
+    at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
+    extra = draw_rows(task.unlabeled, settings.batch_unlabeled, task.seed, step, stream=2)
+    if parallel.team() == parallel.ALONE:
+        return gather(task, material.labeled[at], material.labels[at], extra)
+    first, second = parallel.team().share(len(at)), parallel.team().share(len(extra))
+    mine = torch.cat([torch.arange(len(at))[first], len(at) + torch.arange(len(extra))[second]])
+    drawn = gather(task, material.labeled[at[first]], material.labels[at[first]], extra[second])
+    everyones = torch.from_numpy(np.asarray(material.images_NHWC[extra])) if "weak" in task.needs else None
+    return replace(drawn, places=Places(len(at) + len(extra), mine),
+                   places_U=Places(len(extra), torch.arange(len(extra))[second]), all_UHWC=everyones)  # fmt: skip
+
+
+def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
+    """Rows of the train store as a batch, the labeled ones first."""
+    rows = np.concatenate([labeled, unlabeled])
+    padded = np.concatenate([labels, np.full(len(unlabeled), -1)])
+    probs = {name: torch.from_numpy(np.asarray(task.material.probs[name][rows])) for name in task.sources}
+    teacher = task.material.teacher_NC if "teacher" in task.needs else None
+    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs,
+                 torch.from_numpy(np.asarray(teacher[rows])) if teacher is not None else None)  # fmt: skip
+
+
+def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
+    """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
+    material = task.material
+    rows = np.concatenate([material.labeled, task.unlabeled])
+    rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
+    for part in np.array_split(rows, math.ceil(len(rows) / batch)):
+        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(default())
+        yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
