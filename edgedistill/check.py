@@ -138,7 +138,7 @@ def _plugin(given: Any, name_key: str, known: Mapping[str, Any], what: str, key:
 def missing(wanted: Recipe, base: Path) -> list[str]:
     """What the recipe names and this machine lacks: images, sources, a device, a student within the budget."""
     found: list[str] = []
-    for look in (_images, _each_source, _initial_weights, _devices, _first_batch):
+    for look in (_images, _shards, _each_source, _initial_weights, _devices, _storage, _first_batch):
         if look is _first_batch and found:
             break  # what is missing is known, and would only be said twice
         try:
@@ -159,6 +159,27 @@ def _images(wanted: Recipe, base: Path) -> list[str]:
     from edgedistill.training import data
 
     data.glance(wanted.data, base, wanted.data.store_px or 64)
+    return []
+
+
+def _shards(wanted: Recipe, base: Path) -> list[str]:
+    """The first image of the first shard."""
+    from edgedistill.training import shards
+
+    if wanted.unlabeled:
+        url = shards.addresses(wanted.unlabeled, base)[0]
+        view = shards.View(wanted.data.store_px or 64, wanted.data.fit)
+        _, name, square = next(shards.squares(url, view), (0, "", None))
+        if square is None:
+            return [f"{url}: {name or 'its first sample'} is no image; name shards with jpg, png or webp files"]
+    return []
+
+
+def _storage(wanted: Recipe, base: Path) -> list[str]:
+    if wanted.search.storage:
+        from edgedistill.training import study
+
+        study.reach(wanted.search.storage)
     return []
 
 

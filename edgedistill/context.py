@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgedistill.training.batches import Material
     from edgedistill.training.data import Splits
     from edgedistill.training.outputs import Network, SourceOutputs
+    from edgedistill.training.shards import View
+    from edgedistill.training.stream import Labeled, Stream
     from edgedistill.training.teachers import Teacher
 
 SMALLEST_PX = 32
@@ -76,18 +78,74 @@ class Context:
     @cached_property
     def outputs(self) -> dict[str, SourceOutputs]:
         """Features and pseudo-labels of every source on the whole train store, from the cache or computed once."""
-        from edgedistill.training import outputs
+        from edgedistill.training import outputs, parallel
 
-        store, found = self.splits.train, {}
+        store, found, leads = self.splits.train, {}, parallel.team().leads
         images_hash = digest([one.hex() if isinstance(one, bytes) else str(one) for one in store.hashes.tolist()])
         for name, net in self.networks.items():
+            call = partial(self.call, "answer", name=name) if leads else None
             with bar(f"{name} on {store.n} images at {net.input_px} px", store.n) as advance:
                 try:
                     found[name] = outputs.outputs(net, store.at, images_hash, self.run.cache / "sources", advance,
-                                                  partial(self.call, "answer", name=name))  # fmt: skip
+                                                  call)  # fmt: skip
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
         return found
+
+    @cached_property
+    def shards(self) -> tuple[Labeled, ...]:
+        """The recipe's shards with what every source says of them, from the cache or computed once, a shard at a time.
+
+        Several processes divide the shards among them. Images with the pixels of one of val or test take no part.
+        """
+        import numpy as np
+
+        from edgedistill.training import parallel, shards
+        from edgedistill.training.stream import Labeled
+
+        if self.recipe.unlabeled is None:
+            return ()
+        urls, splits, team = shards.addresses(self.recipe.unlabeled, self.base), self.splits, parallel.team()
+        if team.leads:
+            self.call("label")
+        with bar(f"label {len(urls)} shards", len(urls)) as advance:
+            for url in urls[team.rank :: team.size]:
+                shards.label(url, self.view, self.networks, self.run.cache, advance)
+        parallel.gathered(None)  # everybody's are done
+        found = [shards.label(url, self.view, self.networks, self.run.cache) for url in urls]
+        known = np.concatenate([splits.train.hashes[splits.val_rows], splits.held_out.store.hashes])
+        rows = shards.fresh([one for one, _ in found], known)
+        return tuple(Labeled(one, fresh, said) for (one, said), fresh in zip(found, rows, strict=True))
+
+    @property
+    def view(self) -> View:
+        """How an image becomes a stored square."""
+        from edgedistill.training.shards import View
+
+        return View(self.splits.train.px, self.recipe.data.fit)
+
+    def stream(self, px: int) -> Stream | None:
+        """The shards' images at a student's input size; None where the recipe names no shards."""
+        if px not in self._streams:  # it holds images in memory: one size at a time
+            self._streams.clear()
+            self._streams[px] = self._stream(px)
+        return self._streams[px]
+
+    @cached_property
+    def _streams(self) -> dict[int, Stream | None]:
+        return {}
+
+    def _stream(self, px: int) -> Stream | None:
+        from edgedistill.training.methods import NEEDS, shares_of
+        from edgedistill.training.stream import Stream
+
+        if self.recipe.unlabeled is None:
+            return None
+        method = self.recipe.distill.method
+        weights = read_record(self.run / "weigh/weights.json", SourceWeights)
+        return Stream(self.shards, self.view, px, self.recipe.seed, self.recipe.unlabeled.mixed,
+                      tuple(shares_of(method.name, weights.alphas, method.options)),
+                      self.teacher.answer if "teacher" in NEEDS[method.name] else None)  # fmt: skip
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -126,7 +184,7 @@ class Context:
         return batches.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
                             np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
                             weights.alphas, splits.unlabeled_rows[apart],
-                            self.teacher.probs_NC if asked else None)  # fmt: skip
+                            self.teacher.probs_NC if asked else None, self.stream(px))  # fmt: skip
 
     @property
     def inventory(self) -> Path | None:
@@ -186,6 +244,20 @@ class Context:
             "data_hash": splits.data_hash,
             "test_hash": digest([splits.held_out.store.hashes.tolist(), splits.held_out.labels_N.tolist()]),
             "store_px": splits.train.px,
+            **self.shard_facts(),
+        }
+
+    def shard_facts(self) -> dict[str, Any]:
+        """How many more images there are in shards, how many take no part, and the hash of them all."""
+        if self.recipe.unlabeled is None:
+            return {}
+        found = self.shards
+        return {
+            "shards": len(found),
+            "streamed": sum(len(one.rows) for one in found),
+            "streamed_corrupt": sum(len(one.shard.corrupt) for one in found),
+            "streamed_duplicates": sum(len(one.shard.kept) - len(one.rows) for one in found),
+            "shards_hash": digest([one.shard.data_hash for one in found]),
         }
 
 

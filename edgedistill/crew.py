@@ -45,10 +45,11 @@ def distil(
     """
     from edgedistill.training import batches, fit, student
 
+    material = context.material(spec.input_px, held_out)  # on the leader first: what is missing is made together
     if parallel.team().leads:
         context.call("distil", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder,
                      rungs=dict.fromkeys(rungs, _nothing))  # fmt: skip
-    task = batches.Task(spec, context.material(spec.input_px, held_out), context.recipe.distill, steps, seed)
+    task = batches.Task(spec, material, context.recipe.distill, steps, seed)
     return fit.fit(student.build(spec, seed, initialise=True), task, folder, on_step, rungs)
 
 
@@ -74,7 +75,12 @@ def answer(context: Context, name: str, start: int) -> None:
     outputs.assist(net, context.splits.train.at(net.input_px), start)
 
 
-WORK: dict[str, Callable[..., Any]] = {"answer": answer, "distil": distil}
+def label(context: Context) -> None:
+    """Ask every source about this process's share of the shards."""
+    assert context.shards, "there are shards"
+
+
+WORK: dict[str, Callable[..., Any]] = {"answer": answer, "label": label, "distil": distil}
 
 
 @contextlib.contextmanager

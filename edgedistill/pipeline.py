@@ -187,9 +187,11 @@ def write_report(context: Context) -> None:
 
 def external(context: Context) -> dict[str, str]:
     """What the first step reads from outside the run directory: the images and the sources."""
-    from edgedistill.training import datasets, sources
+    from edgedistill.training import datasets, shards, sources
 
     found = {"data": datasets.fingerprint(context.recipe.data, context.base)}
+    if context.recipe.unlabeled:
+        found["unlabeled"] = shards.fingerprint(context.recipe.unlabeled, context.base)
     return found | {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
 
 
@@ -202,10 +204,11 @@ def initial_weights(context: Context) -> dict[str, str]:
 
 
 TRAIN = (
-    Step("weigh", 1, ("seed", "data", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh, extra=external),
-    Step("search", 1, ("seed", "data", "student", "search", "distill"), ("weigh",),
+    Step("weigh", 1, ("seed", "data", "unlabeled", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh,
+         extra=external),
+    Step("search", 1, ("seed", "data", "unlabeled", "student", "search", "distill"), ("weigh",),
          ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), initial_weights),
-    Step("distill", 1, ("seed", "data", "distill"), ("weigh", "search"),
+    Step("distill", 1, ("seed", "data", "unlabeled", "distill"), ("weigh", "search"),
          ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,
          ("distill/last.pt", "tensorboard/*")),
 )  # fmt: skip

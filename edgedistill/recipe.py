@@ -59,6 +59,18 @@ class Data(Open):
     store_px: PositiveInt | None = None
 
 
+class Unlabeled(Section):
+    """More images without a label, too many for a folder: WebDataset shards, streamed.
+
+    `urls` are paths or addresses of tar files, with braces for many: shards/{0000..0099}.tar. They are read in the
+    order of a shuffle, some shards at a time, `mixed` images at least; so many, and as many again, stand in memory.
+    """
+
+    kind: Literal["wds"]
+    urls: str | tuple[str, ...]
+    mixed: PositiveInt = 4096
+
+
 class Source(Open):
     """A frozen model from another domain, with its own preprocessing and its own input size."""
 
@@ -221,6 +233,7 @@ class Recipe(Section):
     preset: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: Data
+    unlabeled: Unlabeled | None = None
     sources: tuple[Source, ...] = ()
     weigh: Weigh = Weigh()
     student: Student
@@ -237,9 +250,12 @@ class Recipe(Section):
         return presets.resolved(given) if isinstance(given, dict) else given
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
-        """The named sections as plain JSON, defaults filled in: what a step's key is made from."""
+        """The named sections as plain JSON, defaults filled in: what a step's key is made from.
+
+        One that may be left out, and is, changes no key.
+        """
         whole = self.model_dump(mode="json")
-        return {name: whole[name] for name in names}
+        return {name: whole[name] for name in names if whole[name] is not None}
 
 
-SECTIONS_TO_DISTILL = ("name", "seed", "data", "sources", "weigh", "student", "search", "distill")
+SECTIONS_TO_DISTILL = ("name", "seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill")

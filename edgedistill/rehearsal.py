@@ -44,7 +44,7 @@ def identity(context: Context) -> str:
     # sources by their weights: where they lie differs from one machine to the next
     sources = [one["sha256"] for one in run.read_json(context.run / "weigh/sources.json").values()]
     facts = run.read_json(context.run / "data.json")
-    data = {name: facts[name] for name in ("data_hash", "test_hash")}
+    data = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
     read = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
     versions = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
     return run.digest([read, sources, data, versions, deployment(context)])

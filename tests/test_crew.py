@@ -13,6 +13,7 @@ from pathlib import Path
 import miniature
 import numpy as np
 import pytest
+import tars
 from safetensors.numpy import load_file
 
 
@@ -64,6 +65,17 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, method: str) -> Non
     assert len(known) == 2 and [one.parent.name for one in known] == [one.parent.name for one in found]
     for one, other in zip(known, found, strict=True):
         np.testing.assert_allclose(np.load(one), np.load(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_divide_the_shards(tmp_path: Path) -> None:
+    alone, both = (tars.beside(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}")
+                   for name in ("alone", "both"))  # fmt: skip
+    trained(alone, 1)
+    trained(both, 2)
+    np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
+    np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
 
 
 @pytest.mark.slow

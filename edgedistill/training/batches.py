@@ -6,6 +6,7 @@ B batch, U its unlabeled images, N images of the train store, C target classes, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from edgedistill.training import parallel
 from edgedistill.training.augment import Places, normalise
 from edgedistill.training.device import default
 from edgedistill.training.methods import METHODS, NEEDS, Batch, Need, Terms, shares_of
+from edgedistill.training.stream import Stream, Streamed
 
 Images = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -43,6 +45,7 @@ class Material:
         alphas: per source its weight.
         held_out: rows without a label that are not trained on; with val they measure the held-out loss.
         teacher_NC: what the sources' probes say of every image in the target's classes, for the methods that ask.
+        stream: more images without a label, that stand in shards.
     """
 
     images_NHWC: Images
@@ -55,6 +58,7 @@ class Material:
     alphas: Mapping[str, float]
     held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     teacher_NC: NDArray[Any] | None = None
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,18 @@ class Task:
     def unlabeled(self) -> Rows:
         """The rows without a label that the method learns from; none for one that asks nothing about them."""
         return self.material.unlabeled if self.needs - {"frozen"} else self.material.unlabeled[:0]
+
+    @property
+    def stream(self) -> Stream | None:
+        """The shards that the method learns from; as `unlabeled`."""
+        return self.material.stream if self.needs - {"frozen"} else None
+
+    @property
+    def streamed(self) -> int:
+        """How many of a step's unlabeled images come from shards: as many as the share of images that are there."""
+        if self.stream is None:
+            return 0
+        return round(self.settings.batch_unlabeled * len(self.stream) / (len(self.stream) + len(self.unlabeled)))
 
     def loss(self) -> Callable[[Batch], Terms]:
         """The method with its weights and options in place."""
@@ -128,35 +144,65 @@ def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows
 
 
 def draw_batch(task: Task, step: int) -> Drawn:
-    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only."""
-    material, settings = task.material, task.settings
+    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only.
+
+    Of several processes each gets its share of the labeled and of the unlabeled images.
+    """
+    material, settings, team = task.material, task.settings, parallel.team()
     at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
-    extra = draw_rows(task.unlabeled, settings.batch_unlabeled, task.seed, step, stream=2)
-    if parallel.team() == parallel.ALONE:
-        return gather(task, material.labeled[at], material.labels[at], extra)
-    first, second = parallel.team().share(len(at)), parallel.team().share(len(extra))
-    mine = torch.cat([torch.arange(len(at))[first], len(at) + torch.arange(len(extra))[second]])
-    drawn = gather(task, material.labeled[at[first]], material.labels[at[first]], extra[second])
-    everyones = torch.from_numpy(np.asarray(material.images_NHWC[extra])) if "weak" in task.needs else None
-    return replace(drawn, places=Places(len(at) + len(extra), mine),
-                   places_U=Places(len(extra), torch.arange(len(extra))[second]), all_UHWC=everyones)  # fmt: skip
+    extra = draw_rows(task.unlabeled, settings.batch_unlabeled - task.streamed, task.seed, step, stream=2)
+    first, second = team.share(len(at)), team.share(len(extra) + task.streamed)
+    # a strong view is drawn for several images at a time, so each process draws it for all of them
+    everyones = team.size > 1 and "weak" in task.needs
+    behind = slice(*(max(0, end - len(extra)) for end in (second.start, second.stop)))
+    streamed = _streamed(task, step, slice(0, task.streamed) if everyones else behind)
+    own = streamed.at(behind) if streamed and everyones else streamed
+    drawn = gather(task, material.labeled[at[first]], material.labels[at[first]], extra[second], own)
+    if team == parallel.ALONE:
+        return drawn
+    total = len(extra) + task.streamed
+    mine = torch.cat([torch.arange(len(at))[first], len(at) + torch.arange(total)[second]])
+    whole = _pixels(material.images_NHWC, extra, streamed) if everyones else None
+    return replace(drawn, places=Places(len(at) + total, mine), places_U=Places(total, torch.arange(total)[second]),
+                   all_UHWC=whole)  # fmt: skip
 
 
-def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows) -> Drawn:
-    """Rows of the train store as a batch, the labeled ones first."""
+def _streamed(task: Task, step: int, own: slice) -> Streamed | None:
+    if task.stream is None or own.start >= own.stop:
+        return None
+    return task.stream.draw(step, task.streamed, own)
+
+
+def _pixels(images_NHWC: Images, rows: Rows, streamed: Streamed | None) -> Tensor:
+    stored = torch.from_numpy(np.asarray(images_NHWC[rows]))
+    return torch.cat([stored, torch.from_numpy(streamed.images_UHWC)]) if streamed else stored
+
+
+def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows, streamed: Streamed | None = None) -> Drawn:
+    """Rows of the train store as a batch, the labeled ones first, and what was streamed behind them."""
     rows = np.concatenate([labeled, unlabeled])
-    padded = np.concatenate([labels, np.full(len(unlabeled), -1)])
-    probs = {name: torch.from_numpy(np.asarray(task.material.probs[name][rows])) for name in task.sources}
-    teacher = task.material.teacher_NC if "teacher" in task.needs else None
-    return Drawn(torch.from_numpy(np.asarray(task.material.images_NHWC[rows])), torch.from_numpy(padded), probs,
-                 torch.from_numpy(np.asarray(teacher[rows])) if teacher is not None else None)  # fmt: skip
+    padded = np.concatenate([labels, np.full(len(unlabeled) + (len(streamed.images_UHWC) if streamed else 0), -1)])
+    probs = {name: np.asarray(task.material.probs[name][rows]) for name in task.sources}
+    known = task.material.teacher_NC if "teacher" in task.needs else None
+    teacher = None if known is None else np.asarray(known[rows])
+    if streamed:
+        probs = {name: np.concatenate([one, streamed.probs[name]]) for name, one in probs.items()}
+        if teacher is not None and streamed.teacher_UC is not None:
+            teacher = np.concatenate([teacher, streamed.teacher_UC])
+    return Drawn(_pixels(task.material.images_NHWC, rows, streamed), torch.from_numpy(padded),
+                 {name: torch.from_numpy(one) for name, one in probs.items()},
+                 None if teacher is None else torch.from_numpy(teacher))  # fmt: skip
 
 
 def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
     """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
-    material = task.material
-    rows = np.concatenate([material.labeled, task.unlabeled])
-    rows = np.random.default_rng([task.seed, 3]).permutation(rows)[:images]
-    for part in np.array_split(rows, math.ceil(len(rows) / batch)):
-        images_BHWC = torch.from_numpy(np.asarray(material.images_NHWC[part])).to(default())
+    material, chosen = task.material, np.random.default_rng([task.seed, 3])
+    rows = chosen.permutation(np.concatenate([material.labeled, task.unlabeled]))
+    # of stored and streamed images as many as a step takes of each
+    taken = images * task.streamed // (task.settings.batch_labeled + task.settings.batch_unlabeled)
+    rows = rows[: images - taken]
+    parts = (np.asarray(material.images_NHWC[part]) for part in np.array_split(rows, math.ceil(len(rows) / batch)))
+    streamed = np.array_split(task.stream.sample[:taken], math.ceil(taken / batch)) if task.stream and taken else []
+    for part in itertools.chain(parts, streamed):
+        images_BHWC = torch.from_numpy(part).to(default())
         yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)

@@ -53,7 +53,7 @@ class SourceOutputs:
 
 def outputs(
     net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
-    progress: Callable[[int], object] = lambda done: None, call: Callable[..., object] = lambda start: None,
+    progress: Callable[[int], object] = lambda done: None, call: Callable[..., object] | None = None,
 ) -> SourceOutputs:  # fmt: skip
     """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
 
@@ -64,7 +64,7 @@ def outputs(
         cache: the folder of all source outputs.
         progress: called with the number of images done since the last call.
         call: called with `start`, the first image that is missing, before it is computed: the other processes of a
-            training can then `assist` from there.
+            training then `assist` from there. Without it this process works alone.
     """
     view = {"px": net.input_px, "mean": net.mean, "std": net.std}
     folder = cache / runs.digest([net.sha256, data_hash, view])[:32]
@@ -90,14 +90,15 @@ def _opened(folder: Path) -> SourceOutputs | None:
 
 
 def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object],
-             call: Callable[..., object]) -> None:  # fmt: skip
+             call: Callable[..., object] | None) -> None:  # fmt: skip
     """Round by round into two arrays on disk; `at.json` holds how many images are safely there."""
     total, at = len(images_NHWC), folder / "at.json"
     start = int(runs.read_json(at)) if at.exists() and _opened(folder) is not None else 0
     start = start if start < total else 0  # all done and yet here: the entry was damaged
     progress(start)
-    call(start=start)
-    for begin, features_BD, probs_BK in rounds(net, images_NHWC, start):
+    if call:
+        call(start=start)
+    for begin, features_BD, probs_BK in rounds(net, images_NHWC, start, parallel.team() if call else parallel.ALONE):
         if not (np.isfinite(features_BD).all() and np.isfinite(probs_BK).all()):
             raise InputError("its features or probabilities are not finite", "check its weights, mean and std")
         for name, part, kind in (("features", features_BD, np.float32), ("probs", probs_BK, np.float16)):
@@ -111,19 +112,20 @@ def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable
         progress(len(features_BD))
 
 
-def rounds(net: Network, images_NHWC: Arrays, start: int) -> Iterator[tuple[int, Arrays, Arrays]]:
+def rounds(net: Network, images_NHWC: Arrays, start: int, team: parallel.Team) -> Iterator[tuple[int, Arrays, Arrays]]:
     """A chunk a process, and again: the first row of each round, features and probabilities of all its images."""
-    team, total = parallel.team(), len(images_NHWC)
+    total = len(images_NHWC)
     for begin in range(start, total, CHUNK * team.size):
         own = begin + CHUNK * team.rank
-        parts = parallel.gathered(infer(net, images_NHWC[own : own + CHUNK]) if own < total else None)
+        answer = infer(net, images_NHWC[own : own + CHUNK]) if own < total else None
+        parts = [answer] if team == parallel.ALONE else parallel.gathered(answer)
         features, probs = zip(*(one for one in parts if one is not None), strict=True)
         yield begin, np.concatenate(features), np.concatenate(probs)
 
 
 def assist(net: Network, images_NHWC: Arrays, start: int) -> None:
     """Take part in the rounds that the leader writes down."""
-    for _ in rounds(net, images_NHWC, start):
+    for _ in rounds(net, images_NHWC, start, parallel.team()):
         pass
 
 

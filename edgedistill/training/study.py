@@ -32,6 +32,7 @@ from edgedistill.records import EdgeDistillError, InputError
 Space = dict[str, BaseDistribution]
 Trials = dict[str, FrozenTrial]
 IDENTITY, SPEC, REFUSED, BEAT = "recipe", "spec", "refused", "beat"
+INSTALL = "pip install 'edgedistill[postgres]'"
 MISSED = 3  # heartbeats that a living worker may miss
 
 
@@ -44,6 +45,7 @@ class Shared:
 
     study: optuna.Study
     heartbeat_s: float | None = None
+    identity: str = ""
     seen: dict[int, tuple[int, float]] = field(default_factory=dict)
 
 
@@ -70,7 +72,9 @@ def opened(folder: Path, settings: Search, name: str = "students", identity: str
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if settings.storage:
-        return Shared(_on_database(settings.storage, name, identity), settings.heartbeat_s)
+        shared = Shared(_on_database(settings.storage, name, identity), settings.heartbeat_s, identity)
+        _of_one_recipe(shared)
+        return shared
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
@@ -94,18 +98,40 @@ def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optu
                     raise
                 time.sleep(0.5 * random.random() + 0.1)
     except ImportError as error:
-        raise InputError(f"search.storage: {_brief(error)}", "pip install 'edgedistill[postgres]'") from None
+        raise InputError(f"search.storage: {_brief(error)}", INSTALL) from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
         fix = "is the database up, and may this user write to it?"
         raise InputError(f"search.storage: {_brief(error)}", fix) from None
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity)
-    if study.user_attrs[IDENTITY] != identity:
+    return study
+
+
+def _of_one_recipe(shared: Shared) -> None:
+    """Asked again before every trial: of two recipes that begin at once, the one that was written over has to go."""
+    if shared.study.user_attrs[IDENTITY] != shared.identity:
         raise InputError(
-            f"search.storage: the study {name} there is of another recipe or of other data, sources or devices",
+            f"search.storage: the study {shared.study.study_name} there is of another recipe or of other data, sources "
+            "or devices",
             "give all workers the same, or this recipe another `name`",
         )
-    return study
+
+
+def reach(address: str) -> None:
+    """Connect to a storage, and write nothing.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    try:
+        import sqlalchemy
+
+        with sqlalchemy.create_engine(address).connect():
+            return
+    except ImportError as error:
+        raise InputError(f"search.storage: {_brief(error)}", INSTALL) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise InputError(f"search.storage: {_brief(error)}", "is the database up?") from None
 
 
 def _brief(error: BaseException) -> str:
@@ -116,6 +142,8 @@ def _brief(error: BaseException) -> str:
 
 def standing(shared: Shared) -> Standing:
     """Where all candidates stand; what a dead worker was at is free, once its heart stood still for long enough."""
+    if shared.heartbeat_s is not None:
+        _of_one_recipe(shared)
     _bury(shared)
     trials = shared.study.get_trials(deepcopy=False)
     named = [one for one in trials if SPEC in one.user_attrs]

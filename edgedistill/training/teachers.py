@@ -12,7 +12,7 @@ N images of the train store, L of them labeled, D features of a source, C target
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,23 +40,28 @@ class Teacher:
         accuracy: leave-one-out balanced accuracy of the mixed probes on the labeled images, before any use of the
             unlabeled ones. Weights, penalties and temperatures are chosen on the same answers: with many sources and
             few labels it flatters (0.76 on pure noise with 16 sources and 40 labels).
+        answer: what the same probes say of other images: from each source's features [M, D] to [M, C].
     """
 
     probs_NC: Floats
     weights: dict[str, float]
     accuracy: float
+    answer: Callable[[Features], Floats]
 
 
 @dataclass(frozen=True)
 class Probe:
     """One fitted probe: probabilities of every image [N, C], and of the labeled ones by the others alone [L, C].
 
-    `temperature` is what its scores were divided by.
+    `temperature` is what its scores were divided by. What it says of an image is the softmax of the image's inner
+    products with the labeled ones times `duals_LC`; `answer` does that from features [M, D].
     """
 
     probs_NC: Floats
     held_LC: Floats
     temperature: float
+    duals_LC: Floats
+    answer: Callable[[Floats], Floats] | None = None
 
 
 def similarity(
@@ -92,7 +97,18 @@ def _mixed(probes: Mapping[str, Probe], weights: Mapping[str, float], labels_L: 
     shares = {name: float(weight / total) for name, weight in weights.items()}
     probs_NC = sum(share * probes[name].probs_NC for name, share in shares.items())
     held_LC = sum(share * probes[name].held_LC for name, share in shares.items())
-    return Teacher(np.asarray(probs_NC), shares, metrics.balanced(labels_L, np.asarray(held_LC).argmax(axis=1))[0])
+
+    def answer(others: Features) -> Floats:
+        said = (share * _answer(probes[name], others[name]) for name, share in shares.items())
+        return np.asarray(sum(said), dtype=np.float32)
+
+    accuracy = metrics.balanced(labels_L, np.asarray(held_LC).argmax(axis=1))[0]
+    return Teacher(np.asarray(probs_NC), shares, accuracy, answer)
+
+
+def _answer(probe: Probe, features_MD: Floats) -> Floats:
+    assert probe.answer is not None, "it was made of features"
+    return probe.answer(features_MD)
 
 
 def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> Floats:
@@ -112,12 +128,16 @@ def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> F
     return weights_S
 
 
-def directions(features_ND: Floats) -> Floats:
-    """Features as unit vectors around their mean over all images: ridge then compares images by angle, not by length.
+def middle(features_ND: Floats) -> Floats:
+    """The mean over all images, [D]."""
+    return np.asarray(np.mean(features_ND, axis=0, dtype=np.float32))
+
+
+def directions(features_ND: Floats, middle_D: Floats) -> Floats:
+    """Features as unit vectors around the mean over all images: ridge then compares images by angle, not by length.
 
     A constant row stays zero.
     """
-    middle_D = np.mean(features_ND, axis=0, dtype=np.float32)
     centred = np.asarray(features_ND, dtype=np.float32) - middle_D
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     told = length > 1e-5 * np.linalg.norm(middle_D)  # what rounding leaves of constant features tells nothing
@@ -126,8 +146,11 @@ def directions(features_ND: Floats) -> Floats:
 
 def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
     """A ridge probe on one source, its penalty and temperature chosen by leave-one-out likelihood."""
-    units_ND = directions(features_ND)
-    return probe_of_gram((units_ND @ units_ND[rows].T).astype(np.float64), rows, labels_L, classes)
+    middle_D = middle(features_ND)
+    units_ND = directions(features_ND, middle_D)
+    found = probe_of_gram((units_ND @ units_ND[rows].T).astype(np.float64), rows, labels_L, classes)
+    weights_DC = units_ND[rows].T @ found.duals_LC
+    return replace(found, answer=lambda others_MD: softmax(directions(others_MD, middle_D) @ weights_DC))
 
 
 def probe_of_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
@@ -148,7 +171,7 @@ def probe_of_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> 
             if best is None or found > best[0]:
                 best = found, duals_LC / temperature, held_LC / temperature, temperature
     assert best is not None, "there are penalties to try"
-    return Probe(softmax(gram_NL @ best[1]), softmax(best[2]), best[3])
+    return Probe(softmax(gram_NL @ best[1]), softmax(best[2]), best[3], best[1])
 
 
 def several_of_each(labels_L: Rows) -> bool:
@@ -191,10 +214,10 @@ def selftrained(
         shrink: as for `stacked`.
     """
     first = stacked(features, alphas, rows, labels_L, classes, shrink=shrink)
-    joint_ND = np.concatenate(
-        [np.sqrt(share) * leading(directions(features[name]), dims) for name, share in first.weights.items()
-         if share >= NEGLIGIBLE / len(first.weights)], axis=1,
-    )  # fmt: skip
+    middles = {name: middle(features[name]) for name, share in first.weights.items()
+               if share >= NEGLIGIBLE / len(first.weights)}  # fmt: skip
+    reduced = {name: leading(directions(features[name], middle_D), dims) for name, middle_D in middles.items()}
+    joint_ND = np.concatenate([np.sqrt(first.weights[name]) * one for name, (one, _) in reduced.items()], axis=1)
     known_LC = np.eye(classes, dtype=np.float32)[labels_L]
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
@@ -203,26 +226,33 @@ def selftrained(
     for _ in range(rounds):
         wanted_NC = probs_NC.astype(np.float32)
         wanted_NC[rows] = known_LC
-        probs_NC = softmax(weighted_ridge(joint_ND, weight_N, wanted_NC - 1.0 / classes, penalty) / temperature)
-    return Teacher(probs_NC, first.weights, first.accuracy)
+        weights_DC = weighted_ridge(joint_ND, weight_N, wanted_NC - 1.0 / classes, penalty)
+        probs_NC = softmax(joint_ND @ weights_DC / temperature)
+
+    def answer(others: Features) -> Floats:
+        seen = [np.sqrt(first.weights[name]) * (directions(others[name], middle_D) @ reduced[name][1])
+                for name, middle_D in middles.items()]  # fmt: skip
+        return np.asarray(softmax(np.concatenate(seen, axis=1) @ weights_DC / temperature), dtype=np.float32)
+
+    return Teacher(probs_NC, first.weights, first.accuracy, answer)
 
 
-def leading(units_ND: Floats, dims: int) -> Floats:
-    """The rows in their `dims` leading principal directions, [N, dims]; fewer where there are fewer."""
+def leading(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
+    """The rows in their `dims` leading principal directions, [N, dims], and those, [D, dims]; all where D is small."""
     from sklearn.utils.extmath import randomized_svd
 
     if dims >= min(units_ND.shape):
-        return units_ND
-    left, sizes, _ = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
-    return np.asarray(left * sizes, dtype=np.float32)
+        return units_ND, np.eye(units_ND.shape[1], dtype=np.float32)
+    left, sizes, right = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
+    return np.asarray(left * sizes, dtype=np.float32), np.asarray(right.T, dtype=np.float32)
 
 
 def weighted_ridge(features_ND: Floats, weight_N: Floats, wanted_NC: Floats, penalty: float) -> Floats:
-    """Fitted values [N, C] of a ridge regression in which image n counts weight_N[n] times."""
+    """Weights [D, C] of a ridge regression in which image n counts weight_N[n] times."""
     scaled_DN = (features_ND * weight_N[:, None]).T
     moments_DD = scaled_DN @ features_ND
     moments_DD[np.diag_indices_from(moments_DD)] += penalty
-    return np.asarray(features_ND @ np.linalg.solve(moments_DD, scaled_DN @ wanted_NC))
+    return np.asarray(np.linalg.solve(moments_DD, scaled_DN @ wanted_NC))
 
 
 TEACHERS: dict[str, Callable[..., Teacher]] = {"similarity": similarity, "stacked": stacked, "selftrained": selftrained}

@@ -25,7 +25,7 @@ def shares(right: np.ndarray, truth: np.ndarray) -> float:
 def test_leave_one_out_is_what_a_refit_without_the_image_says() -> None:
     features, truth = clusters(2.0, n=60)
     rows = np.arange(12)
-    units = teachers.directions(features)
+    units = teachers.directions(features, teachers.middle(features))
     gram = (units @ units[rows].T).astype(np.float64)
     found = teachers.probe_of_gram(gram, rows, truth[rows], 3)
     # the penalty it chose is the one whose refit agrees; the wrong ones do not
@@ -46,7 +46,7 @@ def test_weighted_ridge_is_scikit_learns() -> None:
     features, wanted = random.normal(size=(40, 5)), random.normal(size=(40, 2))
     weight = random.uniform(0.1, 1.0, size=40)
     reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, wanted, sample_weight=weight).predict(features)
-    assert teachers.weighted_ridge(features, weight, wanted, 0.7) == pytest.approx(reference)
+    assert features @ teachers.weighted_ridge(features, weight, wanted, 0.7) == pytest.approx(reference)
 
 
 def test_mixing_weights_by_hand() -> None:
@@ -65,8 +65,9 @@ def test_mixing_weights_of_sources_that_know_different_halves() -> None:
 
 def test_directions_have_length_one_and_a_constant_row_stays_zero() -> None:
     features = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-    assert teachers.directions(features).tolist() == [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
-    assert np.isfinite(teachers.directions(np.full((3, 4), 7.0))).all()
+    assert teachers.directions(features, teachers.middle(features)).tolist() == [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
+    flat = np.full((3, 4), 7.0)
+    assert np.isfinite(teachers.directions(flat, teachers.middle(flat))).all()
 
 
 def test_stacking_finds_the_source_that_knows() -> None:
@@ -88,6 +89,21 @@ def test_similarity_follows_the_weights() -> None:
     assert np.array_equal(alone.probs_NC, teachers.probe(good, rows, truth[rows], 3).probs_NC)
     worse = TEACHERS["similarity"](sources, {"good": 0.2, "noise": 0.8}, rows, truth[rows], 3)
     assert worse.accuracy < alone.accuracy
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("dims", [64, 8])
+def test_other_images_are_answered_as_those_it_was_fitted_on(name: str, dims: int) -> None:
+    features, truth = clusters(3.0)
+    sources = {"a": features, "b": clusters(1.0, seed=3)[0]}
+    options = {"dims": dims} if name == "selftrained" else {}
+    rows = np.arange(30)
+    found = TEACHERS[name](sources, {"a": 0.7, "b": 0.3}, rows, truth[rows], 3, **options)
+    again = found.answer({name: one[100:140] for name, one in sources.items()})
+    tolerance = 0.02 if name == "selftrained" and dims < 12 else 1e-4  # a randomised SVD's directions are not exact
+    np.testing.assert_allclose(again, found.probs_NC[100:140], atol=tolerance)
+    new, answers = clusters(3.0, seed=9)
+    assert shares(found.answer({"a": new, "b": clusters(1.0, seed=10)[0]}), answers) > 0.85
 
 
 def test_self_training_gains_from_the_unlabeled_images() -> None:

@@ -1,0 +1,199 @@
+"""Shuffled images out of shards, with what sources and teacher say of them: each step's follow from (seed, step) alone.
+
+The shards of an epoch come in a random order and are taken up in windows of some shards; within a window images are
+shuffled. While one window is trained on, the next is read and decoded.
+N images of all shards, U of them a step, K classes of a source, C target classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedistill import images
+from edgedistill.records import EdgeDistillError
+from edgedistill.training.outputs import SourceOutputs
+from edgedistill.training.shards import Shard, View, squares
+
+Rows = NDArray[np.int64]
+Arrays = NDArray[Any]
+SHUFFLE = 4  # keeps these draws apart from those of the train store
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """A shard, which of its rows take part, and what each source says of all its rows."""
+
+    shard: Shard
+    rows: Rows
+    outputs: Mapping[str, SourceOutputs]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Images [U, px, px, 3], each source's probabilities [U, K], and the teacher's [U, C] where there is one."""
+
+    images_UHWC: Arrays
+    probs: dict[str, Arrays]
+    teacher_UC: Arrays | None
+
+    def at(self, places: Any) -> Streamed:
+        """Some of them."""
+        teacher = None if self.teacher_UC is None else self.teacher_UC[places]
+        return Streamed(self.images_UHWC[places], {name: one[places] for name, one in self.probs.items()}, teacher)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of an epoch's order: `shards` and `rows` of its images, [W], the first of them at position `begin`."""
+
+    begin: int
+    shards: Rows
+    rows: Rows
+
+    @property
+    def end(self) -> int:
+        """The position behind the last."""
+        return self.begin + len(self.rows)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every how many images a step begins, and which places in it this process takes: from `start` up to `stop`."""
+
+    count: int
+    start: int
+    stop: int
+
+    def of(self, window: Window) -> Rows:
+        """Which places in the window are this process's, ascending."""
+        places = np.arange(window.begin, window.end) % self.count
+        return np.flatnonzero((places >= self.start) & (places < self.stop))
+
+
+@dataclass(eq=False)
+class Stream:
+    """The images of all shards at one input size, in the order of a seed.
+
+    Args:
+        parts: the shards.
+        view: how they are decoded.
+        px: the student's input size in pixels.
+        seed: of the order.
+        mixed: images in a window, at least.
+        sources: whose probabilities are wanted.
+        teacher: from each source's features to the teacher's probabilities, where that is wanted.
+    """
+
+    parts: tuple[Labeled, ...]
+    view: View
+    px: int
+    seed: int
+    mixed: int
+    sources: tuple[str, ...] = ()
+    teacher: Callable[[Mapping[str, Arrays]], Arrays] | None = None
+    _ready: dict[tuple[int, Share], Future[Streamed]] = field(default_factory=dict, repr=False)
+    _reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+
+    def __len__(self) -> int:
+        """N."""
+        return sum(len(one.rows) for one in self.parts)
+
+    def draw(self, step: int, count: int, own: slice | None = None) -> Streamed:
+        """The images of a step (from 0), or those of its places `own`.
+
+        Raises:
+            EdgeDistillError: a shard cannot be read any more.
+        """
+        share = Share(count, own.start, own.stop) if own else Share(count, 0, count)
+        first, end = step * count + share.start, step * count + share.stop
+        found = []
+        for window in self._windows_from(first):
+            if window.begin >= end:
+                break
+            mine = share.of(window) + window.begin
+            wanted = np.flatnonzero((mine >= first) & (mine < end))
+            if len(wanted):
+                found.append(self._loaded(window, share).at(wanted))
+        return _joined(found)
+
+    @cached_property
+    def sample(self) -> Arrays:
+        """A few hundred images as they are, [M, px, px, 3], for batch statistics."""
+        window = next(self._windows_from(0))
+        return self._read(window, np.arange(min(512, len(window.rows)))).images_UHWC
+
+    def _windows_from(self, position: int) -> Iterator[Window]:
+        """The windows in their order, beginning with the one that holds `position`."""
+        for epoch in itertools.count(position // len(self)):
+            yield from (one for one in self._windows(epoch) if one.end > position)
+
+    @lru_cache(maxsize=4)  # noqa: B019 - a run has a stream for each input size
+    def _windows(self, epoch: int) -> list[Window]:
+        random, found = np.random.default_rng([self.seed, SHUFFLE, epoch]), []
+        held: list[tuple[int, Rows]] = []
+        begin = epoch * len(self)
+        for place, shard in enumerate(order := random.permutation(len(self.parts))):
+            held.append((int(shard), self.parts[shard].rows))
+            if sum(len(rows) for _, rows in held) >= self.mixed or place == len(order) - 1:
+                shards = np.concatenate([np.full(len(rows), at) for at, rows in held])
+                shuffle = random.permutation(len(shards))
+                window = Window(begin, shards[shuffle], np.concatenate([rows for _, rows in held])[shuffle])
+                found.append(window)
+                begin, held = window.end, []
+        return [one for one in found if len(one.rows)]
+
+    def _loaded(self, window: Window, share: Share) -> Streamed:
+        """This process's images of a window, in its order; the window after it is then on its way."""
+        following = next(self._windows_from(window.end))
+        wanted = {(one.begin, share): one for one in (window, following)}
+        for key in [key for key in self._ready if key not in wanted]:
+            self._ready.pop(key).cancel()
+        for key, one in wanted.items():
+            if key not in self._ready:
+                self._ready[key] = self._reader.submit(self._read, one, share.of(one))
+        return self._ready[window.begin, share].result()
+
+    def _read(self, window: Window, places: Rows) -> Streamed:
+        """The images at some places of a window, decoded, and all that is known of them."""
+        pixels = np.empty((len(places), self.px, self.px, 3), dtype=np.uint8)
+        probs: dict[str, Arrays] = {}
+        teacher: Arrays | None = None
+        for at in np.unique(window.shards[places]):
+            part = self.parts[at]
+            here = np.flatnonzero(window.shards[places] == at)
+            rows = window.rows[places[here]]
+            pixels[here] = self._decoded(part.shard, rows)
+            for name in self.sources:
+                said = np.asarray(part.outputs[name].probs_NK[rows])
+                probs.setdefault(name, np.empty((len(places), said.shape[1]), said.dtype))[here] = said
+            if self.teacher is not None:
+                taught = self.teacher({name: np.asarray(one.features_ND[rows]) for name, one in part.outputs.items()})
+                teacher = np.empty((len(places), taught.shape[1]), np.float32) if teacher is None else teacher
+                teacher[here] = taught
+        return Streamed(pixels, probs, teacher)
+
+    def _decoded(self, shard: Shard, rows: Rows) -> Arrays:
+        kept = shard.kept[rows]
+        seen = squares(shard.url, self.view, frozenset(kept.tolist()))
+        found = {at: images.resize(square, self.px) for at, _, square in seen if square is not None}
+        if len(found) < len(rows):
+            raise EdgeDistillError(f"{shard.url}: {len(rows) - len(found)} of its images are gone since it was labeled",
+                                   "run again: it is then labeled anew")  # fmt: skip
+        return np.stack([found[int(at)] for at in kept])
+
+
+def _joined(parts: list[Streamed]) -> Streamed:
+    if len(parts) == 1:
+        return parts[0]
+    teacher = [one.teacher_UC for one in parts if one.teacher_UC is not None]
+    return Streamed(np.concatenate([one.images_UHWC for one in parts]),
+                    {name: np.concatenate([one.probs[name] for one in parts]) for name in parts[0].probs},
+                    np.concatenate(teacher) if teacher else None)  # fmt: skip
