@@ -1,4 +1,4 @@
-"""The tables of README.md and benchmarks/README.md, made from the committed lines and from nothing else.
+"""The tables of README.md, benchmarks/README.md and docs/scale.md, made from the committed lines and from nothing else.
 
 python -m benchmarks.tables            rewrite what stands between the markers
 python -m benchmarks.tables --check    exit 1 where a page is not what its lines say
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import peer_torchdistill, quickstart, step_cost
+from benchmarks import peer_torchdistill, quickstart, scale, step_cost
 from benchmarks.lines import read
+from benchmarks.search import table as search
 from benchmarks.suite import table
 
 ROOT = Path(__file__).parent.parent
@@ -32,13 +33,20 @@ def torchdistill() -> str:
     return peer_torchdistill.table(list(read("peer_torchdistill")))
 
 
+def scales() -> str:
+    """What many images cost."""
+    return scale.table(list(read("scale")))
+
+
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"quickstart": newest_quickstart, "suite": table.headline},
     ROOT / "benchmarks/README.md": {
         "step_cost": step_costs,
         "peer_torchdistill": torchdistill,
         "suite": table.headline,
+        "search": search.markdown,
     },
+    ROOT / "docs/scale.md": {"scale": scales},
 }
 
 

@@ -15,7 +15,12 @@ from typer.main import get_command
 from edgedistill import check, cli, recipe_file
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("deploy/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("*/README.md")),
+    *sorted(ROOT.glob("deploy/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 MODULE = re.compile(r"python3? -m ([\w.]+)")
 

@@ -26,7 +26,7 @@ from edgedistill.training import batches, fit, student
 from edgedistill.training.search import name_of, rung_steps
 
 SPACE = Path(__file__).parent / "space.yaml"
-LABELS = {"cifar10": 20, "gtsrb": 10}  # labels a class; gtsrb's smallest class has 15 images
+LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20}  # labels a class; gtsrb's smallest class has 15 images
 
 
 def settings(packs: Path, pack: str, seed: int) -> recipe_file.Document:
@@ -91,13 +91,14 @@ def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes:
             jobs += [(packs, runs, pack, seed, spec, mark) for spec in found
                      if (pack, seed, name_of(spec), mark) not in done]  # fmt: skip
     say(f"{len(jobs)} students to train")
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=one_thread) as pool:
         for line in pool.imap_unordered(_one, jobs):
-            append("search-table", line)
+            append("search-table", line)  # in this process alone
             say(f"{line['pack']} seed {line['seed']} {line['student']}: {line['top1']:.3f}, {line['full_seconds']} s")
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """What the seconds of a line mean."""
     import torch
 
     torch.set_num_threads(1)

@@ -88,7 +88,7 @@ def _work(shared: Shared, within: list[StudentSpec], budget: Budget, settings: S
                 return now
             time.sleep(POLL_S)  # somebody else is at the last ones; what dies there is to be taken up here
             continue
-        spec = _next(shared, within, {*now.scored, *now.out, *now.busy}, settings, seed)
+        spec = _next(shared, within, now, settings, seed)
         trial = study.begin(shared, name_of(spec), _params(spec), _space(within))
         if trial is None:
             continue
@@ -184,11 +184,22 @@ def _none_left(within: list[StudentSpec], out: Trials, budget: Budget) -> EdgeDi
     )
 
 
-def _next(shared: Shared, within: list[StudentSpec], tried: set[str], settings: Search,
+def _next(shared: Shared, within: list[StudentSpec], now: Standing, settings: Search,
           seed: int) -> StudentSpec:  # fmt: skip
-    """A candidate that was not tried yet: the one nearest to what TPE proposes, or where all get a turn, the next."""
+    """A candidate that was not tried yet. Where all get a turn, the next; else first of each family the largest that
+    meets the budget, and then the one nearest to what TPE proposes.
+
+    Families differ by more than sizes do, and within one the larger student is mostly the better: a sampler that knows
+    neither spends a small number of trials on small students (benchmarks/README.md, The search).
+    """
+    tried = {*now.scored, *now.out, *now.busy}
     left = [spec for spec in within if name_of(spec) not in tried]
     if len(within) > settings.trials:
+        behind = {name for name, one in now.out.items() if study.REFUSED not in one.user_attrs}
+        known = {spec.family for spec in within if name_of(spec) in {*now.scored, *now.busy, *behind}}
+        fresh = [spec for spec in left if spec.family not in known]
+        if fresh:
+            return max(fresh, key=lambda one: one.cost.macs_m)
         # a fresh sampler a trial: its draws follow from how many were tried, not from what a dead process drew
         drawn = int(np.random.SeedSequence([seed, len(tried)]).generate_state(1)[0])
         wanted = study.proposal(shared, _space(within), drawn).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -67,8 +68,25 @@ def test_the_winner_is_the_best_that_was_scored(tmp_path: Path) -> None:
     seen: list[str] = []
     winner = run(tmp_path, remember(seen), trials=9)
     assert len(set(seen)) == len(seen) == 9
-    best = max((spec for spec in space() if name_of(spec) in seen), key=quality)
-    assert winner == best
+    best = max(quality(spec) for spec in space() if name_of(spec) in seen)
+    assert quality(winner) == pytest.approx(best)
+
+
+def test_the_largest_of_each_family_comes_first(tmp_path: Path) -> None:
+    seen: list[str] = []
+    run(tmp_path, remember(seen), trials=4, budget=Budget(macs_m=20.0))  # at most 24 wide at 64 px, 32 wide at 32 px
+    expected = [name_of(max((spec for spec in space() if spec.family == family and spec.cost.macs_m <= 20.0),
+                            key=lambda spec: spec.cost.macs_m)) for family in ("micro", "resnet")]  # fmt: skip
+    assert seen[:2] == expected
+
+
+def test_where_the_largest_of_a_family_is_too_slow_the_next_one_comes(tmp_path: Path) -> None:
+    """A refusal by the device says nothing of a family's worth."""
+    seen: list[str] = []
+    budget = Budget.model_validate({"latency_ms": 15})
+    search(space(), budget, Search(trials=2), remember(seen), seed=11, folder=tmp_path,
+           latency=lambda spec: spec.cost.macs_m)  # fmt: skip
+    assert [json.loads(one)[0] for one in seen] == ["micro", "resnet"]
 
 
 def test_the_first_of_equals_wins(tmp_path: Path) -> None:
