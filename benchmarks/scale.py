@@ -102,11 +102,12 @@ def steps() -> list[float]:
 def sharing() -> dict[str, Any]:
     """The same steps by one process and by two, one thread each, in turns."""
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     found: dict[str, list[list[float]]] = {"one": [], "two": []}
     for _ in bar_of(ROUNDS, "steps"):
         for name, launcher in (("one", [sys.executable]), ("two", several)):
             done = subprocess.run([*launcher, "-m", "benchmarks.scale", "steps"], capture_output=True, text=True,
-                                  check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+                                  check=True, env=alone)  # fmt: skip
             found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
     return {"kind": "steps", "student": "efficientnet_lite at 128 px", "batch": 64, "seconds": found}
 
@@ -136,7 +137,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         else:
             ratios = [statistics.median(single) / statistics.median(both)
                       for single, both in zip(one["seconds"]["one"], one["seconds"]["two"], strict=True)]  # fmt: skip
-            what = f"a step of {one['student']}, {one['batch']} images: two processes against one"
+            what = f"a step of {one['student']}, {one['batch']} images: two processes against one, a thread each"
             told = f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         out.append(f"| {what} | {told} | {on} | {one['commit']} |")
     return "\n".join(out)

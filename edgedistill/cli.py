@@ -187,9 +187,9 @@ def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Con
     """Train, go on with `then`, and show what came out; of several processes (torchrun) the first one does so."""
     from edgedistill import crew, session
 
-    document, found = _load(path, sets)
     with crew.assembled() as leads:
         if leads:
+            document, found = _load(path, sets)
             context = session.train(document, found, runs)
             session.finish(context, then)
             _show(context.run.path)

@@ -96,7 +96,7 @@ class Context:
     def shards(self) -> tuple[Labeled, ...]:
         """The recipe's shards with what every source says of them, from the cache or computed once, a shard at a time.
 
-        Several processes divide the shards among them. Images with the pixels of one of val or test take no part.
+        Several processes divide the shards among them. Images with the pixels of one of `data` take no part.
         """
         import numpy as np
 
@@ -113,7 +113,7 @@ class Context:
                 shards.label(url, self.view, self.networks, self.run.cache, advance)
         parallel.gathered(None)  # everybody's are done
         found = [shards.label(url, self.view, self.networks, self.run.cache) for url in urls]
-        known = np.concatenate([splits.train.hashes[splits.val_rows], splits.held_out.store.hashes])
+        known = np.concatenate([splits.train.hashes, splits.held_out.store.hashes])
         rows = shards.fresh([one for one, _ in found], known)
         return tuple(Labeled(one, fresh, said) for (one, said), fresh in zip(found, rows, strict=True))
 

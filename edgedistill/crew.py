@@ -8,6 +8,7 @@ read what stands there, and write nothing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,7 +51,9 @@ def distil(
         context.call("distil", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder,
                      rungs=dict.fromkeys(rungs, _nothing))  # fmt: skip
     task = batches.Task(spec, material, context.recipe.distill, steps, seed)
-    return fit.fit(student.build(spec, seed, initialise=True), task, folder, on_step, rungs)
+    model = student.build(spec, seed, initialise=True)
+    parallel.gathered(None)  # the training's own messages are not waited for as long as one may take to get ready
+    return fit.fit(model, task, folder, on_step, rungs)
 
 
 def _nothing(val: Accuracy) -> None:
@@ -77,7 +80,7 @@ def answer(context: Context, name: str, start: int) -> None:
 
 def label(context: Context) -> None:
     """Ask every source about this process's share of the shards."""
-    assert context.shards, "there are shards"
+    _ = context.shards
 
 
 WORK: dict[str, Callable[..., Any]] = {"answer": answer, "label": label, "distil": distil}
@@ -89,22 +92,33 @@ def assembled() -> Iterator[bool]:
     team = parallel.team()
     if not team.leads:
         _serve()
+        parallel.leave()
         yield False
         return
     yield True
-    parallel.order(None)  # an error of the leader's ends its process, and the launcher then ends the others
+    parallel.order(None)
+    parallel.leave()  # an error of the leader's ends its process, and the launcher then ends the others
 
 
 def _serve() -> None:
-    """Do what the leader says until it has nothing more to say; what goes wrong for everybody is his to tell."""
+    """Do what the leader says until it has nothing more to say.
+
+    Raises:
+        EdgeDistillError: what went wrong here, which need not go wrong there.
+    """
     last: Context | None = None
+    logging.disable()  # what is worth a warning the leader says
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         while (order := parallel.next_order()) is not None:
             context = Context(order.recipe, order.base, Run(order.run))
             if last is None or (last.recipe, last.run) != (context.recipe, context.run):
                 last = context  # else what it has read already still holds
-            with contextlib.suppress(EdgeDistillError, parallel.DismissedError):
+            try:
                 WORK[order.work](last, **order.arguments)
+            except parallel.DismissedError:
+                continue
+            except EdgeDistillError as error:  # the leader may never meet it; the launcher ends him, too
+                raise type(error)(f"process {parallel.team().rank}: {error.message}", error.fix) from None
 
 
 __all__ = ["Order", "assembled", "distil"]

@@ -192,7 +192,8 @@ def external(context: Context) -> dict[str, str]:
     found = {"data": datasets.fingerprint(context.recipe.data, context.base)}
     if context.recipe.unlabeled:
         found["unlabeled"] = shards.fingerprint(context.recipe.unlabeled, context.base)
-    return found | {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
+    named = {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
+    return named | found
 
 
 def initial_weights(context: Context) -> dict[str, str]:
@@ -206,7 +207,7 @@ def initial_weights(context: Context) -> dict[str, str]:
 TRAIN = (
     Step("weigh", 1, ("seed", "data", "unlabeled", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh,
          extra=external),
-    Step("search", 1, ("seed", "data", "unlabeled", "student", "search", "distill"), ("weigh",),
+    Step("search", rehearsal.SEARCH, ("seed", "data", "unlabeled", "student", "search", "distill"), ("weigh",),
          ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), initial_weights),
     Step("distill", 1, ("seed", "data", "unlabeled", "distill"), ("weigh", "search"),
          ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgedistill.context import Context
     from edgedistill.training.search import Rungs
 
+SEARCH = 2  # raised when training/search.py would choose another way: the step's version, and workers must share it
 HELD_OUT = 256  # unlabeled images that the search does not train on
 CALIBRATION = 64  # images that a candidate's int8 graph is calibrated on where its accuracy counts
 IMAGES = 8  # what latency is measured with and ranges are calibrated on; accuracy is not at stake
@@ -47,7 +48,8 @@ def identity(context: Context) -> str:
     data = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
     read = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
     versions = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
-    return run.digest([read, sources, data, versions, deployment(context)])
+    order = recipe.unlabeled.mixed if recipe.unlabeled else None
+    return run.digest([read, sources, data, versions, deployment(context), SEARCH, order])
 
 
 def deployment(context: Context) -> dict[str, str]:

@@ -77,7 +77,7 @@ def _data(facts: Facts) -> Block:
     classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
     counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
     if "shards" in data:
-        apart = f", {data['streamed_duplicates']} left out: seen before, or in val or test" * bool(
+        apart = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(
             data["streamed_duplicates"])  # fmt: skip
         counts += f"; {data['streamed']} more without a label in {data['shards']} shards{apart}"
     licence = f"licence of the data: {data.get('licence') or 'not stated'}"

@@ -22,7 +22,7 @@ def started(project: miniature.Project, processes: int, *more: str) -> subproces
     argv = [sys.executable, *(several if processes > 1 else []), "-m", "edgedistill", "train", str(project.recipe),
             "--runs", str(project.runs), *more]  # fmt: skip
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
 
 
 def trained(project: miniature.Project, processes: int, *more: str) -> str:
@@ -76,6 +76,17 @@ def test_two_processes_divide_the_shards(tmp_path: Path) -> None:
     trained(both, 2)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_goes_wrong_for_one_is_told_and_ends_all(tmp_path: Path) -> None:
+    project = tars.beside(miniature.write(tmp_path / "one"))
+    tars.write(project.root / "shards/01.tar", {"a.txt": b"x"})  # the second process's
+    one = started(project, 2)
+    err = one.communicate(timeout=120)[1]
+    assert one.returncode != 0
+    assert "process 1: " in err and "01.tar: holds no images; name shards with jpg, png or webp files" in err
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> miniature.Project:
     tars.write(project.root / "shards/02.tar", {"0.png": test, "1.png": shards_first(project), "2.png": extra(9)})
     said = miniature.call("train", project.recipe, "--runs", project.runs)
     assert said.code == 0, said.err
-    assert "35 more without a label in 4 shards, 2 left out: seen before, or in val or test" in unwrapped(said.out)
+    assert "35 more without a label in 4 shards, 2 left out: seen before, or in data" in unwrapped(said.out)
     return project
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from benchmarks.lines import append
 from benchmarks.search import exhaustive, replay
 from edgedistill import rehearsal
 from edgedistill.progress import say
-from edgedistill.records import EdgeDistillError
+from edgedistill.records import EdgeDistillError, InputError
 from edgedistill.training.search import name_of, search
 
 
@@ -51,12 +52,16 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def real(packs: Path, runs: Path, pack: str, seed: int) -> int:
     """One search with real trainings; 1 where it chooses another student than its replay."""
     exhaustive.one_thread()
+    lines = replay.columns().get((pack, seed))
+    if lines is None:
+        raise InputError(f"the table has no whole column of {pack}, seed {seed}", "fill it first")
     context, asked = exhaustive.context_of(packs, runs, pack, seed), replay.wanted()
     how = asked.search.model_copy(update=replay.POLICIES[replay.DEFAULT])
-    winner = search(context.candidates, asked.student.budget, how, partial(rehearsal.score, context), seed=seed,
-                    folder=context.run / "search", name=asked.name)  # fmt: skip
-    space = [spec for spec in context.candidates if name_of(spec) in replay.columns()[pack, seed]]
-    told = replay.searched(replay.Column(replay.columns()[pack, seed]), space, asked, replay.DEFAULT, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        winner = search(context.candidates, asked.student.budget, how, partial(rehearsal.score, context), seed=seed,
+                        folder=Path(folder))  # fmt: skip
+    space = [spec for spec in context.candidates if name_of(spec) in lines]
+    told = replay.searched(replay.Column(lines), space, asked, replay.DEFAULT, seed)
     say(f"{pack}, seed {seed}: the search chose {name_of(winner)}, its replay {told}")
     append("search-real", {"pack": pack, "seed": seed, "winner": name_of(winner), "replayed": told})
     return int(name_of(winner) != told)

@@ -7,7 +7,7 @@ next, who is left behind and who wins is decided by edgedistill.training.search.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,10 +91,10 @@ def searched(column: Column, space: list[StudentSpec], asked: Recipe, policy: st
     return name_of(winner)
 
 
-def random_short(column: Column, seconds: float, repeat: int) -> str:
+def random_short(column: Column, seconds: float, draw: Sequence[int]) -> str:
     """Candidates in a random order, trained briefly, until the seconds are spent; chosen as the search chooses."""
     tried = {}
-    for name in np.random.default_rng([7, repeat]).permutation(sorted(column.lines)):
+    for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
         if tried and column.spent["seconds"] + line["seconds"] > seconds:
             break
@@ -104,10 +104,10 @@ def random_short(column: Column, seconds: float, repeat: int) -> str:
     return one_standard_error(tried)
 
 
-def random_full(column: Column, seconds: float, repeat: int) -> str:
+def random_full(column: Column, seconds: float, draw: Sequence[int]) -> str:
     """Candidates in a random order, trained in full, until the seconds are spent; the best on val is taken."""
     tried: dict[str, float] = {}
-    for name in np.random.default_rng([8, repeat]).permutation(sorted(column.lines)):
+    for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
         if tried and column.spent["seconds"] + line["full_seconds"] > seconds:
             break
@@ -124,6 +124,7 @@ def replays(packs: Iterable[str] = tuple(CLASSES)) -> Iterator[dict[str, Any]]:
             continue
         space = student.feasible(student.candidates(asked.student, CLASSES[pack]), asked.student.budget)
         assert {name_of(spec) for spec in space} == set(lines), "the table is of this space"
+        place = [*pack.encode(), seed]
         mark = {"pack": pack, "seed": seed, "config": lines[name_of(space[0])]["config"]}
         for policy in POLICIES:
             found = [finished(lines, partial(searched, space=space, asked=asked, policy=policy, repeat=repeat))
@@ -132,9 +133,9 @@ def replays(packs: Iterable[str] = tuple(CLASSES)) -> Iterator[dict[str, Any]]:
             if policy == next(iter(POLICIES)):
                 first = found
         # what the first policy spent in the same repeat, random search may spend, too
-        short = [finished(lines, partial(random_short, seconds=one["searched"]["seconds"], repeat=at))
+        short = [finished(lines, partial(random_short, seconds=one["searched"]["seconds"], draw=[*place, 7, at]))
                  for at, one in enumerate(first)]  # fmt: skip
-        full = [played(lines, partial(random_full, seconds=one["spent"]["seconds"], repeat=at))
+        full = [played(lines, partial(random_full, seconds=one["spent"]["seconds"], draw=[*place, 8, at]))
                 for at, one in enumerate(first)]  # fmt: skip
         yield {**mark, "policy": "random, briefly", "repeats": short}
         yield {**mark, "policy": "random, in full", "repeats": full}

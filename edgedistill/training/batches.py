@@ -96,7 +96,7 @@ class Task:
     @property
     def streamed(self) -> int:
         """How many of a step's unlabeled images come from shards: as many as the share of images that are there."""
-        if self.stream is None:
+        if self.stream is None or not len(self.stream):
             return 0
         return round(self.settings.batch_unlabeled * len(self.stream) / (len(self.stream) + len(self.unlabeled)))
 

@@ -123,7 +123,7 @@ def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task:
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
     state.model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
         images_BCHW = augment(plain(seen(drawn, task), task, device), task.settings.augment, random, drawn.places)
         weak_UC = weak_logits(state, drawn, task, random)
@@ -192,7 +192,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
 def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
     """A line a step, an evaluation now and then, and after the line the checkpoint that covers it."""
     settings, last = task.settings, step == task.steps
-    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) else 0)
+    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) or task.streamed else 0)
     line: dict[str, Any] = {
         "step": step,
         "loss": scalars["loss"],

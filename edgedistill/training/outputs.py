@@ -3,6 +3,8 @@
 N images of the target's train store, D features, K classes of the source.
 """
 
+# ruff: noqa: N802 - a property carries its shape suffix like every other array
+
 from __future__ import annotations
 
 import os
@@ -45,10 +47,26 @@ class Network:
 
 @dataclass(frozen=True)
 class SourceOutputs:
-    """What one source says of every image of the train store: memory-mapped features_ND and probs_NK."""
+    """What one source says of every image, on disk in `folder`.
 
-    features_ND: Arrays
-    probs_NK: Arrays
+    Mapped anew each time it is asked for: thousands of shards would take more files than may be open at once.
+    """
+
+    folder: Path
+
+    @property
+    def features_ND(self) -> Arrays:
+        """float32, [N, D]."""
+        return _mapped(self.folder, "features")
+
+    @property
+    def probs_NK(self) -> Arrays:
+        """float16, rows sum to 1, [N, K]."""
+        return _mapped(self.folder, "probs")
+
+
+def _mapped(folder: Path, name: str) -> Arrays:
+    return np.asanyarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
 def outputs(
@@ -82,11 +100,13 @@ def outputs(
 
 
 def _opened(folder: Path) -> SourceOutputs | None:
-    """The two arrays of a cache entry; None where a file is gone or is not what it was."""
+    """A cache entry; None where one of its two files is gone or is not what it was."""
     try:
-        return SourceOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("features", "probs")))
-    except (OSError, ValueError):
+        for name in ("features", "probs"):
+            _mapped(folder, name)
+    except (FileNotFoundError, ValueError, EOFError):
         return None
+    return SourceOutputs(folder)
 
 
 def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object],

@@ -55,11 +55,13 @@ def team() -> Team:
     """Who works on this training: one process, unless torchrun (or a launcher like it) started several.
 
     Raises:
-        InputError: there are several, and accelerate is not installed.
+        InputError: there are several, and accelerate is not installed, or what a launcher sets is not all there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     found = _accelerator()
+    if found.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise InputError("WORLD_SIZE is set, and LOCAL_RANK is not", "start the processes with torchrun")
     return Team(found.process_index, found.num_processes)
 
 
@@ -72,7 +74,11 @@ def _accelerator() -> accelerate.Accelerator:
         from accelerate import Accelerator
     except ImportError:
         raise InputError("several processes need the package accelerate", FIX) from None
-    return Accelerator(cpu=not torch.cuda.is_available())
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        raise InputError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {gpus} GPUs",
+                         f"--nproc-per-node {gpus} at most")  # fmt: skip
+    return Accelerator(cpu=not gpus)
 
 
 @functools.cache
@@ -99,11 +105,25 @@ def _broadcast(what: Any) -> Any:
 
     team()
     told = [what]
-    try:
+    with _talking():
         distributed.broadcast_object_list(told, src=0, group=_channel())
-    except RuntimeError:  # gloo's: connection closed by peer
-        raise EdgeDistillError("another process of this training ended", "see what it said") from None
     return told[0]
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's: mostly "connection closed by peer"
+        what = str(error).splitlines()[0]
+        raise EdgeDistillError(f"another process of this training cannot be heard ({what})",
+                               "see what it said last; between machines see GLOO_SOCKET_IFNAME") from None  # fmt: skip
+
+
+def leave() -> None:
+    """The end, for everybody."""
+    if team().size > 1:
+        _accelerator().end_training()
 
 
 def led(work: Callable[[], object]) -> None:
@@ -143,7 +163,8 @@ def gathered(own: T) -> list[T]:
     from torch import distributed
 
     found: list[Any] = [None] * team().size
-    distributed.all_gather_object(found, own, group=_channel())
+    with _talking():
+        distributed.all_gather_object(found, own, group=_channel())
     return found
 
 

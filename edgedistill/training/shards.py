@@ -32,7 +32,7 @@ from edgedistill.training.outputs import Network, SourceOutputs
 
 Squares = NDArray[np.uint8]
 SCHEME = re.compile(r"^([a-z0-9]+):", re.IGNORECASE)
-REMOTE = ("http", "https", "gs", "hf")  # what webdataset reads; s3 by presigned addresses, or mounted
+REMOTE = ("http", "https", "gs", "hf")  # what webdataset reads
 FIX = 'pip install "edgedistill[scale]"'
 AT_ONCE = 64  # images in the hands of the decoding threads
 
@@ -79,7 +79,13 @@ def addresses(section: Unlabeled, base: Path) -> list[str]:
         raise InputError("unlabeled.kind: wds needs the package webdataset", FIX) from None
     given = [section.urls] if isinstance(section.urls, str) else section.urls
     found = []
-    for one in itertools.chain.from_iterable(braceexpand(url) for url in given):
+    try:
+        wanted = list(itertools.chain.from_iterable(braceexpand(url) for url in given))
+    except ValueError as error:
+        raise InputError(f"unlabeled.urls: {error}", "close every brace") from None
+    if not wanted:
+        raise InputError("unlabeled.urls: names no shard", "name one at least, or leave `unlabeled` out")
+    for one in wanted:
         scheme = SCHEME.match(one)
         if scheme and scheme[1].lower() not in REMOTE:  # "pipe:" among them: a recipe starts no programs
             raise InputError(f"unlabeled.urls: {one}: {scheme[1]} is no kind of address that is read here",
@@ -146,7 +152,7 @@ def label(
 ) -> tuple[Shard, dict[str, SourceOutputs]]:  # fmt: skip
     """Read a shard once, and ask every source about its images; from the cache where that was done before.
 
-    A killed pass goes on where it stopped, within a shard, too. The shard's squares are in memory at once.
+    A killed pass goes on where it stopped, within a shard, too. All its squares are in memory, at times twice.
 
     Args:
         url: of the shard.
@@ -187,6 +193,11 @@ class Decoded:
     count: int
 
 
+def mark(square: Squares) -> bytes:
+    """sha256 of a square's pixels, in hex."""
+    return sha256(square.tobytes()).hexdigest().encode()
+
+
 def _decoded(url: str, view: View) -> Decoded:
     found = list(squares(url, view))
     kept = [(at, square) for at, _, square in found if square is not None]
@@ -201,7 +212,7 @@ def _write_facts(url: str, folder: Path, decoded: Decoded) -> None:
         named = ", ".join(decoded.corrupt[: store.NAMED])
         raise InputError(f"{url}: {len(decoded.corrupt)} of {decoded.count} samples are no images: {named}",
                          "repair the shard, or leave it out")  # fmt: skip
-    hashes = np.array([sha256(one.tobytes()).hexdigest().encode() for one in decoded.squares], dtype="S64")
+    hashes = np.array([mark(one) for one in decoded.squares], dtype="S64")
     for name, array in (("kept.npy", decoded.kept), ("hashes.npy", hashes)):
         with run.atomic(folder / name) as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
@@ -215,13 +226,10 @@ def _write_facts(url: str, folder: Path, decoded: Decoded) -> None:
 
 
 def fresh(found: Sequence[Shard], known: NDArray[np.bytes_]) -> list[NDArray[np.int64]]:
-    """Per shard the rows whose pixels are none of those `known` (of val and test), and that no row before them has."""
-    seen, rows = set(known.tolist()), []
-    for shard in found:
-        new = []
-        for row, mark in enumerate(shard.hashes.tolist()):
-            if mark not in seen:
-                seen.add(mark)
-                new.append(row)
-        rows.append(np.array(new, dtype=np.int64))
-    return rows
+    """Per shard the rows whose pixels are none of those `known`, and that no row before them has."""
+    marks = [shard.hashes for shard in found]
+    everything = np.concatenate(marks)
+    new = np.zeros(len(everything), dtype=bool)
+    new[np.unique(everything, return_index=True)[1]] = True
+    new &= ~np.isin(everything, known)
+    return [np.flatnonzero(part) for part in np.split(new, np.cumsum([len(one) for one in marks])[:-1])]

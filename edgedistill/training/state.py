@@ -62,6 +62,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         settings: the recipe's `distill` section.
         seed: of the source heads.
     """
+    parallel.team()  # of several processes on several GPUs each has its own from here on
     device = default()
     width = int(model.head.in_features)  # type: ignore[union-attr,arg-type]
     with torch.random.fork_rng(devices=[]):
@@ -154,17 +155,24 @@ def save(state: State, step: int, seconds: float, folder: Path) -> None:
 
 
 def resume(state: State, folder: Path) -> tuple[int, float]:
-    """Load last.pt where there is one, and cut metrics.jsonl back to it; returns the steps done and their seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, lines = folder / "last.pt", folder / "metrics.jsonl"
+    """Load last.pt where there is one; returns the steps done and their seconds.
+
+    metrics.jsonl is cut back to it: of several processes by the one that leads, the others only read.
+    """
+    checkpoint, lines, leads = folder / "last.pt", folder / "metrics.jsonl", parallel.team().leads
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
-        lines.unlink(missing_ok=True)
+        if leads:
+            lines.unlink(missing_ok=True)
         return 0, 0.0
     device = next(state.model.parameters()).device
     saved: Mapping[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
     for name, part in state.parts().items():
         part.load_state_dict(saved[name])
     step = int(saved["step"])
+    if not leads:
+        return step, float(saved["seconds"])
     covered = [text + "\n" for line, text in whole_lines(lines) if line["step"] <= step]
     with atomic(lines) as temporary:
         temporary.write_text("".join(covered), encoding="utf-8")

@@ -8,10 +8,11 @@ N images of all shards, U of them a step, K classes of a source, C target classe
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from edgedistill import images
 from edgedistill.records import EdgeDistillError
 from edgedistill.training.outputs import SourceOutputs
-from edgedistill.training.shards import Shard, View, squares
+from edgedistill.training.shards import Shard, View, mark, squares
 
 Rows = NDArray[np.int64]
 Arrays = NDArray[Any]
@@ -99,8 +100,9 @@ class Stream:
     mixed: int
     sources: tuple[str, ...] = ()
     teacher: Callable[[Mapping[str, Arrays]], Arrays] | None = None
+    _orders: dict[int, list[Window]] = field(default_factory=dict, repr=False)
     _ready: dict[tuple[int, Share], Future[Streamed]] = field(default_factory=dict, repr=False)
-    _reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __len__(self) -> int:
         """N."""
@@ -135,8 +137,13 @@ class Stream:
         for epoch in itertools.count(position // len(self)):
             yield from (one for one in self._windows(epoch) if one.end > position)
 
-    @lru_cache(maxsize=4)  # noqa: B019 - a run has a stream for each input size
     def _windows(self, epoch: int) -> list[Window]:
+        if epoch not in self._orders:
+            self._orders = {at: known for at, known in self._orders.items() if at >= epoch - 1}
+            self._orders[epoch] = self._order(epoch)
+        return self._orders[epoch]
+
+    def _order(self, epoch: int) -> list[Window]:
         random, found = np.random.default_rng([self.seed, SHUFFLE, epoch]), []
         held: list[tuple[int, Rows]] = []
         begin = epoch * len(self)
@@ -158,8 +165,24 @@ class Stream:
             self._ready.pop(key).cancel()
         for key, one in wanted.items():
             if key not in self._ready:
-                self._ready[key] = self._reader.submit(self._read, one, share.of(one))
+                self._ready[key] = self._ahead(one, share.of(one))
         return self._ready[window.begin, share].result()
+
+    def _ahead(self, window: Window, places: Rows) -> Future[Streamed]:
+        """`_read` on its way. By a daemon: a process ends without waiting for an address that does not answer."""
+        promised: Future[Streamed] = Future()
+
+        def keep() -> None:
+            with self._turn:  # one window after the other: the first is waited for
+                if not promised.set_running_or_notify_cancel():
+                    return
+                try:
+                    promised.set_result(self._read(window, places))
+                except BaseException as error:
+                    promised.set_exception(error)
+
+        threading.Thread(target=keep, daemon=True).start()
+        return promised
 
     def _read(self, window: Window, places: Rows) -> Streamed:
         """The images at some places of a window, decoded, and all that is known of them."""
@@ -181,12 +204,16 @@ class Stream:
         return Streamed(pixels, probs, teacher)
 
     def _decoded(self, shard: Shard, rows: Rows) -> Arrays:
-        kept = shard.kept[rows]
+        kept, known = shard.kept[rows], shard.hashes[rows].tolist()
         seen = squares(shard.url, self.view, frozenset(kept.tolist()))
-        found = {at: images.resize(square, self.px) for at, _, square in seen if square is not None}
+        marks = dict(zip(kept.tolist(), known, strict=True))
+        # what was said of an image, and that it stands in no val or test, was said of these pixels
+        found = {at: images.resize(square, self.px) for at, _, square in seen
+                 if square is not None and mark(square) == marks[at]}  # fmt: skip
         if len(found) < len(rows):
-            raise EdgeDistillError(f"{shard.url}: {len(rows) - len(found)} of its images are gone since it was labeled",
-                                   "run again: it is then labeled anew")  # fmt: skip
+            (shard.folder / "shard.json").unlink(missing_ok=True)
+            what = f"{len(rows) - len(found)} of its images are not those that were labeled"
+            raise EdgeDistillError(f"{shard.url}: {what}", "run again: the shard is then labeled anew")
         return np.stack([found[int(at)] for at in kept])
 
 

@@ -130,7 +130,7 @@ def reach(address: str) -> None:
             return
     except ImportError as error:
         raise InputError(f"search.storage: {_brief(error)}", INSTALL) from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: a port that is no number
         raise InputError(f"search.storage: {_brief(error)}", "is the database up?") from None
 
 

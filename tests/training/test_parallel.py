@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,21 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     with pytest.raises(InputError, match=r'accelerate; pip install "edgedistill\[scale\]"'):
+        parallel.team()
+
+
+def test_a_launcher_that_does_not_say_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "_accelerator", lambda: SimpleNamespace(process_index=0, num_processes=1))
+    with pytest.raises(InputError, match="LOCAL_RANK is not; start the processes with torchrun"):
+        parallel.team()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match="4 processes on a machine with 2 GPUs; --nproc-per-node 2 at most"):
         parallel.team()
 
 

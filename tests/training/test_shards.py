@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import http.server
 import io
 import itertools
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +73,7 @@ def test_addresses(tmp_path: Path) -> None:
     far = "https://example.org/a-{0..1}.tar?key=1"
     assert expand(Unlabeled(kind="wds", urls=(far, "00.tar")))[:2] == [far.replace("{0..1}", str(at)) for at in (0, 1)]
     for urls, told in (("{00..03}.tar", "03.tar: No such file"), (("00.tar", "0{0..1}.tar"), "named twice"),
+                       ((), "names no shard"), ("a{0..1.tar", "close every brace"),
                        ("pipe:touch x", "pipe is no kind of address"), ("s3://a/b.tar", "s3 is no kind")):  # fmt: skip
         with pytest.raises(InputError, match=told):
             expand(Unlabeled(kind="wds", urls=urls))
@@ -150,7 +155,10 @@ def parts(tmp_path: Path) -> tuple[Labeled, ...]:
     for at in range(5):
         found, _ = shards.label(shard(tmp_path, at, 7 + at), VIEW, {}, tmp_path / "cache")
         numbers = 100 * at + np.arange(7 + at, dtype=np.float32)
-        said = SourceOutputs(numbers[:, None] * np.ones(3), np.stack([numbers, -numbers], axis=1))
+        said = SourceOutputs(tmp_path / f"said{at}")
+        said.folder.mkdir()
+        np.save(said.folder / "features.npy", numbers[:, None] * np.ones(3))
+        np.save(said.folder / "probs.npy", np.stack([numbers, -numbers], axis=1))
         made.append(Labeled(found, np.arange(1, 7 + at), {"one": said}))  # the first of each takes no part
     return tuple(made)
 
@@ -212,13 +220,21 @@ def test_a_share_reads_no_more_than_its_images(parts: tuple[Labeled, ...], monke
     monkeypatch.setattr("edgedistill.training.stream.squares", counted)
     one = stream(parts, mixed=1000)
     one.draw(0, 10, slice(0, 2))
-    one._reader.shutdown(wait=True)  # the next epoch is on its way
+    for promised in one._ready.values():
+        promised.result()  # the next epoch is on its way
     assert sum(wanted) == 2 * 8  # a fifth of each, not all of it
 
 
 def test_a_shard_that_changed_since(parts: tuple[Labeled, ...], tmp_path: Path) -> None:
     shard(tmp_path, 0, 3)
-    with pytest.raises(EdgeDistillError, match=r"00\.tar: 4 of its images are gone since it was labeled; run again"):
+    with pytest.raises(EdgeDistillError, match=r"00\.tar: 4 of its images are not those that were labeled; run"):
+        drawn(stream(parts), range(5), 8)
+    assert not (parts[0].shard.folder / "shard.json").exists()  # labeled anew
+
+
+def test_as_many_other_images_are_noticed(parts: tuple[Labeled, ...], tmp_path: Path) -> None:
+    tars.write(tmp_path / "00.tar", {f"{at}.png": encoded(900 + at) for at in range(7)})
+    with pytest.raises(EdgeDistillError, match=r"00\.tar: 6 of its images are not those that were labeled"):
         drawn(stream(parts), range(5), 8)
 
 
@@ -244,3 +260,43 @@ def test_by_http(tmp_path: Path) -> None:
         server.shutdown()
     facts = run.read_json(found.folder / "shard.json")
     assert facts["url"] == f"{near}/02.tar"
+
+
+def test_many_shards_need_few_files(tmp_path: Path) -> None:
+    """What sources say of a thousand shards may not hold two thousand files open."""
+    held = [shards.label(shard(tmp_path, at, 2), VIEW, {"one": net("one")}, tmp_path / "cache") for at in range(12)]
+    opened = [Path(one).resolve() for one in Path("/proc/self/fd").iterdir() if one.exists()]
+    assert len(held) == 12 and not [one for one in opened if tmp_path in one.parents]
+    assert len(held[3][1]["one"].features_ND) == 2
+
+
+def test_a_stream_that_is_let_go_frees_its_images(parts: tuple[Labeled, ...]) -> None:
+    one = stream(parts)
+    one.draw(0, 8)
+    for promised in one._ready.values():
+        promised.result()  # what is on its way still holds it
+    one._turn.acquire()
+    alive = weakref.ref(one)
+    del one
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_process_ends_while_an_address_does_not_answer(tmp_path: Path) -> None:
+    """The window after the last is read ahead; nobody waits for it at the end."""
+    body = """
+import threading, time
+from types import SimpleNamespace
+import numpy as np
+from edgedistill.training import stream
+asked = threading.Event()
+stream.squares = lambda *given: asked.set() or time.sleep(600)
+shard = SimpleNamespace(kept=np.zeros(1, int), hashes=np.zeros(1, "S4"), url="")
+part = SimpleNamespace(shard=shard, rows=np.zeros(1, int), outputs={})
+one = stream.Stream((part,), None, 4, 0, 1)
+one._ahead(stream.Window(0, np.zeros(1, int), np.zeros(1, int)), np.zeros(1, int))
+assert asked.wait(30)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr
