@@ -96,12 +96,16 @@ def export(
     run: RunPath = LATEST,
     int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="With int8 graphs, or without; as the last "
                     "time where neither is given, at first as in the recipe.")] = None,
+    qat: Annotated[bool | None, typer.Option("--qat/--no-qat", help="With some steps of quantization-aware "
+                   "distillation before int8, or without; else as for --int8.")] = None,
 ) -> None:  # fmt: skip
     """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
     from edgedistill import pipeline, session
 
-    context = session.reopen(run, {} if int8 is None else {"quantize": {"enabled": int8}})
-    session.finish(context, pipeline.to_bundle, remember=int8 is not None)
+    asked = {"enabled": int8, "qat": qat}
+    given = {name: value for name, value in asked.items() if value is not None}
+    context = session.reopen(run, {"quantize": given} if given else {})
+    session.finish(context, pipeline.to_bundle, remember=bool(given))
     _show(context.run.path)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgedistill import environment
 from edgedistill.progress import bar
 from edgedistill.recipe import Recipe
-from edgedistill.records import Checkpoint, InputError, OnnxModel, SourceWeights, StudentSpec
-from edgedistill.run import Run, atomic, digest, read_json, read_record
+from edgedistill.records import Checkpoint, Guarded, InputError, Kept, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.run import Run, atomic, digest, read_record
 
 if TYPE_CHECKING:
     from edgedistill.training.batches import Material
@@ -206,17 +206,26 @@ class Context:
         return read_record(self.run / "distill/result.json", Checkpoint)
 
     @property
+    def exported(self) -> list[OnnxModel]:
+        """fp32, and fp16 where it was asked for."""
+        return list(read_record(self.run / "export/models.json", tuple[OnnxModel, ...]))
+
+    @property
     def models(self) -> list[OnnxModel]:
         """Every graph that was made, fp32 first."""
-        int8 = [OnnxModel(**one) for one in read_json(self.run / "quantize/models.json")]
-        return [read_record(self.run / "export/model.json", OnnxModel), *int8]
+        return [*self.exported, *read_record(self.run / "quantize/models.json", tuple[OnnxModel, ...])]
+
+    @property
+    def guarded(self) -> tuple[Guarded, ...]:
+        """What the accuracy guard found, a target each; none where nothing was quantized."""
+        path = self.run / "quantize/guard.json"
+        return read_record(path, tuple[Guarded, ...]) if path.is_file() else ()
 
     @property
     def default_model(self) -> str:
-        """Name of the graph that a CPU should run: int8 for the CPU where there is one."""
-        from edgedistill.devices.bundle import model_name
-
-        return model_name(next((model for model in self.models if model.target == "cpu"), self.models[0]))
+        """Name of the graph that a CPU should run: what was kept for it, else fp32."""
+        kept = read_record(self.run / "keep/kept.json", tuple[Kept, ...])
+        return next((one.artefact for one in kept if one.target == "cpu"), self.models[0].name)
 
     def test_images(self, px: int) -> tuple[Any, Any]:
         """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""

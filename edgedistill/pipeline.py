@@ -1,6 +1,6 @@
 """The story: which steps, in which order, reading what, leaving what. The only file that knows more than one stage.
 
-    recipe -> weigh -> search -> distill -> export -> quantize -> verify -> bundle -> bench -> report
+    recipe -> weigh -> search -> distill -> export -> quantize -> keep -> verify -> bundle -> bench -> report
 
 A step is a function of the context that leaves files in the run directory. Whether it must run at all is decided by
 its key (run.py) before anything heavy is imported.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 
-from edgedistill import crew, rehearsal, report, report_weights, run
+from edgedistill import crew, environment, qat, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -108,23 +108,45 @@ def export(context: Context) -> None:
     model = student.load(record.spec, context.run / record.path)
     path = context.run / "export/student.fp32.onnx"
     made = onnx.export(model, record.spec, path, images_NHWC, context.recipe.export)
-    made = replace(made, path=f"export/{path.name}", parent_sha256=record.sha256)
-    run.write_record(context.run / "export/model.json", made)
+    graphs = [replace(made, path=f"export/{path.name}", parent_sha256=record.sha256)]
+    if context.recipe.export.fp16:
+        half = onnx.half(path, graphs[0])
+        graphs.append(replace(half, path=f"export/{half.path}"))
+    run.write_json(context.run / "export/models.json", [asdict(one) for one in graphs])
 
 
 def quantize(context: Context) -> None:
-    """One calibration on images of train, one int8 graph a target."""
+    """One calibration on images of train, one int8 graph a target, each held to its bound on val."""
+    import numpy as np
+
     from edgedistill.export import quantize
 
-    fp32 = run.read_record(context.run / "export/model.json", OnnxModel)
     made: list[OnnxModel] = []
     if context.recipe.quantize.enabled:
-        images_NHWC = context.calibration_images(context.checkpoint.spec.input_px)
-        folder = context.run / "quantize"
-        made = quantize.quantize(context.run / fp32.path, fp32, images_NHWC, context.recipe.quantize, folder)
+        splits, px, fp32 = context.splits, context.checkpoint.spec.input_px, context.exported[0]
+        val = np.asarray(splits.train.at(px)[splits.val_rows]), splits.val_labels
+        made = quantize.quantize(context.run / fp32.path, fp32, context.calibration_images(px), context.recipe.quantize,
+                                 context.run / "quantize", val, context.recipe.data.score,
+                                 qat.tuner(context))  # fmt: skip
     run.write_json(
         context.run / "quantize/models.json", [asdict(replace(one, path=f"quantize/{one.path}")) for one in made]
     )
+
+
+def keep(context: Context) -> None:
+    """Which precision each target gets: int8 against the higher one, timed in turn where this machine can run them."""
+    from edgedistill import keep
+
+    kept, asked, models = [], context.recipe.quantize, context.models
+    guarded = {one.target: one for one in context.guarded}
+    for target in asked.targets if asked.enabled else ():
+        said, ratio, untimed = guarded.get(target), None, "its speed is measured where it runs: edgedistill bench"
+        if target == "cpu" and (said is None or said.holds):
+            pair = [keep.fallback(target, models), next(one for one in models if one.target == target)]
+            ratio = rehearsal.ratio(context, pair)
+        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, untimed))
+        say(f"  {target}: {kept[-1].artefact}: {kept[-1].why}")
+    run.write_json(context.run / "keep/kept.json", [asdict(one) for one in kept])
 
 
 def verify(context: Context) -> None:
@@ -144,8 +166,10 @@ def verify(context: Context) -> None:
     best_NC = logits[context.default_model]
     save_arrays(context.run / "verify/mistakes.npz", **verify.mistakes(images_NHWC, labels_N, best_NC))
     parted = np.array(found.worst, dtype=np.int64)
+    which = verify.furthest(torch_NC[parted], {name: one[parted] for name, one in logits.items() if "int8" in name})
+    said = np.array([logits[name][row].argmax() for name, row in zip(which, parted, strict=True)], dtype=np.int64)
     save_arrays(context.run / "verify/disagreements.npz", images=images_NHWC[parted], labels=labels_N[parted],
-                torch=torch_NC[parted].argmax(axis=1), int8=best_NC[parted].argmax(axis=1))  # fmt: skip
+                torch=torch_NC[parted].argmax(axis=1), int8=said, artefact=np.array(which, dtype=str))  # fmt: skip
     save_arrays(context.run / "verify/predictions.npz", **{name: one.argmax(axis=1) for name, one in logits.items()})
     failed = [gate for gate in found.gates if not gate.passed]
     if failed:
@@ -169,6 +193,11 @@ def bundle(context: Context) -> None:
                    "licence": context.splits.licence}  # fmt: skip
     shipped = [(context.run / model.path, model) for model in context.models]
     bundle.write_bundle(context.run / "bundle", shipped, description, images_NHWC[chosen], labels_N[chosen], host)
+
+
+def this_machine(context: Context) -> dict[str, str]:
+    """What a speed measured here depends on."""
+    return {"machine": run.digest(environment.machine())}
 
 
 def measure(context: Context, device_name: str, backend: str) -> None:
@@ -214,10 +243,11 @@ TRAIN = (
          ("distill/last.pt", "tensorboard/*")),
 )  # fmt: skip
 EXPORT = (
-    Step("export", 1, ("export",), ("distill",), ("export/*",), export),
-    Step("quantize", 1, ("quantize",), ("distill", "export"), ("quantize/*",), quantize),
-    Step("verify", 1, ("export",), ("distill", "export", "quantize"), ("verify/*",), verify),
-    Step("bundle", 1, (), ("distill", "export", "quantize", "verify"), ("bundle/*",), bundle),
+    Step("export", 2, ("export",), ("distill",), ("export/*",), export),
+    Step("quantize", 2, ("quantize",), ("distill", "export"), ("quantize/*",), quantize, ("qat/*/*",)),
+    Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=this_machine),
+    Step("verify", 2, ("export",), ("distill", "export", "quantize", "keep"), ("verify/*",), verify),
+    Step("bundle", 2, (), ("distill", "export", "quantize", "keep", "verify"), ("bundle/*",), bundle),
 )
 
 

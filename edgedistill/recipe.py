@@ -192,20 +192,43 @@ class Distill(Section):
 
 
 class Export(Section):
-    """torch to ONNX, and the gates that the fp32 graph must pass."""
+    """torch to ONNX, and the gates that the fp32 graph must pass. `fp16`: a float16 graph for TensorRT beside it."""
 
     opset: int | None = Field(default=None, ge=17, le=23)
+    fp16: bool = True
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
     max_relative_error: PositiveFloat = 1e-3
 
 
+class Qat(Section):
+    """Quantization-aware distillation: `steps` more steps with fake quantization, as `distill` says but for these.
+
+    `ranges` are frozen at what calibration found, or learned with the weights (Esser et al., ICLR 2020).
+    """
+
+    steps: PositiveInt = 200
+    lr: PositiveFloat = 1e-4
+    ranges: Literal["learned", "frozen"] = "learned"
+
+
+def _qat(value: Any) -> Any:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class Quantize(Section):
-    """int8 graphs from one calibration on images of train only."""
+    """int8 graphs from one calibration on images of train only, and what must be true for int8 to be kept.
+
+    `method: auto` takes the rule whose int8 graph answers most often as fp32 does on the calibration images. int8 is
+    kept if it loses at most `max_drop` points on val, and if it is at least `min_speedup` times as fast.
+    """
 
     enabled: bool = True
     targets: tuple[Literal["cpu", "tensorrt"], ...] = ("cpu", "tensorrt")
     calibration_images: PositiveInt = 500
-    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
+    max_drop: float = Field(default=1.0, ge=0.0, le=100.0)
+    min_speedup: PositiveFloat = 1.05
+    qat: Annotated[Qat | None, BeforeValidator(_qat)] = None
 
 
 class Bench(Section):

@@ -184,7 +184,7 @@ class OnnxModel:
     @property
     def name(self) -> str:
         """What a rung, a bundle and a bench call this graph: fp32, fp16, int8-cpu, int8-tensorrt."""
-        return self.precision if self.target == "any" else f"{self.precision}-{self.target}"
+        return f"{self.precision}-{self.target}" if self.precision == "int8" else self.precision
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,50 @@ class Gate:
     value: float
     bound: str
     passed: bool
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What an int8 graph loses against fp32 on the same n images of val: points, with a paired 95 % interval.
+
+    `differ` is the share of all images looked at, labeled or not, on which the two give different labels, in points:
+    whatever the labels are, no more than that can be lost on them.
+    """
+
+    points: float
+    low: float
+    high: float
+    n: int
+    differ: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the accuracy guard found for a target: the loss, whether it is within the bound, and what stays float.
+
+    `floats` are the layers kept in float for it, worst first. `qat` is the share of equal labels of the graph and the
+    fake-quantized student, where it is trained so. `before` is the loss without either.
+    """
+
+    target: Target
+    holds: bool
+    max_drop: float
+    drop: Drop
+    floats: tuple[str, ...] = ()
+    before: Drop | None = None
+    qat: float | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which graph a target gets, and why. `ratio` is fp32's (fp16's) time over int8's, where it was measured."""
+
+    target: Target
+    artefact: str
+    precision: Precision
+    why: str
+    ratio: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

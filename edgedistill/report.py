@@ -147,11 +147,12 @@ def _mistakes(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
 
 def _partings(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
     """(data URI, lines under it) of the images on which int8 parts from torch."""
-    found = pictures(facts.run / "verify/disagreements.npz", ("labels", "torch", "int8"))
-    columns = (found["images"], found["labels"], found["torch"], found["int8"]) if found else ((),) * 4
-    return [(report_plots.jpeg(image), (f"torch {_name(facts, int(ours))}", f"int8 {_name(facts, int(theirs))}",
+    found = pictures(facts.run / "verify/disagreements.npz", ("labels", "torch", "int8", "artefact"))
+    names = ("images", "labels", "torch", "int8", "artefact")
+    columns = [found[name] for name in names] if found else [()] * len(names)
+    return [(report_plots.jpeg(image), (f"torch {_name(facts, int(ours))}", f"{which} {_name(facts, int(theirs))}",
                                         f"is {_name(facts, int(true))}"))
-            for image, true, ours, theirs in zip(*columns, strict=True)]  # fmt: skip
+            for image, true, ours, theirs, which in zip(*columns, strict=True)]  # fmt: skip
 
 
 def write(run: Run) -> list[Path]:

@@ -22,7 +22,9 @@ from edgedistill.agent.metrics import percentiles
 from edgedistill.records import (
     BenchReport,
     Checkpoint,
+    Guarded,
     InputError,
+    Kept,
     Ladder,
     OnnxModel,
     Rung,
@@ -51,6 +53,8 @@ class Facts:
     curve: tuple[dict[str, Any], ...]
     checkpoint: Checkpoint | None
     models: tuple[OnnxModel, ...]
+    guarded: tuple[Guarded, ...]
+    kept: tuple[Kept, ...]
     calibration: dict[str, Any]
     ladder: Ladder | None
     bench: tuple[BenchReport, ...]
@@ -92,7 +96,6 @@ def read(run: Run) -> Facts:
     """
     recipe = _json(run / "recipe.lock.json").get("recipe", {})
     data = _json(run / "data.json")
-    exported = _record(run / "export/model.json", OnnxModel)
     return Facts(
         run=run,
         recipe=recipe,
@@ -105,7 +108,13 @@ def read(run: Run) -> Facts:
         trials=_trials(run / "search/trials.csv"),
         curve=tuple(_lines(run / "distill/metrics.jsonl")),
         checkpoint=_record(run / "distill/result.json", Checkpoint),
-        models=((exported,) if exported else ()) + (_record(run / "quantize/models.json", tuple[OnnxModel, ...]) or ()),
+        models=tuple(
+            model
+            for path in ("export/models.json", "quantize/models.json")
+            for model in _record(run / path, tuple[OnnxModel, ...]) or ()
+        ),
+        guarded=_record(run / "quantize/guard.json", tuple[Guarded, ...]) or (),
+        kept=_record(run / "keep/kept.json", tuple[Kept, ...]) or (),
         calibration=_json(run / "quantize/calibration.json"),
         ladder=_record(run / "verify/ladder.json", Ladder),
         bench=_bench(run, recipe),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from edgedistill import report_weights
 from edgedistill.agent.metrics import percentiles
+from edgedistill.keep import keep
 from edgedistill.records import Accuracy, BenchReport
 from edgedistill.report_blocks import Block, Row, aligned, clean, titled, wrap
 from edgedistill.report_facts import Facts, groups, headline, p50, warnings
@@ -33,8 +34,8 @@ def interval(accuracy: Accuracy, metric: str) -> str:
 
 def blocks(facts: Facts) -> list[Block]:
     """The report in reading order; a part that has not run yet is a block that says which command runs it."""
-    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), *_latency(facts), _gates(facts),
-            _warnings(facts)]  # fmt: skip
+    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), _kept(facts), *_latency(facts),
+            _gates(facts), _warnings(facts)]  # fmt: skip
 
 
 def summary(facts: Facts) -> str:
@@ -143,6 +144,15 @@ def _no_int8(facts: Facts) -> Row:
     return ("int8: off, quantize.enabled is false" if off else f"int8: {_not_run('export --int8')}",)
 
 
+def _kept(facts: Facts) -> Block:
+    if not facts.models:
+        return Block("kept", "Kept", lines=(_not_run("export"),))
+    said = tuple(f"{one.target}: {one.artefact}: {one.why}" for one in facts.kept)
+    lines = tuple(f"{one.target}: in float, worst first: {', '.join(one.floats)}" for one in facts.guarded
+                  if one.holds and one.floats)  # fmt: skip
+    return Block("kept", "Kept", "the precision for each target, and why", lines=(said or ("fp32",)) + lines)
+
+
 def _latency(facts: Facts) -> list[Block]:
     if not facts.bench:
         return [Block("latency", "Latency", lines=(_not_run("bench"),))]
@@ -177,7 +187,20 @@ def _on_device(facts: Facts, one: BenchReport) -> str:
         said += f", {interval(one.accuracy, facts.score)} on {one.accuracy.n} images there"
     if one.agreement_with_host is not None:
         said += f", same answer as the host on {share(one.agreement_with_host)}"
-    return said
+    here = kept_there(facts, one)
+    return f"{said}; {here}" if here else said
+
+
+def kept_there(facts: Facts, one: BenchReport) -> str:
+    """Which precision this device should run, by its own measurement of an int8 graph; "" for any other graph."""
+    made = next((model for model in facts.models if model.sha256 == one.sha256), None)
+    exported = any(model.precision == "fp32" for model in facts.models)
+    if made is None or made.precision != "int8" or one.ratio_to_fp32 is None or not exported:
+        return ""
+    guarded = next((found for found in facts.guarded if found.target == made.target), None)
+    least = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
+    kept = keep(made.target, facts.models, guarded, least, one.ratio_to_fp32, "")
+    return f"to run here: {kept.artefact}" + ("" if kept.precision == "int8" else f", since {kept.why}")
 
 
 def _gates(facts: Facts) -> Block:

@@ -24,7 +24,7 @@ edgedistill --debug --version
 bench RUN? --device... --backend...
 check RECIPE --set...
 devices --inventory
-export RUN? --int8/--no-int8
+export RUN? --int8/--no-int8 --qat/--no-qat
 predict IMAGE... --run
 report RUN?... --format
 run RECIPE --set... --runs

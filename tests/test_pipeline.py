@@ -13,8 +13,8 @@ import pytest
 from miniature import Project
 from PIL import Image
 
-from edgedistill import run
-from edgedistill.records import BenchReport, Checkpoint, Ladder, OnnxModel, SourceWeights, StudentSpec
+from edgedistill import pipeline, run, session
+from edgedistill.records import BenchReport, Checkpoint, Kept, Ladder, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import Run
 
 LEFT = """\
@@ -22,8 +22,9 @@ recipe.yaml recipe.lock.json manifest.json env.json log.jsonl data.json report.j
 weigh/weights.json weigh/sources.json
 search/study.journal search/trials.csv search/student.json
 distill/last.pt distill/student.safetensors distill/metrics.jsonl distill/result.json
-export/student.fp32.onnx export/model.json
+export/student.fp32.onnx export/student.fp16.onnx export/models.json
 quantize/student.int8-cpu.onnx quantize/student.int8-tensorrt.onnx quantize/calibration.json quantize/models.json
+quantize/guard.json quantize/sensitivity.json keep/kept.json
 verify/ladder.json verify/predictions.npz verify/mistakes.npz verify/disagreements.npz
 bench/local/onnxruntime-cpu-fp32.json bench/local/onnxruntime-cpu-int8-cpu.json
 bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.onnx
@@ -34,6 +35,7 @@ STEPS = [
     "distill",
     "export",
     "quantize",
+    "keep",
     "verify",
     "bundle",
     "bench-local-onnxruntime-cpu",
@@ -63,7 +65,7 @@ def test_every_file_is_there_and_readable(finished: Project) -> None:
     assert list((here / "tensorboard").glob("events.*"))
     assert (finished.runs / "latest").resolve() == here.resolve()
     for name, kind in (("weigh/weights.json", SourceWeights), ("search/student.json", StudentSpec),
-                       ("export/model.json", OnnxModel), ("verify/ladder.json", Ladder),
+                       ("export/models.json", tuple[OnnxModel, ...]), ("verify/ladder.json", Ladder),
                        ("distill/result.json", Checkpoint),
                        ("bench/local/onnxruntime-cpu-fp32.json", BenchReport)):  # fmt: skip
         run.read_record(here / name, kind)
@@ -84,7 +86,7 @@ def test_records_point_at_each_other(finished: Project) -> None:
     here = finished.run
     trained = run.read_record(here / "distill/result.json", Checkpoint)
     assert run.sha256_file(here / trained.path) == trained.sha256
-    fp32 = run.read_record(here / "export/model.json", OnnxModel)
+    fp32 = run.read_record(here / "export/models.json", tuple[OnnxModel, ...])[0]
     int8 = [OnnxModel(**one) for one in run.read_json(here / "quantize/models.json")]
     assert fp32.parent_sha256 == trained.sha256 and {one.parent_sha256 for one in int8} == {fp32.sha256}
     for one in (fp32, *int8):
@@ -98,7 +100,7 @@ def test_records_point_at_each_other(finished: Project) -> None:
 
 def test_the_student_learned_and_the_graphs_agree(finished: Project) -> None:
     ladder = run.read_record(finished.run / "verify/ladder.json", Ladder)
-    assert [rung.artefact for rung in ladder.rungs] == ["torch", "fp32", "int8-cpu", "int8-tensorrt"]
+    assert [rung.artefact for rung in ladder.rungs] == ["torch", "fp32", "fp16", "int8-cpu", "int8-tensorrt"]
     assert {gate.name: gate.passed for gate in ladder.gates} == {"fp32 agreement": True, "fp32 relative error": True}
     fp32 = ladder.rungs[1]
     assert fp32.agreement_with_torch == 1.0
@@ -118,11 +120,36 @@ def test_the_fp32_graph_gives_the_class_of_a_picture(finished: Project) -> None:
 
 
 def test_calibration_saw_no_test_image(finished: Project) -> None:
-    from edgedistill.export.quantize import image_hash
+    from edgedistill.export.calibrate import image_hash
 
     seen = run.read_json(finished.run / "quantize/calibration.json")["sha256"]
     tests = np.load(finished.run / "bundle/images.npy")
     assert len(set(seen)) == 16 and not set(seen) & {image_hash(image) for image in tests}
+
+
+def test_what_is_kept_is_what_the_device_runs(finished: Project) -> None:
+    kept = {one.target: one for one in run.read_record(finished.run / "keep/kept.json", tuple[Kept, ...])}
+    assert set(kept) == {"cpu", "tensorrt"}
+    assert json.loads((finished.run / "bundle/bundle.json").read_text())["default"] == kept["cpu"].artefact
+    cpu = kept["cpu"]
+    assert cpu.ratio is not None
+    assert (cpu.precision == "int8") == (cpu.ratio[1] > 1.05)  # a net this small is rarely faster in int8
+    assert kept["tensorrt"].artefact == "int8-tensorrt" and "edgedistill bench" in kept["tensorrt"].why
+    assert cpu.why in " ".join((miniature.call("report", finished.run).out).split())
+
+
+def test_a_loss_beyond_the_bound_keeps_fp32(copied: Project) -> None:
+    path = copied.run / "quantize/guard.json"
+    found = run.read_json(path)
+    for one in found:
+        one["holds"] = False
+        one["drop"] |= {"points": 3.0, "low": 1.0, "high": 5.0}
+    context = session.reopen(copied.run, {})
+    run.write_json(path, found)
+    pipeline.keep(context)
+    kept = run.read_record(copied.run / "keep/kept.json", tuple[Kept, ...])
+    assert [one.artefact for one in kept] == ["fp32", "fp16"]
+    assert all("at most 1 may be lost" in one.why for one in kept)
 
 
 def test_reports_are_whole(finished: Project) -> None:
@@ -221,7 +248,8 @@ def test_a_device_that_means_another_machine_is_measured_again(
     copied: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "node", lambda: "another-machine")
-    assert ran(copied) == ["bench-local-onnxruntime-cpu", "report"]
+    assert {"keep", "bench-local-onnxruntime-cpu", "report"} <= set(ran(copied))
+    assert not {"quantize", "export"} & set(copied.manifest()) - set(STEPS)
 
 
 def test_a_changed_test_label_is_scored_again(copied: Project) -> None:

@@ -90,15 +90,19 @@ class Draw:
         )  # fmt: skip
 
 
+def trained(draw: Draw, method: str) -> tuple[fit.Fitted, batches.Task]:
+    """One student, and what it was trained by."""
+    settings = draw.bank.profile.settings(method, draw.target, draw.seed)
+    task = batches.Task(draw.spec, draw.material(settings), settings, settings.steps, draw.seed)
+    return fit.fit(initial(draw), task), task
+
+
 def cell(draw: Draw, method: str) -> dict[str, Any]:
     """Train one student and score it on test, once; the line of the table."""
     profile = draw.bank.profile
-    settings = profile.settings(method, draw.target, draw.seed)
-    material = draw.material(settings)
-    task = batches.Task(draw.spec, material, settings, settings.steps, draw.seed)
     started = time.monotonic()
-    fitted = fit.fit(initial(draw), task)
-    seconds = time.monotonic() - started
+    fitted, task = trained(draw, method)
+    seconds, settings = time.monotonic() - started, task.settings
     test = draw.splits.test()
     logits_NC = fit.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
     found = fit.score(logits_NC, test.labels_N)

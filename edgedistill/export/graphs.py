@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,13 @@ def _rewrite(model: ModelProto, replace: Callable[[NodeProto], Iterable[NodeProt
     """A copy in which every node is what `replace` makes of it, without the initializers that nobody reads any more."""
     result = copy.deepcopy(model)
     nodes = [new for node in model.graph.node for new in replace(node)]
-    del result.graph.node[:]
+    del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
-    return _without_unread(result)
+    return without_unread(result)
 
 
-def _without_unread(model: ModelProto) -> ModelProto:
+def without_unread(model: ModelProto) -> ModelProto:
+    """The model itself, less the initializers that nobody reads."""
     read = consumers(model)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
@@ -80,7 +81,7 @@ def tidy(model: ModelProto) -> ModelProto:
         part.doc_string = ""
         if hasattr(part, "metadata_props"):
             del part.metadata_props[:]
-    return _without_unread(result)
+    return without_unread(result)
 
 
 def _lift(node: NodeProto) -> TensorProto:
@@ -101,7 +102,7 @@ def global_average_pool(model: ModelProto) -> ModelProto:
     def replace(node: NodeProto) -> list[NodeProto]:
         if node.op_type != "ReduceMean" or _axes(node, known, ranks.get(node.input[0])) != SPATIAL:
             return [node]
-        pooled = node.output[0] if _attribute(node, "keepdims", 1) else f"{node.output[0]}_pooled"
+        pooled = node.output[0] if attribute(node, "keepdims", 1) else f"{node.output[0]}_pooled"
         pool = helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool")
         if pooled == node.output[0]:
             return [pool]
@@ -110,12 +111,102 @@ def global_average_pool(model: ModelProto) -> ModelProto:
     return _rewrite(model, replace)
 
 
+def split_hard_swish(model: ModelProto) -> ModelProto:
+    """HardSwish(x) becomes x * HardSigmoid(x): two operators with int8 kernels for one without."""
+
+    def replace(node: NodeProto) -> list[NodeProto]:
+        if node.op_type != "HardSwish":
+            return [node]
+        gate = f"{node.output[0]}_gate"
+        hard = helper.make_node("HardSigmoid", [node.input[0]], [gate], name=f"{node.name}_gate", alpha=1 / 6, beta=0.5)
+        return [hard, helper.make_node("Mul", [node.input[0], gate], list(node.output), name=node.name)]
+
+    return _rewrite(model, replace)
+
+
+def hard_gated(model: ModelProto) -> set[str]:
+    """Tensors x that nobody reads but HardSigmoid(x) and its product with x: what they hold below -3 is lost."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    gates = {node.input[0]: node.output[0] for node in model.graph.node if is_hard_sigmoid(node)}
+    return {name for name, gate in gates.items()
+            if all(node.op_type == "HardSigmoid" or (node.op_type == "Mul" and gate in node.input)
+                   for node in readers[name])}  # fmt: skip
+
+
+def is_hard_sigmoid(node: NodeProto) -> bool:
+    """Whether a node is torch's HardSigmoid, x / 6 + 1 / 2 (ONNX's own default is x / 5 + 1 / 2)."""
+    if node.op_type != "HardSigmoid":
+        return False
+    given = {one.name: one.f for one in node.attribute}
+    return bool(abs(given.get("alpha", 0.2) - 1 / 6) < 1e-6 and given.get("beta", 0.5) == 0.5)
+
+
+def half(model: ModelProto) -> ModelProto:
+    """float16 from the first node with weights on; preprocessing and the logits stay float32.
+
+    A strongly typed TensorRT network takes its precisions from the graph. The types of pairs follow: ONNX knows
+    float16 there from opset 19 on.
+
+    Raises:
+        EdgeDistillError: a constant is beyond what float16 holds.
+    """
+    before, known = set(preprocessing(model)), constants(model)
+    shallow = {name for node in model.graph.node if node.name in before for name in node.output}
+    outputs = {output.name for output in model.graph.output}
+    halved: dict[str, TensorProto] = {}
+    casts: dict[str, NodeProto] = {}
+
+    def as_half(name: str) -> str:
+        if name in outputs:
+            return f"{name}_half"
+        if name in known and known[name].dtype == np.float32:
+            halved[name] = _halved(name, known[name])
+        elif name in shallow:
+            casts[name] = _cast(name, f"{name}_half", TensorProto.FLOAT16)
+        else:
+            return name
+        return f"{name}_half"
+
+    first, rest = [], []
+    for node in model.graph.node:
+        if node.name in before:
+            first.append(node)
+            continue
+        rewired = copy.deepcopy(node)
+        rewired.input[:] = [as_half(name) for name in node.input]
+        rewired.output[:] = [f"{name}_half" if name in outputs else name for name in node.output]
+        rest.append(rewired)
+    back = [_cast(f"{name}_half", name, TensorProto.FLOAT) for name in sorted(outputs)]
+    result = copy.deepcopy(model)
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend([*first, *casts.values(), *rest, *back])
+    result.graph.initializer.extend(halved.values())
+    return without_unread(result)
+
+
+def _cast(name: str, into: str, to: int) -> NodeProto:
+    return helper.make_node("Cast", [name], [into], name=f"{into}_cast", to=to)
+
+
+def _halved(name: str, array: np.ndarray) -> TensorProto:
+    largest = float(np.abs(array).max(initial=0.0))
+    if largest > float(np.finfo(np.float16).max):
+        raise EdgeDistillError(
+            f"constant {name} holds {largest:.3g}, more than float16 can", "set export.fp16 to false"
+        )
+    return numpy_helper.from_array(array.astype(np.float16), f"{name}_half")
+
+
 def _ranks(model: ModelProto) -> dict[str, int]:
     shaped = onnx.shape_inference.infer_shapes(model).graph
     return {info.name: len(info.type.tensor_type.shape.dim) for info in (*shaped.input, *shaped.value_info)}
 
 
-def _attribute(node: NodeProto, name: str, default: int) -> int:
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """A whole-number attribute of a node."""
     return next((int(one.i) for one in node.attribute if one.name == name), default)
 
 
@@ -128,10 +219,10 @@ def _axes(node: NodeProto, known: dict[str, np.ndarray], rank: int | None) -> se
 
 
 def preprocessing(model: ModelProto) -> list[str]:
-    """Names of the nodes before the first one with weights: normalization, which stays float in every int8 graph."""
+    """Names of the nodes before the first with weights, or the first pair: normalization, float in every graph."""
     names: list[str] = []
     for node in model.graph.node:
-        if node.op_type in WEIGHTED:
+        if node.op_type in (*WEIGHTED, "QuantizeLinear", "DequantizeLinear"):
             return names
         names.append(node.name)
     return names
@@ -143,48 +234,7 @@ def with_constant(model: ModelProto, op_type: str) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type == op_type and known.intersection(node.input)]
 
 
-def float_conv_branch(model: ModelProto) -> ModelProto:
-    """Take the Q/DQ pair off the convolution branch of every residual Add, and leave the one on the identity branch.
-
-    TensorRT fuses Conv, Add and the activation into one int8 kernel if the sum reads the convolution's own float
-    output (TensorRT developer guide, "Q/DQ placement recommendations"). Where both branches end in a convolution, the
-    deeper one is the main branch.
-    """
-    made, read, depths = producers(model), consumers(model), _depths(model)
-    bypass: dict[str, str] = {}  # output of a removed DQ -> the float tensor in its place
-    for node in model.graph.node:
-        if node.op_type != "Add":
-            continue
-        branches = [(name, source) for name in node.input if (source := _conv_behind(name, made, read)) is not None]
-        if branches:
-            name, source = max(branches, key=lambda pair: depths[pair[1]])
-            bypass[name] = source
-    gone = {id(made[name]) for name in bypass} | {id(made[made[name].input[0]]) for name in bypass}
-
-    def replace(node: NodeProto) -> list[NodeProto]:
-        if id(node) in gone:
-            return []
-        rewired = copy.deepcopy(node)
-        rewired.input[:] = [bypass.get(name, name) for name in node.input]
-        return [rewired]
-
-    return _rewrite(model, replace)
-
-
-def _conv_behind(name: str, made: dict[str, NodeProto], read: Counter[str]) -> str | None:
-    """The output of a convolution that reaches `name` through a Q/DQ pair and goes nowhere else; else None."""
-    dequantize = made.get(name)
-    if dequantize is None or dequantize.op_type != "DequantizeLinear" or read[name] != 1:
-        return None
-    quantize = made.get(dequantize.input[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear" or read[dequantize.input[0]] != 1:
-        return None
-    source = quantize.input[0]
-    conv = made.get(source)
-    return source if conv is not None and conv.op_type == "Conv" and read[source] == 1 else None
-
-
-def _depths(model: ModelProto) -> dict[str, int]:
+def depths(model: ModelProto) -> dict[str, int]:
     """Length of the longest path from the input to each tensor; nodes are in topological order by the ONNX standard."""
     depths: dict[str, int] = {}
     for node in model.graph.node:
@@ -193,47 +243,6 @@ def _depths(model: ModelProto) -> dict[str, int]:
     return depths
 
 
-def refuse_for_tensorrt(model: ModelProto, where: str) -> None:
-    """Refuse what TensorRT fails to parse, or builds into another network without a word.
-
-    It reads quantization as signed and symmetric: a uint8 zero point of 0 builds silently as int8. Non-zero zero
-    points, a quantized bias and quantized constants that are no weights fail to parse.
-
-    Args:
-        model: an int8 graph with Q/DQ pairs.
-        where: its path, for the message.
-
-    Raises:
-        EdgeDistillError: the first such node by name, and what is wrong with it.
-    """
-    known, weights = constants(model), _weights(model)
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            for complaint in _complaints(node, known, weights):
-                raise EdgeDistillError(
-                    f"{where}: node {node.name or node.output[0]}: {complaint}; TensorRT would misread it",
-                    "use the graph quantized for the target tensorrt",
-                )
-
-
-def _weights(model: ModelProto) -> set[str]:
-    """Tensors that a weighted node reads in its weight's place (either input of a MatMul)."""
-    places: dict[str, Collection[int]] = {"MatMul": (0, 1)}
-    weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
-    return {node.input[at] for node in weighted for at in places.get(node.op_type, (1,))}
-
-
-def _complaints(node: NodeProto, known: dict[str, np.ndarray], weights: set[str]) -> Iterator[str]:
-    zero_point = known.get(node.input[2]) if len(node.input) > 2 else None
-    if len(node.input) < 3:
-        yield "no zero point, which means uint8"
-    elif zero_point is None:
-        yield "its zero point is computed, not constant"
-    elif zero_point.dtype == np.int32:
-        yield "a quantized bias (int32)"
-    elif zero_point.dtype != np.int8:
-        yield f"{zero_point.dtype} instead of int8"
-    elif zero_point.any():
-        yield f"zero point {int(zero_point.flat[np.abs(zero_point.astype(int)).argmax()])} instead of 0"
-    if node.input[0] in known and node.op_type == "DequantizeLinear" and node.output[0] not in weights:
-        yield "a quantized constant that is not a weight"
+def opset(model: ModelProto) -> int:
+    """The version of ONNX's own operators that a graph is written in."""
+    return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))

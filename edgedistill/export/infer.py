@@ -45,8 +45,10 @@ def check_images(images_NHWC: np.ndarray, px: int | None = None) -> None:
         )
 
 
-def session(path: Path, *, simulate: bool = False, threads: int = 2) -> Any:
-    """An ONNX Runtime session on the CPU; `simulate` leaves every Q/DQ pair as literal float arithmetic.
+def session(path: Path | bytes, *, simulate: bool = False, threads: int = 2) -> Any:
+    """An ONNX Runtime session on the CPU, of a file or of a graph's bytes.
+
+    `simulate` leaves every Q/DQ pair as literal float arithmetic.
 
     Raises:
         EdgeDistillError: ONNX Runtime refuses the graph.
@@ -64,17 +66,21 @@ def session(path: Path, *, simulate: bool = False, threads: int = 2) -> Any:
     if simulate:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = path if isinstance(path, bytes) else str(path)
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class
         reason = " ".join(str(error).split())
-        raise EdgeDistillError(f"{path}: ONNX Runtime cannot load it ({reason})", "export it again") from None
+        where = "a graph" if isinstance(path, bytes) else path
+        raise EdgeDistillError(f"{where}: ONNX Runtime cannot load it ({reason})", "export it again") from None
 
 
-def predict_onnx(path: Path, images_NHWC: np.ndarray, *, simulate: bool = False, threads: int = 2) -> np.ndarray:
+def predict_onnx(
+    path: Path | bytes, images_NHWC: np.ndarray, *, simulate: bool = False, threads: int = 2
+) -> np.ndarray:
     """Logits of an exported student, batch by batch: uint8 [N, px, px, 3] -> float32 [N, C].
 
     Args:
-        path: an ONNX graph with the input `images` and the output `logits`.
+        path: an ONNX graph with the input `images` and the output `logits`: its file, or its bytes.
         images_NHWC: uint8 RGB at the graph's input size, N >= 1.
         simulate: compute Q/DQ pairs literally in float, all graph optimizations off. This is what the graph says,
             and the nearest a CPU comes to TensorRT's int8 arithmetic.
@@ -86,5 +92,6 @@ def predict_onnx(path: Path, images_NHWC: np.ndarray, *, simulate: bool = False,
     """
     check_images(images_NHWC)
     running = session(path, simulate=simulate, threads=threads)
-    parts = slices(f"{path.name} on {len(images_NHWC)} images", len(images_NHWC), BATCH)
+    name = "a graph" if isinstance(path, bytes) else path.name
+    parts = slices(f"{name} on {len(images_NHWC)} images", len(images_NHWC), BATCH)
     return np.concatenate([running.run(["logits"], {"images": images_NHWC[part]})[0] for part in parts])

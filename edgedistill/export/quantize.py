@@ -1,89 +1,75 @@
-"""One calibration, and from its ranges one int8 graph for each backend, by ONNX Runtime's static quantizer.
+"""One calibration, and from its ranges one int8 graph for each backend, as good as it can be had.
 
 What TensorRT wants is what ONNX Runtime on a CPU cannot fuse, and the reverse, so the placement of the Q/DQ pairs is
-the backend's and the ranges are everybody's. N images, H x W pixels.
+the backend's (plan.py) and the ranges are everybody's (calibrate.py). N images, H x W pixels, C classes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from onnx import ModelProto
 
-from edgedistill.export import graphs
-from edgedistill.export.infer import check_images
-from edgedistill.progress import slices
+from edgedistill.agent import metrics
+from edgedistill.export import calibrate, graphs, guard, qdq
+from edgedistill.export.infer import check_images, predict_onnx
+from edgedistill.export.plan import plan
+from edgedistill.progress import bar
 from edgedistill.recipe import Quantize
-from edgedistill.records import EdgeDistillError, OnnxModel, Target
+from edgedistill.records import OnnxModel, Target
 from edgedistill.run import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
-Ranges = dict[str, tuple[float, float]]
-BATCH = 8  # histograms hold every activation of a batch in memory at once
+COMPARED = 256  # calibration images on which `auto` compares the rules
+LEAST_AGREEMENT = 0.995  # of an int8 graph with the fake-quantized student that it was trained as
+OLDEST_HALF = 19  # before this opset a Q/DQ pair knows no float16
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a backend wants its Q/DQ pairs, in the words of onnxruntime.quantization."""
+class Tuned:
+    """A float graph that was trained on in a target's arithmetic, its ranges, and what the fake-quantized net says.
 
-    activations: str
-    op_types: tuple[str, ...]
-    options: Mapping[str, Any]
+    `labels_N` are its labels on `images_NHWC`, uint8 [N, px, px, 3]: what its int8 graph must say, too.
+    """
 
-
-# Weights use all of int8 (no reduce_range). With VNNI that is exact. On x86 without it, AVX2 adds two uint8 x int8
-# products into a saturating 16-bit lane, and large activations clip; ONNX Runtime's session.x64quantprecision=1 picks
-# exact kernels there at some cost in time. Seven-bit weights would instead charge every device for the old ones.
-CPU = Placement(
-    "QUInt8",
-    ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip", "Flatten",
-     "Reshape", "Concat"),
-    {"ActivationSymmetric": False, "WeightSymmetric": True},
-)  # fmt: skip
-
-# Symmetric int8, float bias, and no pair between an operator and its activation (TensorRT developer guide, "Working
-# with Quantized Types", placement recommendations); graphs.float_conv_branch does what no option can.
-TENSORRT = Placement(
-    "QInt8",
-    ("Conv", "Gemm", "MatMul", "Add", "MaxPool"),
-    {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul", "Add"],
-    },
-)
-
-PLACEMENTS: dict[Target, Placement] = {"cpu": CPU, "tensorrt": TENSORRT}
+    model: ModelProto
+    ranges: Mapping[str, calibrate.Range]
+    images_NHWC: np.ndarray
+    labels_N: np.ndarray
 
 
-def image_hash(image_HWC: np.ndarray) -> str:
-    """sha256 of an image's raw pixels, in hex: how calibration.json names the images it saw."""
-    return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes()).hexdigest()
+@dataclass(frozen=True)
+class Calibrated:
+    """The ranges, by which rule, and what `auto` saw of each: {rule: {"agreement", "noise"}}."""
+
+    method: str
+    ranges: dict[str, calibrate.Range]
+    tried: dict[str, dict[str, float]]
 
 
 def quantize(
-    fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray, settings: Quantize, folder: Path
-) -> list[OnnxModel]:
+    fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray, settings: Quantize, folder: Path,
+    val: tuple[np.ndarray, np.ndarray] | None = None, score: str = "top1",
+    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None,
+) -> list[OnnxModel]:  # fmt: skip
     """Calibrate once, and write `student.int8-<target>.onnx` for every target, with `calibration.json` beside them.
 
     Args:
         fp32: the graph that `export` wrote.
         parent: its record.
         images_NHWC: uint8 [N, px, px, 3] of train; the first `settings.calibration_images` are used.
-        settings: method, number of images, targets.
+        settings: method, number of images, targets, and the bound on the loss of accuracy.
         folder: where the files go.
+        val: images as above and their labels, for the accuracy guard, which writes guard.json, and sensitivity.json
+            with the layers it had to rank. None leaves the graphs unguarded.
+        score: "top1" or "balanced": what the guard counts.
+        tune: trains the graph on for a target, in that target's arithmetic; what loses less on val is taken.
 
     Returns:
         A record per target, in the order of `settings.targets`; `path` is the bare file name.
@@ -94,22 +80,40 @@ def quantize(
     """
     check_images(images_NHWC)
     used = images_NHWC[: settings.calibration_images]
-    complaints = _complaints(len(used), settings)
+    model, complaints = onnx.load(fp32), _complaints(len(used), settings)
     for line in complaints:
         log.warning(line)
-    ranges = calibrate(fp32, used, settings.method)
-    write_json(
-        folder / "calibration.json",
-        {
-            "method": settings.method,
-            "images": len(used),
-            "warnings": complaints,
-            "ranges": ranges,
-            "sha256": [image_hash(image) for image in used],
-        },
-    )
-    model = onnx.load(fp32)
-    return [_write(int8_graph(model, ranges, target), parent, target, folder) for target in settings.targets]
+    found = calibrated(model, used, settings)
+    record(folder / "calibration.json", found, used, complaints)
+    makers = {target: maker(model, found.ranges, target) for target in settings.targets}
+    if val is None or not len(val[1]):
+        return [write(make(()), parent, target, folder) for target, make in makers.items()]
+    guarding = guard.Guard(model, found.ranges, used, val, settings.max_drop, score)
+    outcomes = {}
+    for target, make in makers.items():
+        trained = _trained(tune(model, found.ranges, target), target) if tune else None
+        outcomes[target] = guarding.hold(target, make, trained)
+    write_json(folder / "guard.json", [asdict(one.guarded) for one in outcomes.values()])
+    ranked = {target: one.sensitivity for target, one in outcomes.items() if one.sensitivity}
+    write_json(folder / "sensitivity.json", ranked)
+    return [write(one.graph, parent, target, folder) for target, one in outcomes.items()]
+
+
+def _trained(one: Tuned, target: Target) -> guard.Trained:
+    """The int8 graph of a tuned student, by the same passes; and how often it answers as the student did in torch."""
+    graph = maker(one.model, one.ranges, target)(())
+    same = metrics.agreement(answers(graph, one.images_NHWC, target).argmax(axis=1), one.labels_N)
+    if same < LEAST_AGREEMENT:
+        shares = f"{same:.1%} of {len(one.labels_N)} images, less than {LEAST_AGREEMENT:.1%}"
+        log.warning(f"quantize.qat: the int8 graph for {target} answers as the student it was trained as on {shares}")
+    return guard.Trained(graph, same)
+
+
+def record(path: Path, found: Calibrated, used: np.ndarray, complaints: Sequence[str]) -> None:
+    """calibration.json: the rule, what `auto` compared, the ranges, and every image by the sha256 of its pixels."""
+    hashes = [calibrate.image_hash(image) for image in used]
+    write_json(path, {"method": found.method, "images": len(used), "warnings": list(complaints), "tried": found.tried,
+                      "ranges": found.ranges, "sha256": hashes})  # fmt: skip
 
 
 def _complaints(n: int, settings: Quantize) -> list[str]:
@@ -118,97 +122,56 @@ def _complaints(n: int, settings: Quantize) -> list[str]:
     return [f"quantize: calibrated on {n} images of the {settings.calibration_images} asked for; train has no more"]
 
 
-def _write(graph: onnx.ModelProto, parent: OnnxModel, target: Target, folder: Path) -> OnnxModel:
+def calibrated(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize) -> Calibrated:
+    """The ranges of all that any target quantizes, by the rule asked for; `auto` compares them on the first target."""
+    # the CPU's graph has every tensor of the other, and the gates of hard-swish besides
+    whole = qdq.prepared(model, "cpu")
+    names = {name for target in settings.targets for name in plan(qdq.prepared(model, target), target).ranged()}
+    seen = calibrate.collect(whole, images_NHWC, sorted(names))
+    if settings.method != "auto":
+        return Calibrated(settings.method, calibrate.ranges(seen, settings.method), {})
+    target = settings.targets[0]
+    compared = images_NHWC[:: max(1, len(images_NHWC) // COMPARED)][:COMPARED]
+    wanted_NC = predict_onnx(model.SerializeToString(), compared)
+    candidates = {method: calibrate.ranges(seen, method) for method in calibrate.METHODS}
+    tried: dict[str, dict[str, float]] = {}
+    with bar("compare calibrations", len(candidates)) as shown:
+        for method, ranges in candidates.items():
+            tried[method] = closeness(wanted_NC, answers(maker(model, ranges, target)(()), compared, target))
+            shown(1)
+    best = max(tried, key=lambda method: (tried[method]["agreement"], -tried[method]["noise"]))
+    return Calibrated(best, candidates[best], tried)
+
+
+def closeness(wanted_NC: np.ndarray, got_NC: np.ndarray) -> dict[str, float]:
+    """Share of equal labels, and the root mean square difference of the logits over their standard deviation."""
+    noise = float(np.sqrt(np.mean((got_NC - wanted_NC) ** 2)) / (wanted_NC.std() or 1.0))
+    return {"agreement": metrics.agreement(wanted_NC.argmax(1), got_NC.argmax(1)), "noise": noise}
+
+
+def answers(graph: ModelProto, images_NHWC: np.ndarray, target: Target) -> np.ndarray:
+    """Logits [N, C] of an int8 graph as its target computes them, by simulation where that is not a CPU."""
+    return predict_onnx(graph.SerializeToString(), images_NHWC, simulate=target != "cpu")
+
+
+def maker(model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target) -> Callable[..., ModelProto]:
+    """What makes the int8 graph of a target with the named layers left float; in float16 where the target wants it."""
+
+    def make(floats: Sequence[str]) -> ModelProto:
+        graph = qdq.int8_graph(model, ranges, target, floats)
+        if target != "tensorrt":
+            return graph
+        qdq.refuse_for_tensorrt(graph, "the int8 graph")
+        return graphs.half(graph) if graphs.opset(graph) >= OLDEST_HALF else graph
+
+    return make
+
+
+def write(graph: ModelProto, parent: OnnxModel, target: Target, folder: Path) -> OnnxModel:
+    """`student.int8-<target>.onnx` in a folder, and its record."""
     path = folder / f"student.int8-{target}.onnx"
     if target == "tensorrt":
-        graphs.refuse_for_tensorrt(graph, str(path))
+        qdq.refuse_for_tensorrt(graph, str(path))
     graphs.write(graph, path)
     size_mb = path.stat().st_size / 1e6
     return OnnxModel(path.name, sha256_file(path), "int8", target, parent.opset, parent.sha256, size_mb)
-
-
-def calibrate(fp32: Path, images_NHWC: np.ndarray, method: str) -> Ranges:
-    """The range of every tensor that any target quantizes: {tensor: (lowest, highest)}, sorted by name.
-
-    Args:
-        fp32: a float graph with the input `images`.
-        images_NHWC: uint8 [N, px, px, 3]; seen in small batches, so memory does not grow with N.
-        method: "minmax", "percentile" (99.999) or "entropy", as onnxruntime.quantization defines them.
-
-    Raises:
-        EdgeDistillError: a range is not finite.
-    """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
-    methods = {name.lower(): one for name, one in CalibrationMethod.__members__.items()}
-    op_types = sorted({op for placement in PLACEMENTS.values() for op in placement.op_types})
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        # the calibrator writes beside the graph it is given, and the run directory is no place for that
-        copied = Path(scratch) / "fp32.onnx"
-        copied.write_bytes(fp32.read_bytes())
-        calibrator = create_calibrator(
-            copied, op_types, str(Path(scratch) / "augmented.onnx"), calibrate_method=methods[method]
-        )
-        for part in slices("calibrate", len(images_NHWC), BATCH):
-            calibrator.collect_data(_Feed(images_NHWC[part]))
-        found = calibrator.compute_data()
-    return {name: _range(name, found[name].range_value) for name in sorted(found.keys())}
-
-
-class _Feed:
-    """One batch in the form that ONNX Runtime's calibrators read: a dict, then None."""
-
-    def __init__(self, images_NHWC: np.ndarray) -> None:
-        self._batches: Iterator[dict[str, np.ndarray]] = iter([{"images": np.ascontiguousarray(images_NHWC)}])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep stdout for results: the histogram calibrators print a line a batch."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
-        # a tensor of NaN gets an error of its own, by name
-        warnings.filterwarnings("ignore", "All-NaN (slice|axis) encountered", RuntimeWarning)
-        yield
-
-
-def _range(name: str, found: tuple[Any, Any]) -> tuple[float, float]:
-    low, high = (float(np.asarray(value).reshape(-1)[0]) for value in found)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        problem = f"quantize: tensor {name} ranges from {low} to {high}"
-        raise EdgeDistillError(problem, "the student's weights diverged: train it again with a smaller distill.lr")
-    return low, high
-
-
-def int8_graph(model: onnx.ModelProto, ranges: Ranges, target: Target) -> onnx.ModelProto:
-    """The int8 graph of one target: Q/DQ pairs in its places, weights int8 per channel, preprocessing left float.
-
-    Args:
-        model: the float graph; it is not changed.
-        ranges: what `calibrate` found for it.
-        target: "cpu" or "tensorrt".
-    """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import QuantType
-
-    placement = PLACEMENTS[target]
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    quantizer = QDQQuantizer(
-        onnx.shape_inference.infer_shapes(model),
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType[placement.activations],
-        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-        nodes_to_quantize=[],
-        nodes_to_exclude=[*graphs.preprocessing(model), *graphs.with_constant(model, "Add")],
-        op_types_to_quantize=list(placement.op_types),
-        extra_options=dict(placement.options),
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()
-    placed = graphs.tidy(quantizer.model.model)
-    return graphs.float_conv_branch(placed) if target == "tensorrt" else placed

@@ -92,12 +92,24 @@ def _gates(logits: Mapping[str, np.ndarray], settings: Export) -> tuple[Gate, ..
     )
 
 
+def furthest(torch_logits_NC: np.ndarray, int8: Mapping[str, np.ndarray]) -> list[str]:
+    """For each image the int8 artefact that is furthest from torch there."""
+    if not int8:
+        return []
+    return [list(int8)[at] for at in _distances(torch_logits_NC, list(int8.values())).argmax(axis=0)]
+
+
+def _distances(torch_logits_NC: np.ndarray, int8: Sequence[np.ndarray]) -> np.ndarray:
+    """Total variation distance between torch's class probabilities and each int8 graph's, [graphs, N]."""
+    wanted = _softmax(torch_logits_NC)
+    return np.stack([np.abs(wanted - _softmax(logits_NC)).sum(1) / 2 for logits_NC in int8])
+
+
 def _worst(torch_logits_NC: np.ndarray, int8: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Images by total variation distance between torch's class probabilities and the furthest int8 graph's."""
+    """Images by the distance between torch's class probabilities and the furthest int8 graph's."""
     if not int8:
         return ()
-    wanted = _softmax(torch_logits_NC)
-    distance_N = np.max([np.abs(wanted - _softmax(logits_NC)).sum(1) / 2 for logits_NC in int8], axis=0)
+    distance_N = _distances(torch_logits_NC, int8).max(axis=0)
     order = np.argsort(-distance_N, kind="stable")[:WORST]
     return tuple(int(image) for image in order if distance_N[image] > 0)
 

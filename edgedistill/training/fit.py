@@ -54,7 +54,7 @@ class Fitted:
 
 def fit(
     model: nn.Module, task: Task, folder: Path | None = None, on_step: OnStep = lambda step, scalars: None,
-    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
+    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}), heads: Mapping[str, Any] | None = None,
 ) -> Fitted:  # fmt: skip
     """Train `model` (parts `backbone` and `head`) as `task` says.
 
@@ -65,6 +65,7 @@ def fit(
         on_step: called after each step with its number (from 1) and its scalars; steps that a checkpoint already
             covers are not repeated.
         rungs: step -> what is called with the accuracy on val after it; what it raises ends the training.
+        heads: the source heads to begin with; drawn from the seed where there are none.
 
     Raises:
         EdgeDistillError: the loss is no longer finite.
@@ -72,6 +73,8 @@ def fit(
     classes = sum(task.material.probs[name].shape[1] for name in task.sources)
     kept = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
     state, loss = start(model, classes, task.settings.model_copy(update={"freeze": kept}), task.seed), task.loss()
+    if heads:
+        state.heads.load_state_dict(heads)
     begin, before = 0, 0.0
     if folder:
         with parallel.leader_first():

@@ -129,6 +129,9 @@ def refresh_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> Non
     2018, "Averaging Weights Leads to Wider Optima", section 3.2). After a short fine-tuning that is worth points.
     """
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not norms:  # folded, in quantization-aware training
+        model.eval()
+        return
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx
 import pytest
 from export_nets import SPEC, Exported, build, pictures
+from onnx import ModelProto
 
+from edgedistill.export import calibrate, qdq
 from edgedistill.export.onnx import export
 from edgedistill.recipe import Export
+
+Ranged = tuple[ModelProto, dict[str, calibrate.Range]]
 
 
 @pytest.fixture(scope="session")
@@ -22,5 +27,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
             images, model = pictures(24), build(name)
             made[name] = Exported(model, path, export(model, SPEC, path, images, Export()), images)
         return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def ranged(exported: Callable[[str], Exported]) -> Callable[[str], Ranged]:
+    """The float graph of one of NETS and the extremes of all its tensors, hard-swish taken apart among them."""
+    found: dict[str, Ranged] = {}
+
+    def get(name: str) -> Ranged:
+        if name not in found:
+            model = onnx.load(exported(name).path)
+            whole = qdq.prepared(model, "cpu")
+            names = [tensor for node in whole.graph.node for tensor in node.output]
+            seen = calibrate.collect(whole, exported(name).images_NHWC, names)
+            found[name] = model, calibrate.ranges(seen, "minmax")
+        return found[name]
 
     return get

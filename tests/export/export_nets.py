@@ -62,8 +62,14 @@ def _mobilenet() -> torch.nn.Module:
 
 
 def _resnet() -> torch.nn.Module:
-    net = timm.create_model("resnet10t", pretrained=False)
+    # by default timm starts the last batch norm of every block at zero, which leaves nothing but the identity
+    net = timm.create_model("resnet10t", pretrained=False, zero_init_last=False)
     return _head([net.conv1, net.bn1, net.act1, net.maxpool, net.layer1, net.layer2], 128)
+
+
+def _mnv3() -> torch.nn.Module:
+    net = timm.create_model("mobilenetv3_small_050", pretrained=False)
+    return _head([net.conv_stem, net.bn1, *net.blocks[:3]], 24)
 
 
 def _head(trunk: list[torch.nn.Module], features: int) -> torch.nn.Module:
@@ -71,7 +77,12 @@ def _head(trunk: list[torch.nn.Module], features: int) -> torch.nn.Module:
     return torch.nn.Sequential(*trunk, pool, torch.nn.Linear(features, CLASSES))
 
 
-NETS: dict[str, Callable[[], torch.nn.Module]] = {"lite": _lite, "mobilenet": _mobilenet, "resnet": _resnet}
+NETS: dict[str, Callable[[], torch.nn.Module]] = {
+    "lite": _lite,
+    "mobilenet": _mobilenet,
+    "mnv3": _mnv3,
+    "resnet": _resnet,
+}
 
 
 def build(name: str) -> torch.nn.Module:

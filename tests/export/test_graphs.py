@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from export_nets import Exported
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, TensorProto, helper
+from small_graphs import answer, chain, model_of, ops, types
 
 from edgedistill.export import graphs
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.quantize import PLACEMENTS, calibrate, int8_graph
 from edgedistill.records import EdgeDistillError
-
-
-def ops(model: ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
-
-
-def run(model: ModelProto, images_NHWC: np.ndarray, folder: Path) -> np.ndarray:
-    onnx.checker.check_model(model, full_check=True)
-    path = folder / "graph.onnx"
-    path.write_bytes(model.SerializeToString())
-    return predict_onnx(path, images_NHWC, simulate=True)
-
-
-def model_of(nodes: list[onnx.NodeProto], given: list[int], answer: list[int], **constants: np.ndarray) -> ModelProto:
-    """A float graph x -> y with named initializers."""
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, answer)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def answer(model: ModelProto, x: np.ndarray) -> np.ndarray:
-    return np.asarray(ReferenceEvaluator(model).run(None, {"x": x})[0])
 
 
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3, -2]])
@@ -94,106 +65,122 @@ def test_tidy_lifts_constants_and_drops_whatever_nobody_reads() -> None:
 def test_preprocessing_is_what_stands_before_the_first_convolution(exported: Callable[[str], Exported]) -> None:
     model = onnx.load(exported("resnet").path)
     names = set(graphs.preprocessing(model))
-    assert [node.op_type for node in model.graph.node if node.name in names] == [
-        "Cast",
-        "Div",
-        "Sub",
-        "Div",
-        "Transpose",
+    before = [node.op_type for node in model.graph.node if node.name in names]
+    assert before == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
+
+
+def test_a_pair_ends_the_preprocessing_too() -> None:
+    points = {"scale": np.array(0.5, np.float32), "zero": np.array(0, np.int8)}
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"], name="neg"),
+        helper.make_node("QuantizeLinear", ["n", "scale", "zero"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], name="d"),
+        helper.make_node("Conv", ["d", "w"], ["y"], name="conv"),
     ]
+    model = model_of(nodes, [1, 1, 2, 2], [1, 1, 2, 2], w=np.ones((1, 1, 1, 1), np.float32), **points)
+    assert graphs.preprocessing(model) == ["neg"]
 
 
-def placed(made: Exported) -> ModelProto:
-    """The TensorRT placement as ONNX Runtime leaves it: Q/DQ on both branches of every residual Add."""
-    model = onnx.load(made.path)
-    ranges = calibrate(made.path, made.images_NHWC, "minmax")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "float_conv_branch", lambda graph: graph)
-        return int8_graph(model, ranges, "tensorrt")
+GRID = np.linspace(-6, 6, 1201, dtype=np.float32)
 
 
-def float_inputs(model: ModelProto) -> list[list[str]]:
-    """What each residual Add reads: the op types behind its two inputs."""
-    made = graphs.producers(model)
-    return [sorted(made[name].op_type for name in node.input) for node in model.graph.node if node.op_type == "Add"]
+def hard_swish() -> ModelProto:
+    return model_of([helper.make_node("HardSwish", ["x"], ["y"], name="act")], [len(GRID)], [len(GRID)])
 
 
-@pytest.mark.parametrize("name", ["lite", "mobilenet", "resnet"])
-def test_one_branch_of_every_residual_add_becomes_float(
-    name: str, exported: Callable[[str], Exported], tmp_path: Path
-) -> None:
-    made = exported(name)
-    before = placed(made)
+def test_hard_swish_is_taken_apart_and_computes_the_same() -> None:
+    before = hard_swish()
     untouched = before.SerializeToString()
-    after = graphs.float_conv_branch(before)
-    adds = ops(after).count("Add")
-    assert adds >= 2
-    assert float_inputs(before) == [["DequantizeLinear", "DequantizeLinear"]] * adds
-    assert float_inputs(after) == [["Conv", "DequantizeLinear"]] * adds
-    assert ops(before).count("QuantizeLinear") - ops(after).count("QuantizeLinear") == adds
-    assert ops(before).count("DequantizeLinear") - ops(after).count("DequantizeLinear") == adds
+    after = graphs.split_hard_swish(before)
+    onnx.checker.check_model(after, full_check=True)
+    assert ops(after) == ["HardSigmoid", "Mul"]
     assert before.SerializeToString() == untouched
-    # fewer roundings: the sum moves by no more than the half steps that are gone, and nearer to the float graph
-    wanted = predict_onnx(made.path, made.images_NHWC)
-    error = [np.abs(run(model, made.images_NHWC, tmp_path) - wanted).mean() for model in (before, after)]
-    assert 0 < error[1] < 1.1 * error[0] < 0.1 * np.abs(wanted).max()
-
-
-def test_where_both_branches_end_in_a_convolution_the_deeper_one_is_float(exported: Callable[[str], Exported]) -> None:
-    after = graphs.float_conv_branch(placed(exported("resnet")))
-    made, add = graphs.producers(after), [node for node in after.graph.node if node.op_type == "Add"][-1]
-    (conv,) = [made[name] for name in add.input if made[name].op_type == "Conv"]
-    # the downsample branch has a 1 x 1 kernel, the main branch a 3 x 3
-    kernel = next(list(one.ints) for one in conv.attribute if one.name == "kernel_shape")
-    assert kernel == [3, 3]
-
-
-def test_a_branch_that_is_read_elsewhere_keeps_its_pair(exported: Callable[[str], Exported]) -> None:
-    model = placed(exported("mobilenet"))
-    add = next(node for node in model.graph.node if node.op_type == "Add")
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in add.input)
-    after = graphs.float_conv_branch(model)
-    assert float_inputs(after)[0] == ["DequantizeLinear", "DequantizeLinear"]
-
-
-def test_a_graph_for_tensorrt_passes_and_one_for_the_cpu_is_refused(exported: Callable[[str], Exported]) -> None:
-    made = exported("resnet")
-    model, ranges = onnx.load(made.path), calibrate(made.path, made.images_NHWC, "minmax")
-    graphs.refuse_for_tensorrt(int8_graph(model, ranges, "tensorrt"), "student.onnx")
-    cpu = int8_graph(model, ranges, "cpu")
-    first = next(node.name for node in cpu.graph.node if node.op_type.endswith("Linear"))
-    with pytest.raises(EdgeDistillError, match=rf"^student\.onnx: node {first}: \w+.*TensorRT would misread it; use"):
-        graphs.refuse_for_tensorrt(cpu, "student.onnx")
-    assert set(PLACEMENTS) == {"cpu", "tensorrt"}
-
-
-def pair(zero: np.ndarray | None, *, constant: bool = False) -> ModelProto:
-    points = {} if zero is None else {"zero": zero}
-    scale = ["scale", *points]
-    quantized = np.array([1, 2, 3], dtype=np.int8 if zero is None else zero.dtype)
-    dequantize = helper.make_node("DequantizeLinear", ["q", *scale], ["d"], name="dq")
-    quantize = helper.make_node("QuantizeLinear", ["x", *scale], ["q"], name="q")
-    add = helper.make_node("Add", ["x", "d"], ["y"], name="add")
-    extra = {"q": quantized} if constant else {}
-    nodes = [dequantize, add] if constant else [quantize, dequantize, add]
-    return model_of(nodes, [3], [3], scale=np.array(0.5, np.float32), **points, **extra)
+    # x * max(0, min(1, x / 6 + 1 / 2))
+    wanted = GRID * np.clip(GRID / 6 + 0.5, 0, 1)
+    np.testing.assert_allclose(answer(after, GRID), wanted, atol=1e-6)
+    np.testing.assert_allclose(answer(before, GRID), wanted, atol=1e-6)
+    assert all(graphs.is_hard_sigmoid(node) for node in after.graph.node if node.op_type == "HardSigmoid")
 
 
 @pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        (pair(np.array(0, np.uint8)), "node q: uint8 instead of int8"),
-        (pair(np.array(3, np.int8)), "node q: zero point 3 instead of 0"),
-        (pair(None), "node q: no zero point, which means uint8"),
-        (pair(np.array(0, np.int32), constant=True), r"node dq: a quantized bias \(int32\)"),
-        (pair(np.array(0, np.int8), constant=True), "node dq: a quantized constant that is not a weight"),
-    ],
-    ids=["uint8", "zero point", "no zero point", "bias", "constant"],
+    ("settings", "torchs"),
+    [({"alpha": 1 / 6, "beta": 0.5}, True), ({"alpha": 1 / 6}, True), ({}, False), ({"alpha": 0.2}, False),
+     ({"alpha": 1 / 6, "beta": 0.4}, False)],
+)  # fmt: skip
+def test_the_hard_sigmoid_of_torch_is_told_from_that_of_onnx(settings: dict[str, float], torchs: bool) -> None:
+    assert graphs.is_hard_sigmoid(helper.make_node("HardSigmoid", ["x"], ["y"], **settings)) == torchs
+
+
+def test_what_only_its_gate_and_their_product_read_is_gated() -> None:
+    assert graphs.hard_gated(graphs.split_hard_swish(hard_swish())) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs"),
+    [("Add", ["x", "p"]), ("Mul", ["x", "x"]), ("Relu", ["x"])],
+    ids=["a residual connection", "a product without the gate", "another activation"],
 )
-def test_what_tensorrt_misreads_is_refused_by_name(model: ModelProto, complaint: str) -> None:
-    with pytest.raises(EdgeDistillError, match=complaint):
-        graphs.refuse_for_tensorrt(model, "student.onnx")
+def test_what_somebody_else_reads_is_not_gated(op_type: str, inputs: list[str]) -> None:
+    model = graphs.split_hard_swish(hard_swish())
+    model.graph.node[1].output[0] = "p"
+    model.graph.node.append(helper.make_node(op_type, inputs, ["y"], name="other"))
+    assert graphs.hard_gated(model) == set()
 
 
-def test_a_symmetric_int8_pair_is_not_refused() -> None:
-    graphs.refuse_for_tensorrt(pair(np.array(0, np.int8)), "student.onnx")
+def test_a_gate_of_another_tensor_gates_nothing() -> None:
+    """Squeeze and excitation: the gate is of few pooled values, what it is multiplied by keeps its negative ones."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"], name="pool"),
+        helper.make_node("HardSigmoid", ["pooled"], ["gate"], name="gate", alpha=1 / 6, beta=0.5),
+        helper.make_node("Mul", ["x", "gate"], ["y"], name="scale"),
+    ]
+    assert graphs.hard_gated(model_of(nodes, [1, 2, 3, 3], [1, 2, 3, 3])) == {"pooled"}
+
+
+def test_depth_is_the_length_of_the_longest_path() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="1"),
+        helper.make_node("Relu", ["a"], ["b"], name="2"),
+        helper.make_node("Add", ["b", "x"], ["y"], name="3"),
+    ]
+    assert graphs.depths(model_of(nodes, [1], [1])) == {"a": 1, "b": 2, "y": 3}
+
+
+@pytest.mark.parametrize("name", ["lite", "mnv3", "resnet"])
+def test_half_is_float16_from_the_first_weights_to_the_logits_and_close(
+    name: str, exported: Callable[[str], Exported]
+) -> None:
+    made = exported(name)
+    before = onnx.load(made.path)
+    untouched = before.SerializeToString()
+    after = graphs.half(before)
+    onnx.checker.check_model(after, full_check=True)
+    assert before.SerializeToString() == untouched
+    known, shallow = types(after), set(graphs.preprocessing(after))
+    for node in after.graph.node:
+        wanted = TensorProto.FLOAT if node.name in shallow and not node.name.endswith("_half_cast") else None
+        (out,) = node.output
+        assert known[out] == (TensorProto.FLOAT if out == "logits" else wanted or TensorProto.FLOAT16), node.name
+    assert ops(after).count("Cast") == ops(before).count("Cast") + 2
+    wanted_NC = predict_onnx(made.path, made.images_NHWC)
+    got_NC = predict_onnx(after.SerializeToString(), made.images_NHWC)
+    assert got_NC.dtype == np.float32
+    # eleven bits of mantissa and some fifteen layers
+    assert 0 < np.abs(got_NC - wanted_NC).max() < 0.01 * np.abs(wanted_NC).max()
+
+
+def test_half_halves_the_file(exported: Callable[[str], Exported]) -> None:
+    before = onnx.load(exported("resnet").path)
+    assert graphs.half(before).ByteSize() < 0.52 * before.ByteSize()
+
+
+def test_a_constant_beyond_float16_is_refused_by_name() -> None:
+    model = chain("Conv", "Relu")
+    weight = next(one for one in model.graph.initializer if one.name == "w0")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65504, np.float32), "w0"))
+    graphs.half(model)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65600, np.float32), "w0"))
+    with pytest.raises(
+        EdgeDistillError, match=r"constant w0 holds 6\.56e\+04, more than float16 can; set export\.fp16"
+    ):
+        graphs.half(model)

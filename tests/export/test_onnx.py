@@ -114,7 +114,8 @@ def test_branches_are_merged_before_export(tmp_path: Path) -> None:
         model(normalized(pictures(2)))
     path = tmp_path / "student.onnx"
     export(model.eval(), SPEC, path, pictures(8), Export())
-    assert "Add" not in ops(path)
+    # the one that is left is of the preprocessing
+    assert ops(path).count("Add") == 1
     assert "GlobalAveragePool" in ops(path)
 
 

@@ -1,36 +1,39 @@
-"""One calibration, two int8 graphs: their types, their fusion, their bytes, and what calibration.json says."""
+"""One calibration, two int8 graphs: the files, their bytes, how `auto` chooses, and what calibration.json says."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from conftest import Ranged
 from export_nets import Exported, pictures
+from onnx import ModelProto
 
-from edgedistill.export import graphs
+from edgedistill.export import calibrate, graphs, qdq
+from edgedistill.export import quantize as stage
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.quantize import calibrate, image_hash, quantize
+from edgedistill.export.quantize import quantize
 from edgedistill.recipe import Quantize
 from edgedistill.records import EdgeDistillError, InputError, OnnxModel
 from edgedistill.run import sha256_file
 
 SETTINGS = Quantize(calibration_images=24)
+GRAPHS = ["student.int8-cpu.onnx", "student.int8-tensorrt.onnx"]
+Quantized = Callable[[str], tuple[Path, list[OnnxModel]]]
 
 
 @pytest.fixture(scope="session")
-def quantized(
-    exported: Callable[[str], Exported], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, list[OnnxModel]]]:
+def quantized(exported: Callable[[str], Exported], tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     made: dict[str, tuple[Path, list[OnnxModel]]] = {}
 
     def get(name: str) -> tuple[Path, list[OnnxModel]]:
@@ -42,113 +45,124 @@ def quantized(
     return get
 
 
-Quantized = Callable[[str], tuple[Path, list[OnnxModel]]]
-
-
-def as_run(path: Path, folder: Path) -> Counter[str]:
-    """The ops of the graph that ONNX Runtime makes of it, hardware-specific layouts aside."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    options.log_severity_level = 3
-    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
-
-
-@pytest.mark.parametrize("name", ["lite", "mobilenet", "resnet"])
-def test_the_cpu_graph_runs_in_int8_from_end_to_end(
-    name: str, exported: Callable[[str], Exported], quantized: Quantized, tmp_path: Path
-) -> None:
-    folder, (cpu, _) = quantized(name)
-    convolutions = Counter(node.op_type for node in onnx.load(exported(name).path).graph.node)["Conv"]
-    ops = as_run(folder / cpu.path, tmp_path)
-    assert ops["QLinearConv"] == convolutions
-    assert ops["QLinearAdd"] >= 2
-    assert ops["QLinearGlobalAveragePool"] == ops["QGemm"] == 1
-    assert not ops["Conv"] + ops["FusedConv"] + ops["Relu"] + ops["Clip"]
-    # one way in, one way out
-    assert ops["QuantizeLinear"] == ops["DequantizeLinear"] == 1
-
-
-@pytest.mark.parametrize("name", ["lite", "mobilenet", "resnet"])
-@pytest.mark.parametrize("at", [0, 1], ids=["cpu", "tensorrt"])
-def test_int8_stays_close_to_fp32(
-    name: str, at: int, exported: Callable[[str], Exported], quantized: Quantized
-) -> None:
-    folder, models = quantized(name)
-    unseen = pictures(32, seed=3)
-    wanted = predict_onnx(exported(name).path, unseen)
-    got = predict_onnx(folder / models[at].path, unseen, simulate=models[at].target == "tensorrt")
-    noise = np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std()
-    assert 0 < noise < 0.25
-
-
-def _upstream(node: onnx.NodeProto, made: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The chain of first inputs, from the node up to the graph's input."""
-    above = made.get(node.input[0])
-    return [] if above is None else [above, *_upstream(above, made)]
-
-
-def _is_behind_conv(node: onnx.NodeProto, made: dict[str, onnx.NodeProto]) -> bool:
-    return any(above.op_type == "Conv" for above in _upstream(node, made))
-
-
-@pytest.mark.parametrize("name", ["lite", "resnet"])
-def test_preprocessing_stays_float_and_bias_is_float_for_tensorrt(name: str, quantized: Quantized) -> None:
-    folder, models = quantized(name)
-    for record in models:
-        model = onnx.load(folder / record.path)
-        made = graphs.producers(model)
-        first = next(node for node in model.graph.node if node.op_type == "Conv" and not _is_behind_conv(node, made))
-        assert [node.op_type for node in _upstream(first, made)] == [
-            "DequantizeLinear", "QuantizeLinear", "Transpose", "Div", "Sub", "Div", "Cast",
-        ]  # fmt: skip
-    tensorrt = onnx.load(folder / models[1].path)
-    known, made = graphs.constants(tensorrt), graphs.producers(tensorrt)
-    for conv in (node for node in tensorrt.graph.node if node.op_type == "Conv"):
-        assert len(conv.input) < 3 or known[conv.input[2]].dtype == np.float32
-        weight = made[conv.input[1]]
-        assert known[weight.input[0]].dtype == np.int8
-        assert known[weight.input[1]].shape == known[weight.input[0]].shape[:1]  # a scale per channel
-
-
-def test_no_pair_stands_between_a_convolution_and_its_activation_for_tensorrt(quantized: Quantized) -> None:
-    folder, models = quantized("resnet")
-    model = onnx.load(folder / models[1].path)
-    made = graphs.producers(model)
-    relus = [node for node in model.graph.node if node.op_type == "Relu"]
-    assert {made[node.input[0]].op_type for node in relus} <= {"Conv", "Add"}
+def saved(folder: Path, name: str = "calibration.json") -> dict:
+    return json.loads((folder / name).read_text())
 
 
 def test_the_records_say_what_is_on_disk(exported: Callable[[str], Exported], quantized: Quantized) -> None:
     folder, models = quantized("resnet")
     parent = exported("resnet").record
-    assert [(model.path, model.target) for model in models] == [
-        ("student.int8-cpu.onnx", "cpu"),
-        ("student.int8-tensorrt.onnx", "tensorrt"),
-    ]
+    assert [(model.path, model.target) for model in models] == list(zip(GRAPHS, ("cpu", "tensorrt"), strict=True))
     for model in models:
         assert (model.precision, model.opset, model.parent_sha256) == ("int8", parent.opset, parent.sha256)
         assert model.sha256 == sha256_file(folder / model.path)
-        assert model.size_mb < 0.35 * parent.size_mb
-    names = {"student.int8-cpu.onnx", "student.int8-tensorrt.onnx", "calibration.json"}
-    assert {path.name for path in folder.iterdir()} == names
-    assert not list(exported("resnet").path.parent.glob("*inferred*"))
+        assert model.size_mb == (folder / model.path).stat().st_size / 1e6 < 0.35 * parent.size_mb
+    # without val images there is nothing to guard with
+    assert {path.name for path in folder.iterdir()} == {*GRAPHS, "calibration.json"}
 
 
-def test_calibration_json_names_every_image_and_range(
+def test_targets_come_in_the_order_asked_for(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = exported("resnet")
+    settings = Quantize(calibration_images=4, targets=("tensorrt", "cpu"), method="minmax")
+    models = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    assert [model.path for model in models] == GRAPHS[::-1]
+
+
+def test_the_files_are_the_graphs_of_the_ranges_that_calibration_json_holds(
+    exported: Callable[[str], Exported], quantized: Quantized
+) -> None:
+    folder, _ = quantized("mnv3")
+    model = onnx.load(exported("mnv3").path)
+    ranges = {name: tuple(pair) for name, pair in saved(folder)["ranges"].items()}
+    cpu, tensorrt = (onnx.load(folder / name) for name in GRAPHS)
+    assert cpu == qdq.int8_graph(model, ranges, "cpu")
+    assert tensorrt == graphs.half(qdq.int8_graph(model, ranges, "tensorrt"))
+
+
+def test_before_opset_19_the_graph_for_tensorrt_is_in_float32(ranged: Callable[[str], Ranged]) -> None:
+    model, ranges = ranged("lite")
+    old = onnx.version_converter.convert_version(model, 18)
+    for given, types in ((model, {np.float32, np.float16}), (old, {np.float32})):
+        constants = graphs.constants(stage.maker(given, ranges, "tensorrt")(())).values()
+        assert {array.dtype.type for array in constants if array.dtype.kind == "f"} == types
+
+
+def test_calibration_json_names_the_rule_every_image_and_every_range(
     exported: Callable[[str], Exported], quantized: Quantized
 ) -> None:
     folder, _ = quantized("resnet")
-    images = exported("resnet").images_NHWC
-    saved = json.loads((folder / "calibration.json").read_text())
-    assert (saved["method"], saved["images"], saved["warnings"]) == ("minmax", 24, [])
-    assert saved["sha256"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-    assert image_hash(images[:, ::-1][0]) == hashlib.sha256(images[0][::-1].tobytes()).hexdigest()
-    logits = predict_onnx(exported("resnet").path, images)
-    np.testing.assert_allclose(saved["ranges"]["logits"], [logits.min(), logits.max()], rtol=1e-4)
+    images, got = exported("resnet").images_NHWC, saved(folder)
+    assert (got["images"], got["warnings"]) == (24, [])
+    assert got["sha256"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    assert set(got["tried"]) == set(calibrate.METHODS) == {"minmax", "percentile", "mse", "entropy"}
+    best = got["tried"][got["method"]]
+    for one in got["tried"].values():
+        assert 0 < one["agreement"] <= best["agreement"] and one["noise"] > 0
+        assert one["agreement"] < best["agreement"] or one["noise"] >= best["noise"]
+    seen = calibrate.collect(onnx.load(exported("resnet").path), images, sorted(got["ranges"]))
+    wanted = calibrate.ranges(seen, got["method"])
+    assert list(got["ranges"]) == list(wanted)
+    np.testing.assert_allclose(list(got["ranges"].values()), list(wanted.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
+def test_a_rule_that_is_asked_for_is_the_one_that_is_used(
+    method: str, exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    made = exported("resnet")
+    settings = Quantize(calibration_images=8, method=method, targets=("cpu",))
+    quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    got = saved(tmp_path)
+    assert (got["method"], got["tried"], got["images"], len(got["sha256"])) == (method, {}, 8, 8)
+    seen = calibrate.collect(onnx.load(made.path), made.images_NHWC[:8], ["relu"])["relu"]
+    assert got["ranges"]["relu"] == pytest.approx(calibrate.METHODS[method](seen))
+
+
+def test_a_terrible_rule_is_tried_and_not_chosen(
+    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = exported("resnet")
+    rules = {"terrible": lambda seen: (seen.low / 50, seen.high / 50), "minmax": calibrate.minmax}
+    monkeypatch.setattr(calibrate, "METHODS", rules)
+    for target in ("cpu", "tensorrt"):
+        settings = Quantize(calibration_images=24, targets=(target,))
+        got = stage.calibrated(onnx.load(made.path), made.images_NHWC, settings)
+        assert got.method == "minmax"
+        assert got.tried["terrible"]["noise"] > 3 * got.tried["minmax"]["noise"]
+
+
+def test_auto_takes_the_most_equal_labels_and_among_those_the_least_noise(
+    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = exported("resnet")
+    wanted_NC = predict_onnx(made.path, made.images_NHWC)
+    shift = {"quiet": 0.0, "even": 2.0, "best": 1.0}
+    names = iter(shift)
+
+    def answers(graph: ModelProto, images_NHWC: np.ndarray, target: str) -> np.ndarray:
+        name = next(names)
+        got_NC = wanted_NC + shift[name]  # the same on every class: noise, and the labels stay
+        if name == "quiet":
+            got_NC[0] = -got_NC[0]  # one image has another label
+        return got_NC
+
+    monkeypatch.setattr(calibrate, "METHODS", dict.fromkeys(shift, calibrate.minmax))
+    monkeypatch.setattr(stage, "answers", answers)
+    settings = Quantize(calibration_images=24, targets=("cpu",))
+    got = stage.calibrated(onnx.load(made.path), made.images_NHWC, settings)
+    assert got.method == "best"
+    assert {name: one["agreement"] for name, one in got.tried.items()} == {
+        "quiet": pytest.approx(23 / 24),
+        "even": 1.0,
+        "best": 1.0,
+    }
+    assert got.tried["even"]["noise"] == pytest.approx(2 * got.tried["best"]["noise"], rel=1e-3)
+
+
+def test_closeness_by_hand() -> None:
+    # standard deviation of 0, 2, 2, 0 is 1; one of four values is off by 4, so the root mean square is 2
+    got = stage.closeness(np.array([[0.0, 2.0], [2.0, 0.0]]), np.array([[4.0, 2.0], [2.0, 0.0]]))
+    assert got == {"agreement": 0.5, "noise": pytest.approx(2.0)}
 
 
 def test_too_few_images_are_said_and_surplus_ones_not_used(
@@ -160,49 +174,67 @@ def test_too_few_images_are_said_and_surplus_ones_not_used(
         quantize(made.path, made.record, made.images_NHWC[:3], few, tmp_path)
     line = "quantize: calibrated on 3 images of the 100 asked for; train has no more"
     assert line in caplog.messages
-    assert json.loads((tmp_path / "calibration.json").read_text())["warnings"] == [line]
+    assert saved(tmp_path)["warnings"] == [line]
     quantize(made.path, made.record, made.images_NHWC, Quantize(calibration_images=2, targets=("cpu",)), tmp_path)
-    assert json.loads((tmp_path / "calibration.json").read_text())["images"] == 2
+    assert (saved(tmp_path)["images"], saved(tmp_path)["warnings"]) == (2, [])
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_the_histogram_methods_cut_within_the_extremes_and_print_nothing(
-    method: str, exported: Callable[[str], Exported], capsys: pytest.CaptureFixture[str]
+def test_with_val_the_guard_says_what_each_target_loses(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    made, unseen = exported("resnet"), pictures(20, seed=6)
+    labels = predict_onnx(made.path, unseen).argmax(1)
+    settings = Quantize(calibration_images=24, max_drop=50.0)
+    models = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path, (unseen, labels), "balanced")
+    assert {path.name for path in tmp_path.iterdir()} >= {*GRAPHS, "calibration.json", "guard.json"}
+    said = saved(tmp_path, "guard.json")
+    assert [(one["target"], one["holds"], one["max_drop"], one["floats"]) for one in said] == [
+        ("cpu", True, 50.0, []),
+        ("tensorrt", True, 50.0, []),
+    ]
+    for one, model in zip(said, models, strict=True):
+        got = predict_onnx(tmp_path / model.path, unseen, simulate=model.target == "tensorrt").argmax(1)
+        recalls = [np.mean(got[labels == label] == label) for label in np.unique(labels)]
+        assert one["drop"]["points"] == pytest.approx(100 * (1 - np.mean(recalls)))
+        assert (one["drop"]["n"], one["drop"]["images"]) == (20, 44)
+
+
+def test_where_the_bound_breaks_sensitivity_json_ranks_the_layers(
+    exported: Callable[[str], Exported], tmp_path: Path
 ) -> None:
-    made = exported("resnet")
-    extremes = calibrate(made.path, made.images_NHWC, "minmax")
-    ranges = calibrate(made.path, made.images_NHWC, method)
-    assert ranges.keys() == extremes.keys()
-    assert all(low >= extremes[name][0] - 1e-5 and high <= extremes[name][1] + 1e-5
-               for name, (low, high) in ranges.items())  # fmt: skip
-    assert ranges != extremes
-    assert not capsys.readouterr().out
+    """Labels that are never fp32's own: nothing can be lost, so labels are made that int8 alone gets wrong."""
+    made, unseen = exported("lite"), pictures(64, seed=6)
+    fp32 = predict_onnx(made.path, unseen)
+    settings = Quantize(calibration_images=4, method="minmax", targets=("tensorrt",), max_drop=0.0)
+    (model,) = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    got = predict_onnx(tmp_path / model.path, unseen, simulate=True)
+    changed = fp32.argmax(1) != got.argmax(1)
+    assert changed.any()
+    val = unseen[changed], fp32.argmax(1)[changed]
+    (model,) = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path, val)
+    (said,) = saved(tmp_path, "guard.json")
+    assert (said["before"] or said["drop"])["points"] == 100.0
+    ranked = saved(tmp_path, "sensitivity.json")["tensorrt"]
+    convolutions = [node.name for node in onnx.load(made.path).graph.node if node.op_type in ("Conv", "Gemm")]
+    assert set(ranked) == set(convolutions)
+    assert sorted(ranked.values()) == list(ranked.values())[::-1]
+    assert said["floats"] == list(ranked)[: len(said["floats"])]
+    assert sha256_file(tmp_path / model.path) == model.sha256
 
 
-def test_ranges_do_not_depend_on_how_images_are_batched(exported: Callable[[str], Exported]) -> None:
-    made = exported("resnet")
-    whole = calibrate(made.path, made.images_NHWC[:9], "minmax")
-    parts = [calibrate(made.path, made.images_NHWC[at : at + 3], "minmax") for at in (0, 3, 6)]
-    for name, (low, high) in whole.items():
-        wanted = min(part[name][0] for part in parts), max(part[name][1] for part in parts)
-        np.testing.assert_allclose((low, high), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_a_diverged_student_is_named(exported: Callable[[str], Exported], tmp_path: Path) -> None:
-    made = exported("resnet")
-    model = onnx.load(made.path)
-    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
-    weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.inf, np.float32), weight.name))
-    path = tmp_path / "student.onnx"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(EdgeDistillError, match=r"quantize: tensor \w+ ranges from .*: train it again"):
-        calibrate(path, made.images_NHWC[:2], "minmax")
+def test_a_graph_that_tensorrt_would_misread_is_not_written(
+    ranged: Callable[[str], Ranged], exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    cpu = qdq.int8_graph(*ranged("resnet"), "cpu")
+    with pytest.raises(EdgeDistillError, match=r"student\.int8-tensorrt\.onnx: node .* uint8 instead of int8"):
+        stage.write(cpu, exported("resnet").record, "tensorrt", tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert stage.write(cpu, dataclasses.replace(exported("resnet").record, opset=21), "cpu", tmp_path).opset == 21
 
 
 def test_images_of_another_type_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     made = exported("resnet")
     with pytest.raises(InputError, match="is not uint8"):
         quantize(made.path, made.record, made.images_NHWC.astype(np.float32), SETTINGS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 AGAIN = """

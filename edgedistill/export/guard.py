@@ -1,0 +1,155 @@
+"""The accuracy guard: int8 loses at most so many points, or its worst layers stay float until it does.
+
+Layers are ranked on few images and without labels, by what each alone does to the logits; whether the bound is kept is
+decided on val. N images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from onnx import ModelProto
+
+from edgedistill.agent import metrics
+from edgedistill.export import calibrate, graphs, qdq
+from edgedistill.export.infer import predict_onnx
+from edgedistill.export.plan import layers, plan
+from edgedistill.progress import bar
+from edgedistill.records import Drop, Guarded, Target
+
+RANKED_ON = 32  # images that a layer is ranked on
+DIFFER_ON = 256  # calibration images on which labels are held against fp32's
+SIMULATED = 500  # images of val for a graph that can only be simulated
+MOST = 4  # at most one layer in so many stays float: with more, fp32 is the better graph
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An int8 graph out of quantization-aware training, and its share of the labels of the net that was trained."""
+
+    graph: ModelProto
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The graph that a target gets, what the guard says of it, and the layers ranked, worst first, where it asked."""
+
+    graph: ModelProto
+    guarded: Guarded
+    sensitivity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What an int8 graph is held against.
+
+    Attributes:
+        model: the fp32 graph.
+        ranges: what calibration found for it.
+        images_NHWC: the calibration images.
+        val: images and their labels.
+        max_drop: points that may be lost.
+        score: "top1" or "balanced".
+    """
+
+    model: ModelProto
+    ranges: Mapping[str, calibrate.Range]
+    images_NHWC: np.ndarray
+    val: tuple[np.ndarray, np.ndarray]
+    max_drop: float
+    score: str
+
+    @cached_property
+    def unlabeled(self) -> np.ndarray:
+        """The calibration images that are looked at again."""
+        return self.images_NHWC[:: max(1, len(self.images_NHWC) // DIFFER_ON)][:DIFFER_ON]
+
+    @cached_property
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """fp32's labels on val and on the unlabeled images."""
+        graph = self.model.SerializeToString()
+        return predict_onnx(graph, self.val[0]).argmax(1), predict_onnx(graph, self.unlabeled).argmax(1)
+
+    def drop(self, graph: ModelProto, target: Target) -> Drop:
+        """What an int8 graph loses; one that is simulated is asked about SIMULATED images of each kind at most."""
+        bytes_, simulate = graph.SerializeToString(), target != "cpu"
+        rows = _spread(len(self.val[1]), SIMULATED if simulate else len(self.val[1]))
+        few = _spread(len(self.unlabeled), SIMULATED // 4 if simulate else len(self.unlabeled))
+        got = predict_onnx(bytes_, self.val[0][rows], simulate=simulate).argmax(1)
+        more = predict_onnx(bytes_, self.unlabeled[few], simulate=simulate).argmax(1)
+        before, others = self.wanted[0][rows], self.wanted[1][few]
+        points, low, high = (100 * value for value in metrics.drop(self.val[1][rows], before, got, self.score))
+        differ = 100 * float(np.mean(np.concatenate([got != before, more != others])))
+        return Drop(points, low, high, len(rows), differ, len(rows) + len(few))
+
+    def holds(self, drop: Drop) -> bool:
+        """At most the bound is lost on val; or so few labels change on all images that no more can be.
+
+        The second clause is for small val sets, where one image may be more than the bound.
+        """
+        return drop.points <= self.max_drop or drop.differ <= self.max_drop
+
+    def hold(
+        self, target: Target, make: Callable[[Sequence[str]], ModelProto], trained: Trained | None = None
+    ) -> Outcome:
+        """The int8 graph of a target with as few layers in float as keep the bound; with none where none do.
+
+        Args:
+            target: whose graph.
+            make: makes it, with the named layers left float.
+            trained: one out of quantization-aware training, taken where it loses less.
+        """
+        whole = make(())
+        drop = self.drop(whole, target)
+        if trained:
+            found = self.drop(trained.graph, target)
+            if found.points <= drop.points:
+                kept = Guarded(target, self.holds(found), self.max_drop, found, before=drop, qat=trained.agreement)
+                return Outcome(trained.graph, kept)
+        plain = Guarded(target, self.holds(drop), self.max_drop, drop)
+        if plain.holds:
+            return Outcome(whole, plain)
+        ranked = sensitivity(self.model, self.ranges, target, self.images_NHWC)
+        worst = list(ranked)[: max(1, len(ranked) // MOST)]
+        with bar(f"keep layers in float for {target}", len(worst)) as shown:
+            for count in range(1, len(worst) + 1):
+                graph = make(worst[:count])
+                found = self.drop(graph, target)
+                shown(1)
+                if self.holds(found):
+                    kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=drop)
+                    return Outcome(graph, kept, ranked)
+        return Outcome(whole, plain, ranked)
+
+
+def _spread(n: int, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64)) if n else np.zeros(0, dtype=np.int64)
+
+
+def sensitivity(
+    model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, images_NHWC: np.ndarray
+) -> dict[str, float]:
+    """Layer -> the noise that it alone, in int8 among floats, puts on the logits; the worst first.
+
+    Noise is the root mean square difference over the standard deviation of the float logits.
+    """
+    ready = qdq.prepared(model, target)
+    wanted = plan(ready, target)
+    found = qdq.affines(ready, wanted, ranges)
+    images = images_NHWC[_spread(len(images_NHWC), RANKED_ON)]
+    plain_NC = predict_onnx(ready.SerializeToString(), images)
+    scale, noise = float(plain_NC.std()) or 1.0, {}
+    names = [name for name in layers(ready) if name in wanted.weights]
+    read = {node.name: node.input[0] for node in ready.graph.node}
+    with bar(f"rank {len(names)} layers", len(names)) as shown:
+        for name in names:
+            one = replace(wanted, pairs=(read[name],), behind=frozenset({(name, read[name])}),
+                          weights=frozenset({name}), absorbed=frozenset())  # fmt: skip
+            got_NC = predict_onnx(graphs.without_unread(qdq.written(ready, one, found)).SerializeToString(), images)
+            noise[name] = float(np.sqrt(np.mean((got_NC - plain_NC) ** 2))) / scale
+            shown(1)
+    return dict(sorted(noise.items(), key=lambda pair: -pair[1]))

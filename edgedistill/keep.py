@@ -1,0 +1,62 @@
+"""Which precision a target gets, and why: int8 where it is accurate enough and measurably faster, else a higher one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgedistill.records import Guarded, Kept, OnnxModel, Target
+
+Ratio = tuple[float, float, float]
+
+
+def keep(
+    target: Target, models: Sequence[OnnxModel], guarded: Guarded | None, min_speedup: float, ratio: Ratio | None,
+    untimed: str,
+) -> Kept:  # fmt: skip
+    """Decide for one target.
+
+    Args:
+        target: "cpu" or "tensorrt".
+        models: every graph there is, fp32 among them, and the target's int8 one.
+        guarded: what the accuracy guard said; None where there were no val images to ask.
+        min_speedup: what the whole interval of the ratio must lie above.
+        ratio: the higher precision's time over int8's, (middle, low, high), 95 %; None where it was not measured.
+        untimed: why not.
+    """
+    int8 = next(one for one in models if one.precision == "int8" and one.target == target)
+    higher = fallback(target, models)
+    lost = accuracy(guarded)
+    if guarded and not guarded.holds:
+        return Kept(target, higher.name, higher.precision, f"int8 {lost}", ratio)
+    if ratio is None:
+        return Kept(target, int8.name, "int8", f"{lost}; {untimed}")
+    middle, low, high = ratio
+    speed = f"{middle:.2f} [{low:.2f}, {high:.2f}] times as fast as {higher.precision}"
+    if low > min_speedup:
+        return Kept(target, int8.name, "int8", f"{lost}; {speed}", ratio)
+    return Kept(target, higher.name, higher.precision, f"int8 is {speed}, and more than {min_speedup:g} is asked for",
+                ratio)  # fmt: skip
+
+
+def fallback(target: Target, models: Sequence[OnnxModel]) -> OnnxModel:
+    """The graph that a target gets without int8: float16 for TensorRT where there is one, else fp32."""
+    wanted = ("fp16", "fp32") if target == "tensorrt" else ("fp32",)
+    return next(one for precision in wanted for one in models if one.precision == precision)
+
+
+def accuracy(guarded: Guarded | None) -> str:
+    """The accuracy guard's finding in words."""
+    if guarded is None:
+        return "its accuracy was not guarded: there are no images to do it with"
+    drop = guarded.drop
+    said = f"loses {drop.points:.1f} points [{drop.low:.1f}, {drop.high:.1f}] on {drop.n} images of val"
+    if not guarded.holds:
+        return f"{said}, at most {guarded.max_drop:g} may be lost"
+    if drop.points > guarded.max_drop:
+        said += f", but other labels than fp32's on only {drop.differ:.1f} % of {drop.images} images"
+    if guarded.qat is not None and guarded.before:
+        said += f" after quantization-aware distillation ({guarded.before.points:.1f} before)"
+    if guarded.floats and guarded.before:
+        layers = "1 layer" if len(guarded.floats) == 1 else f"{len(guarded.floats)} layers"
+        said += f" with {layers} in float ({guarded.before.points:.1f} without)"
+    return said

@@ -1,0 +1,92 @@
+"""The decision for a target, branch by branch, with the sentence that it is told in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgedistill import keep
+from edgedistill.records import Drop, Guarded, Kept, OnnxModel
+
+FP32 = OnnxModel("fp32.onnx", "a", "fp32", "any", 20, "", 4.0)
+FP16 = OnnxModel("fp16.onnx", "b", "fp16", "tensorrt", 20, "a", 2.0)
+CPU = OnnxModel("cpu.onnx", "c", "int8", "cpu", 20, "a", 1.0)
+TENSORRT = OnnxModel("tensorrt.onnx", "d", "int8", "tensorrt", 20, "a", 1.0)
+MODELS = [FP32, FP16, CPU, TENSORRT]
+
+SMALL = Drop(points=0.42, low=-0.31, high=1.15, n=480, differ=0.9, images=736)
+LARGE = Drop(points=3.0, low=1.0, high=5.0, n=100, differ=4.0, images=200)
+HELD = Guarded("cpu", True, 1.0, SMALL)
+FAST, SLOW = (2.0, 1.5, 2.5), (1.2, 1.0, 1.4)
+LOSS = "loses 0.4 points [-0.3, 1.1] on 480 images of val"
+
+
+def test_accurate_and_fast_is_kept() -> None:
+    assert keep.keep("cpu", MODELS, HELD, 1.05, FAST, "") == Kept(
+        "cpu", "int8-cpu", "int8", f"{LOSS}; 2.00 [1.50, 2.50] times as fast as fp32", FAST
+    )
+
+
+def test_what_loses_too_much_is_not_kept_however_fast() -> None:
+    guarded = Guarded("cpu", False, 1.0, LARGE)
+    assert keep.keep("cpu", MODELS, guarded, 1.05, FAST, "") == Kept(
+        "cpu", "fp32", "fp32", "int8 loses 3.0 points [1.0, 5.0] on 100 images of val, at most 1 may be lost", FAST
+    )
+
+
+def test_what_was_not_timed_is_kept_for_its_accuracy() -> None:
+    assert keep.keep("cpu", MODELS, HELD, 1.05, None, "no device was asked") == Kept(
+        "cpu", "int8-cpu", "int8", f"{LOSS}; no device was asked"
+    )
+
+
+@pytest.mark.parametrize(("low", "precision"), [(1.0, "fp32"), (1.05, "fp32"), (1.06, "int8")])
+def test_the_whole_interval_must_lie_above_what_is_asked_for(low: float, precision: str) -> None:
+    got = keep.keep("cpu", MODELS, HELD, 1.05, (1.2, low, 1.4), "")
+    assert got.precision == precision
+    assert got.ratio == (1.2, low, 1.4)
+
+
+def test_what_is_too_slow_is_said_in_numbers() -> None:
+    assert keep.keep("cpu", MODELS, HELD, 1.05, SLOW, "").why == (
+        "int8 is 1.20 [1.00, 1.40] times as fast as fp32, and more than 1.05 is asked for"
+    )
+
+
+def test_without_val_images_speed_alone_decides() -> None:
+    unknown = "its accuracy was not guarded: there are no images to do it with"
+    got = keep.keep("cpu", MODELS, None, 1.05, FAST, "")
+    assert (got.artefact, got.why) == ("int8-cpu", f"{unknown}; 2.00 [1.50, 2.50] times as fast as fp32")
+    assert keep.keep("cpu", MODELS, None, 1.05, SLOW, "").artefact == "fp32"
+    assert keep.keep("cpu", MODELS, None, 1.05, None, "not timed").why == f"{unknown}; not timed"
+
+
+@pytest.mark.parametrize(
+    ("target", "models", "artefact"),
+    [("cpu", MODELS, "fp32"), ("tensorrt", MODELS, "fp16"), ("tensorrt", [TENSORRT, FP32], "fp32"),
+     ("tensorrt", MODELS[::-1], "fp16")],
+)  # fmt: skip
+def test_instead_of_int8_tensorrt_gets_float16_where_there_is_one(
+    target: str, models: list[OnnxModel], artefact: str
+) -> None:
+    assert keep.fallback(target, models).name == artefact
+    got = keep.keep(target, models, replace(HELD, target=target), 1.05, SLOW, "")
+    assert (got.target, got.artefact, got.precision) == (target, artefact, artefact)
+    assert f"times as fast as {artefact}," in got.why
+
+
+def test_tensorrt_gets_its_own_int8_graph() -> None:
+    assert keep.keep("tensorrt", MODELS, HELD, 1.05, FAST, "").artefact == "int8-tensorrt"
+
+
+def test_layers_in_float_are_counted_and_what_is_lost_without_them() -> None:
+    guarded = replace(HELD, floats=("a", "b"), before=LARGE)
+    assert keep.accuracy(guarded) == f"{LOSS} with 2 layers in float (3.0 without)"
+
+
+def test_a_loss_above_the_bound_that_few_labels_explain_says_so() -> None:
+    one_of_sixty = Drop(points=1.67, low=-1.6, high=4.8, n=60, differ=0.63, images=316)
+    assert keep.accuracy(Guarded("cpu", True, 1.0, one_of_sixty)) == (
+        "loses 1.7 points [-1.6, 4.8] on 60 images of val, but other labels than fp32's on only 0.6 % of 316 images"
+    )
