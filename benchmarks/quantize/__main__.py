@@ -2,11 +2,15 @@
 
     python -m benchmarks.quantize students --packs DIR [--students NAME ...]
     python -m benchmarks.quantize run --packs DIR [--students NAME ...] [--peers NAME ...] [--fast]
+    python -m benchmarks.quantize qat --packs DIR [--students NAME ...] [--steps 120]
+    python -m benchmarks.quantize distilled --packs DIR [--seeds 0 1] [--minutes M]
+    python -m benchmarks.quantize whole --packs DIR
     python -m benchmarks.quantize table
 
 `students` makes the fp32 graphs. `run` lets everyone quantize them, scores every model on the same test images, times
 them in turn, and appends one line a model; a peer that fails has a line that says why. `--fast` shows within minutes
-whether everything works: few images, few queries, no line.
+whether everything works: few images, few queries, no line. `qat` (tuned.py), `distilled` and `whole` answer questions
+of their own, which their modules state.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("students", "run"):
+    for verb in ("students", "run", "qat", "distilled", "whole"):
         one = verbs.add_parser(verb)
         one.add_argument("--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet")
         one.add_argument("--runs", type=Path, default=Path("runs/quantize"), help="where students and models are kept")
@@ -46,6 +50,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         one.add_argument("--students", nargs="+", choices=students.STUDENTS, default=list(students.STUDENTS))
     running = verbs.choices["run"]
     running.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    verbs.choices["qat"].add_argument("--steps", type=int, default=120, help="of training in int8 arithmetic")
+    verbs.choices["qat"].add_argument("--method", default="auto", help="the calibration before it")
+    verbs.choices["distilled"].add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    verbs.choices["distilled"].add_argument("--minutes", type=float, default=float("inf"))
     running.add_argument("--fast", action="store_true", help="a smoke run: few images and queries, no line")
     verbs.add_parser("table")
     return parser.parse_args(given)
@@ -153,12 +161,38 @@ def main(given: list[str] | None = None) -> int:
     asked = arguments(given)
     if asked.verb == "table":
         print(table.markdown(list(read("quantize"))))
-    elif asked.verb == "run":
-        run(asked)
     else:
-        for student in asked.students:
-            students.prepare(student, asked.packs, asked.runs, asked.bank)
+        VERBS[asked.verb](asked)
     return 0
+
+
+def _students(asked: argparse.Namespace) -> None:
+    for student in asked.students:
+        students.prepare(student, asked.packs, asked.runs, asked.bank)
+
+
+def _qat(asked: argparse.Namespace) -> None:
+    from benchmarks.quantize import tuned
+
+    for student in asked.students:
+        if student in students.TRAINED:
+            tuned.run(student, asked.packs, asked.runs, asked.bank, asked.steps, asked.method)
+
+
+def _distilled(asked: argparse.Namespace) -> None:
+    from benchmarks.quantize import distilled
+
+    bank = distilled.bank_of(asked.packs, asked.bank)
+    distilled.run(bank, bank.profile.targets, asked.seeds, asked.minutes)
+
+
+def _whole(asked: argparse.Namespace) -> None:
+    from benchmarks.quantize import whole
+
+    whole.run(asked.packs, asked.runs)
+
+
+VERBS = {"run": run, "students": _students, "qat": _qat, "distilled": _distilled, "whole": _whole}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from edgedistill.records import Drop, Guarded, Target
 
 RANKED_ON = 32  # images that a layer is ranked on
 DIFFER_ON = 256  # calibration images on which labels are held against fp32's
+FIRST = 64  # images of val that decide whether a graph is worth asking about all
 SIMULATED = 500  # images of val for a graph that can only be simulated
 MOST = 4  # at most one layer in so many stays float: with more, fp32 is the better graph
 
@@ -74,11 +75,15 @@ class Guard:
         graph = self.model.SerializeToString()
         return predict_onnx(graph, self.val[0]).argmax(1), predict_onnx(graph, self.unlabeled).argmax(1)
 
-    def drop(self, graph: ModelProto, target: Target) -> Drop:
-        """What an int8 graph loses; one that is simulated is asked about SIMULATED images of each kind at most."""
+    def drop(self, graph: ModelProto, target: Target, first: bool = False) -> Drop:
+        """What an int8 graph loses, on all images; at `first` on some of them.
+
+        A graph that is simulated is never asked about more than SIMULATED images of val: each takes as long as twenty.
+        """
         bytes_, simulate = graph.SerializeToString(), target != "cpu"
-        rows = _spread(len(self.val[1]), SIMULATED if simulate else len(self.val[1]))
-        few = _spread(len(self.unlabeled), SIMULATED // 4 if simulate else len(self.unlabeled))
+        most = FIRST if first else SIMULATED if simulate else max(len(self.val[1]), DIFFER_ON)
+        rows = _spread(len(self.val[1]), most)
+        few = _spread(len(self.unlabeled), most // 4 if simulate or first else len(self.unlabeled))
         got = predict_onnx(bytes_, self.val[0][rows], simulate=simulate).argmax(1)
         more = predict_onnx(bytes_, self.unlabeled[few], simulate=simulate).argmax(1)
         before, others = self.wanted[0][rows], self.wanted[1][few]
@@ -115,15 +120,24 @@ class Guard:
             return Outcome(whole, plain)
         ranked = sensitivity(self.model, self.ranges, target, self.images_NHWC)
         worst = list(ranked)[: max(1, len(ranked) // MOST)]
-        with bar(f"keep layers in float for {target}", len(worst)) as shown:
-            for count in range(1, len(worst) + 1):
+        counts = _counts(len(worst))
+        with bar(f"keep layers in float for {target}", len(counts)) as shown:
+            for count in counts:
                 graph = make(worst[:count])
-                found = self.drop(graph, target)
+                hopeless = self.drop(graph, target, first=True).low > self.max_drop
                 shown(1)
-                if self.holds(found):
+                if not hopeless and self.holds(found := self.drop(graph, target)):
                     kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=drop)
                     return Outcome(graph, kept, ranked)
         return Outcome(whole, plain, ranked)
+
+
+def _counts(most: int) -> list[int]:
+    """How many layers to try in float: one more each time, from the fifth on a third more."""
+    found = [1]
+    while found[-1] < most:
+        found.append(min(most, max(found[-1] + 1, found[-1] * 4 // 3)))
+    return found
 
 
 def _spread(n: int, wanted: int) -> np.ndarray:

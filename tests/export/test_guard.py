@@ -122,7 +122,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
             graph.doc_string = str(len(floats))
             return graph
 
-        monkeypatch.setattr(guard.Guard, "drop", lambda _, graph, target: drops[int(graph.doc_string)])
+        monkeypatch.setattr(guard.Guard, "drop", lambda _, graph, target, first=False: drops[int(graph.doc_string)])
         monkeypatch.setattr(guard, "sensitivity", lambda *_: {name: 1.0 - at / 8 for at, name in enumerate(names)})
         one = guard.Guard(model, {}, IMAGES, (IMAGES, np.zeros(10, int)), max_drop, "top1")
         return one.hold("cpu", make), asked
