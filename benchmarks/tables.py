@@ -1,4 +1,4 @@
-"""The tables of README.md, benchmarks/README.md and docs/scale.md, made from the committed lines and from nothing else.
+"""The tables of README.md, benchmarks/README.md and docs, made from the committed lines and from nothing else.
 
 python -m benchmarks.tables            rewrite what stands between the markers
 python -m benchmarks.tables --check    exit 1 where a page is not what its lines say
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from benchmarks import peer_torchdistill, quickstart, scale, step_cost
 from benchmarks.lines import read
+from benchmarks.quantize import distilled, tuned, whole
+from benchmarks.quantize import table as quantized
 from benchmarks.search import table as search
 from benchmarks.suite import table
 
@@ -38,6 +40,16 @@ def scales() -> str:
     return scale.table(list(read("scale")))
 
 
+def int8() -> dict[str, Callable[[], str]]:
+    """The tables of docs/int8.md."""
+    return {
+        "quantize": lambda: quantized.markdown(list(read("quantize"))),
+        "quantize-qat": lambda: tuned.markdown(list(read(tuned.KIND))),
+        "quantize-distilled": lambda: distilled.markdown(list(read(distilled.KIND))),
+        "quantize-whole": lambda: whole.markdown(list(read(whole.KIND))),
+    }
+
+
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"quickstart": newest_quickstart, "suite": table.headline},
     ROOT / "benchmarks/README.md": {
@@ -47,6 +59,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "search": search.markdown,
     },
     ROOT / "docs/scale.md": {"scale": scales},
+    ROOT / "docs/int8.md": int8(),
 }
 
 

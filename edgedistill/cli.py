@@ -103,6 +103,8 @@ def export(
     from edgedistill import pipeline, session
 
     asked = {"enabled": int8, "qat": qat}
+    if qat and session.reopen(run, {}).recipe.quantize.qat:
+        asked["qat"] = None  # with the settings it has
     given = {name: value for name, value in asked.items() if value is not None}
     context = session.reopen(run, {"quantize": given} if given else {})
     session.finish(context, pipeline.to_bundle, remember=bool(given))

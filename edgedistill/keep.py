@@ -49,9 +49,12 @@ def accuracy(guarded: Guarded | None) -> str:
     if guarded is None:
         return "its accuracy was not guarded: there are no images to do it with"
     drop = guarded.drop
-    said = f"loses {drop.points:.1f} points [{drop.low:.1f}, {drop.high:.1f}] on {drop.n} images of val"
+    interval = f"[{drop.low:.1f}, {drop.high:.1f}]"
+    where = f"on {drop.n} images of val"
     if not guarded.holds:
-        return f"{said}, at most {guarded.max_drop:g} may be lost"
+        return f"loses {drop.points:.2f} points {interval} {where}, at most {guarded.max_drop:g} may be lost"
+    lost = f"gains {-drop.points:.1f} points (loss {interval})" if drop.points < 0 else None
+    said = f"{lost or f'loses {drop.points:.1f} points {interval}'} {where}"
     if drop.points > guarded.max_drop:
         said += f", but other labels than fp32's on only {drop.differ:.1f} % of {drop.images} images"
     if guarded.qat is not None and guarded.before:

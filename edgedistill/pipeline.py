@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 
-from edgedistill import crew, environment, qat, rehearsal, report, report_weights, run
+from edgedistill import crew, qat, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
@@ -21,6 +21,7 @@ from edgedistill.steps import Step
 
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
 HOST_IMAGES = 500
+UNTIMED = "its speed is not measured: no backend of edgedistill bench runs it yet"
 
 
 def weigh(context: Context) -> None:
@@ -109,8 +110,7 @@ def export(context: Context) -> None:
     path = context.run / "export/student.fp32.onnx"
     made = onnx.export(model, record.spec, path, images_NHWC, context.recipe.export)
     graphs = [replace(made, path=f"export/{path.name}", parent_sha256=record.sha256)]
-    if context.recipe.export.fp16:
-        half = onnx.half(path, graphs[0])
+    if context.recipe.export.fp16 and (half := onnx.half(path, graphs[0], images_NHWC)):
         graphs.append(replace(half, path=f"export/{half.path}"))
     run.write_json(context.run / "export/models.json", [asdict(one) for one in graphs])
 
@@ -127,7 +127,7 @@ def quantize(context: Context) -> None:
         val = np.asarray(splits.train.at(px)[splits.val_rows]), splits.val_labels
         made = quantize.quantize(context.run / fp32.path, fp32, context.calibration_images(px), context.recipe.quantize,
                                  context.run / "quantize", val, context.recipe.data.score,
-                                 qat.tuner(context))  # fmt: skip
+                                 qat.tuner(context), half=len(context.exported) > 1)  # fmt: skip
     run.write_json(
         context.run / "quantize/models.json", [asdict(replace(one, path=f"quantize/{one.path}")) for one in made]
     )
@@ -140,11 +140,11 @@ def keep(context: Context) -> None:
     kept, asked, models = [], context.recipe.quantize, context.models
     guarded = {one.target: one for one in context.guarded}
     for target in asked.targets if asked.enabled else ():
-        said, ratio, untimed = guarded.get(target), None, "its speed is measured where it runs: edgedistill bench"
+        said, ratio = guarded.get(target), None
         if target == "cpu" and (said is None or said.holds):
             pair = [keep.fallback(target, models), next(one for one in models if one.target == target)]
             ratio = rehearsal.ratio(context, pair)
-        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, untimed))
+        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, UNTIMED))
         say(f"  {target}: {kept[-1].artefact}: {kept[-1].why}")
     run.write_json(context.run / "keep/kept.json", [asdict(one) for one in kept])
 
@@ -197,7 +197,12 @@ def bundle(context: Context) -> None:
 
 def this_machine(context: Context) -> dict[str, str]:
     """What a speed measured here depends on."""
-    return {"machine": run.digest(environment.machine())}
+    return {"machine": run.digest([context.device_facts("local"), context.recipe.bench.threads])}
+
+
+def how_quantized(context: Context) -> dict[str, str]:
+    """The recipe's section less what only `keep` reads: another speed asked for is no reason to train again."""
+    return {"settings": run.digest(context.recipe.quantize.model_dump(mode="json", exclude={"min_speedup"}))}
 
 
 def measure(context: Context, device_name: str, backend: str) -> None:
@@ -244,7 +249,16 @@ TRAIN = (
 )  # fmt: skip
 EXPORT = (
     Step("export", 2, ("export",), ("distill",), ("export/*",), export),
-    Step("quantize", 2, ("quantize",), ("distill", "export"), ("quantize/*",), quantize, ("qat/*/*",)),
+    Step(
+        "quantize",
+        2,
+        (),
+        ("distill", "export"),
+        ("quantize/*",),
+        quantize,
+        ("qat/*/*.*", "qat/*/tensorboard/*"),
+        how_quantized,
+    ),
     Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=this_machine),
     Step("verify", 2, ("export",), ("distill", "export", "quantize", "keep"), ("verify/*",), verify),
     Step("bundle", 2, (), ("distill", "export", "quantize", "keep", "verify"), ("bundle/*",), bundle),

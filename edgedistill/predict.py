@@ -26,7 +26,7 @@ class Prediction:
 
 
 def predict(run: Run, paths: Sequence[Path]) -> list[Prediction]:
-    """Label pictures with the default graph of the run's bundle (int8 for the CPU, where there is one).
+    """Label pictures with the default graph of the run's bundle: what was kept for a CPU.
 
     Raises:
         InputError: the run has no bundle, the bundle was altered, or a picture cannot be read.

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from edgedistill import presets
 from edgedistill.options import Key, Problem, bound_options, choose, did_you_mean, option_problems
@@ -211,6 +220,10 @@ class Qat(Section):
     ranges: Literal["learned", "frozen"] = "learned"
 
 
+def _once(targets: tuple[Literal["cpu", "tensorrt"], ...]) -> tuple[Literal["cpu", "tensorrt"], ...]:
+    return tuple(dict.fromkeys(targets))
+
+
 def _qat(value: Any) -> Any:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
@@ -219,11 +232,14 @@ class Quantize(Section):
     """int8 graphs from one calibration on images of train only, and what must be true for int8 to be kept.
 
     `method: auto` takes the rule whose int8 graph answers most often as fp32 does on the calibration images. int8 is
-    kept if it loses at most `max_drop` points on val, and if it is at least `min_speedup` times as fast.
+    kept if it loses at most `max_drop` points on val, and if it is measurably more than `min_speedup` times as fast.
     """
 
     enabled: bool = True
-    targets: tuple[Literal["cpu", "tensorrt"], ...] = ("cpu", "tensorrt")
+    targets: Annotated[tuple[Literal["cpu", "tensorrt"], ...], Field(min_length=1), AfterValidator(_once)] = (
+        "cpu",
+        "tensorrt",
+    )
     calibration_images: PositiveInt = 500
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     max_drop: float = Field(default=1.0, ge=0.0, le=100.0)

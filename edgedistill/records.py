@@ -215,8 +215,7 @@ class Gate:
 class Drop:
     """What an int8 graph loses against fp32 on the same n images of val: points, with a paired 95 % interval.
 
-    `differ` is the share of all images looked at, labeled or not, on which the two give different labels, in points:
-    whatever the labels are, no more than that can be lost on them.
+    `differ` is the share of all `images` looked at, labeled or not, on which the two give different labels, in percent.
     """
 
     points: float

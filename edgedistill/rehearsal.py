@@ -57,8 +57,14 @@ def deployment(context: Context) -> dict[str, str]:
     recipe, bound = context.recipe, context.recipe.student.budget.latency_ms
     found = {"timed on": run.digest([context.device_facts(bound.device), _settings(context)])} if bound else {}
     if bound or recipe.search.objective == "int8":
-        found["exported by"] = run.digest(recipe.sections(("export", "quantize")))
+        method = recipe.quantize.method if recipe.search.objective == "int8" else None
+        found["exported by"] = run.digest([_exported(context), recipe.quantize.calibration_images, method])
     return found
+
+
+def _exported(context: Context) -> dict[str, Any]:
+    """The settings of export that a candidate's graph depends on."""
+    return context.recipe.export.model_dump(mode="json", exclude={"fp16"})
 
 
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
@@ -137,7 +143,7 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
 def architecture(context: Context, spec: StudentSpec, precision: str, target: str) -> str:
     """What names a candidate's graph before there is one: the candidate, and all that makes graphs, with versions."""
     made_by = {name: metadata.version(name) for name in ("edgedistill", *MAKERS)}
-    how = [context.recipe.export.model_dump(mode="json"), context.recipe.quantize.method]
+    how = _exported(context)
     candidate = [spec.family, spec.options, spec.input_px, spec.num_classes]
     return run.digest([candidate, precision, target, how, made_by])[:32]
 

@@ -54,7 +54,7 @@ class Facts:
     checkpoint: Checkpoint | None
     models: tuple[OnnxModel, ...]
     guarded: tuple[Guarded, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[Kept, ...] | None
     calibration: dict[str, Any]
     ladder: Ladder | None
     bench: tuple[BenchReport, ...]
@@ -114,7 +114,7 @@ def read(run: Run) -> Facts:
             for model in _record(run / path, tuple[OnnxModel, ...]) or ()
         ),
         guarded=_record(run / "quantize/guard.json", tuple[Guarded, ...]) or (),
-        kept=_record(run / "keep/kept.json", tuple[Kept, ...]) or (),
+        kept=_record(run / "keep/kept.json", tuple[Kept, ...]),
         calibration=_json(run / "quantize/calibration.json"),
         ladder=_record(run / "verify/ladder.json", Ladder),
         bench=_bench(run, recipe),
@@ -182,12 +182,14 @@ def headline(facts: Facts) -> Headline:
     and the measurement of fp32 where there is one.
     """
     rungs = facts.ladder.rungs if facts.ladder else ()
-    first = [one for one in facts.bench if one.device == facts.bench[0].device]
+    refused = {f"int8-{one.target}" for one in facts.kept or () if one.precision != "int8"}
+    first = [one for one in facts.bench if one.device == facts.bench[0].device and one.artefact not in refused]
     quantized = [one for one in first if one.precision == "int8"]
     bench = min(quantized or first, key=p50, default=None)
     int8 = facts.rung(bench.sha256) if bench and bench.precision == "int8" else None
     if int8 is None and not quantized:
-        candidates = sorted((one for one in rungs if one.precision == "int8"), key=lambda one: one.simulated)
+        candidates = sorted((one for one in rungs if one.precision == "int8" and one.artefact not in refused),
+                            key=lambda one: one.simulated)  # fmt: skip
         int8 = candidates[0] if candidates else None
     exported = [one for one in rungs if one.precision == "fp32"]
     return Headline(int8, exported[-1] if exported else None, bench)

@@ -145,7 +145,7 @@ def _no_int8(facts: Facts) -> Row:
 
 
 def _kept(facts: Facts) -> Block:
-    if not facts.models:
+    if facts.kept is None:
         return Block("kept", "Kept", lines=(_not_run("export"),))
     said = tuple(f"{one.target}: {one.artefact}: {one.why}" for one in facts.kept)
     lines = tuple(f"{one.target}: in float, worst first: {', '.join(one.floats)}" for one in facts.guarded

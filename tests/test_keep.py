@@ -31,7 +31,7 @@ def test_accurate_and_fast_is_kept() -> None:
 def test_what_loses_too_much_is_not_kept_however_fast() -> None:
     guarded = Guarded("cpu", False, 1.0, LARGE)
     assert keep.keep("cpu", MODELS, guarded, 1.05, FAST, "") == Kept(
-        "cpu", "fp32", "fp32", "int8 loses 3.0 points [1.0, 5.0] on 100 images of val, at most 1 may be lost", FAST
+        "cpu", "fp32", "fp32", "int8 loses 3.00 points [1.0, 5.0] on 100 images of val, at most 1 may be lost", FAST
     )
 
 

@@ -5,7 +5,6 @@ N images, C classes.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from edgedistill.agent.metrics import Z95, accuracy, agreement
+from edgedistill.agent import metrics
+from edgedistill.agent.metrics import accuracy, agreement
 
 QUANTIZES, DEQUANTIZES = "QuantizeLinear", "DequantizeLinear"
 
@@ -27,10 +27,8 @@ def scored(logits_NC: np.ndarray, reference_NC: np.ndarray, labels_N: np.ndarray
 
 
 def drop(mine_N: np.ndarray, reference_N: np.ndarray, labels_N: np.ndarray) -> list[float]:
-    """[mean, low, high] of the reference's hits minus mine on the same images, in points."""
-    lost_N = 100.0 * ((reference_N == labels_N).astype(float) - (mine_N == labels_N))
-    half = Z95 * float(np.std(lost_N, ddof=1)) / math.sqrt(len(lost_N)) if len(lost_N) > 1 else math.inf
-    return [round(float(np.mean(lost_N)) + at, 4) for at in (0.0, -half, half)]
+    """[loss, low, high] from the reference to mine on the same images, in points."""
+    return [round(100 * value, 4) for value in metrics.drop(labels_N, reference_N, mine_N)]
 
 
 def size_mb(path: Path) -> float:

@@ -28,7 +28,7 @@ from edgedistill.training import batches, fit, student
 from edgedistill.training.weights import package_state
 
 PX, SEED, FIRST_IMAGES = 224, 0, 32
-SCORED = 1500  # test images, evenly spread: a simulated graph takes a tenth of a second for each
+SCORED = 1000  # test images, evenly spread: a simulated graph takes a tenth of a second for each
 PACK, LABELS = "cifar10", 200
 TEACHER: dict[str, Any] = {"method": {"name": "adapted", "lam": 0.2}, "teacher": {"name": "selftrained"}}
 

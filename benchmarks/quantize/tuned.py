@@ -77,7 +77,7 @@ def claims(lines: Iterable[dict[str, Any]]) -> list[str]:
     poor = [line["student"] for line in losing if line["qat_drop"][0] > (1 - WON) * line["ptq_drop"][0]]
     apart = [line["student"] for line in known if line["agreement_with_fake"] < 0.995]
     won = "FAILS" if poor else "holds" if losing else "not tested: none loses that much"
-    same = "FAILS" if apart else "holds"
+    same = "FAILS" if apart else "holds" if known else "not measured"
     return [
         f"where int8 loses more than {LOST:g} point, half is won back: {won}" + f" ({', '.join(poor)})" * bool(poor),
         f"the int8 graph answers as the fake-quantized student on 99.5 % of images: {same}"

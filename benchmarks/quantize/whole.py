@@ -26,7 +26,7 @@ from edgedistill.progress import say
 KIND, PACK, MINUTES = "quantize-whole", "tinyimagenet60", 4.0
 RECIPE = {
     "name": "whole",
-    "data": {"kind": "hf", "labels_per_class": 20, "val_fraction": 0.2},
+    "data": {"kind": "hf", "labels_per_class": 8, "val_fraction": 0.5},
     "student": {"families": {"efficientnet_lite": {"variant": 0, "input_px": 224}}},
     "search": {"trials": 1, "steps": 1},
     "distill": {"method": "transfer", "steps": 2, "batch_labeled": 8},
@@ -59,7 +59,9 @@ def _edgedistill(*arguments: str) -> float:
 
 def markdown(lines: Iterable[dict[str, Any]]) -> str:
     """The newest line: what took how long, and what becomes of the claim."""
-    line = list(lines)[-1]
+    line = next(reversed(list(lines)), None)
+    if line is None:
+        return "Not measured yet."
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in line["steps"].items())
     holds = "holds" if line["seconds"] <= 60 * MINUTES else "FAILS"
     images = f"{line['calibration_images']} images to calibrate on, {line['val']} of val, {line['test']} to test"

@@ -9,6 +9,7 @@ B batch, D features, C classes, H x W pixels.
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from edgedistill.records import EdgeDistillError, Target
 # Adam moves every parameter by about its rate at each step; a range may move by ten times as large a share of itself
 # as a weight of size one does
 GAIN = 10.0
+ANY = (-math.inf, math.inf)
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -39,16 +41,17 @@ class Pair(nn.Module):
     start: Tensor
     moved: Tensor
 
-    def __init__(self, low: float, high: float, target: Target, learned: bool) -> None:
+    def __init__(self, low: float, high: float, target: Target, learned: bool,
+                 limits: tuple[float, float] = ANY) -> None:  # fmt: skip
         super().__init__()
-        self.target = target
+        self.target, self.limits = target, limits
         self.register_buffer("start", torch.tensor([min(low, 0.0), max(high, 0.0)]))
         self.moved = nn.Parameter(torch.zeros(2), requires_grad=learned)
 
     def ends(self) -> Tensor:
         """Lowest and highest value, [2]."""
-        ends: Tensor = self.start * torch.exp(GAIN * self.moved)
-        return ends
+        low, high = self.start * torch.exp(GAIN * self.moved)
+        return torch.stack([low.clamp_min(self.limits[0]), high.clamp_max(self.limits[1])])
 
     def step(self) -> Tensor:
         """The distance of two stored values, []."""
@@ -66,11 +69,13 @@ class Pair(nn.Module):
         return torch.mul((rounded(values / step) + zero).clamp(0, 255) - zero, step)
 
 
-def weight_step(weight: Tensor, axis: int, target: Target) -> Tensor:
+def weight_step(weight: Tensor, axis: int, target: Target, least: Tensor | None = None) -> Tensor:
     """The step of each output channel, as qdq.weight_scales has it; the other axes are kept, of length 1."""
-    least = qdq.SMALLEST_HALF if target == "tensorrt" else qdq.SMALLEST
+    floor = torch.tensor(qdq.SMALLEST_HALF if target == "tensorrt" else qdq.SMALLEST, device=weight.device)
+    shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
+    bound = floor if least is None else torch.maximum(floor, least).reshape(shape)
     others = [at for at in range(weight.ndim) if at != axis]
-    return (weight.detach().abs().amax(others, keepdim=True) / 127).clamp_min(least)
+    return torch.maximum(weight.detach().abs().amax(others, keepdim=True) / 127, bound)
 
 
 def on_grid(values: Tensor, step: Tensor) -> Tensor:
@@ -131,8 +136,13 @@ class Graph(nn.Module):
         return node.name in self.plan.weights and (at == 1 or self.plan.target == "cpu")
 
     def _step(self, node: NodeProto, at: int) -> Tensor:
-        step = weight_step(self.learned[key(node.input[1])], qdq.output_axis(node), self.plan.target)
-        return step if at == 1 else step.reshape(-1) * self._pair(node.input[0]).step().detach()
+        given, least = None, None
+        if self.plan.target == "cpu":
+            given = self._pair(node.input[0]).step().detach()
+            if len(node.input) > 2 and node.input[2]:
+                least = self.learned[key(node.input[2])].detach().abs() / (qdq.MOST_STEPS * given)
+        step = weight_step(self.learned[key(node.input[1])], qdq.output_axis(node), self.plan.target, least)
+        return step if at == 1 or given is None else step.reshape(-1) * given
 
 
 def key(name: str) -> str:
@@ -165,7 +175,8 @@ def student(model: ModelProto, ranges: qdq.Ranges, target: Target, learned: bool
         raise EdgeDistillError(f"quantize.qat: this student {reason}", "leave qat out, or choose another family")
     entry = next(node.output[0] for node in reversed(ready.graph.node) if node.name in before)
     bounds = qdq.bounds(ready, wanted, ranges)
-    pairs = nn.ModuleDict({key(name): Pair(low, high, target, learned and not fixed)
+    limits = qdq.limits(ready)
+    pairs = nn.ModuleDict({key(name): Pair(low, high, target, learned and not fixed, limits.get(name, ANY))
                            for name, (low, high, fixed) in bounds.items()})  # fmt: skip
     features = nodes[-1].input[0]
     backbone = Graph(ready, nodes[:-1], wanted, pairs, entry)

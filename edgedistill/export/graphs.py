@@ -1,4 +1,4 @@
-"""ONNX -> ONNX passes: a graph in, a new graph out, the argument untouched; and the check of what TensorRT misreads.
+"""ONNX -> ONNX passes: a graph in, a new graph out, the argument untouched; of floats, before there are pairs.
 
 A Q/DQ pair is QuantizeLinear followed by DequantizeLinear: where a backend may compute in int8.
 """
@@ -154,7 +154,7 @@ def half(model: ModelProto) -> ModelProto:
         EdgeDistillError: a constant is beyond what float16 holds.
     """
     before, known = set(preprocessing(model)), constants(model)
-    shallow = {name for node in model.graph.node if node.name in before for name in node.output}
+    shallow = {name for node in model.graph.node if node.name in before for name in node.output} - not_float(model)
     outputs = {output.name for output in model.graph.output}
     halved: dict[str, TensorProto] = {}
     casts: dict[str, NodeProto] = {}
@@ -228,10 +228,11 @@ def preprocessing(model: ModelProto) -> list[str]:
     return names
 
 
-def with_constant(model: ModelProto, op_type: str) -> list[str]:
-    """Names of the `op_type` nodes that read an initializer: an Add of a bias, which is no residual connection."""
-    known = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type == op_type and known.intersection(node.input)]
+def not_float(model: ModelProto) -> set[str]:
+    """Activations that are known to be no float32: shapes, counts, masks."""
+    shown = onnx.shape_inference.infer_shapes(model).graph
+    return {info.name for info in (*shown.input, *shown.value_info, *shown.output)
+            if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)}  # fmt: skip
 
 
 def depths(model: ModelProto) -> dict[str, int]:

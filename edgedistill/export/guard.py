@@ -29,9 +29,15 @@ MOST = 4  # at most one layer in so many stays float: with more, fp32 is the bet
 
 @dataclass(frozen=True)
 class Trained:
-    """An int8 graph out of quantization-aware training, and its share of the labels of the net that was trained."""
+    """A float graph and ranges out of quantization-aware training.
 
-    graph: ModelProto
+    `make` makes the int8 graph of them, with the named layers left float; `agreement` is that graph's share of the
+    labels of the net that was trained.
+    """
+
+    model: ModelProto
+    ranges: Mapping[str, calibrate.Range]
+    make: Callable[[Sequence[str]], ModelProto]
     agreement: float
 
 
@@ -92,11 +98,12 @@ class Guard:
         return Drop(points, low, high, len(rows), differ, len(rows) + len(few))
 
     def holds(self, drop: Drop) -> bool:
-        """At most the bound is lost on val; or so few labels change on all images that no more can be.
+        """At most the bound is lost on val; or so few labels change on all images that more is not to be believed.
 
-        The second clause is for small val sets, where one image may be more than the bound.
+        The second clause is for a val so small that one image is more than the bound, of which one was lost.
         """
-        return drop.points <= self.max_drop or drop.differ <= self.max_drop
+        one_image = self.score == "top1" and drop.points <= 100 / drop.n
+        return drop.points <= self.max_drop or (one_image and drop.differ <= self.max_drop)
 
     def hold(
         self, target: Target, make: Callable[[Sequence[str]], ModelProto], trained: Trained | None = None
@@ -110,15 +117,15 @@ class Guard:
         """
         whole = make(())
         drop = self.drop(whole, target)
+        plain, model, ranges = Guarded(target, self.holds(drop), self.max_drop, drop), self.model, self.ranges
         if trained:
-            found = self.drop(trained.graph, target)
+            found = self.drop(trained.make(()), target)
             if found.points <= drop.points:
-                kept = Guarded(target, self.holds(found), self.max_drop, found, before=drop, qat=trained.agreement)
-                return Outcome(trained.graph, kept)
-        plain = Guarded(target, self.holds(drop), self.max_drop, drop)
+                make, whole, model, ranges = trained.make, trained.make(()), trained.model, trained.ranges
+                plain = Guarded(target, self.holds(found), self.max_drop, found, before=drop, qat=trained.agreement)
         if plain.holds:
             return Outcome(whole, plain)
-        ranked = sensitivity(self.model, self.ranges, target, self.images_NHWC)
+        ranked = sensitivity(model, ranges, target, self.images_NHWC)
         worst = list(ranked)[: max(1, len(ranked) // MOST)]
         counts = _counts(len(worst))
         with bar(f"keep layers in float for {target}", len(counts)) as shown:
@@ -127,7 +134,7 @@ class Guard:
                 hopeless = self.drop(graph, target, first=True).low > self.max_drop
                 shown(1)
                 if not hopeless and self.holds(found := self.drop(graph, target)):
-                    kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=drop)
+                    kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=plain.drop)
                     return Outcome(graph, kept, ranked)
         return Outcome(whole, plain, ranked)
 

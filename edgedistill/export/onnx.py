@@ -6,6 +6,7 @@ N images, B batch, H x W pixels, C target classes.
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from edgedistill.recipe import Export
 from edgedistill.records import EdgeDistillError, GateError, OnnxModel, StudentSpec
 from edgedistill.run import sha256_file
 
+log = logging.getLogger(__name__)
+
+LEAST_HALF = 0.95  # of fp32's labels: float16 rounds, and close calls go either way; an overflow loses nearly all
 EXPORTER_MIN_OPSET = 18  # torch.onnx.export(dynamo=True) gives this one for anything lower, without a word
 
 
@@ -38,7 +42,7 @@ class _Preprocessed(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # the cast comes first because TensorRT refuses to transpose uint8. Row by row, because ONNX Runtime takes the
-        # three channels of a pixel one at a time: for MobileNetV3 that was a third of the whole latency
+        # three channels of a pixel one at a time, a large part of a small net's latency
         rows = images.float().reshape(-1, self.px, self.px * 3) * self.scale + self.shift
         logits: torch.Tensor = self.model(rows.reshape(-1, self.px, self.px, 3).permute(0, 3, 1, 2))
         return logits
@@ -88,14 +92,22 @@ def export(
     return OnnxModel(path.name, sha256_file(path), "fp32", "any", opset, "", size_mb, parity)
 
 
-def half(fp32: Path, parent: OnnxModel) -> OnnxModel:
+def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | None:
     """Write the float16 graph for TensorRT beside an fp32 one; its record, `path` the bare file name.
+
+    None, with a warning, where float16 cannot hold what the student computes: its labels on the images, uint8
+    [N, px, px, 3], are not fp32's.
 
     Raises:
         EdgeDistillError: a weight is beyond what float16 holds.
     """
     path = fp32.with_name("student.fp16.onnx")
     graphs.write(graphs.half(onnx.load(fp32)), path)
+    wanted, got = predict_onnx(fp32, images_NHWC), predict_onnx(path, images_NHWC, simulate=True)
+    if not np.isfinite(got).all() or float((wanted.argmax(1) == got.argmax(1)).mean()) < LEAST_HALF:
+        path.unlink()
+        log.warning("export: float16 cannot hold what this student computes; there is no fp16 graph")
+        return None
     size_mb = path.stat().st_size / 1e6
     return OnnxModel(path.name, sha256_file(path), "fp16", "tensorrt", parent.opset, parent.sha256, size_mb)
 

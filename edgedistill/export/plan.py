@@ -63,14 +63,15 @@ class _Walk:
     outputs: frozenset[str]
     kept: frozenset[str]
     int8: frozenset[str]
+    others: frozenset[str]
 
     def activations(self, node: NodeProto) -> list[str]:
         """A node's inputs that are no constants."""
         return [name for name in node.input if name and name not in self.constants]
 
     def tensors(self) -> Iterator[str]:
-        """Every activation, in the graph's order."""
-        seen: set[str] = set()
+        """Every float activation, in the graph's order; shapes are none."""
+        seen = set(self.others)
         for node in self.nodes.values():
             for name in (*self.activations(node), *node.output):
                 if name not in seen:
@@ -131,7 +132,8 @@ def _walk(model: ModelProto, floats: Collection[str], op_types: Collection[str])
                      if node.op_type in op_types and node.name not in kept and _able(node, constants))  # fmt: skip
     nodes = {node.name: node for node in model.graph.node}
     outputs = frozenset(output.name for output in model.graph.output)
-    return _Walk(nodes, graphs.producers(model), read, constants, outputs, kept, int8)
+    others = frozenset(graphs.not_float(model))
+    return _Walk(nodes, graphs.producers(model), read, constants, outputs, kept, int8, others)
 
 
 def _able(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:
@@ -170,8 +172,9 @@ def _cpu(walk: _Walk) -> Plan:
 def _absorbed(node: NodeProto, walk: _Walk, raw: Collection[str]) -> bool:
     """Whether a pair on the activation's output can do the activation's work on what the node before it makes."""
     name, out = node.input[0], node.output[0]
-    return (node.op_type in SATURATED and walk.makes_int8(name) and len(walk.read[name]) == 1
-            and name not in walk.outputs and out not in raw and out not in walk.outputs)  # fmt: skip
+    if node.op_type not in SATURATED or not walk.makes_int8(name) or walk.made[name].op_type in SATURATED:
+        return False
+    return len(walk.read[name]) == 1 and not {name, out} & walk.outputs and out not in raw
 
 
 def _tensorrt(walk: _Walk, depths: dict[str, int]) -> Plan:

@@ -22,7 +22,8 @@ Ranges = Mapping[str, tuple[float, float]]
 # saturates just where HardSigmoid does, and the same bytes read with a step of 1 / 254 from 0 are its values.
 STEPS = 254
 BOUNDED = {"HardSigmoid": (0.0, 255 / STEPS), "Sigmoid": (0.0, 1.0)}
-SMALLEST = float(np.finfo(np.float32).tiny)
+SMALLEST = 1e-12  # of a step: what never left 0 has one, too, and a bias in such steps must not overflow
+MOST_STEPS = 2.0**30  # of a bias in int32
 SMALLEST_HALF = 2.0**-14  # float16 holds nothing smaller at full precision
 
 
@@ -56,12 +57,21 @@ def bounds(model: ModelProto, wanted: Plan, ranges: Ranges) -> dict[str, tuple[f
 
     `model` is prepared for the plan's target.
     """
-    made, gated, found = graphs.producers(model), graphs.hard_gated(model), {}
+    made, limited, found = graphs.producers(model), limits(model), {}
     for name in wanted.ranged():
         fixed = BOUNDED.get(made[name].op_type) if name in made else None
-        low, high = fixed or ranges[name]
-        # below -3 HardSigmoid is 0, and so is what it is multiplied by
-        found[name] = (max(low, -3.0) if name in gated else low, high, fixed is not None)
+        (low, high), (least, most) = fixed or ranges[name], limited.get(name, (-np.inf, np.inf))
+        found[name] = (max(low, least), min(high, most), fixed is not None)
+    return found
+
+
+def limits(model: ModelProto) -> dict[str, tuple[float, float]]:
+    """What lies beyond is never heard of: below -3 before a hard gate, and outside the bounds of a Clip."""
+    found = {name: (-3.0, float("inf")) for name in graphs.hard_gated(model)}
+    known = graphs.constants(model)
+    for node in model.graph.node:
+        if node.op_type == "Clip" and len(node.input) > 2 and {node.input[1], node.input[2]} <= known.keys():
+            found[node.output[0]] = (float(known[node.input[1]]), float(known[node.input[2]]))
     return found
 
 
@@ -71,10 +81,10 @@ def affines(model: ModelProto, wanted: Plan, ranges: Ranges) -> dict[str, Affine
     return {name: found[wanted.shares.get(name, name)] for name in wanted.pairs}
 
 
-def weight_scales(weight: np.ndarray, axis: int, target: Target) -> np.ndarray:
-    """The step of each output channel, float32: the largest weight is 127 steps."""
+def weight_scales(weight: np.ndarray, axis: int, target: Target, least: np.ndarray | float = 0.0) -> np.ndarray:
+    """The step of each output channel, float32: the largest weight is 127 steps, and no step is below `least`."""
     others = tuple(at for at in range(weight.ndim) if at != axis)
-    least = SMALLEST_HALF if target == "tensorrt" else SMALLEST
+    least = np.maximum(SMALLEST_HALF if target == "tensorrt" else SMALLEST, least)
     scales: np.ndarray = np.maximum(np.abs(weight).max(axis=others) / 127, least).astype(np.float32)
     return scales
 
@@ -115,7 +125,7 @@ def written(model: ModelProto, wanted: Plan, found: Mapping[str, Affine]) -> Mod
         rewired.output[:] = [renamed.get(name, name) for name in node.output]
         if node.name in wanted.weights:
             writer.weights(rewired, node, known, found)
-        requantizes = wanted.target == "cpu" and graphs.is_hard_sigmoid(node) and node.output[0] in wanted.pairs
+        requantizes = wanted.target == "cpu" and graphs.is_hard_sigmoid(node) and _only_behind(model, node, wanted)
         writer.nodes.append(_straight(rewired) if requantizes else rewired)
         for name in rewired.output:
             if name in wanted.pairs:
@@ -125,6 +135,13 @@ def written(model: ModelProto, wanted: Plan, found: Mapping[str, Affine]) -> Mod
     result.graph.node.extend(writer.nodes)
     result.graph.initializer.extend(writer.constants.values())
     return graphs.without_unread(result)
+
+
+def _only_behind(model: ModelProto, node: NodeProto, wanted: Plan) -> bool:
+    """Whether all that reads what a node makes reads it behind a pair."""
+    name = node.output[0]
+    readers = [reader.name for reader in model.graph.node if name in reader.input]
+    return name in wanted.pairs and all((reader, name) in wanted.behind for reader in readers)
 
 
 def _straight(node: NodeProto) -> NodeProto:
@@ -162,11 +179,14 @@ class _Writer:
     ) -> None:
         """The weight in int8 behind a DequantizeLinear; for a CPU the bias in int32, in steps of what is added up."""
         axis, weight = output_axis(node), known[node.input[1]]
-        scales = weight_scales(weight, axis, self.target)
+        biased = self.target == "cpu" and len(node.input) > 2 and bool(node.input[2])
+        # of a channel that batch norm all but switched off the weights may be lost, and the bias may not
+        least = np.abs(known[node.input[2]]) / (MOST_STEPS * found[node.input[0]].scale) if biased else 0.0
+        scales = weight_scales(weight, axis, self.target, least)
         rewired.input[1] = self._behind(node.input[1], _stored(weight, scales, axis), scales, axis)
-        if self.target == "cpu" and len(node.input) > 2 and node.input[2]:
+        if biased:
             steps = scales * np.float32(found[node.input[0]].scale)
-            bias = np.rint(known[node.input[2]] / steps.astype(np.float64)).clip(-(2**31), 2**31 - 1)
+            bias = np.rint(known[node.input[2]] / steps.astype(np.float64))
             rewired.input[2] = self._behind(f"{node.name}_bias", bias.astype(np.int32), steps, 0)
 
     def _behind(self, name: str, stored: np.ndarray, scales: np.ndarray, axis: int) -> str:

@@ -56,7 +56,7 @@ class Calibrated:
 def quantize(
     fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray, settings: Quantize, folder: Path,
     val: tuple[np.ndarray, np.ndarray] | None = None, score: str = "top1",
-    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None,
+    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None, half: bool = True,
 ) -> list[OnnxModel]:  # fmt: skip
     """Calibrate once, and write `student.int8-<target>.onnx` for every target, with `calibration.json` beside them.
 
@@ -70,6 +70,7 @@ def quantize(
             with the layers it had to rank. None leaves the graphs unguarded.
         score: "top1" or "balanced": what the guard counts.
         tune: trains the graph on for a target, in that target's arithmetic; what loses less on val is taken.
+        half: whether what stays float is float16 for TensorRT.
 
     Returns:
         A record per target, in the order of `settings.targets`; `path` is the bare file name.
@@ -85,13 +86,13 @@ def quantize(
         log.warning(line)
     found = calibrated(model, used, settings)
     record(folder / "calibration.json", found, used, complaints)
-    makers = {target: maker(model, found.ranges, target) for target in settings.targets}
+    makers = {target: maker(model, found.ranges, target, half) for target in settings.targets}
     if val is None or not len(val[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
     guarding = guard.Guard(model, found.ranges, used, val, settings.max_drop, score)
     outcomes = {}
     for target, make in makers.items():
-        trained = _trained(tune(model, found.ranges, target), target) if tune else None
+        trained = _trained(tune(model, found.ranges, target), target, half) if tune else None
         outcomes[target] = guarding.hold(target, make, trained)
     write_json(folder / "guard.json", [asdict(one.guarded) for one in outcomes.values()])
     ranked = {target: one.sensitivity for target, one in outcomes.items() if one.sensitivity}
@@ -99,14 +100,14 @@ def quantize(
     return [write(one.graph, parent, target, folder) for target, one in outcomes.items()]
 
 
-def _trained(one: Tuned, target: Target) -> guard.Trained:
+def _trained(one: Tuned, target: Target, half: bool) -> guard.Trained:
     """The int8 graph of a tuned student, by the same passes; and how often it answers as the student did in torch."""
-    graph = maker(one.model, one.ranges, target)(())
-    same = metrics.agreement(answers(graph, one.images_NHWC, target).argmax(axis=1), one.labels_N)
+    make = maker(one.model, one.ranges, target, half)
+    same = metrics.agreement(answers(make(()), one.images_NHWC, target).argmax(axis=1), one.labels_N)
     if same < LEAST_AGREEMENT:
         shares = f"{same:.1%} of {len(one.labels_N)} images, less than {LEAST_AGREEMENT:.1%}"
         log.warning(f"quantize.qat: the int8 graph for {target} answers as the student it was trained as on {shares}")
-    return guard.Trained(graph, same)
+    return guard.Trained(one.model, one.ranges, make, same)
 
 
 def record(path: Path, found: Calibrated, used: np.ndarray, complaints: Sequence[str]) -> None:
@@ -154,15 +155,15 @@ def answers(graph: ModelProto, images_NHWC: np.ndarray, target: Target) -> np.nd
     return predict_onnx(graph.SerializeToString(), images_NHWC, simulate=target != "cpu")
 
 
-def maker(model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target) -> Callable[..., ModelProto]:
-    """What makes the int8 graph of a target with the named layers left float; in float16 where the target wants it."""
+def maker(
+    model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, half: bool = True
+) -> Callable[[Sequence[str]], ModelProto]:
+    """What makes the int8 graph of a target with the named layers left float."""
 
     def make(floats: Sequence[str]) -> ModelProto:
         graph = qdq.int8_graph(model, ranges, target, floats)
-        if target != "tensorrt":
-            return graph
-        qdq.refuse_for_tensorrt(graph, "the int8 graph")
-        return graphs.half(graph) if graphs.opset(graph) >= OLDEST_HALF else graph
+        halved = half and target == "tensorrt" and graphs.opset(graph) >= OLDEST_HALF
+        return graphs.half(graph) if halved else graph
 
     return make
 

@@ -44,7 +44,7 @@ def test_a_range_is_covered_but_for_half_a_step_and_zero_is_exact(one: float, ot
     assert isinstance(got.zero_point, int)
     assert (0 - got.zero_point) * got.scale <= low + 0.501 * got.scale
     assert (255 - got.zero_point) * got.scale >= high - 0.501 * got.scale
-    assert got.scale * 254 <= max(high, 0.0) - min(low, 0.0) or got.scale == qdq.SMALLEST
+    assert got.scale * 254 <= max(high, 0.0) - min(low, 0.0) or got.scale == pytest.approx(qdq.SMALLEST)
     symmetric = qdq.affine(low, high, "tensorrt")
     assert symmetric.zero_point == 0
     assert 127 * symmetric.scale >= max(-low, high) * (1 - 1e-6)
