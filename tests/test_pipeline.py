@@ -179,6 +179,11 @@ def test_calibration_settings_do_not_retrain(copied: Project) -> None:
     assert len(copied.directories()) == 1
 
 
+def test_another_speed_asked_for_only_decides_again(copied: Project) -> None:
+    again = ran(copied, "--set", "quantize.min_speedup=1.5")
+    assert "keep" in again and not {"export", "quantize"} & set(again)
+
+
 def test_an_altered_output_is_made_again(copied: Project) -> None:
     (copied.run / "bundle/bundle.json").write_text("{}")
     # what follows from it is unchanged, and is left alone

@@ -59,3 +59,19 @@ def test_the_report_says_what_it_brought(tuned: Project) -> None:
 @pytest.mark.parametrize(("given", "meant"), [(True, Qat()), (False, None), (None, None), ({"steps": 5}, Qat(steps=5))])
 def test_what_a_recipe_may_say(given: object, meant: Qat | None) -> None:
     assert Quantize.model_validate({"qat": given}).qat == meant
+
+
+def test_without_it_again_nothing_of_it_is_left(tuned: Project) -> None:
+    said = miniature.call("export", tuned.run, "--no-qat")
+    assert said.code == 0, said.err
+    guarded = run.read_record(tuned.run / "quantize/guard.json", tuple[Guarded, ...])
+    assert all(one.qat is None for one in guarded)
+    assert not [path for path in (tuned.run / "qat").rglob("*") if path.is_file()]
+
+
+def test_settings_of_the_recipe_outlive_the_flag(tuned: Project) -> None:
+    for arguments in (("run", tuned.recipe, "--runs", tuned.runs, "--set", "quantize.qat={steps: 3}"),
+                      ("export", tuned.run, "--qat")):  # fmt: skip
+        said = miniature.call(*arguments)
+        assert said.code == 0, said.err
+    assert len((tuned.run / "qat/cpu/metrics.jsonl").read_text().splitlines()) == 3

@@ -287,3 +287,34 @@ def test_the_cpu_graph_is_refused_for_tensorrt_by_its_first_node(ranged: Callabl
     first = next(node.name for node in graph.graph.node if node.op_type.endswith("Linear"))
     with pytest.raises(EdgeDistillError, match=rf"^student\.onnx: node {first}: uint8 instead of int8; TensorRT would"):
         qdq.refuse_for_tensorrt(graph, "student.onnx")
+
+
+def spread_ranges(model: ModelProto) -> dict[str, tuple[float, float]]:
+    """The same range for every tensor."""
+    return {name: (-4.0, 5.0) for node in model.graph.node for name in (*node.input, *node.output)}
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_one_activation_behind_another_is_no_broken_graph(target: Target) -> None:
+    model = chain("Conv", "Relu", "Clip", "Conv", "Relu", "Relu", "Conv")
+    onnx.checker.check_model(qdq.int8_graph(model, spread_ranges(model), target), full_check=True)
+
+
+def test_a_channel_of_next_to_no_weights_keeps_its_bias() -> None:
+    model = chain("Conv", "Relu", "Conv")
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w0", "b0"):
+            value = np.array([1e-12, 1.0], np.float32) if tensor.name == "w0" else np.array([0.5, 0.1], np.float32)
+            shaped = np.broadcast_to(value.reshape(2, 1, 1, 1), (2, 2, 1, 1)) if tensor.name == "w0" else value
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(shaped), tensor.name))
+    graph = qdq.int8_graph(model, spread_ranges(model), "cpu")
+    known = graphs.constants(graph)
+    made = known["Conv0_bias_q"].astype(np.float64) * known["Conv0_bias_scale"]
+    np.testing.assert_allclose(made, [0.5, 0.1], rtol=1e-3)
+
+
+def test_what_a_clip_cuts_off_is_not_in_the_range() -> None:
+    model = chain("Conv", "Clip", "Conv")
+    ranges = {**spread_ranges(model), "t1": (0.0, 9.0)}
+    found = qdq.affines(model, plan(model, "cpu"), ranges)
+    assert found["t1"].scale == pytest.approx(6 / 255)
