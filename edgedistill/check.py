@@ -34,7 +34,7 @@ def unbound(raw: Mapping[str, Any]) -> list[Problem]:
     It reads the data as written, not the validated recipe, so that a misspelt method and a wrong type elsewhere come
     in one answer. What is of the wrong type here is left to the schema.
     """
-    return [problem for part in (_data, _sources, _weigh, _student, _distill, _bench) for problem in part(raw)]
+    return [problem for part in (_data, _sources, _weigh, _student, _distill, _bench, _int8) for problem in part(raw)]
 
 
 def _data(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -96,7 +96,6 @@ def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
     bound = _mapping(_mapping(_mapping(raw.get("student")).get("budget")).get("latency_ms"))
     if isinstance(bound.get("backend"), str):
         yield from choose(bound["backend"], BACKENDS, "backend", ("student", "budget", "latency_ms", "backend"))
-    yield from _int8(raw)
 
 
 def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -242,6 +242,14 @@ def test_export_without_int8_and_what_it_remembers(copied: Project) -> None:
     assert Run(copied.run).recipe()[0].quantize.enabled is False
 
 
+def test_a_run_that_was_searched_in_int8_can_be_exported_without(copied: Project) -> None:
+    context = session.reopen(copied.run, {"search": {"objective": "int8"}})
+    with context.run.lock():
+        context.run.remember(context.recipe, context.base)
+    said = miniature.call("export", copied.run, "--no-int8")
+    assert said.code == 0, said.err
+
+
 def test_a_recipe_cannot_be_its_own_source(copied: Project) -> None:
     own = "{name: first, kind: run, recipe: recipe.yaml}"
     said = miniature.call("train", copied.recipe, "--runs", copied.runs, "--set", f"sources.0={own}")

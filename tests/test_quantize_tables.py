@@ -247,8 +247,8 @@ def test_what_training_on_wins_back_stands_in_the_table() -> None:
     text = tuned.markdown(lines)
     body = [[cell.strip() for cell in one.strip("|").split("|")] for one in text.splitlines() if one[:3] == "| a"]
     assert body == [
-        ["a", "mse", "80.0", "+2.00 [+1.00, +3.00]", "+0.50 [-0.50, +1.50]", "120", "99.75 %"],
-        ["a", "minmax", "80.0", "+3.00 [+2.00, +4.00]", "+1.00 [+0.00, +2.00]", "120", "100.00 %"],
+        ["a", "mse", "80.0", "+2.00 [+1.00, +3.00]", "+0.50 [-0.50, +1.50]", "120", "99.75 %", "-"],
+        ["a", "minmax", "80.0", "+3.00 [+2.00, +4.00]", "+1.00 [+0.00, +2.00]", "120", "100.00 %", "-"],
     ]
     assert text.splitlines()[-2:] == [f"- {one}" for one in tuned.claims(lines[1:])]
 
