@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgedistill import environment
 from edgedistill.progress import say
+from edgedistill.records import EdgeDistillError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,3 +52,12 @@ def read(kind: str) -> Iterator[dict[str, Any]]:
                 yield json.loads(text)
             except ValueError:
                 say(f"{path.name}:{number}: not a whole line; passed over")
+
+
+def to_the_end(main: Callable[[], int]) -> None:
+    """End the program as `main` says, or with an error's own exit code and its one line."""
+    try:
+        sys.exit(main())
+    except EdgeDistillError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

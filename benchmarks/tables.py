@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import peer_torchdistill, quickstart, scale, step_cost
 from benchmarks.lines import read
-from benchmarks.quantize import distilled, tuned, whole
+from benchmarks.meter import table as meters
+from benchmarks.quantize import alike, distilled, tuned, whole
 from benchmarks.quantize import table as quantized
 from benchmarks.search import table as search
 from benchmarks.suite import table
@@ -44,6 +45,7 @@ def int8() -> dict[str, Callable[[], str]]:
     """The tables of docs/int8.md."""
     return {
         "quantize": lambda: quantized.markdown(list(read("quantize"))),
+        "quantize-alike": lambda: alike.markdown(list(read(alike.KIND))),
         "quantize-qat": lambda: tuned.markdown(list(read(tuned.KIND))),
         "quantize-distilled": lambda: distilled.markdown(list(read(distilled.KIND))),
         "quantize-whole": lambda: whole.markdown(list(read(whole.KIND))),
@@ -55,6 +57,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "benchmarks/README.md": {
         "step_cost": step_costs,
         "peer_torchdistill": torchdistill,
+        "meter": lambda: meters.markdown(read(meters.KIND)),
         "suite": table.headline,
         "search": search.markdown,
     },

@@ -99,16 +99,21 @@ def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """A search that times or scores int8 graphs, in a recipe that makes none for a CPU."""
+    """A search that times or scores int8 graphs, in a recipe that makes none for what would run them."""
+    from edgedistill.agent.backends import BACKENDS, target_of
+
     quantize, student = _mapping(raw.get("quantize")), _mapping(raw.get("student"))
-    targets = quantize.get("targets", ("cpu",))
-    if quantize.get("enabled", True) is True and (not isinstance(targets, list | tuple) or "cpu" in targets):
-        return
+    targets = quantize.get("targets")
+    made = set(targets) if isinstance(targets, list | tuple) else {"cpu", "tensorrt"}
+    if quantize.get("enabled", True) is not True:
+        made = set()
     bound = _mapping(student.get("budget")).get("latency_ms")
-    if bound is not None and _mapping(bound).get("precision", "int8") == "int8":
-        yield Problem(("student", "budget", "latency_ms"), "is for int8, and the recipe makes no int8 graph for a CPU; "
-                      "say `precision: fp32`, or let `quantize` make one")  # fmt: skip
-    if _mapping(raw.get("search")).get("objective") == "int8":
+    backend = _mapping(bound).get("backend", "onnxruntime-cpu")
+    timed = bound is not None and _mapping(bound).get("precision", "int8") == "int8"
+    if timed and backend in BACKENDS and target_of(backend) not in made:
+        yield Problem(("student", "budget", "latency_ms"), f"is for int8, and the recipe makes no int8 graph for "
+                      f"{backend}; say `precision: fp32`, or let `quantize` make one")  # fmt: skip
+    if "cpu" not in made and _mapping(raw.get("search")).get("objective") == "int8":
         yield Problem(("search", "objective"), "is int8, and the recipe makes no int8 graph for a CPU")
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,6 +43,13 @@ class Format(str, Enum):
     text = "text"
     json = "json"
     html = "html"
+
+
+class Listing(str, Enum):
+    """How `devices` prints."""
+
+    text = "text"
+    json = "json"
 
 
 def _version(wanted: bool) -> None:
@@ -163,30 +170,27 @@ def predict(
 
 @app.command()
 def devices(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Devices of the inventory; else all.")
+    ] = None,
     inventory: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An inventory; default deploy/devices.yaml.")
     ] = None,
+    form: Annotated[Listing, typer.Option("--format", help="text or json.")] = Listing.text,
 ) -> None:
-    """List the devices, and probe each: reachable, its Python, its runtimes."""
-    from edgedistill.devices import bench as benches
+    """Probe the devices: reachable, runtimes and versions, power mode, memory, what is missing; 1 when one lacks it."""
     from edgedistill.devices import inventory as inventories
+    from edgedistill.devices import probe
 
     known = inventories.load(inventory or inventories.path_for(None, Path()))
-    failed = 0
-    for name, device in known.items():
-        try:
-            facts = benches.probe(device)
-            print(f"{name:<16} {device.transport:<6} {_facts(facts)}")
-        except EdgeDistillError as error:
-            failed += 1
-            print(f"{name:<16} {device.transport:<6} not usable: {error}")
-    if failed:
+    chosen = [inventories.find(known, name) for name in dict.fromkeys(names or known)]
+    probed = probe.survey(chosen)
+    if form is Listing.json:
+        print(json.dumps(probe.as_json(probed), indent=1))
+    else:
+        print(probe.table(probed, why=bool(names)))
+    if not all(one.usable for one in probed):
         raise typer.Exit(1)
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    usable = [f"{name} {state}" for name, state in facts.get("backends", {}).items()]
-    return f"{facts.get('cpu', facts.get('machine', ''))}, Python {facts.get('python', '?')}; {', '.join(usable)}"
 
 
 def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Context], Sequence[Step]]) -> None:

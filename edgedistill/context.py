@@ -198,7 +198,8 @@ class Context:
         from edgedistill.devices import inventory
 
         device = inventory.find(inventory.load(self.inventory), name)
-        return [asdict(device), environment.machine() if device.transport == "local" else []]
+        place = {name: value for name, value in asdict(device).items() if name != "backends"}
+        return [place, environment.machine() if device.transport == "local" else []]
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgedistill.records import Guarded, Kept, OnnxModel, Target
+import numpy as np
+
+from edgedistill.agent.metrics import ratio_interval
+from edgedistill.records import BenchReport, Guarded, Kept, OnnxModel, Target
 
 Ratio = tuple[float, float, float]
+BACKENDS: dict[Target, str] = {"cpu": "onnxruntime-cpu", "tensorrt": "tensorrt"}  # where a target's speed is measured
 
 
 def keep(
@@ -42,6 +46,25 @@ def fallback(target: Target, models: Sequence[OnnxModel]) -> OnnxModel:
     """The graph that a target gets without int8: float16 for TensorRT where there is one, else fp32."""
     wanted = ("fp16", "fp32") if target == "tensorrt" else ("fp32",)
     return next(one for precision in wanted for one in models if one.precision == precision)
+
+
+def ratio(higher: BenchReport, int8: BenchReport) -> Ratio | None:
+    """The higher precision's time over int8's where both were measured in the same cells of one run; else None."""
+    if not (higher.latency.samples_ms and int8.latency.samples_ms):
+        return None
+    higher_ms, int8_ms = _cells(higher), _cells(int8)
+    paired = [len(rounds) for rounds in higher_ms] == [len(rounds) for rounds in int8_ms]
+    return ratio_interval(higher_ms, int8_ms) if paired else None
+
+
+def _cells(report: BenchReport) -> list[list[float]]:
+    """The median of every cell in ms: one list a process, in the order of its rounds."""
+    found: dict[int, list[float]] = {}
+    at = 0
+    for process, _, count in report.facts.get("cells", ()):
+        found.setdefault(process, []).append(float(np.median(report.latency.samples_ms[at : at + count])))
+        at += count
+    return list(found.values())
 
 
 def accuracy(guarded: Guarded | None) -> str:

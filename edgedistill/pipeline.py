@@ -1,6 +1,6 @@
 """The story: which steps, in which order, reading what, leaving what. The only file that knows more than one stage.
 
-    recipe -> weigh -> search -> distill -> export -> quantize -> keep -> verify -> bundle -> bench -> report
+    recipe -> weigh -> search -> distill -> export -> quantize -> keep -> engines -> verify -> bundle -> bench -> report
 
 A step is a function of the context that leaves files in the run directory. Whether it must run at all is decided by
 its key (run.py) before anything heavy is imported.
@@ -15,13 +15,14 @@ from edgedistill import crew, qat, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
+from edgedistill.export import rtx
 from edgedistill.progress import bar, say, watch
 from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec, TeacherScore
 from edgedistill.steps import Step
 
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
 HOST_IMAGES = 500
-UNTIMED = "its speed is not measured: no backend of edgedistill bench runs it yet"
+UNTIMED = "its speed is measured on the device, by edgedistill bench --backend tensorrt"
 
 
 def weigh(context: Context) -> None:
@@ -140,13 +141,26 @@ def keep(context: Context) -> None:
     kept, asked, models = [], context.recipe.quantize, context.models
     guarded = {one.target: one for one in context.guarded}
     for target in asked.targets if asked.enabled else ():
-        said, ratio = guarded.get(target), None
-        if target == "cpu" and (said is None or said.holds):
+        said, ratio, backend = guarded.get(target), None, keep.BACKENDS[target]
+        if backend in rehearsal.runtimes() and (said is None or said.holds):
             pair = [keep.fallback(target, models), next(one for one in models if one.target == target)]
-            ratio = rehearsal.ratio(context, pair)
+            ratio = rehearsal.ratio(context, pair, backend)
         kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, UNTIMED))
         say(f"  {target}: {kept[-1].artefact}: {kept[-1].why}")
     run.write_json(context.run / "keep/kept.json", [asdict(one) for one in kept])
+
+
+def engines(context: Context) -> None:
+    """Does TensorRT's parser take the graphs, and what becomes of them? Engines ahead of time, where a builder is."""
+    from edgedistill.export import engines
+
+    folder = context.run / "engines"
+    made = engines.write(context.models, context.run.path, folder, context.recipe.export.engines)
+    for one in made:
+        if one.failed:
+            say(f"  {one.artefact} for {one.capability} does not build: {one.failed}")
+    if not made:
+        say(f"  none: {run.read_json(folder / 'none.json')['why']}")
 
 
 def verify(context: Context) -> None:
@@ -197,7 +211,18 @@ def bundle(context: Context) -> None:
 
 def this_machine(context: Context) -> dict[str, str]:
     """What a speed measured here depends on."""
-    return {"machine": run.digest([context.device_facts("local"), context.recipe.bench.threads])}
+    here = [context.device_facts("local"), context.recipe.bench.threads, rehearsal.runtimes()]
+    return {"machine": run.digest(here)}
+
+
+def how_exported(context: Context) -> dict[str, str]:
+    """The recipe's section less what only `engines` reads."""
+    return {"settings": run.digest(context.recipe.export.model_dump(mode="json", exclude={"engines"}))}
+
+
+def builder(context: Context) -> dict[str, str]:
+    """Which engines are asked for, and what would build them: a builder that is installed later builds them then."""
+    return {"engines": run.digest(context.recipe.export.engines), "builder": rtx.version()}
 
 
 def how_quantized(context: Context) -> dict[str, str]:
@@ -248,7 +273,7 @@ TRAIN = (
          ("distill/last.pt", "tensorboard/*")),
 )  # fmt: skip
 EXPORT = (
-    Step("export", 2, ("export",), ("distill",), ("export/*",), export),
+    Step("export", 2, (), ("distill",), ("export/*",), export, extra=how_exported),
     Step(
         "quantize",
         2,
@@ -260,7 +285,8 @@ EXPORT = (
         how_quantized,
     ),
     Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=this_machine),
-    Step("verify", 2, ("export",), ("distill", "export", "quantize", "keep"), ("verify/*",), verify),
+    Step("engines", 1, (), ("export", "quantize"), ("engines/*",), engines, extra=builder),
+    Step("verify", 2, (), ("distill", "export", "quantize", "keep"), ("verify/*",), verify, extra=how_exported),
     Step("bundle", 2, (), ("distill", "export", "quantize", "keep", "verify"), ("bundle/*",), bundle),
 )
 
@@ -268,16 +294,17 @@ EXPORT = (
 def bench_steps(context: Context) -> tuple[Step, ...]:
     """A step per device and backend, so that measuring another device leaves the first one's measurement alone."""
     bench = context.recipe.bench
-    settings = run.digest(bench.model_dump(exclude={"devices", "backends"}))
+    settings = run.digest(bench.model_dump(exclude={"devices", "backends", "inventory"}))
 
     def inputs(device: str, context: Context) -> dict[str, str]:
         return {"settings": settings, "device": run.digest(context.device_facts(device))}
 
+    known = inventory.load(context.inventory)
     return tuple(
-        Step(f"bench-{device}-{backend}", 1, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),
+        Step(f"bench-{device}-{backend}", 2, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),
              partial(measure, device_name=device, backend=backend), extra=partial(inputs, device))
         for device in dict.fromkeys(bench.devices)
-        for backend in dict.fromkeys(bench.backends)
+        for backend in inventory.wanted_backends(inventory.find(known, device), tuple(dict.fromkeys(bench.backends)))
     )  # fmt: skip
 
 

@@ -200,11 +200,22 @@ class Distill(Section):
     evaluate_every: PositiveInt = 50
 
 
+def _once(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(given))
+
+
+Capability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+
+
 class Export(Section):
-    """torch to ONNX, and the gates that the fp32 graph must pass. `fp16`: a float16 graph for TensorRT beside it."""
+    """torch to ONNX, and the gates that the fp32 graph must pass. `fp16`: a float16 graph for TensorRT beside it.
+
+    `engines`: the compute capabilities of GPUs that tensorrt-rtx, where it is installed, builds engines for.
+    """
 
     opset: int | None = Field(default=None, ge=17, le=23)
     fp16: bool = True
+    engines: Annotated[tuple[Capability, ...], AfterValidator(_once)] = ("sm86", "sm89", "sm120")
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
     max_relative_error: PositiveFloat = 1e-3
 
@@ -218,10 +229,6 @@ class Qat(Section):
     steps: PositiveInt = 200
     lr: PositiveFloat = 1e-4
     ranges: Literal["learned", "frozen"] = "learned"
-
-
-def _once(targets: tuple[Literal["cpu", "tensorrt"], ...]) -> tuple[Literal["cpu", "tensorrt"], ...]:
-    return tuple(dict.fromkeys(targets))
 
 
 def _qat(value: Any) -> Any:
@@ -247,12 +254,21 @@ class Quantize(Section):
     qat: Annotated[Qat | None, BeforeValidator(_qat)] = None
 
 
+Mode = Literal["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
+
+
 class Bench(Section):
-    """Where and how long to measure; every variant runs for `samples` queries and `seconds` at least."""
+    """Where, how and how long to measure; every variant runs for `samples` queries and `seconds` at least.
+
+    Without `backends` each device takes its own of the inventory. Of `modes` a backend takes those that it has;
+    `offline` are batch sizes whose throughput is measured besides.
+    """
 
     devices: tuple[str, ...] = ("local",)
     inventory: str | None = None
-    backends: tuple[str, ...] = ("onnxruntime-cpu",)
+    backends: tuple[str, ...] = ()
+    modes: tuple[Mode, ...] = ("host-to-host", "compute", "host-to-host-graph", "compute-graph")
+    offline: tuple[PositiveInt, ...] = ()
     processes: PositiveInt = 3
     rounds: PositiveInt = 5
     samples: PositiveInt = 300

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "fp16", "int8"]
 Target = Literal["any", "cpu", "tensorrt"]
+HOST_TO_HOST = "host-to-host"  # the mode of measuring that every backend has: what an application waits for
 
 
 class EdgeDistillError(Exception):
@@ -265,13 +266,17 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Device:
-    """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device."""
+    """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device.
+
+    `backends` are what the device is there for: what bench takes where nobody says, and what `devices` expects.
+    """
 
     name: str
     transport: str = "local"
     host: str = ""
     python: str = ""
     workdir: str = ""
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,21 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """What an image cost in millijoules, by which meter, and what that meter covers, idle power included."""
+
+    mj_per_image: float
+    meter: str
+    covers: str
+
+
+@dataclass(frozen=True)
 class BenchReport:
-    """What one device said of one artefact on one backend."""
+    """What one device said of one artefact on one backend in one mode of measuring (agent/backends.py).
+
+    `latency` has no samples where the answers were not those of the host: `warnings` says so. `verdict` is "quiet", or
+    "noisy" with its causes and remedies.
+    """
 
     device: str
     backend: str
@@ -300,3 +318,11 @@ class BenchReport:
     facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     ratio_to_fp32: tuple[float, float, float] | None = None
+    mode: str = HOST_TO_HOST
+    verdict: str = ""
+    energy: Energy | None = None
+
+    @property
+    def called(self) -> str:
+        """The artefact, with the mode where it is another than host to host."""
+        return self.artefact if self.mode == HOST_TO_HOST else f"{self.artefact}, {self.mode}"

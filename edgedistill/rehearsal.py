@@ -7,6 +7,7 @@ distillation, of the student or of its int8 graph.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,13 +19,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from edgedistill import crew, run
+from edgedistill import crew, keep, run
+from edgedistill.agent import backends
+from edgedistill.agent.job import AgentError
 from edgedistill.agent.metrics import Z95
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
 from edgedistill.progress import bar, say
 from edgedistill.recipe import Bench
-from edgedistill.records import Accuracy, BenchReport, OnnxModel, Precision, StudentSpec, Target, UnfitError
+from edgedistill.records import (
+    HOST_TO_HOST,
+    Accuracy,
+    BenchReport,
+    OnnxModel,
+    Precision,
+    StudentSpec,
+    Target,
+    UnfitError,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +76,7 @@ def deployment(context: Context) -> dict[str, str]:
 
 def _exported(context: Context) -> dict[str, Any]:
     """The settings of export that a candidate's graph depends on."""
-    return context.recipe.export.model_dump(mode="json", exclude={"fp16"})
+    return context.recipe.export.model_dump(mode="json", exclude={"fp16", "engines"})
 
 
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
@@ -179,14 +191,23 @@ def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precisio
     return folder / int8.path, int8
 
 
-def ratio(context: Context, models: Sequence[OnnxModel]) -> tuple[float, float, float] | None:
-    """The first graph's time over the second's, timed in turn on this machine's CPU: (middle, low, high), 95 %."""
+def runtimes() -> dict[str, str]:
+    """The backends that decide what a target keeps and that run on this machine, with their versions."""
+    found = {}
+    for backend in keep.BACKENDS.values():
+        with contextlib.suppress(AgentError):
+            found[backend] = str(backends.create(backend).facts()["version"])
+    return found
+
+
+def ratio(context: Context, models: Sequence[OnnxModel], backend: str) -> tuple[float, float, float] | None:
+    """The first graph's time over the second's, timed in turn on this machine: (middle, low, high), 95 %."""
     spec = context.checkpoint.spec
     paths = [(context.run / one.path, one) for one in models]
     settings = {**_settings(context), "processes": 3, "rounds": 5, "samples": 150, "seconds": 0.5}
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        reports = _measured(context, spec, paths, ("local", "onnxruntime-cpu"), settings, Path(folder))
-    return reports[1].ratio_to_fp32
+        reports = _measured(context, spec, paths, ("local", backend), settings, Path(folder))
+    return keep.ratio(*reports)
 
 
 def _measured(
@@ -210,5 +231,5 @@ def _measured(
 
 def _settings(context: Context) -> dict[str, Any]:
     """How long to measure: as the recipe says, on the few images there are."""
-    whole = context.recipe.bench.model_dump(mode="json", exclude={"devices", "backends", "inventory"})
-    return {**whole, "accuracy_images": IMAGES}
+    whole = context.recipe.bench.model_dump(mode="json", exclude={"devices", "backends", "inventory", "offline"})
+    return {**whole, "accuracy_images": IMAGES, "modes": [HOST_TO_HOST]}

@@ -65,6 +65,7 @@ def _collect(facts: Facts) -> dict[str, Any]:
         "val": [line for line in facts.curve if "val" in line],
         "result": facts.checkpoint,
         "models": facts.models,
+        "engines": facts.engines,
         "calibration": {name: value for name, value in facts.calibration.items() if name != "sha256"} or None,
         "ladder": facts.ladder,
         "bench": [_measured(one) for one in facts.bench],

@@ -1,13 +1,17 @@
-"""What a report is made of: blocks with a title, a table and lines, and how they fit a terminal."""
+"""What a report is made of: blocks with a title, a table and lines, figures in words, and how they fit a terminal."""
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgedistill.records import Accuracy
+
 WIDTH = 100
+METRICS = {"top1": "top-1 accuracy", "balanced": "balanced accuracy"}
 
 Row = tuple[str, ...]
 
@@ -69,3 +73,25 @@ def shorten(name: str, most: int) -> str:
 def clean(text: str) -> str:
     """`text` without what a terminal would obey or UTF-8 cannot hold: names come from strangers' files."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
+
+
+def number(value: float) -> str:
+    """About three significant digits, never in powers of ten: 0.123, 1.23, 12.3, 1234."""
+    size = abs(value)
+    return f"{value:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def share(value: float) -> str:
+    """A fraction as a percentage, rounded down: 100.0 % means every one."""
+    return f"{math.floor(round(value * 1000, 6)) / 10:.1f} %"
+
+
+def interval(accuracy: Accuracy, metric: str) -> str:
+    """An accuracy with its 95 % interval: `91.2 % [88.9, 93.1]`."""
+    low, high = accuracy.interval(metric)
+    return f"{100 * accuracy.score(metric):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def not_run(verb: str) -> str:
+    """What a block says of a part that has not run yet."""
+    return f"not run yet: edgedistill {verb}"

@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgedistill.agent.metrics import percentiles
+from edgedistill.engine_records import Engine
 from edgedistill.records import (
+    HOST_TO_HOST,
     BenchReport,
     Checkpoint,
     Guarded,
@@ -55,6 +57,8 @@ class Facts:
     models: tuple[OnnxModel, ...]
     guarded: tuple[Guarded, ...]
     kept: tuple[Kept, ...] | None
+    engines: tuple[Engine, ...]
+    no_engines: str
     calibration: dict[str, Any]
     ladder: Ladder | None
     bench: tuple[BenchReport, ...]
@@ -115,6 +119,8 @@ def read(run: Run) -> Facts:
         ),
         guarded=_record(run / "quantize/guard.json", tuple[Guarded, ...]) or (),
         kept=_record(run / "keep/kept.json", tuple[Kept, ...]),
+        engines=_engines(run, recipe),
+        no_engines=str(_json(run / "engines/none.json").get("why", "")),
         calibration=_json(run / "quantize/calibration.json"),
         ladder=_record(run / "verify/ladder.json", Ladder),
         bench=_bench(run, recipe),
@@ -161,9 +167,21 @@ def _bench(run: Run, recipe: Mapping[str, Any]) -> tuple[BenchReport, ...]:
 
     def order(one: BenchReport) -> tuple[Any, ...]:
         place = wanted.index(one.device) if one.device in wanted else len(wanted)
-        return place, one.device, one.backend, one.precision != "fp32", one.artefact
+        return place, one.device, one.backend, one.mode != HOST_TO_HOST, one.mode, one.precision != "fp32", one.artefact
 
     return tuple(sorted(reports, key=order))
+
+
+def _engines(run: Run, recipe: Mapping[str, Any]) -> tuple[Engine, ...]:
+    """What was built ahead of time: fp32 first, then fp16, each in the order of the recipe's capabilities."""
+    found = [read_record(path, Engine) for path in sorted((run / "engines").glob("*.sm*.json"))]
+    wanted = list(recipe.get("export", {}).get("engines", ()))
+
+    def order(one: Engine) -> tuple[Any, ...]:
+        place = wanted.index(one.capability) if one.capability in wanted else len(wanted)
+        return one.artefact != "fp32", one.artefact != "fp16", one.artefact, place, one.capability
+
+    return tuple(sorted(found, key=order))
 
 
 @dataclass(frozen=True)
@@ -183,7 +201,8 @@ def headline(facts: Facts) -> Headline:
     """
     rungs = facts.ladder.rungs if facts.ladder else ()
     refused = {f"int8-{one.target}" for one in facts.kept or () if one.precision != "int8"}
-    first = [one for one in facts.bench if one.device == facts.bench[0].device and one.artefact not in refused]
+    first = [one for one in facts.bench if one.device == facts.bench[0].device and one.artefact not in refused
+             and one.mode == HOST_TO_HOST]  # fmt: skip
     quantized = [one for one in first if one.precision == "int8"]
     bench = min(quantized or first, key=p50, default=None)
     int8 = facts.rung(bench.sha256) if bench and bench.precision == "int8" else None
@@ -227,9 +246,12 @@ def warnings(facts: Facts) -> list[str]:
     found = [f"data: {len(names)} corrupt images left out: {_some(names)}"
              for names in [facts.data.get("corrupt") or []] if names]  # fmt: skip
     found += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
-    found += [f"{one.device}, {one.backend}, {one.artefact}: {text}" for one in facts.bench for text in one.warnings]
+    found += [f"engines: {one.artefact} for {one.capability} does not build: {one.failed}"
+              for one in facts.engines if one.failed]  # fmt: skip
+    found += [f"{one.device}, {one.backend}, {one.called}: {text}" for one in facts.bench
+              for text in (*one.warnings, *([one.verdict] if one.verdict.startswith("noisy") else []))]  # fmt: skip
     known = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
-    found += [f"{one.device}, {one.backend}, {one.artefact}: measured an earlier artefact ({one.sha256[:8]}); "
+    found += [f"{one.device}, {one.backend}, {one.called}: measured an earlier artefact ({one.sha256[:8]}); "
               "run edgedistill bench again" for one in facts.bench if known and one.sha256 not in known]  # fmt: skip
     if facts.ladder:
         found += [f"gate failed: {gate.name} is {gate.value:g}, must be {gate.bound}"

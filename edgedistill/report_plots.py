@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgedistill.records import BenchReport
-from edgedistill.report_blocks import shorten
+from edgedistill.report_blocks import number, shorten
 from edgedistill.report_facts import Facts, groups, metrics, ranked
-from edgedistill.report_text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -275,7 +274,7 @@ def ladder(facts: Facts) -> Picture | None:
 @_styled
 def latency(key: str, device: str, backend: str, reports: Sequence[BenchReport]) -> Picture | None:
     """The share of queries answered within a time, per artefact, over all samples: nothing is clipped."""
-    measured = [one for one in reports if one.latency.samples_ms]
+    measured = [one for one in reports if one.latency.samples_ms and one.latency.batch == 1]
     if not measured:
         return None
     figure = _figure(2.6)
@@ -283,13 +282,13 @@ def latency(key: str, device: str, backend: str, reports: Sequence[BenchReport])
     for at, one in enumerate(measured):
         ordered = np.sort(one.latency.samples_ms)
         share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
-        axes.step(thin(ordered.tolist()), thin(share.tolist()), where="post", color=SERIES[at % 6], label=one.artefact)
+        axes.step(thin(ordered.tolist()), thin(share.tolist()), where="post", color=SERIES[at % 6], label=one.called)
     axes.set_xscale("log")
     _plain_ticks(axes, measured)
     axes.set_xlabel("ms (log scale)")
     axes.set_ylabel("queries answered, %")
     axes.legend(loc="lower right")
-    said = ", ".join(f"{one.artefact} {np.median(one.latency.samples_ms):.2f} ms" for one in measured)
+    said = ", ".join(f"{one.called} {np.median(one.latency.samples_ms):.2f} ms" for one in measured)
     return Picture(to_svg(figure, key), f"Distribution of latency on {device}, {backend}; medians: {said}.")
 
 

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from edgedistill import report_weights
-from edgedistill.agent.metrics import percentiles
-from edgedistill.keep import keep
-from edgedistill.records import Accuracy, BenchReport
-from edgedistill.report_blocks import Block, Row, aligned, clean, titled, wrap
-from edgedistill.report_facts import Facts, groups, headline, p50, warnings
-
-METRICS = {"top1": "top-1 accuracy", "balanced": "balanced accuracy"}
-
-
-def number(value: float) -> str:
-    """About three significant digits, never in powers of ten: 0.123, 1.23, 12.3, 1234."""
-    size = abs(value)
-    return f"{value:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
-
-
-def share(value: float) -> str:
-    """A fraction as a percentage, rounded down: 100.0 % means every one."""
-    return f"{math.floor(round(value * 1000, 6)) / 10:.1f} %"
-
-
-def interval(accuracy: Accuracy, metric: str) -> str:
-    """An accuracy with its 95 % interval: `91.2 % [88.9, 93.1]`."""
-    low, high = accuracy.interval(metric)
-    return f"{100 * accuracy.score(metric):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+from edgedistill import report_devices, report_engines, report_weights
+from edgedistill.records import BenchReport
+from edgedistill.report_blocks import (
+    METRICS,
+    Block,
+    Row,
+    aligned,
+    clean,
+    interval,
+    not_run,
+    number,
+    share,
+    titled,
+    wrap,
+)
+from edgedistill.report_facts import Facts, headline, p50, warnings
 
 
 def blocks(facts: Facts) -> list[Block]:
     """The report in reading order; a part that has not run yet is a block that says which command runs it."""
-    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), _kept(facts), *_latency(facts),
-            _gates(facts), _warnings(facts)]  # fmt: skip
+    measured = report_devices.blocks(facts)
+    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), _kept(facts),
+            *report_engines.blocks(facts), *measured, _gates(facts), _warnings(facts)]  # fmt: skip
 
 
 def summary(facts: Facts) -> str:
@@ -88,14 +79,14 @@ def _data(facts: Facts) -> Block:
 def _sources(facts: Facts) -> list[Block]:
     if facts.sources is None or not facts.sources.sources:
         none = "sources" in facts.recipe and not facts.recipe["sources"]
-        return [Block("sources", "Sources", lines=("the recipe names none" if none else _not_run("train"),))]
+        return [Block("sources", "Sources", lines=("the recipe names none" if none else not_run("train"),))]
     return report_weights.blocks(facts.sources)
 
 
 def _student(facts: Facts) -> Block:
     spec = facts.spec
     if spec is None:
-        return Block("student", "Student", lines=(_not_run("train"),))
+        return Block("student", "Student", lines=(not_run("train"),))
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
     cost = spec.cost
     needs = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
@@ -112,7 +103,7 @@ def _student(facts: Facts) -> Block:
     made = facts.checkpoint
     lines.append(f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
                  f"val {interval(made.val, facts.score)} on {made.val.n} images"
-                 if made else f"training: {_not_run('train')}")  # fmt: skip
+                 if made else f"training: {not_run('train')}")  # fmt: skip
     if made and made.teacher:
         shares = sorted(made.teacher.weights.items(), key=lambda one: -one[1])
         mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
@@ -125,10 +116,10 @@ def _accuracy(facts: Facts) -> Block:
     ladder, made = facts.ladder, facts.checkpoint
     if ladder is None or not ladder.rungs:
         if made is None:
-            return Block("accuracy", "Accuracy", lines=(_not_run("export"),))
+            return Block("accuracy", "Accuracy", lines=(not_run("export"),))
         torch = ("torch", interval(made.test, facts.score), "-", "-", "torch")
         note = f"{made.test.n} test images, 95 % intervals"
-        return Block("accuracy", "Accuracy", note, header, (torch,), (f"ONNX: {_not_run('export')}",))
+        return Block("accuracy", "Accuracy", note, header, (torch,), (f"ONNX: {not_run('export')}",))
     rows = tuple((
         one.artefact, interval(one.accuracy, facts.score), share(one.agreement_with_torch),
         number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-",
@@ -141,71 +132,21 @@ def _accuracy(facts: Facts) -> Block:
 
 def _no_int8(facts: Facts) -> Row:
     off = facts.recipe.get("quantize", {}).get("enabled") is False
-    return ("int8: off, quantize.enabled is false" if off else f"int8: {_not_run('export --int8')}",)
+    return ("int8: off, quantize.enabled is false" if off else f"int8: {not_run('export --int8')}",)
 
 
 def _kept(facts: Facts) -> Block:
     if facts.kept is None:
-        return Block("kept", "Kept", lines=(_not_run("export"),))
+        return Block("kept", "Kept", lines=(not_run("export"),))
     said = tuple(f"{one.target}: {one.artefact}: {one.why}" for one in facts.kept)
     lines = tuple(f"{one.target}: in float, worst first: {', '.join(one.floats)}" for one in facts.guarded
                   if one.holds and one.floats)  # fmt: skip
     return Block("kept", "Kept", "the precision for each target, and why", lines=(said or ("fp32",)) + lines)
 
 
-def _latency(facts: Facts) -> list[Block]:
-    if not facts.bench:
-        return [Block("latency", "Latency", lines=(_not_run("bench"),))]
-    header = ("artefact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
-    found = []
-    for at, (device, backend, reports) in enumerate(groups(facts)):
-        first = reports[0]
-        note = (f"{backend} {first.backend_version}, batch {first.latency.batch}; "
-                f"timed: {first.latency.window}")  # fmt: skip
-        rows = tuple(_latency_row(facts, one) for one in reports)
-        lines = tuple(_on_device(facts, one) for one in reports)
-        found.append(Block(f"latency-{at}", f"Latency on {device}", note, header, rows, lines))
-    return found
-
-
-def _latency_row(facts: Facts, one: BenchReport) -> Row:
-    size = number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-"
-    if not one.latency.samples_ms:
-        return (one.artefact, "-", "-", "-", "-", "-", size)
-    marks = percentiles(one.latency.samples_ms)
-    ratio = "-"
-    if one.ratio_to_fp32 is not None and one.precision != "fp32":
-        middle, low, high = one.ratio_to_fp32
-        ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-    return (one.artefact, number(marks["p50"]), number(marks["p90"]), number(marks["p99"]),
-            f"{number(marks['min'])}-{number(marks['max'])}", ratio, size)  # fmt: skip
-
-
-def _on_device(facts: Facts, one: BenchReport) -> str:
-    said = f"{one.artefact}: {len(one.latency.samples_ms)} samples"
-    if one.accuracy is not None:
-        said += f", {interval(one.accuracy, facts.score)} on {one.accuracy.n} images there"
-    if one.agreement_with_host is not None:
-        said += f", same answer as the host on {share(one.agreement_with_host)}"
-    here = kept_there(facts, one)
-    return f"{said}; {here}" if here else said
-
-
-def kept_there(facts: Facts, one: BenchReport) -> str:
-    """Which precision this device should run, by its own measurement of an int8 graph; "" for any other graph."""
-    made = next((model for model in facts.models if model.sha256 == one.sha256), None)
-    exported = any(model.precision == "fp32" for model in facts.models)
-    if made is None or made.precision != "int8" or one.ratio_to_fp32 is None or not exported:
-        return ""
-    guarded = next((found for found in facts.guarded if found.target == made.target), None)
-    least = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
-    kept = keep(made.target, facts.models, guarded, least, one.ratio_to_fp32, "")
-    return f"to run here: {kept.artefact}" + ("" if kept.precision == "int8" else f", since {kept.why}")
-
-
 def _gates(facts: Facts) -> Block:
     if facts.ladder is None:
-        return Block("gates", "Gates", lines=(_not_run("export"),))
+        return Block("gates", "Gates", lines=(not_run("export"),))
     rows = tuple((one.name, f"{one.value:g}", one.bound, "pass" if one.passed else "FAIL")
                  for one in facts.ladder.gates)  # fmt: skip
     if not rows:
@@ -215,10 +156,6 @@ def _gates(facts: Facts) -> Block:
 
 def _warnings(facts: Facts) -> Block:
     return Block("warnings", "Warnings", lines=tuple(warnings(facts)) or ("none",))
-
-
-def _not_run(verb: str) -> str:
-    return f"not run yet: edgedistill {verb}"
 
 
 def page(facts: Facts) -> str:

@@ -48,6 +48,7 @@ distill:
   checkpoint_every: 5
   evaluate_every: 10
   augment: {min_area: 0.8, jitter: 0.1}
+export: {engines: [sm89]}
 quantize: {calibration_images: 16}
 bench: {processes: 1, rounds: 2, samples: 4, seconds: 0.05}
 """

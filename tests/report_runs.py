@@ -136,6 +136,7 @@ def _quantize(run: Run) -> None:
     kept = [Kept("cpu", "int8-cpu", "int8", "loses 0.3 points; 2.1 [2.0, 2.2] times as fast as fp32", (2.1, 2.0, 2.2)),
             Kept("tensorrt", "int8-tensorrt", "int8", "loses 0.3 points; its speed is measured there")]  # fmt: skip
     write_json(run / "keep/kept.json", [asdict(one) for one in kept])
+    write_json(run / "engines/none.json", {"why": "no builder is installed"})
 
 
 def _verify(run: Run) -> None:

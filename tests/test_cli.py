@@ -23,7 +23,7 @@ VERBS = """\
 edgedistill --debug --version
 bench RUN? --device... --backend...
 check RECIPE --set...
-devices --inventory
+devices NAME?... --inventory --format
 export RUN? --int8/--no-int8 --qat/--no-qat
 predict IMAGE... --run
 report RUN?... --format
@@ -78,10 +78,25 @@ def test_report_does_not_load_torch(finished: Project) -> None:
 
 
 def test_devices_does_not_load_torch_and_names_the_backends(tmp_path: Path) -> None:
-    said = miniature.edgedistill("devices", cwd=tmp_path)
+    said = miniature.edgedistill("devices", "local", cwd=tmp_path)
     assert said.code == 0 and "torch was not loaded" in said.err
-    (line,) = said.out.splitlines()
-    assert line.startswith("local ") and all(name in line for name in BACKENDS)
+    head, row, *notes = said.out.splitlines()
+    assert head.split()[:2] == ["device", "reachable"] and row.split()[:2] == ["local", "yes"]
+    assert all(name in " ".join(notes) for name in BACKENDS)
+
+
+def test_devices_that_lack_something_are_exit_code_1(tmp_path: Path) -> None:
+    gone = tmp_path / "no-python"
+    inventory = tmp_path / "devices.yaml"
+    inventory.write_text(f"gone: {{python: {gone}}}\n")
+    said = miniature.call("devices", "--inventory", inventory, "--format", "json")
+    assert said.code == 1
+    local, broken = json.loads(said.out)
+    assert (local["device"], local["usable"], local["missing"]) == ("local", True, {})
+    assert (broken["device"], broken["usable"]) == ("gone", False) and str(gone) in broken["trouble"]
+    said = miniature.call("devices", "--inventory", inventory, "local")
+    assert said.code == 0 and "gone" not in said.out
+    assert "did you mean gone?" in one_line(miniature.call("devices", "--inventory", inventory, "gnoe"), 2)
 
 
 def test_torch_would_be_noticed() -> None:

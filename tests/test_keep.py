@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgedistill import keep
-from edgedistill.records import Drop, Guarded, Kept, OnnxModel
+from edgedistill.records import BenchReport, Drop, Guarded, Kept, Latency, OnnxModel
 
 FP32 = OnnxModel("fp32.onnx", "a", "fp32", "any", 20, "", 4.0)
 FP16 = OnnxModel("fp16.onnx", "b", "fp16", "tensorrt", 20, "a", 2.0)
@@ -90,3 +90,19 @@ def test_a_loss_above_the_bound_that_few_labels_explain_says_so() -> None:
     assert keep.accuracy(Guarded("cpu", True, 1.0, one_of_sixty)) == (
         "loses 1.7 points [-1.6, 4.8] on 60 images of val, but other labels than fp32's on only 0.6 % of 316 images"
     )
+
+
+def timed(ms: list[list[float]]) -> BenchReport:
+    """A measurement with two samples a cell, around its median: a list of rounds for every process."""
+    samples = tuple(ms_ * factor for rounds in ms for ms_ in rounds for factor in (0.5, 1.5))
+    cells = [[process, round_, 2] for process, rounds in enumerate(ms) for round_ in range(len(rounds))]
+    return BenchReport("local", "tensorrt", "10.3", "fp16", "a" * 64, "fp16", Latency(samples, (), ""), None, None,
+                       {"cells": cells})  # fmt: skip
+
+
+def test_a_ratio_pairs_the_cells_of_one_run() -> None:
+    found = keep.ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0, 2.0]]))
+    # 2 in the one process and 4 in the other
+    assert found is not None and found[0] == 3.0 and found[1:] == (2.0, 4.0)
+    assert keep.ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0]])) is None
+    assert keep.ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([])) is None

@@ -14,6 +14,7 @@ from miniature import Project
 from PIL import Image
 
 from edgedistill import pipeline, run, session
+from edgedistill.export import rtx
 from edgedistill.records import BenchReport, Checkpoint, Kept, Ladder, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import Run
 
@@ -29,6 +30,11 @@ verify/ladder.json verify/predictions.npz verify/mistakes.npz verify/disagreemen
 bench/local/onnxruntime-cpu-fp32.json bench/local/onnxruntime-cpu-int8-cpu.json
 bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.onnx
 """
+LEFT += " ".join(
+    [f"engines/{name}.sm89.{end}" for name in ("fp32", "fp16", "int8-tensorrt") for end in ("engine", "json")]
+    if rtx.version()
+    else ["engines/none.json"]
+)
 STEPS = [
     "weigh",
     "search",
@@ -36,6 +42,7 @@ STEPS = [
     "export",
     "quantize",
     "keep",
+    "engines",
     "verify",
     "bundle",
     "bench-local-onnxruntime-cpu",

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from quantize_lines import FP32, QUICK, REFUSED, Line, by_name, line, rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import lines as committed
 from benchmarks.quantize import __main__ as command
 from benchmarks.quantize import distilled, students, table, tuned, whole
-
-Line = dict[str, Any]
-QUICK = [3.0, 2.9, 3.1]
-
-
-def line(artefact: str, top1: float = 0.7, ratio: list[float] | None = None, **other: Any) -> Line:
-    """A model's line as `run` writes it."""
-    return {"student": "resnet18", "artefact": artefact, "ours": artefact.startswith("ours"), "n_test": 100,
-            "top1": top1, "drop_points": [0.1, -0.25, 0.45], "agreement": 0.99, "simulated": False, "size_mb": 2.5,
-            "versions": {}, "runtime": {}, "facts": {}, "samples_ms": [[[1.0, 3.0], [2.0, 2.0]], [[9.0, 1.0]]],
-            "ratio_to_fp32": ratio, "untimed": None, **other}  # fmt: skip
-
-
-FP32 = line("fp32", 0.71, drop_points=[0.0, 0.0, 0.0])
-REFUSED = {"facts": {"kept": False}}
-
-
-def by_name(*lines: Line) -> dict[str, Line]:
-    return {one["artefact"]: one for one in lines}
-
-
-def rows(text: str) -> dict[str, list[str]]:
-    """First cell -> the other cells of a Markdown table."""
-    cells = [[cell.strip() for cell in one.strip("|").split("|")] for one in text.splitlines() if one[:1] == "|"]
-    return {first: rest for first, *rest in cells}
 
 
 def test_the_newest_line_of_an_artefact_counts() -> None:
@@ -169,6 +144,19 @@ def test_a_peer_beats_ours_only_where_it_is_both_better_and_faster(peer: Line, b
     assert unbeaten == f"no peer is both more accurate and faster than ours: {said}"
 
 
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [
+        ([-0.5, -1.8, 0.9], "peer, 0.50 [-0.90, +1.80] points above ours, which these images cannot tell from none"),
+        ([-2.0, -3.0, -1.0], "peer, 2.00 [+1.00, +3.00] points above ours"),
+    ],
+)
+def test_how_far_a_peer_is_above_ours_is_said_with_its_interval(against: list[float], said: str) -> None:
+    mine = line("ours", 0.7, QUICK)
+    found = by_name(FP32, mine, line("peer", 0.71, [3.1, 3.0, 3.2], against_ours_points=against))
+    assert table.beating(found, mine) == [said]
+
+
 def test_fp32_is_no_peer() -> None:
     mine = line("ours", 0.7, [0.9, 0.8, 1.0])
     assert table.beating(by_name(FP32, mine), mine) == []
@@ -176,113 +164,8 @@ def test_fp32_is_no_peer() -> None:
 
 def test_where_fp32_is_kept_a_peer_is_judged_by_fp32() -> None:
     found = by_name(FP32, line("ours", 0.7, QUICK, **REFUSED), line("peer", 0.72, [1.1, 1.0, 1.2]))
-    assert table.claims({"resnet18": found})[2].endswith("FAILS (resnet18: peer)")
-
-
-def cell(method: str, target: str, seed: int, drop: float, **other: Any) -> Line:
-    """One student's line of `distilled`."""
-    return {"target": target, "method": method, "seed": seed, "config": method, "top1_fp32": 0.5, "drop": drop,
-            "differ": 2.0, "noise": 3.0, **other}  # fmt: skip
-
-
-def drawn(method: str, more: list[float], **other: Any) -> list[Line]:
-    """Two targets with a seed each for every difference from the fine-tuned ones, which lose half a point."""
-    return [cell(method, target, seed, 0.5 + one, **other) for target in "xy" for seed, one in enumerate(more)]
-
-
-def test_what_distillation_costs_more_stands_beside_what_it_costs() -> None:
-    base, clear = drawn("transfer", [0.0, 0.0]), drawn("weighted", [1.0, 1.2], differ=2.5, top1_fp32=0.6)
-    even = drawn("selftrained", [-1.0, 1.2])
-    text = distilled.markdown([*base, *clear, *even])
-    found = rows(text)
-    assert found["transfer"] == ["50.0", "0.50", "-", "2.00", "-", "3.00", "-"]
-    assert found["weighted"] == ["60.0", "1.60", "+1.10 [+1.00, +1.20]", "2.50", "+0.50 [+0.50, +0.50]",
-                                 "3.00", "+0.00 [+0.00, +0.00]"]  # fmt: skip
-    assert found["selftrained"][2] == "+0.10 [-1.00, +1.20]"
-    assert text.splitlines()[-1] == (
-        "weighted students lose more accuracy to int8 than fine-tuned ones; "
-        "selftrained students lose not measurably more or less accuracy to int8 than fine-tuned ones."
-    )
-    assert {len(one) for one in found.values()} == {1 + 2 * len(distilled.MEASURES)}
-
-
-def test_a_method_that_loses_less_is_said_to() -> None:
-    base, clear, even = (
-        drawn(name, more)
-        for name, more in (("transfer", [0.0, 0.0]), ("weighted", [-0.5, -0.4]), ("selftrained", [-1.2, 1.0]))
-    )
-    text = distilled.markdown([*base, *clear, *even])
-    assert "weighted students lose less accuracy" in text
-    assert "selftrained students lose not measurably more or less accuracy" in text
-
-
-@pytest.mark.parametrize("base", [[], drawn("transfer", [0.0, 0.0])[1:2]])
-def test_without_a_common_draw_nothing_is_said_of_a_method(base: list[Line]) -> None:
-    text = distilled.markdown([*base, cell("weighted", "x", 0, 1.5)])
-    assert rows(text)["weighted"][1:3] == ["1.50", "-"] and "selftrained" not in rows(text)
-    assert text.endswith("weighted: not measured; selftrained: not measured.")
-
-
-def test_a_cell_run_again_counts_once() -> None:
-    again = cell("transfer", "x", 0, 4.0, top1_fp32=0.7)
-    assert rows(distilled.markdown([cell("transfer", "x", 0, 2.0), again]))["transfer"][:2] == ["70.0", "4.00"]
-
-
-@pytest.mark.parametrize("name", ["target", "method", "seed", "config"])
-def test_a_cell_is_another_where_any_of_its_settings_is(name: str) -> None:
-    one = cell("transfer", "x", 0, 0.5)
-    assert distilled.key(one) != distilled.key({**one, name: "another"})
-    assert distilled.key(one) == distilled.key({**one, "drop": 9.0, "noise": 9.0})
-
-
-def trained(student: str, before: float, after: float, same: float = 1.0, **other: Any) -> Line:
-    """One student's line of `qat`."""
-    return {"student": student, "method": "mse", "steps": 120, "top1_fp32": 0.8, "agreement_with_fake": same,
-            "ptq_drop": [before, before - 1, before + 1], "qat_drop": [after, after - 1, after + 1],
-            **other}  # fmt: skip
-
-
-def test_what_training_on_wins_back_stands_in_the_table() -> None:
-    lines = [trained("a", 9.0, 9.0), trained("a", 2.0, 0.5, 0.9975), trained("a", 3.0, 1.0, method="minmax")]
-    text = tuned.markdown(lines)
-    body = [[cell.strip() for cell in one.strip("|").split("|")] for one in text.splitlines() if one[:3] == "| a"]
-    assert body == [
-        ["a", "mse", "80.0", "+2.00 [+1.00, +3.00]", "+0.50 [-0.50, +1.50]", "120", "99.75 %", "-"],
-        ["a", "minmax", "80.0", "+3.00 [+2.00, +4.00]", "+1.00 [+0.00, +2.00]", "120", "100.00 %", "-"],
-    ]
-    assert text.splitlines()[-2:] == [f"- {one}" for one in tuned.claims(lines[1:])]
-
-
-@pytest.mark.parametrize(
-    ("lines", "verdict"),
-    [
-        ([trained("a", 2.0, 1.0), trained("b", 0.5, 0.5)], "holds"),
-        ([trained("a", 2.0, 1.01), trained("b", 4.0, 0.1)], "FAILS (a)"),
-        ([trained("a", 1.5, 1.5), trained("b", 3.0, 2.0)], "FAILS (a, b)"),
-        ([trained("a", 1.0, 1.0)], "not tested: none loses that much"),
-    ],
-)
-def test_half_of_what_int8_loses_is_won_back(lines: list[Line], verdict: str) -> None:
-    won, same = tuned.claims(lines)
-    assert won == f"where int8 loses more than 1 point, half is won back: {verdict}"
-    assert same.endswith(": holds")
-
-
-@pytest.mark.parametrize(("same", "verdict"), [(0.995, "holds"), (0.9949, "FAILS (a)")])
-def test_the_int8_graph_answers_as_the_fake_quantized_student(same: float, verdict: str) -> None:
-    found = tuned.claims([trained("a", 0.0, 0.0, same), trained("b", 0.0, 0.0)])[1]
-    assert found == f"the int8 graph answers as the fake-quantized student on 99.5 % of images: {verdict}"
-
-
-@pytest.mark.parametrize(("seconds", "verdict"), [(240.0, "holds"), (240.1, "FAILS")])
-def test_a_whole_export_has_four_minutes(seconds: float, verdict: str) -> None:
-    said = {"student": "a student", "calibration_images": 500, "val": 40, "test": 60, "again_seconds": 3.0}
-    text = whole.markdown([{**said, "seconds": 9.0, "steps": {}},
-                           {**said, "seconds": seconds, "steps": {"export": 8.4, "quantize": 99.6}}])  # fmt: skip
-    assert text == (
-        "`edgedistill export --int8`, a student, 500 images to calibrate on, 40 of val, 60 to test: "
-        "240 s (export 8, quantize 100); again, with nothing changed: 3 s. "
-        f"At most four minutes: {verdict}."
+    assert table.claims({"resnet18": found})[2].endswith(
+        "FAILS (resnet18: peer, -0.10 [-0.45, +0.25] points above ours, which these images cannot tell from none)"
     )
 
 

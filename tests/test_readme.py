@@ -19,6 +19,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("*/README.md")),
     *sorted(ROOT.glob("deploy/*.md")),
+    *sorted(ROOT.glob("deploy/*/*.md")),
     *sorted(ROOT.glob("docs/*.md")),
 ]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

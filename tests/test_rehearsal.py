@@ -52,7 +52,7 @@ def test_nothing_is_fast_enough(tmp_path: Path) -> None:
         ({"at_most": 5, "backend": "onnxruntime-cup"}, "did you mean onnxruntime-cpu?"),
         ({"at_most": 5, "device": "lokal"}, "no device is called lokal; did you mean local?"),
         ({"at_most": 5, "precision": "int4"}, "student.budget.latency_ms.precision"),
-        ({"at_most": 5, "precision": "int8"}, "the recipe makes no int8 graph for a CPU"),
+        ({"at_most": 5, "precision": "int8"}, "the recipe makes no int8 graph for onnxruntime-cpu"),
         ({"device": "local"}, "student.budget.latency_ms.at_most: is required"),
     ],
 )

@@ -28,9 +28,8 @@ from edgedistill.records import (
     SourceWeights,
     StudentSpec,
 )
-from edgedistill.report_blocks import WIDTH
+from edgedistill.report_blocks import WIDTH, number, share
 from edgedistill.report_facts import read, warnings
-from edgedistill.report_text import number, share
 from edgedistill.run import Run, read_json, read_record, write_record
 
 GOLDEN = """\
@@ -76,6 +75,9 @@ KEPT
   tensorrt: int8-tensorrt: loses 0.3 points; its speed is measured there
   cpu: in float, worst first: conv_stem
 
+ENGINES
+  no builder is installed
+
 LATENCY on local
   onnxruntime-cpu 1.20.0, batch 1; timed: session.run, host to host
   artefact  p50 ms  p90 ms  p99 ms  min-max ms  times as fast as fp32  size MB
@@ -93,6 +95,16 @@ LATENCY on board
   fp32: 101 samples, 92.0 % [90.0, 93.0] on 500 images there, same answer as the host on 100.0 %
   int8-cpu: 101 samples, 91.0 % [89.0, 92.0] on 500 images there, same answer as the host on 100.0
     %; to run here: int8-cpu
+
+DEVICES side by side
+  host to host, batch 1
+  device, backend, artefact       accuracy  p50 ms  p90 ms  p99 ms  times as fast as fp32     MB
+  local onnxruntime-cpu fp32        92.0 %    3.00    3.80    3.98                      -   3.42
+  local onnxruntime-cpu int8-cpu    91.0 %    1.50    1.90    1.99      2.00 [1.90, 2.10]  0.950
+  board onnxruntime-cpu fp32        92.0 %    30.0    38.0    39.8                      -   3.42
+  board onnxruntime-cpu int8-cpu    91.0 %    15.0    19.0    19.9      2.00 [1.90, 2.10]  0.950
+  local: fastest: int8-cpu on onnxruntime-cpu, p50 1.50 ms
+  board: fastest: int8-cpu on onnxruntime-cpu, p50 15.0 ms
 
 GATES
   gate                 value     bound  result

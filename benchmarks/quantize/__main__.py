@@ -3,21 +3,21 @@
     python -m benchmarks.quantize students --packs DIR [--students NAME ...]
     python -m benchmarks.quantize run --packs DIR [--students NAME ...] [--peers NAME ...] [--fast]
     python -m benchmarks.quantize qat --packs DIR [--students NAME ...] [--steps 120]
+    python -m benchmarks.quantize alike --packs DIR [--students NAME ...]
     python -m benchmarks.quantize distilled --packs DIR [--seeds 0 1] [--minutes M]
     python -m benchmarks.quantize whole --packs DIR
     python -m benchmarks.quantize table
 
 `students` makes the fp32 graphs. `run` lets everyone quantize them, scores every model on the same test images, times
 them in turn, and appends one line a model; a peer that fails has a line that says why. `--fast` shows within minutes
-whether everything works: few images, few queries, no line. `qat` (tuned.py), `distilled` and `whole` answer questions
-of their own, which their modules state.
+whether everything works: few images, few queries, no line. `qat` (tuned.py), `alike`, `distilled` and `whole` answer
+questions of their own, which their modules state.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -26,12 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lines import append, read
+from benchmarks.lines import append, read, to_the_end
 from benchmarks.quantize import interleave, ours, score, students, table
 from benchmarks.quantize.environments import PEERS, Artefact, PeerError, make
 from edgedistill.progress import say
 from edgedistill.recipe import Quantize
-from edgedistill.records import EdgeDistillError
 
 FAST, FAST_IMAGES = interleave.Plan(processes=1, rounds=1, queries=5, warm=0.2), 40
 SHOWN = ("artefact", "failed", "untimed", "build_seconds", "runtime", "placement", "facts")
@@ -42,7 +41,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("students", "run", "qat", "distilled", "whole"):
+    for verb in ("students", "run", "qat", "alike", "distilled", "whole"):
         one = verbs.add_parser(verb)
         one.add_argument("--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet")
         one.add_argument("--runs", type=Path, default=Path("runs/quantize"), help="where students and models are kept")
@@ -107,6 +106,11 @@ def scores(
         reference_NC = logits_NC if reference_NC is None else reference_NC
         found[one.name] = {**score.scored(logits_NC, reference_NC, labels_N), "runtime": runtime}
         say(f"  {one.name}: {found[one.name]['top1']:.1%} of {len(labels_N)} images")
+    mine = next((one.name for one in artefacts if one.ours and not one.simulate and one.name in found), None)
+    if mine is not None:
+        ours_N, *others = (np.load(out / f"{name}.logits.npy").argmax(1) for name in (mine, *found))
+        for name, theirs_N in zip(found, others, strict=True):
+            found[name]["against_ours_points"] = score.drop(theirs_N, ours_N, labels_N)
     return found
 
 
@@ -179,6 +183,13 @@ def _qat(asked: argparse.Namespace) -> None:
             tuned.run(student, asked.packs, asked.runs, asked.bank, asked.steps, asked.method)
 
 
+def _alike(asked: argparse.Namespace) -> None:
+    from benchmarks.quantize import alike
+
+    for student in asked.students:
+        alike.run(student, asked.packs, asked.runs, asked.bank)
+
+
 def _distilled(asked: argparse.Namespace) -> None:
     from benchmarks.quantize import distilled
 
@@ -192,12 +203,8 @@ def _whole(asked: argparse.Namespace) -> None:
     whole.run(asked.packs, asked.runs)
 
 
-VERBS = {"run": run, "students": _students, "qat": _qat, "distilled": _distilled, "whole": _whole}
+VERBS = {"run": run, "students": _students, "qat": _qat, "alike": _alike, "distilled": _distilled, "whole": _whole}
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgeDistillError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    to_the_end(main)

@@ -67,6 +67,8 @@ ENVIRONMENTS = {
          "onnxconverter-common~=1.16.0", "onnxslim>=0.1.76", "lief", "nvidia-ml-py>=12"),
         whole=False, borrows=True,
     ),
+    # no quantizer: the meter that benchmarks/meter holds the agent's against
+    "loadgen": Environment((f"onnxruntime=={metadata.version('onnxruntime')}", "mlcommons-loadgen==6.0.17")),
 }  # fmt: skip
 PEERS = {
     "onnxruntime-default": Peer("onnxruntime", "make_onnxruntime.py", "default", "onnxruntime", ".onnx"),

@@ -51,6 +51,7 @@ TRAINED = {
     "mobilenetv3": Recipe({"mobilenetv3": {"size": "large_100", "weights": "none"}}, SMALL_FIRST),
 }
 LITE0 = "efficientnet-lite0"
+LITE0_FAMILY: dict[str, dict[str, Any]] = {"efficientnet_lite": {"variant": 0}}
 STUDENTS = (LITE0, *TRAINED)
 
 
@@ -73,7 +74,7 @@ def prepare(name: str, packs: Path, runs: Path, bank: Path) -> Path:
 
 def _lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
     parts = {part: _pictures(packs / f"imagenet_samples/{part}.parquet") for part in ("train", "test")}
-    spec = _spec({"efficientnet_lite": {"variant": 0}}, PX, 1000)
+    spec = spec_of(LITE0, PX, 1000)
     nothing = np.zeros((0, PX, PX, 3), dtype=np.uint8), np.zeros(0, dtype=np.int64)
     _write(folder, spec, _classifier(), parts["train"][0], nothing, parts["test"])
 
@@ -155,8 +156,8 @@ def drawn(packs: Path, bank: Path) -> Draw:
 
 
 def spec_of(name: str, px: int, classes: int) -> StudentSpec:
-    """A trained student at an input size."""
-    return _spec(TRAINED[name].family, px, classes)
+    """A student at an input size."""
+    return _spec(LITE0_FAMILY if name == LITE0 else TRAINED[name].family, px, classes)
 
 
 def _write(

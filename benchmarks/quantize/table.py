@@ -134,14 +134,26 @@ def _unbeaten(found: Mapping[str, Rows]) -> str:
     judged = {student: mine for student, rows in found.items() if (mine := kept(rows)) and times(mine) is not None}
     if not judged:
         return f"{what}: not measured"
-    better = [f"{student}: {name}" for student, mine in judged.items() for name in beating(found[student], mine)]
+    better = [f"{student}: {said}" for student, mine in judged.items() for said in beating(found[student], mine)]
     said = "; ".join(better) if better else ", ".join(judged)
     return f"{what}: {'FAILS' if better else 'holds'} ({said})"
 
 
 def beating(rows: Rows, mine: Line) -> list[str]:
-    """The peers that are both more accurate and faster; what was not timed here is not judged."""
+    """The peers that are both more accurate and faster; what was not timed here is not judged.
+
+    Whether a peer is more accurate is read off the two shares alone; the paired interval beside it says whether these
+    images can tell.
+    """
     speed = times(mine) or 0.0
     others = [one for one in rows.values() if one["artefact"] != FP32 and not one.get("ours") and "failed" not in one]
     timed = [(one, said) for one in others if (said := times(one)) is not None]
-    return [one["artefact"] for one, said in timed if one["top1"] > mine["top1"] and said > speed]
+    return [_beats(one, mine) for one, said in timed if one["top1"] > mine["top1"] and said > speed]
+
+
+def _beats(peer: Line, mine: Line) -> str:
+    lost = peer.get("drop_points" if mine["artefact"] == FP32 else "against_ours_points")
+    if lost is None:
+        return str(peer["artefact"])
+    told = "" if lost[2] < 0 else ", which these images cannot tell from none"
+    return f"{peer['artefact']}, {-lost[0]:.2f} [{-lost[2]:+.2f}, {-lost[1]:+.2f}] points above ours{told}"

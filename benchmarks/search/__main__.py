@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.lines import append
+from benchmarks.lines import append, to_the_end
 from benchmarks.search import exhaustive, replay
 from edgedistill import rehearsal
 from edgedistill.progress import say
-from edgedistill.records import EdgeDistillError, InputError
+from edgedistill.records import InputError
 from edgedistill.training.search import name_of, search
 
 
@@ -82,8 +81,4 @@ def main(given: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgeDistillError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    to_the_end(main)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.lines import to_the_end
 from benchmarks.suite import table
 from benchmarks.suite.protocol import Profile, load
 from edgedistill.recipe import did_you_mean
-from edgedistill.records import EdgeDistillError, InputError
+from edgedistill.records import InputError
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -80,8 +80,4 @@ def main(given: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgeDistillError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    to_the_end(main)

@@ -10,12 +10,15 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from . import job as jobs
+from .alone import alone
 from .job import AgentError, Job
+
+PICK_UP_S = 24 * 3600.0  # how old what an interrupted run left may be
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -60,7 +63,7 @@ def _work(path: Path, index: int, part: Path) -> None:
     # numpy is asked for only after the files are known to be the right ones
     from . import worker
 
-    jobs.write_json(part, worker.work(job, index))
+    jobs.write_json(part, {"job": jobs.sha256_file(path), **worker.work(job, index)})
 
 
 def _run(path: Path) -> None:
@@ -70,27 +73,44 @@ def _run(path: Path) -> None:
 
     backends.create(job.backend)
     _, labels_N, host = worker.load_data(job)
-    with tempfile.TemporaryDirectory(prefix="agent-") as folder:
-        parts = [_process(path, index, job, Path(folder)) for index in range(job.processes)]
+    mine = jobs.sha256_file(path)
+    places = [path.resolve().with_name(f"part-{index}.json") for index in range(job.processes)]
+    kept = [_kept(place, mine) for place in places]
+    with alone(lambda said: print(said, flush=True)):
+        parts = [part or _process(path, index, job, place)
+                 for index, (part, place) in enumerate(zip(kept, places))]  # fmt: skip
     facts = {
         **machine.identity(),
         "threads": job.threads,
         "runtime": parts[0]["backend"],
         "processes": [part["process"] for part in parts],
+        "picked_up": sum(part is not None for part in kept),
     }
     report = {
         "version": jobs.VERSION,
         "backend": job.backend,
         "backend_version": parts[0]["backend"]["version"],
-        "window": parts[0]["backend"]["window"],
         "facts": facts,
         "results": verdict.results(job, parts, labels_N, host),
     }
     jobs.write_json(path.resolve().with_name("report.json"), report)
+    for place in places:
+        # a part is for a run that was interrupted: the same job asked for again is measured again
+        place.unlink()
 
 
-def _process(path: Path, index: int, job: Job, folder: Path) -> Dict[str, Any]:
-    part = folder / f"{index}.json"
+def _kept(place: Path, mine: str) -> Optional[Dict[str, Any]]:
+    """What a process of this very job left behind before the run was interrupted; of long ago, it is another run's."""
+    try:
+        if time.time() - place.stat().st_mtime > PICK_UP_S:
+            return None
+        part: Dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return part if part.get("job") == mine else None
+
+
+def _process(path: Path, index: int, job: Job, part: Path) -> Dict[str, Any]:
     code = subprocess.call([*_myself(), str(path), "--worker", str(index), "--part", str(part)])
     if code < 0:
         which = f"process {index + 1} of {job.processes}"
@@ -110,7 +130,7 @@ def _myself() -> List[str]:
 def _facts() -> Dict[str, Any]:
     from . import backends, machine
 
-    return {**machine.identity(), **machine.state(), "backends": backends.available()}
+    return {**machine.state(), **machine.identity(), "backends": backends.available()}
 
 
 if __name__ == "__main__":

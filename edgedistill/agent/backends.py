@@ -1,33 +1,45 @@
 """The runtimes: BACKENDS is the one place where a backend is entered.
 
-B images, H and W pixels, C target classes. A backend is built once per artefact and process; `infer` takes host
-arrays and returns host arrays, so its duration is what an application would wait for.
+B images, H and W pixels, C target classes. A backend is built once per artefact, batch size and process; `infer` takes
+host arrays and returns host arrays, so its duration is what an application would wait for.
+
+Named modes of measuring:
+
+    host-to-host         from images in the host's memory to logits in the host's memory
+    compute              the time on the accelerator alone, between two of its own events
+    ...-graph            the same, the work launched as one CUDA graph
+    offline-B            batches of B images, host to host: throughput; any backend can, being built for that batch
 """
 
 from __future__ import annotations
 
-import sys
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Protocol
 
 import numpy as np
 
-from . import machine
 from .job import AgentError
+from .ort import PROVIDERS, OnnxRuntime
+from .tensorrt import TensorRt
 
-PACKAGES = {"CPUExecutionProvider": "onnxruntime", "CUDAExecutionProvider": "onnxruntime-gpu"}
+OFFLINE = re.compile(r"offline-([1-9][0-9]*)")
 
 
 class Backend(Protocol):
-    """What the worker asks of a runtime."""
+    """What the worker asks of a runtime. `modes`: named mode -> what its timed window holds."""
 
-    window: str
+    modes: Dict[str, str]
 
-    def build(self, model_path: Path, threads: int) -> None:
-        """Load an artefact; AgentError when the runtime is missing or not able to."""
+    def build(self, model_path: Path, threads: int, batch: int = 1) -> None:
+        """Load an artefact for batches of that size; AgentError when the runtime is missing or not able to."""
 
-    def infer(self, images_BHWC: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] in RGB -> float32 logits [B, C]."""
+    def infer(self, images_BHWC: np.ndarray, mode: str = "host-to-host") -> np.ndarray:
+        """uint8 [B, H, W, 3] in RGB -> float32 logits [B, C], launched as the mode says."""
+
+    def compute_ms(self, images_BHWC: np.ndarray, mode: str) -> float:
+        """Milliseconds on the accelerator for one batch; for the compute modes."""
 
     def facts(self) -> Dict[str, Any]:
         """At least {"version"}, built or not; AgentError when the runtime is missing."""
@@ -36,74 +48,10 @@ class Backend(Protocol):
         """Let go of the artefact."""
 
 
-class OnnxRuntime:
-    """ONNX Runtime with one execution provider."""
-
-    window = "session.run of ONNX Runtime: host arrays in, host arrays out; no decoding, no resizing"
-
-    def __init__(self, provider: str) -> None:
-        self.provider = provider
-        self.session: Any = None
-
-    def build(self, model_path: Path, threads: int) -> None:
-        """A session of `threads` threads inside an operator and one operator at a time.
-
-        Raises:
-            AgentError: exit code 2; the runtime or its provider is missing.
-        """
-        runtime = _onnxruntime(self.provider)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if machine.saturates():
-            # exact kernels, as verification on the host uses them; elsewhere the flag would halve the speed for nothing
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        self.session = runtime.InferenceSession(str(model_path), options, providers=[self.provider])
-        # ONNX Runtime falls back to the CPU when a provider's libraries do not load, and says so only in its log
-        if self.provider not in self.session.get_providers():
-            raise AgentError(f"{self.provider} did not start; are its libraries (CUDA, cuDNN) installed?")
-        self.threads = threads
-        self.input = self.session.get_inputs()[0].name
-        self.outputs = [self.session.get_outputs()[0].name]
-
-    def infer(self, images_BHWC: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 logits [B, C]."""
-        logits_BC: np.ndarray = self.session.run(self.outputs, {self.input: images_BHWC})[0]
-        return logits_BC
-
-    def facts(self) -> Dict[str, Any]:
-        """The runtime's version and, once built, the providers and threads of the session.
-
-        Raises:
-            AgentError: exit code 2; the runtime or its provider is missing.
-        """
-        version = {"version": _onnxruntime(self.provider).__version__}
-        if self.session is None:
-            return version
-        return {**version, "providers": self.session.get_providers(), "threads": self.threads}
-
-    def close(self) -> None:
-        """Let go of the session."""
-        self.session = None
-
-
-def _onnxruntime(provider: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        fix = f"{sys.executable} -m pip install {PACKAGES[provider]}"
-        raise AgentError(f"onnxruntime does not import in {sys.executable} ({error}); {fix}") from None
-    if provider not in onnxruntime.get_available_providers():
-        has = ", ".join(onnxruntime.get_available_providers())
-        what = f"onnxruntime {onnxruntime.__version__} has no {provider}, it has {has}"
-        raise AgentError(f"{what}; {sys.executable} -m pip install {PACKAGES[provider]}")
-    return onnxruntime
-
-
 BACKENDS: Dict[str, Callable[[], Backend]] = {
-    "onnxruntime-cpu": lambda: OnnxRuntime("CPUExecutionProvider"),
-    "onnxruntime-cuda": lambda: OnnxRuntime("CUDAExecutionProvider"),
+    **{f"onnxruntime-{name}": partial(OnnxRuntime, name) for name in PROVIDERS},
+    "tensorrt": partial(TensorRt, "tensorrt"),
+    "tensorrt-rtx": partial(TensorRt, "tensorrt_rtx"),
 }
 
 
@@ -116,6 +64,37 @@ def create(name: str) -> Backend:
     if name not in BACKENDS:
         raise AgentError(f"no backend is called {name}; one of: {', '.join(BACKENDS)}")
     return BACKENDS[name]()
+
+
+def target_of(name: str) -> str:
+    """Whose int8 graphs a backend runs beside the graphs for any target: "cpu", "tensorrt", or "any" for none.
+
+    Raises:
+        AgentError: exit code 2; there is no such backend.
+    """
+    create(name)
+    provider = PROVIDERS.get(name.partition("onnxruntime-")[2])
+    return provider.target if provider else "tensorrt"
+
+
+def batch_of(mode: str) -> int:
+    """How many images one query of that mode holds."""
+    found = OFFLINE.fullmatch(mode)
+    return int(found.group(1)) if found else 1
+
+
+def window(backend: Backend, mode: str) -> str:
+    """What the timed window of a mode holds.
+
+    Raises:
+        AgentError: exit code 2; the backend has no such mode.
+    """
+    batch = batch_of(mode)
+    if OFFLINE.fullmatch(mode):
+        return f"{backend.modes['host-to-host']}; batches of {batch}"
+    if mode not in backend.modes:
+        raise AgentError(f"this backend has no mode {mode}; one of: {', '.join(backend.modes)}, offline-B")
+    return backend.modes[mode]
 
 
 def available() -> Dict[str, str]:

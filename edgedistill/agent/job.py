@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
-VERSION = 1
+VERSION = 2
 
 
 class AgentError(Exception):
@@ -32,10 +32,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked job; paths are absolute, `samples` and `seconds` are least totals per variant over all processes."""
+    """A checked job; paths are absolute, `samples` and `seconds` are least totals per variant over all processes.
+
+    A variant is a model in one of the `modes` of measuring (backends.py).
+    """
 
     backend: str
     models: Tuple[Model, ...]
+    modes: Tuple[str, ...]
     images: Path
     labels: Path
     host_predictions: Dict[str, Path]
@@ -47,8 +51,13 @@ class Job:
     accuracy_images: int
 
 
+def variant(model: str, mode: str) -> str:
+    """What one model in one mode is called: the model's name alone where it is measured from host to host."""
+    return model if mode == "host-to-host" else f"{model}, {mode}"
+
+
 COUNTS = ("threads", "processes", "rounds", "samples", "accuracy_images")
-KEYS = {"version", "backend", "models", "images", "labels", "host_predictions", "seconds", *COUNTS}
+KEYS = {"version", "backend", "models", "modes", "images", "labels", "host_predictions", "seconds", *COUNTS}
 
 
 def read(path: Path) -> Job:
@@ -68,6 +77,7 @@ def read(path: Path) -> Job:
     return Job(
         backend=raw["backend"],
         models=tuple(Model(one["name"], base / one["path"], one["sha256"], one["precision"]) for one in raw["models"]),
+        modes=tuple(raw["modes"]),
         images=base / raw["images"],
         labels=base / raw["labels"],
         host_predictions={name: base / file for name, file in raw["host_predictions"].items()},
@@ -82,10 +92,14 @@ def _problems(raw: Any) -> list[str]:
     missing, unknown = sorted(KEYS - set(raw)), sorted(set(raw) - KEYS)
     if missing or unknown:
         return ["missing key " + name for name in missing] + ["unknown key " + name for name in unknown]
-    texts = [f"{key}: must be a string" for key in ("backend", "images", "labels") if not _text(raw[key])]
+    texts = ["backend: must be a string"] if not _text(raw["backend"]) else []
+    texts += [
+        f"{key}: must be the name of a file beside the job" for key in ("images", "labels") if not _file(raw[key])
+    ]
     counts = [f"{key}: must be a whole number >= 1" for key in COUNTS if not _count(raw[key])]
     seconds = [] if _number(raw["seconds"]) and raw["seconds"] > 0 else ["seconds: must be > 0"]
-    return texts + counts + seconds + _model_problems(raw["models"]) + _host_problems(raw)
+    others = _model_problems(raw["models"]) + _mode_problems(raw["modes"]) + _host_problems(raw)
+    return texts + counts + seconds + others
 
 
 def _model_problems(models: Any) -> list[str]:
@@ -94,19 +108,34 @@ def _model_problems(models: Any) -> list[str]:
     keys = {"name", "path", "sha256", "precision"}
     if not all(isinstance(one, dict) and set(one) == keys and all(map(_text, one.values())) for one in models):
         return ["models: each needs the strings name, path, sha256 and precision, and nothing else"]
+    outside = [f"models: {one['path']!r} is not the name of a file beside the job" for one in models
+               if not _file(one["path"])]  # fmt: skip
+    if outside:
+        return outside
     names = [one["name"] for one in models]
     return [] if len(set(names)) == len(names) else ["models: a name is used twice"]
 
 
+def _mode_problems(modes: Any) -> list[str]:
+    if not isinstance(modes, list) or not modes or not all(map(_text, modes)) or len(set(modes)) != len(modes):
+        return ["modes: must be a list of different names, at least one"]
+    return []
+
+
 def _host_problems(raw: Dict[str, Any]) -> list[str]:
     files = raw["host_predictions"]
-    if not isinstance(files, dict) or not all(map(_text, files.values())):
-        return ["host_predictions: must map model names to files"]
+    if not isinstance(files, dict) or not all(map(_file, files.values())):
+        return ["host_predictions: must map model names to names of files beside the job"]
     return []
 
 
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
+
+
+def _file(value: Any) -> bool:
+    """A name alone: a job never reaches out of its folder."""
+    return _text(value) and value not in {".", ".."} and not set(value) & set("/\\\0")
 
 
 def _number(value: Any) -> bool:

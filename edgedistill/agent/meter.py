@@ -4,6 +4,7 @@ A query takes the next batch, runs it, and returns how long that took. Warm-up e
 consecutive windows of ten queries lie within 5 % of each other, and in any case after 30 windows or 10 s of queries;
 the first three queries after each change of variant, when the caches still hold the other model, count as warm-up too.
 The order of variants rotates from round to round, so none always follows the same other (A B C, B C A, C A B).
+When each cell began and ended is kept as well, so that energy can be attributed to it afterwards (power.py).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import itertools
 import math
 import statistics
 import time
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 Query = Callable[[], float]
 WINDOW, TOLERANCE, MOST_WINDOWS, MOST_MS = 10, 0.05, 30, 10_000.0
@@ -31,11 +32,15 @@ class Plan:
 
 @dataclass
 class Measured:
-    """One variant in one process: its warm-up, whether that became stable, and the samples of each round, in ms."""
+    """One variant in one process: its warm-up, whether that became stable, and the samples of each round, in ms.
+
+    `windows_s` says when each round's cell began and ended, in seconds of the monotonic clock.
+    """
 
     warmup_ms: List[float]
     settled: bool
     rounds_ms: List[List[float]]
+    windows_s: List[Tuple[float, float]] = field(default_factory=list)
 
 
 def plan(samples: int, seconds: float, processes: int, rounds: int) -> Plan:
@@ -57,6 +62,12 @@ def timed(
         return (clock() - start) / 1e6
 
     return query
+
+
+def given(function: Callable[[Any], float], batches: Sequence[Any]) -> Query:
+    """A query over `batches`, again and again, whose duration in ms `function` itself measures: time on a GPU."""
+    supply = itertools.cycle(batches)
+    return lambda: function(next(supply))
 
 
 def warm_up(query: Query) -> Measured:
@@ -90,6 +101,8 @@ def interleave(
     queries: Mapping[str, Query],
     wanted: Plan,
     on_round: Callable[[int], None] = lambda _: None,
+    on_edge: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Dict[str, Measured]:
     """Warm every variant up, then measure them in turn, round by round.
 
@@ -97,6 +110,8 @@ def interleave(
         queries: variant name -> timed query; their order is that of the warm-up and of the first round.
         wanted: the least queries and time of each cell.
         on_round: called with the number of each finished round, outside every timed window.
+        on_edge: called right before and right after each cell, outside it: the place to read an energy counter.
+        clock: seconds; what the samples of power carry too.
     """
     measured = {name: warm_up(query) for name, query in queries.items()}
     names = list(queries)
@@ -104,6 +119,10 @@ def interleave(
         at = round_ % len(names)
         for name in names[at:] + names[:at]:
             measured[name].warmup_ms += [queries[name]() for _ in range(AFTER_CHANGE)]
+            on_edge()
+            start = clock()
             measured[name].rounds_ms.append(cell(queries[name], wanted))
+            measured[name].windows_s.append((start, clock()))
+            on_edge()
         on_round(round_)
     return measured

@@ -9,15 +9,15 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from . import metrics
-from .job import Job, Model
+from . import metrics, noise, power
+from .job import Job, Model, variant
 
-MOST_P50_OVER_MIN, MOST_P99_OVER_P50, LEAST_AGREEMENT = 1.3, 1.5, 0.99
+LEAST_AGREEMENT = 0.99
 Ratio = Tuple[float, float, float]
 
 
 def results(job: Job, parts: Sequence[Dict[str, Any]], labels_N: np.ndarray, host: Dict[str, np.ndarray]) -> List[Any]:
-    """One entry of the report per model, in the order of the job.
+    """One entry of the report per model and mode, in the order of the job, models first.
 
     Args:
         job: what was asked for.
@@ -26,66 +26,71 @@ def results(job: Job, parts: Sequence[Dict[str, Any]], labels_N: np.ndarray, hos
         host: the host's predictions of the same images per model name, int64 [N].
     """
     reference = next((model.name for model in job.models if model.precision == "fp32"), None)
-    return [_result(model, reference, parts, labels_N, host.get(model.name)) for model in job.models]
+    return [_result(job, model, mode, reference, parts, labels_N, host.get(model.name))
+            for model in job.models for mode in job.modes]  # fmt: skip
 
 
 def _result(
+    job: Job,
     model: Model,
+    mode: str,
     reference: Optional[str],
     parts: Sequence[Dict[str, Any]],
     labels_N: np.ndarray,
     host_N: Optional[np.ndarray],
 ) -> Dict[str, Any]:
-    mine = [part["models"][model.name] for part in parts]
+    mine = [part["variants"][variant(model.name, mode)] for part in parts]
     predicted = np.asarray(mine[0]["predicted"])
     n = len(predicted)
     samples_ms = [sample for part in mine for round_ in part["rounds_ms"] for sample in round_]
     cells = [[p, r, len(round_)] for p, part in enumerate(mine) for r, round_ in enumerate(part["rounds_ms"])]
     agreement = None if host_N is None else metrics.agreement(predicted, host_N[:n])
     compared = reference is not None and reference != model.name
-    ratio = _ratio(parts, str(reference), model.name) if compared else None
-    warnings = noise(samples_ms) + unsettled(mine) + disagreement(agreement, n)
+    ratio = _ratio(parts, variant(str(reference), mode), variant(model.name, mode)) if compared else None
+    warnings = disagreement(agreement, n)
     return {
         "name": model.name,
+        "mode": mode,
+        "batch": mine[0]["batch"],
+        "window": mine[0]["window"],
         "sha256": model.sha256,
         "precision": model.precision,
         "samples_ms": samples_ms,
         "cells": cells,
         "warmup_ms": [sample for part in mine for sample in part["warmup_ms"]],
+        "first_calls_ms": [part["warmup_ms"][0] for part in mine],
         "accuracy": metrics.accuracy(labels_N[:n], predicted),
         "agreement_with_host": agreement,
         "ratio_to_fp32": ratio,
+        "verdict": _noise(job, parts, mine),
+        "energy": energy(parts, mine, len(samples_ms) * mine[0]["batch"]),
         "warnings": warnings + (speed(ratio) if compared else []),
     }
 
 
 def _ratio(parts: Sequence[Dict[str, Any]], reference: str, name: str) -> Optional[Ratio]:
-    base, mine = ([[float(np.median(round_)) for round_ in part["models"][which]["rounds_ms"]] for part in parts]
+    base, mine = ([[float(np.median(round_)) for round_ in part["variants"][which]["rounds_ms"]] for part in parts]
                   for which in (reference, name))  # fmt: skip
     return metrics.ratio_interval(base, mine)
 
 
-def noise(samples_ms: Sequence[float]) -> List[str]:
-    """A warning where the samples spread more than a still machine's do, naming the ratio and the remedy."""
-    at = metrics.percentiles(samples_ms)
-    spreads = [
-        ("p50/min", at["p50"] / at["min"], MOST_P50_OVER_MIN),
-        ("p99/p50", at["p99"] / at["p50"], MOST_P99_OVER_P50),
-    ]
-    found = [f"{name} is {value:.2f} (at most {most})" for name, value, most in spreads if value > most]
-    if not found:
-        return []
-    remedy = "use a quieter machine or the performance governor, or run the recipe with --set bench.seconds=10"
-    return [f"noisy: {' and '.join(found)}; {remedy}"]
+def _noise(job: Job, parts: Sequence[Dict[str, Any]], mine: Sequence[Dict[str, Any]]) -> str:
+    cells_ms, settled = [one["rounds_ms"] for one in mine], [one["settled"] for one in mine]
+    processes = [part.get("process", {}) for part in parts]
+    return noise.verdict(cells_ms, settled, processes, job.threads, job.backend in power.ON_PROCESSOR)
 
 
-def unsettled(processes: Sequence[Dict[str, Any]]) -> List[str]:
-    """A warning where warm-up reached its bound before two windows agreed."""
-    count = sum(not one["settled"] for one in processes)
-    if not count:
-        return []
-    where = f"in {count} of {len(processes)} processes"
-    return [f"warm-up did not become stable {where}; close other programs or fix the clocks"]
+def energy(parts: Sequence[Dict[str, Any]], mine: Sequence[Dict[str, Any]], images: int) -> Optional[Dict[str, Any]]:
+    """What an image cost: {"mj_per_image", "meter", "covers"}; None where a process could not tell.
+
+    Args:
+        parts: what `worker.work` returned; part["process"]["energy"] is {"meter", "covers"}.
+        mine: one variant of every part, with its "joules" over all its cells, or None.
+        images: how many those cells hold.
+    """
+    cost = power.per_image([one.get("joules") for one in mine], images)
+    meter = parts[0].get("process", {}).get("energy")
+    return None if cost is None or meter is None else {"mj_per_image": cost, **meter}
 
 
 def disagreement(agreement: Optional[float], n: int) -> List[str]:

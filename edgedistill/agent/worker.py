@@ -1,19 +1,21 @@
 """One fresh process: load every variant, measure them in turn, then let the same sessions answer for their accuracy.
 
-N images, B = 1, C target classes.
+N images, B images of one query, C target classes. A variant is a model in one mode of measuring (backends.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from . import machine, meter
-from .backends import Backend, create
-from .job import AgentError, Job
+from . import backends, machine, meter, power
+from .backends import Backend
+from .job import AgentError, Job, variant
 
 
 def load_array(path: Path, dtype: str, ndim: int) -> np.ndarray:
@@ -51,36 +53,80 @@ def work(job: Job, index: int) -> Dict[str, Any]:
     """Measure as process `index` of the job; the first one also predicts.
 
     Returns:
-        {"models": {name: {"warmup_ms", "settled", "rounds_ms", "predicted"}}, "backend": facts, "process": facts}
+        {"variants": {variant: {"warmup_ms", "settled", "rounds_ms", "window", "predicted"}}, "backend": facts,
+        "process": facts}
     """
     images_NHWC, _, _ = load_data(job)
-    batches = [np.ascontiguousarray(image[np.newaxis]) for image in images_NHWC]
-    # the order of loading decides where weights lie in memory, so it rotates with the process, as the rounds do
-    turned = job.models[index % len(job.models) :] + job.models[: index % len(job.models)]
-    backends = {model.name: create(job.backend) for model in turned}
-    for model in turned:
-        backends[model.name].build(model.path, job.threads)
-    measured, process = _measure(job, index, backends, batches)
-    predicted: Dict[str, List[int]] = {}
+    loaded = _load(job, index)
+    queries = {variant(name, mode): _query(loaded[name, backends.batch_of(mode)], mode, images_NHWC)
+               for name, mode in _turned(job, index)}  # fmt: skip
+    measured, process = _measure(job, index, queries)
+    answers: Dict[str, List[int]] = {}
     if index == 0:
-        predicted = {name: _predict(name, backend, batches[: job.accuracy_images])
-                     for name, backend in backends.items()}  # fmt: skip
-    first = backends[job.models[0].name]
-    facts = {**first.facts(), "window": first.window}
-    for backend in backends.values():
+        answers = _answers(job, loaded, images_NHWC[: job.accuracy_images])
+    found = {}
+    for model, mode in itertools.product(job.models, job.modes):
+        name, batch = variant(model.name, mode), backends.batch_of(mode)
+        found[name] = {**measured[name], "predicted": answers.get(name), "batch": batch,
+                       "window": backends.window(loaded[model.name, batch], mode)}  # fmt: skip
+    facts = loaded[job.models[0].name, backends.batch_of(job.modes[0])].facts()
+    per_model = {name: one.facts() for (name, _), one in loaded.items()}
+    for backend in loaded.values():
         backend.close()
-    models = {name: {**vars(one), "predicted": predicted.get(name)} for name, one in measured.items()}
-    return {"models": models, "backend": facts, "process": process}
+    return {"variants": found, "backend": {**facts, "models": per_model}, "process": process}
 
 
-def _measure(
-    job: Job, index: int, backends: Dict[str, Backend], batches: List[np.ndarray]
-) -> Tuple[Dict[str, meter.Measured], Dict[str, Any]]:
-    queries = {name: meter.timed(backend.infer, batches) for name, backend in backends.items()}
+def _turned(job: Job, index: int) -> List[Tuple[str, str]]:
+    """(model, mode) of every variant, in this process's order."""
+    every = [(model.name, mode) for mode in job.modes for model in job.models]
+    # the order of loading decides where weights lie in memory, so it rotates with the process, as the rounds do
+    return every[index % len(every) :] + every[: index % len(every)]
+
+
+def _load(job: Job, index: int) -> Dict[Tuple[str, int], Backend]:
+    """A backend for every model and batch size, loaded in this process's order."""
+    paths = {model.name: model.path for model in job.models}
+    loaded: Dict[Tuple[str, int], Backend] = {}
+    for name, mode in _turned(job, index):
+        batch = backends.batch_of(mode)
+        if (name, batch) not in loaded:
+            backend = loaded[name, batch] = backends.create(job.backend)
+            backends.window(backend, mode)
+            backend.build(paths[name], job.threads, batch)
+    return loaded
+
+
+def _query(backend: Backend, mode: str, images_NHWC: np.ndarray) -> meter.Query:
+    batches = _batches(images_NHWC, backends.batch_of(mode))
+    if mode.startswith("compute"):
+        return meter.given(partial(backend.compute_ms, mode=mode), batches)
+    return meter.timed(partial(backend.infer, mode=_launch(mode)), batches)
+
+
+def _launch(mode: str) -> str:
+    """The mode in which a variant answers: how it launches its work decides that, not how it is timed."""
+    return "host-to-host-graph" if mode.endswith("-graph") else "host-to-host"
+
+
+def _batches(images_NHWC: np.ndarray, batch: int) -> List[np.ndarray]:
+    """The images in order, `batch` at a time; the last batch is filled up from the first images."""
+    n = len(images_NHWC)
+    starts = range(0, n, batch)
+    return [np.ascontiguousarray(images_NHWC[np.arange(start, start + batch) % n]) for start in starts]
+
+
+def _measure(job: Job, index: int, queries: Dict[str, meter.Query]) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Any]]:
+    """What was measured of every variant, with the joules of its cells; and what the machine did meanwhile."""
     wanted = meter.plan(job.samples, job.seconds, job.processes, job.rounds)
-    before, wall, used = machine.state(), time.perf_counter(), machine.cpu_seconds()
-    measured = meter.interleave(queries, wanted, on_round=lambda round_: _progress(job, index, round_))
-    wall_s, cpu_s = time.perf_counter() - wall, machine.cpu_seconds() - used
+    before = machine.state()
+    with power.start(job.backend) as energy:
+        wall, used = time.perf_counter(), machine.cpu_seconds()
+        measured = meter.interleave(
+            queries, wanted, on_round=lambda round_: _progress(job, index, round_), on_edge=energy.mark
+        )
+        wall_s, cpu_s = time.perf_counter() - wall, machine.cpu_seconds() - used
+        # the samples of the meter are gone with it
+        found = {name: {**vars(one), "joules": power.over(energy, one.windows_s)} for name, one in measured.items()}
     process = {
         "before": before,
         "after": machine.state(),
@@ -88,16 +134,30 @@ def _measure(
         "cpu_s": round(cpu_s, 3),
         "cpu_over_wall": round(cpu_s / wall_s, 3),
         "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+        "energy": {"meter": energy.name, "covers": energy.covers},
     }
-    return measured, process
+    return found, process
 
 
 def _progress(job: Job, index: int, round_: int) -> None:
     print(f"progress {index * job.rounds + round_ + 1}/{job.processes * job.rounds}", flush=True)
 
 
-def _predict(name: str, backend: Backend, batches: List[np.ndarray]) -> List[int]:
-    logits_NC = np.concatenate([backend.infer(batch) for batch in batches])
+def _answers(job: Job, loaded: Dict[Tuple[str, int], Backend], images_NHWC: np.ndarray) -> Dict[str, List[int]]:
+    """What every variant predicts; those of one batch size and one way to launch share their answers."""
+    known: Dict[Tuple[str, int, str], List[int]] = {}
+    found = {}
+    for model, mode in itertools.product(job.models, job.modes):
+        key = (model.name, backends.batch_of(mode), _launch(mode))
+        if key not in known:
+            answers = _predict(model.name, loaded[key[:2]], _batches(images_NHWC, key[1]), key[2])
+            known[key] = answers[: len(images_NHWC)]
+        found[variant(model.name, mode)] = known[key]
+    return found
+
+
+def _predict(name: str, backend: Backend, batches: List[np.ndarray], mode: str) -> List[int]:
+    logits_NC = np.concatenate([backend.infer(batch, mode) for batch in batches])
     if not np.isfinite(logits_NC).all():
         raise AgentError(f"{name}: answers with values that are not finite numbers", exit_code=1)
     return [int(label) for label in logits_NC.argmax(axis=1)]

@@ -15,10 +15,23 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from edgedistill.agent import backends as agent_backends
+from edgedistill.agent.job import VERSION, variant
+from edgedistill.agent.verdict import disagreement
 from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
-from edgedistill.devices.transport import connect, interpreter
+from edgedistill.devices.transport import connect, interpreter, job_name, run_through
 from edgedistill.recipe import Bench
-from edgedistill.records import Accuracy, BenchReport, Device, EdgeDistillError, InputError, Latency, OnnxModel
+from edgedistill.records import (
+    HOST_TO_HOST,
+    Accuracy,
+    BenchReport,
+    Device,
+    EdgeDistillError,
+    Energy,
+    InputError,
+    Latency,
+    OnnxModel,
+)
 from edgedistill.run import read_json, write_json, write_record
 
 AGENT_TIMEOUT_S = 4 * 3600.0  # a bound on hanging, not on slow devices: an agent that works prints its progress
@@ -29,6 +42,9 @@ class AgentResult(BaseModel):
     """What the agent says of one model."""
 
     name: str
+    mode: str
+    batch: int
+    window: str
     sha256: str
     precision: str
     samples_ms: tuple[float, ...]
@@ -38,6 +54,14 @@ class AgentResult(BaseModel):
     agreement_with_host: float | None
     ratio_to_fp32: tuple[float, float, float] | None
     warnings: tuple[str, ...]
+    verdict: str = ""
+    energy: Energy | None = None
+    first_calls_ms: tuple[float, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """What a person calls this variant."""
+        return variant(self.name, self.mode)
 
 
 class AgentReport(BaseModel):
@@ -46,7 +70,6 @@ class AgentReport(BaseModel):
     version: int
     backend: str
     backend_version: str
-    window: str
     facts: dict[str, Any]
     results: tuple[AgentResult, ...]
 
@@ -61,7 +84,9 @@ def bench(
     *,
     ssh_config: Path | None = None,
 ) -> list[BenchReport]:
-    """Measure models of a bundle on a device, write one record each, and return them in the order of `models`.
+    """Measure models of a bundle on a device in every mode asked for that the backend has; write one record each.
+
+    They are returned model by model, in the order of `models` and of the modes.
 
     Args:
         bundle: a folder that `write_bundle` filled.
@@ -69,7 +94,8 @@ def bench(
         backend: a name of `agent.backends.BACKENDS`.
         settings: the recipe's `bench` section.
         models: which of the bundle's models; the first of precision fp32 is what the others are compared with.
-        out: the folder that gets <device>/<backend>-<model>.json.
+        out: the folder that gets <device>/<backend>-<model>.json, and <backend>-<model>-<mode>.json for another mode
+            than host to host.
         ssh_config: another OpenSSH configuration than the user's.
 
     Raises:
@@ -81,9 +107,10 @@ def bench(
     needed = [files[name] for name in _needed(job)]
     answer = _measure(device, needed, job, ssh_config)
     check_report(answer, job, len(np.load(files[LABELS], allow_pickle=False)), device)
-    reports = [_record(device, answer, model, one) for model, one in zip(models, answer.results, strict=True)]
-    for model, report in zip(models, reports, strict=True):
-        write_record(out / device.name / f"{backend}-{model_name(model)}.json", report)
+    reports = [_record(device, answer, one) for one in answer.results]
+    for report in reports:
+        mode = "" if report.mode == HOST_TO_HOST else f"-{report.mode}"
+        write_record(out / device.name / f"{backend}-{report.artefact}{mode}.json", report)
     return reports
 
 
@@ -94,7 +121,7 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
         files: file name -> path of everything in the bundle.
 
     Raises:
-        InputError: a model is not in the bundle.
+        InputError: a model is not in the bundle, or the backend has none of the modes.
     """
     entries = [{"name": model_name(one), "path": Path(one.path).name, "sha256": one.sha256, "precision": one.precision}
                for one in models]  # fmt: skip
@@ -106,7 +133,21 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
     host = {entry["name"]: host_file(entry["name"]) for entry in entries if host_file(entry["name"]) in files}
     counts = settings.model_dump(include={"threads", "processes", "rounds", "samples", "seconds", "accuracy_images"})
     names = {"images": IMAGES, "labels": LABELS, "host_predictions": host}
-    return {"version": 1, "backend": backend, "models": entries, **names, **counts}
+    modes = {"modes": modes_of(backend, settings)}
+    return {"version": VERSION, "backend": backend, "models": entries, **modes, **names, **counts}
+
+
+def modes_of(backend: str, settings: Bench) -> list[str]:
+    """The modes asked for that the backend has, and one more for every batch size of offline throughput.
+
+    Raises:
+        InputError: there is none.
+    """
+    has = agent_backends.create(backend).modes
+    modes = [mode for mode in settings.modes if mode in has] + [f"offline-{batch}" for batch in settings.offline]
+    if not modes:
+        raise InputError(f"bench.modes: {backend} has only {', '.join(has)}", "name one of these, or bench.offline")
+    return modes
 
 
 def check_report(answer: AgentReport, job: Mapping[str, Any], n_images: int, device: Device) -> None:
@@ -115,12 +156,12 @@ def check_report(answer: AgentReport, job: Mapping[str, Any], n_images: int, dev
     Raises:
         EdgeDistillError: it differs; the message says in what.
     """
-    shipped = [(one["name"], one["sha256"]) for one in job["models"]]
+    shipped = [(one["name"], mode, one["sha256"]) for one in job["models"] for mode in job["modes"]]
     n = min(job["accuracy_images"], n_images)
     problems = []
     if (answer.version, answer.backend) != (job["version"], job["backend"]):
         problems.append(f"version {answer.version} of backend {answer.backend}")
-    if [(one.name, one.sha256) for one in answer.results] != shipped:
+    if [(one.name, one.mode, one.sha256) for one in answer.results] != shipped:
         problems.append("other models than those shipped")
     for one in answer.results:
         problems += _sample_problems(one, job) + _accuracy_problems(one, n)
@@ -149,17 +190,19 @@ def _needed(job: Mapping[str, Any]) -> list[str]:
 
 
 def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_config: Path | None) -> AgentReport:
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder, connect(device, ssh_config) as transport:
+    rounds, agent = job["processes"] * job["rounds"], [interpreter(device), AGENT, JOB]
+    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
         write_json(Path(folder) / JOB, job)
-        transport.put([*files, Path(folder) / JOB])
-        with tqdm(
-            total=job["processes"] * job["rounds"], desc=f"bench {device.name}", unit="round", leave=False, disable=None
-        ) as bar:
-            transport.run([interpreter(device), AGENT, JOB], AGENT_TIMEOUT_S, _follow(bar))
-        transport.get(REPORT, Path(folder) / REPORT)
-        raw = read_json(Path(folder) / REPORT)
+        sent, report = [*files, Path(folder) / JOB], Path(folder) / REPORT
+        with (
+            connect(device, ssh_config, job_name(device, sent)) as transport,
+            tqdm(total=rounds, desc=f"bench {device.name}", unit="round", leave=False, disable=None) as bar,
+        ):
+            losses = run_through(transport, sent, agent, report, AGENT_TIMEOUT_S, _follow(bar))
+        raw = read_json(report)
     try:
-        return TypeAdapter(AgentReport).validate_python(raw)
+        answer = TypeAdapter(AgentReport).validate_python(raw)
+        return answer.model_copy(update={"facts": {**answer.facts, "interruptions": losses}})
     except ValidationError as error:
         raise EdgeDistillError(
             f"{device.name}: {REPORT} is not a report ({error.error_count()} fields differ)"
@@ -168,8 +211,11 @@ def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_
 
 def _follow(bar: tqdm[Any]) -> Callable[[str], None]:
     def on_line(line: str) -> None:
-        if line.startswith("progress "):
-            bar.update(1)
+        word, _, count = line.partition(" ")
+        done = count.partition("/")[0]
+        if word == "progress" and done.isdigit():
+            # an agent that picks up its work begins where it was interrupted
+            bar.update(int(done) - bar.n)
 
     return on_line
 
@@ -178,31 +224,43 @@ def _sample_problems(one: AgentResult, job: Mapping[str, Any]) -> list[str]:
     count, seconds = len(one.samples_ms), sum(one.samples_ms) / 1000
     problems = []
     if count < job["samples"] or count != sum(cell[2] for cell in one.cells):
-        problems.append(f"{one.name}: {count} samples, {job['samples']} asked for")
+        problems.append(f"{one.called}: {count} samples, {job['samples']} asked for")
     # rounding in the sum of many samples must not fail a run that just kept its time
     if seconds < job["seconds"] * (1 - 1e-6):
-        problems.append(f"{one.name}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
+        problems.append(f"{one.called}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
     if not all(sample > 0 for sample in one.samples_ms):
-        problems.append(f"{one.name}: a sample of no duration")
+        problems.append(f"{one.called}: a sample of no duration")
     return problems
 
 
 def _accuracy_problems(one: AgentResult, n: int) -> list[str]:
-    return [] if one.accuracy.n == n else [f"{one.name}: accuracy over {one.accuracy.n} images, {n} asked for"]
+    return [] if one.accuracy.n == n else [f"{one.called}: accuracy over {one.accuracy.n} images, {n} asked for"]
 
 
-def _record(device: Device, answer: AgentReport, model: OnnxModel, one: AgentResult) -> BenchReport:
+def _record(device: Device, answer: AgentReport, one: AgentResult) -> BenchReport:
+    # how fast another function answers is not this model's latency: it is left out, and the warning says why
+    same = not disagreement(one.agreement_with_host, one.accuracy.n)
+    samples_ms, warmup_ms = (one.samples_ms, one.warmup_ms) if same else ((), ())
+    before = answer.facts.get("picked_up", 0)
+    interrupted = (f"the run was interrupted and picked up: {before} of its processes are from before",) * bool(before)
     return BenchReport(
         device=device.name,
         backend=answer.backend,
         backend_version=answer.backend_version,
-        artefact=model_name(model),
+        artefact=one.name,
         sha256=one.sha256,
         precision=one.precision,
-        latency=Latency(one.samples_ms, one.warmup_ms, answer.window),
+        latency=Latency(samples_ms, warmup_ms, one.window, one.batch),
         accuracy=one.accuracy,
         agreement_with_host=one.agreement_with_host,
-        facts={**answer.facts, "cells": [list(cell) for cell in one.cells]},
-        warnings=one.warnings,
-        ratio_to_fp32=one.ratio_to_fp32,
+        facts={
+            **answer.facts,
+            "cells": [list(cell) for cell in one.cells] if same else [],
+            "first_calls_ms": list(one.first_calls_ms),
+        },
+        warnings=one.warnings + interrupted,
+        ratio_to_fp32=one.ratio_to_fp32 if same else None,
+        mode=one.mode,
+        verdict=one.verdict if same else "",
+        energy=one.energy if same else None,
     )

@@ -3,7 +3,7 @@
     student.*.onnx  agent.pyz  label.py  images.npy  labels.npy  host.<model>.npy  bundle.json  SHA256SUMS
 
 agent.pyz holds the whole of `edgedistill.agent` but label.py, which lies beside it as a file to read and to change;
-its one source is edgedistill/agent/label.py, and deploy/label.py is a link to that.
+its one source is edgedistill/agent/label.py, and deploy/bundle/label.py is a link to that.
 N images.
 """
 
@@ -14,18 +14,32 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edgedistill import agent
+from edgedistill.agent import backends
+from edgedistill.agent.job import AgentError
 from edgedistill.records import EdgeDistillError, InputError, OnnxModel, Target
 from edgedistill.run import atomic, sha256_file
 
 SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
 IMAGES, LABELS = "images.npy", "labels.npy"
 REQUIRED = frozenset({"classes", "input_px", "store_px", "fit"})
-ENTRY = "import sys\n\nfrom agent.__main__ import main\n\nsys.exit(main())\n"
+# any Python 3, and 2.7 too, must get as far as saying that it is too old
+ENTRY = """import sys
+
+if sys.version_info < (3, 8):
+    found = ".".join(str(one) for one in sys.version_info[:3])
+    fix = "name another in deploy/devices.yaml (python:)"
+    sys.stderr.write("agent: Python %s is too old, 3.8 or later is needed; %s\\n" % (found, fix))
+    sys.exit(2)
+
+from agent.__main__ import main
+
+sys.exit(main())
+"""
 
 
 def model_name(model: OnnxModel) -> str:
@@ -34,8 +48,15 @@ def model_name(model: OnnxModel) -> str:
 
 
 def target_of(backend: str) -> Target:
-    """Whose graphs a backend runs beside those for any target."""
-    return "cpu" if backend == "onnxruntime-cpu" else "any"
+    """Whose graphs a backend runs beside those for any target.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+    try:
+        return cast("Target", backends.target_of(backend))
+    except AgentError as error:
+        raise InputError(f"bench.backends: {error}") from None
 
 
 def host_file(name: str) -> str:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from edgedistill.agent.backends import BACKENDS
 from edgedistill.recipe import did_you_mean
 from edgedistill.records import Device, InputError
 
 TRANSPORTS = ("local", "ssh")
-KEYS = ("transport", "host", "python", "workdir")
+TEXTS = ("transport", "host", "python", "workdir")
+KEYS = (*TEXTS, "backends")
+DEFAULT_BACKENDS = ("onnxruntime-cpu",)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # a host that starts with a dash would be read as an option of ssh
 HOST = re.compile(r"[A-Za-z0-9_\[][^\s]*")
-# scp hands its remote path to a shell or not, depending on its age; these characters mean the same to both
-WORKDIR = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
+# what every login shell takes as it is in quotes (ssh.py); a ~ would not be the home but a folder of that name
+WORKDIR = re.compile(r"[^-~\s!\\][^!\\\x00-\x1f\x7f]*")
 
 
 DEFAULT = Path("deploy/devices.yaml")
@@ -35,7 +38,7 @@ def load(path: Path | None) -> dict[str, Device]:
     """The devices of an inventory file, name -> Device; "local" is always among them.
 
     Args:
-        path: a YAML file of name: {transport, host, python, workdir}; None for this machine alone.
+        path: a YAML file of name: {transport, host, python, workdir, backends}; None for this machine alone.
 
     Raises:
         InputError: the file is missing, is not such a mapping, or an entry is wrong; every problem, a line each.
@@ -44,8 +47,7 @@ def load(path: Path | None) -> dict[str, Device]:
     problems = [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
     if problems:
         raise InputError("\n".join(problems))
-    named = {name: Device(name, **entry) for name, entry in raw.items()}
-    return {"local": Device("local"), **named}
+    return {"local": Device("local"), **{name: _device(name, **entry) for name, entry in raw.items()}}
 
 
 def find(devices: Mapping[str, Device], name: str) -> Device:
@@ -59,6 +61,15 @@ def find(devices: Mapping[str, Device], name: str) -> Device:
             f"no device is called {name}{did_you_mean(name, devices)}", "devices are in deploy/devices.yaml"
         )
     return devices[name]
+
+
+def wanted_backends(device: Device, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """What to measure with there: what was asked for, else what the inventory says, else ONNX Runtime on the CPU."""
+    return tuple(asked) or device.backends or DEFAULT_BACKENDS
+
+
+def _device(name: str, backends: Sequence[str] = (), **place: str) -> Device:
+    return Device(name, **place, backends=tuple(backends))
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -82,8 +93,16 @@ def _problems(name: Any, entry: Any) -> list[str]:
         return [f"must be a mapping of {', '.join(KEYS)}"]
     unknown = [f"unknown key {key}{did_you_mean(str(key), KEYS)}" for key in entry if key not in KEYS]
     texts = [f"{key}: must be a string (got {value!r})" for key, value in entry.items()
-             if key in KEYS and not isinstance(value, str)]  # fmt: skip
-    return unknown or texts or _place_problems(entry)
+             if key in TEXTS and not isinstance(value, str)]  # fmt: skip
+    return unknown or texts or _place_problems(entry) + _backend_problems(entry.get("backends", []))
+
+
+def _backend_problems(named: Any) -> list[str]:
+    if not isinstance(named, list):
+        return [f"backends: must be a list, such as [onnxruntime-cpu] (got {named!r})"]
+    problems = [f"backends: no backend is called {name}{did_you_mean(str(name), BACKENDS)}"
+                for name in named if str(name) not in BACKENDS]  # fmt: skip
+    return problems or ([] if len(set(named)) == len(named) else ["backends: one is named twice"])
 
 
 def _place_problems(entry: Mapping[str, str]) -> list[str]:
@@ -98,5 +117,5 @@ def _place_problems(entry: Mapping[str, str]) -> list[str]:
     elif not HOST.fullmatch(host):
         problems.append(f"host: {host!r} is no host; give an alias of ~/.ssh/config or user@host")
     if workdir and not WORKDIR.fullmatch(workdir):
-        problems.append(f"workdir: {workdir!r}: letters, digits and . _ - / only; a relative path starts at the home")
+        problems.append(f"workdir: {workdir!r}: no ! or \\ in it, no - or ~ first; a relative path starts at the home")
     return problems

@@ -178,6 +178,9 @@ def half(model: ModelProto) -> ModelProto:
         rewired = copy.deepcopy(node)
         rewired.input[:] = [as_half(name) for name in node.input]
         rewired.output[:] = [f"{name}_half" if name in outputs else name for name in node.output]
+        for attribute in rewired.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
         rest.append(rewired)
     back = [_cast(f"{name}_half", name, TensorProto.FLOAT) for name in sorted(outputs)]
     result = copy.deepcopy(model)

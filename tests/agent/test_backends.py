@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from edgedistill.agent import backends, machine
+from edgedistill.agent import backends, cache, machine, ort
 from edgedistill.agent.job import AgentError
 
 
@@ -54,3 +57,104 @@ def test_processor_time_and_memory_have_sane_units() -> None:
     sum(range(3_000_000))
     assert 0.0 < machine.cpu_seconds() - before < 10.0
     assert 10.0 < machine.peak_memory_mb() < 100_000.0
+
+
+class Options:
+    """What ONNX Runtime's SessionOptions are set to."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+
+    def add_session_config_entry(self, name: str, value: str) -> None:
+        self.entries[name] = value
+
+
+def runtime(monkeypatch: pytest.MonkeyPatch, provider: str, starts: bool = True, whole: bool = True) -> list[Any]:
+    """An onnxruntime with one more provider; returns what its sessions were asked for."""
+    asked: list[Any] = []
+
+    def session(path: str, options: Options, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        asked.append((path, options, providers))
+        if not whole and "session.disable_cpu_ep_fallback" in options.entries:
+            raise RuntimeError("this session has nodes that only the CPU can run")
+        got = [name for name, _ in providers] if starts else []
+        one = SimpleNamespace(name="images")
+        return SimpleNamespace(get_providers=lambda: [*got, "CPUExecutionProvider"], get_inputs=lambda: [one],
+                               get_outputs=lambda: [one], run=lambda outputs, feed: [np.zeros((1, 3))])  # fmt: skip
+
+    found = ModuleType("onnxruntime")
+    vars(found).update(
+        __version__="1.99", SessionOptions=Options, InferenceSession=session,
+        get_available_providers=lambda: [provider, "CPUExecutionProvider"])  # fmt: skip
+    monkeypatch.setitem(sys.modules, "onnxruntime", found)
+    return asked
+
+
+@pytest.mark.parametrize("name", sorted(ort.PROVIDERS))
+def test_every_provider_is_asked_for_by_its_own_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
+    provider = ort.PROVIDERS[name].name
+    asked = runtime(monkeypatch, provider)
+    backend = backends.create(f"onnxruntime-{name}")
+    backend.build(tmp_path / "student.int8-tensorrt.onnx", 3)
+    assert [one[0] for one in asked[-1][2]] == [provider]
+    assert backend.facts()["providers"][0] == provider and backend.facts()["whole_graph"] is True
+    assert asked[-1][1].intra_op_num_threads == (1 if name == "xnnpack" else 3)
+
+
+def test_a_provider_that_leaves_nodes_to_the_cpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = runtime(monkeypatch, "CUDAExecutionProvider", whole=False)
+    backend = backends.create("onnxruntime-cuda")
+    backend.build(Path("m.onnx"), 1)
+    assert backend.facts()["whole_graph"] is False
+    assert ["session.disable_cpu_ep_fallback" in one[1].entries for one in asked] == [True, False]
+
+
+def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime(monkeypatch, "CUDAExecutionProvider", starts=False)
+    with pytest.raises(AgentError, match=r"CUDAExecutionProvider did not start; are its libraries"):
+        backends.create("onnxruntime-cuda").build(Path("m.onnx"), 1)
+
+
+@pytest.mark.parametrize(("file", "int8", "half"), [("a.fp32.onnx", "0", "0"), ("a.fp16.onnx", "0", "1"),
+                                                    ("a.int8-tensorrt.onnx", "1", "1")])  # fmt: skip
+def test_tensorrt_inside_onnxruntime_gets_the_graphs_precision_and_a_cache(
+    file: str, int8: str, half: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
+    asked = runtime(monkeypatch, "TensorrtExecutionProvider")
+    backends.create("onnxruntime-tensorrt").build(Path(file), 1)
+    options = asked[-1][2][0][1]
+    assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == (int8, half)
+    assert Path(options["trt_engine_cache_path"]).is_dir() and options["trt_engine_cache_enable"] == "1"
+
+
+def test_modes_batches_and_targets_are_read_off_their_names() -> None:
+    assert [backends.batch_of(mode) for mode in ("host-to-host", "compute-graph", "offline-8")] == [1, 1, 8]
+    cpu = backends.create("onnxruntime-cpu")
+    assert backends.window(cpu, "offline-8").endswith("; batches of 8")
+    for wrong in ("compute", "offline-0", "offline"):
+        with pytest.raises(AgentError, match=f"has no mode {wrong}; one of: host-to-host, offline-B"):
+            backends.window(cpu, wrong)
+    names = (
+        "onnxruntime-cpu",
+        "onnxruntime-openvino",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
+        "tensorrt",
+        "tensorrt-rtx",
+    )
+    assert [backends.target_of(name) for name in names] == ["cpu", "cpu", "any", "tensorrt", "tensorrt", "tensorrt"]
+
+
+def test_the_cache_is_where_the_user_says_and_never_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EDGEDISTILL_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache.folder("engines") == tmp_path / "user" / "edgedistill" / "engines"
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "own"))
+    assert cache.folder("engines") == tmp_path / "own" / "engines" and (tmp_path / "own" / "engines").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "file"))
+    assert not cache.folder("engines").exists()

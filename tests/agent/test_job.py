@@ -14,7 +14,8 @@ from edgedistill.agent.__main__ import main
 from edgedistill.agent.job import AgentError
 
 GOOD: dict[str, Any] = {
-    "version": 1, "backend": "onnxruntime-cpu", "images": "images.npy", "labels": "labels.npy",
+    "version": 2, "backend": "onnxruntime-cpu", "modes": ["host-to-host"],
+    "images": "images.npy", "labels": "labels.npy",
     "models": [{"name": "fp32", "path": "m.onnx", "sha256": hashlib.sha256(b"graph").hexdigest(), "precision": "fp32"}],
     "host_predictions": {"fp32": "host.fp32.npy"},
     "threads": 1, "processes": 3, "rounds": 5, "samples": 300, "seconds": 2.0, "accuracy_images": 500,
@@ -38,7 +39,7 @@ def test_a_good_job_reads_with_absolute_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"version": 2}, "not a job of version 1"),
+        ({"version": 1}, "not a job of version 2"),
         ({"rounds": ..., "speed": 1}, "missing key rounds; unknown key speed"),
         ({"rounds": 0, "threads": True}, "threads: must be a whole number >= 1; rounds: must be a whole number >= 1"),
         ({"seconds": 0}, "seconds: must be > 0"),
@@ -47,6 +48,13 @@ def test_a_good_job_reads_with_absolute_paths(tmp_path: Path) -> None:
         ({"models": [{"name": "fp32"}]}, "name, path, sha256 and precision"),
         ({"models": GOOD["models"] * 2}, "a name is used twice"),
         ({"host_predictions": ["x"]}, "host_predictions: must map"),
+        ({"modes": []}, "modes: must be a list of different names"),
+        ({"modes": ["compute", "compute"]}, "modes: must be a list of different names"),
+        ({"images": "../images.npy"}, "images: must be the name of a file beside the job"),
+        ({"labels": "/etc/passwd"}, "labels: must be the name of a file beside the job"),
+        ({"host_predictions": {"fp32": "a/b.npy"}}, "host_predictions: must map model names to names of files"),
+        ({"models": [{**GOOD["models"][0], "path": ".."}]}, "models: '..' is not the name of a file beside the job"),
+        ({"models": [{**GOOD["models"][0], "path": "a\\b.onnx"}]}, "is not the name of a file beside the job"),
     ],
 )
 def test_a_wrong_job_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:

@@ -50,6 +50,18 @@ def test_only_the_query_is_timed_and_batches_go_round() -> None:
     assert seen == ["a", "b", "c", "a", "b"]
 
 
+def test_a_query_may_bring_its_own_duration() -> None:
+    # time on a GPU, between two of its events: what passes on the host meanwhile is not asked for
+    clock, durations = Clock(), {"a": 0.25, "b": 0.5}
+
+    def compute_ms(batch: str) -> float:
+        clock.now += 9_000_000
+        return durations[batch]
+
+    query = meter.given(compute_ms, ["a", "b"])
+    assert [query() for _ in range(5)] == [0.25, 0.5, 0.25, 0.5, 0.25]
+
+
 def test_slow_first_calls_stay_in_warm_up() -> None:
     # windows of ten: medians 1 (with three slow calls), then 1: equal, so warm-up ends after two windows
     measured = meter.warm_up(Clock().model(then([90, 50, 20], 1.0), []))
@@ -102,6 +114,38 @@ def test_a_slow_call_after_a_change_of_variant_is_warm_up() -> None:
     measured = meter.interleave({"A": query}, meter.Plan(1, 5, 0.0))["A"]
     assert measured.rounds_ms == [[1.0] * 5]
     assert measured.warmup_ms[20:] == [40.0, 9.0, 2.0]
+
+
+def test_cells_are_dated_and_their_edges_are_outside_of_them() -> None:
+    clock, events = Clock(), []
+
+    def seconds() -> float:
+        return clock.now / 1e9
+
+    def edge() -> None:
+        clock.now += 500_000_000  # reading a counter takes time of its own
+        events.append(seconds())
+
+    queries = {name: clock.model(then([], 100.0), [], name) for name in "AB"}
+    measured = meter.interleave(queries, meter.Plan(2, 10, 0.0), on_edge=edge, clock=seconds)
+    # two warm-ups of 20 x 0.1 s = 4 s; each cell: 3 x 0.1 s after the change, an edge, 1 s of samples, an edge
+    cell = 0.3 + 0.5 + 1.0 + 0.5
+    starts = [4.0 + n * cell + 0.8 for n in range(4)]
+    expected = {"A": (starts[0], starts[3]), "B": (starts[1], starts[2])}  # A B, then B A
+    for name, at in expected.items():
+        assert measured[name].windows_s == [pytest.approx((start, start + 1.0)) for start in at]
+        assert measured[name].rounds_ms == [[100.0] * 10] * 2
+    assert events == pytest.approx([moment for start in starts for moment in (start, start + 1.5)])
+
+
+def test_what_is_kept_of_a_cold_start_is_exact() -> None:
+    # 400 ms to load lazily, 30 ms to tune, then 1 .. 200 ms: the first twenty and three more are not measured
+    query = Clock().model(iter([400.0, 30.0, *[5.0] * 18, 70.0, 5.0, 5.0, *[float(n) for n in range(1, 201)]]), [])
+    measured = meter.interleave({"A": query}, meter.Plan(1, 200, 0.0))["A"]
+    assert (measured.settled, measured.warmup_ms[0], len(measured.warmup_ms)) == (True, 400.0, 23)
+    at = metrics.percentiles([sample for round_ in measured.rounds_ms for sample in round_])
+    # p is at 1 + p * 199 / 100
+    assert at == pytest.approx({"min": 1, "p50": 100.5, "p90": 180.1, "p99": 198.01, "p99.9": 199.801, "max": 200})
 
 
 def test_percentiles_of_known_samples_are_exact() -> None:

@@ -6,23 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgedistill.agent import verdict
 from edgedistill.agent.job import Job, Model
-
-
-def test_a_still_machine_is_not_called_noisy() -> None:
-    assert verdict.noise([1.0, 1.1, 1.2] * 100) == []
-
-
-def test_noise_names_the_ratio_and_the_remedy() -> None:
-    # p50 = 1.4, min = 1.0: 1.40 > 1.3; p99 = 1.4
-    (warning,) = verdict.noise([1.0] * 2 + [1.4] * 98)
-    assert warning.startswith("noisy: p50/min is 1.40 (at most 1.3);")
-    assert "--set bench.seconds" in warning
-    # two slow in a hundred: p99 lies between 1 and 9, well above 1.5 times p50
-    (warning,) = verdict.noise([1.0] * 97 + [9.0] * 3)
-    assert warning.startswith("noisy: p99/p50 is 9.00 (at most 1.5);")
 
 
 def test_speed_is_claimed_only_when_the_interval_excludes_one() -> None:
@@ -40,30 +27,67 @@ def test_disagreement_is_said_below_99_percent() -> None:
     assert verdict.disagreement(0.97, 200)[0].startswith("answers differ from the host's on 3.0% of 200 images")
 
 
-def job(*models: tuple[str, str]) -> Job:
+def job(*models: tuple[str, str], modes: tuple[str, ...] = ("host-to-host",)) -> Job:
     some = Path("x")
     entries = tuple(Model(name, some, "0" * 64, precision) for name, precision in models)
-    return Job("onnxruntime-cpu", entries, some, some, {}, 1, 2, 2, 8, 0.1, 4)
+    return Job("onnxruntime-cpu", entries, modes, some, some, {}, 1, 2, 2, 8, 0.1, 4)
 
 
-def part(predicted: list[int] | None, **rounds: list[list[float]]) -> dict[str, Any]:
-    models = {name: {"warmup_ms": [9.0], "settled": name != "int8", "rounds_ms": cells, "predicted": predicted}
-              for name, cells in rounds.items()}  # fmt: skip
-    return {"models": models}
+def part(
+    predicted: list[int] | None, joules: float | None = None, batch: int = 1, **rounds: list[list[float]]
+) -> dict[str, Any]:
+    variants = {name.replace("_", ", "): {"warmup_ms": [9.0, 4.0], "settled": name != "int8", "rounds_ms": cells,
+                                          "predicted": predicted, "joules": joules, "batch": batch,
+                                          "window": "session.run"} for name, cells in rounds.items()}  # fmt: skip
+    state = {"governor": ["ondemand"]}
+    process = {"before": state, "after": state, "cpu_over_wall": 0.99, "energy": {"meter": "RAPL", "covers": "all"}}
+    return {"variants": variants, "process": process}
 
 
 def test_results_put_the_processes_together() -> None:
     fp32, int8 = [[4.0, 4.0], [4.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]]
-    parts = [part([0, 1, 1, 0], fp32=fp32, int8=int8), part(None, fp32=fp32, int8=int8)]
+    parts = [part([0, 1, 1, 0], 0.5, fp32=fp32, int8=int8), part(None, 1.5, fp32=fp32, int8=int8)]
     labels_N, host = np.array([0, 1, 0, 0, 1]), {"int8": np.array([0, 1, 1, 1, 1])}
     first, second = verdict.results(job(("fp32", "fp32"), ("int8", "int8")), parts, labels_N, host)
     assert first["samples_ms"] == [4.0] * 8
     assert first["cells"] == [[0, 0, 2], [0, 1, 2], [1, 0, 2], [1, 1, 2]]
     assert (first["ratio_to_fp32"], first["agreement_with_host"], first["warnings"]) == (None, None, [])
+    # the first call of each process is told, and stands with the rest of warm-up outside the samples
+    assert (first["first_calls_ms"], first["warmup_ms"]) == ([9.0, 9.0], [9.0, 4.0, 9.0, 4.0])
+    assert first["verdict"] == "quiet"
+    # 2 J over eight images
+    assert first["energy"] == {"mj_per_image": 250.0, "meter": "RAPL", "covers": "all"}
     assert second["ratio_to_fp32"] == (2.0, 2.0, 2.0)
     assert (second["accuracy"]["n"], second["accuracy"]["top1"]) == (4, 0.75)
     assert second["agreement_with_host"] == 0.75
-    assert [one.split()[0] for one in second["warnings"]] == ["warm-up", "answers"]
+    assert [one.split()[0] for one in second["warnings"]] == ["answers"]
+    assert second["verdict"].startswith(
+        "noisy, because warm-up did not become stable in 2 of 2 processes and the governor is ondemand; do: "
+    )
+
+
+def test_a_mode_is_compared_with_fp32_in_the_same_mode() -> None:
+    rounds = {"fp32": [[4.0], [4.0]], "fp32_offline-8": [[16.0], [16.0]], "fp16": [[3.0], [3.0]],
+              "fp16_offline-8": [[8.0], [8.0]]}  # fmt: skip
+    parts = [part([0], 1.0, 8, **rounds), part(None, 1.0, 8, **rounds)]
+    asked = job(("fp32", "fp32"), ("fp16", "fp16"), modes=("host-to-host", "offline-8"))
+    results = verdict.results(asked, parts, np.array([0]), {})
+    assert [(one["name"], one["mode"]) for one in results] == [
+        ("fp32", "host-to-host"), ("fp32", "offline-8"), ("fp16", "host-to-host"), ("fp16", "offline-8"),
+    ]  # fmt: skip
+    assert [one["ratio_to_fp32"] for one in results[2:]] == [pytest.approx((4 / 3,) * 3), (2.0, 2.0, 2.0)]
+    # 2 J over two queries of eight images in each of two processes
+    assert results[1]["energy"]["mj_per_image"] == 62.5
+
+
+def test_energy_is_told_by_the_image() -> None:
+    one = {"joules": 3.0}
+    parts = [part(None)]
+    assert verdict.energy(parts, [one], 24) == {"mj_per_image": 125.0, "meter": "RAPL", "covers": "all"}
+    assert verdict.energy([{"process": {}}], [one], 24) is None
+    # a process that could not tell leaves the sum unknown
+    assert verdict.energy(parts, [one, {"joules": None}], 24) is None
+    assert verdict.energy(parts, [{}], 24) is None
 
 
 def test_without_fp32_there_is_nothing_to_compare_with() -> None:

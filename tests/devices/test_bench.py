@@ -55,6 +55,29 @@ def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[Onnx
     (report,) = stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records[:1], tmp_path / "out")
     assert report.agreement_with_host == pytest.approx(8 / 24)
     assert any(warning.startswith("answers differ") for warning in report.warnings)
+    # a latency whose answers are another function's is no latency of this model
+    assert (report.latency.samples_ms, report.ratio_to_fp32, report.verdict) == ((), None, "")
+
+
+def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"offline": (4,)})
+    reports = stage.bench(bundle, LOCAL, "onnxruntime-cpu", settings, records, tmp_path / "out")
+    assert [(one.artefact, one.mode, one.latency.batch) for one in reports] == [
+        ("fp32", "host-to-host", 1), ("fp32", "offline-4", 4),
+        ("int8-cpu", "host-to-host", 1), ("int8-cpu", "offline-4", 4)]  # fmt: skip
+    # 24 images in batches of four answer as one by one; the ratio is to fp32 in the same batches
+    assert all(one.accuracy and one.accuracy.n == 24 and one.agreement_with_host == 1.0 for one in reports)
+    assert reports[1].ratio_to_fp32 is None and reports[3].ratio_to_fp32 is not None
+    assert reports[1].latency.window.endswith("batches of 4")
+    assert (tmp_path / "out" / "local" / "onnxruntime-cpu-fp32-offline-4.json").is_file()
+
+
+def test_a_backend_measures_the_modes_that_it_has() -> None:
+    assert stage.modes_of("onnxruntime-cpu", QUICK) == ["host-to-host"]
+    assert stage.modes_of("tensorrt", QUICK) == ["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
+    only = Bench(modes=("compute",))
+    with pytest.raises(InputError, match=r"bench\.modes: onnxruntime-cpu has only host-to-host"):
+        stage.modes_of("onnxruntime-cpu", only)
 
 
 def _sum_again(bundle: Path) -> None:
@@ -117,19 +140,23 @@ def test_probe_says_what_is_there() -> None:
 
 
 ANSWER: dict[str, Any] = {
-    "version": 1, "backend": "onnxruntime-cpu", "backend_version": "1", "window": "", "facts": {},
-    "results": [{"name": "fp32", "sha256": "ab", "precision": "fp32", "samples_ms": [1.0] * 4, "cells": [[0, 0, 4]],
+    "version": 2, "backend": "onnxruntime-cpu", "backend_version": "1", "facts": {},
+    "results": [{"name": "fp32", "mode": "host-to-host", "batch": 1, "window": "", "sha256": "ab",
+                 "precision": "fp32", "samples_ms": [1.0] * 4, "cells": [[0, 0, 4]],
                  "warmup_ms": [], "agreement_with_host": None, "ratio_to_fp32": None, "warnings": [],
                  "accuracy": {"n": 3, "top1": 1, "top1_ci95": [0, 1], "balanced": 1, "balanced_ci95": [0, 1]}}],
 }  # fmt: skip
-JOB: dict[str, Any] = {"version": 1, "backend": "onnxruntime-cpu", "models": [{"name": "fp32", "sha256": "ab"}],
-                       "samples": 4, "seconds": 0.004, "accuracy_images": 3}  # fmt: skip
+JOB: dict[str, Any] = {
+    "version": 2, "backend": "onnxruntime-cpu", "modes": ["host-to-host"], "models": [{"name": "fp32", "sha256": "ab"}],
+    "samples": 4, "seconds": 0.004, "accuracy_images": 3,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"backend": "tensorrt"}, "version 1 of backend tensorrt"),
+        ({"backend": "tensorrt"}, "version 2 of backend tensorrt"),
+        ({"mode": "compute"}, "other models than those shipped"),
         ({"sha256": "cd"}, "other models than those shipped"),
         ({"samples_ms": [2.0] * 3, "cells": [[0, 0, 3]]}, "fp32: 3 samples, 4 asked for"),
         ({"samples_ms": [0.5] * 4}, "fp32: 0.00 s of samples, 0.004 s asked for"),
@@ -146,3 +173,25 @@ def test_a_report_of_something_else_is_refused(changed: dict[str, Any], said: st
     with pytest.raises(EdgeDistillError, match="the report is not of this job") as caught:
         stage.check_report(stage.AgentReport.model_validate(raw), JOB, 30, LOCAL)
     assert said in str(caught.value)
+
+
+def test_an_interrupted_run_goes_on_after_its_last_whole_process(
+    bundle: Path, records: list[OnnxModel], tmp_path: Path
+) -> None:
+    files = {path.name: path for path in bundle.iterdir()}
+    job = tmp_path / "job"
+    job.mkdir()
+    for path in bundle.iterdir():
+        (job / path.name).write_bytes(path.read_bytes())
+    (job / "job.json").write_text(json.dumps(stage.make_job(files, "onnxruntime-cpu", QUICK, records)))
+    run = [sys.executable, "agent.pyz", "job.json"]
+    one = subprocess.run([*run, "--worker", "0", "--part", "part-0.json"], cwd=job, capture_output=True, check=True)
+    assert one.stdout.count(b"progress") == QUICK.rounds
+    measured = json.loads((job / "part-0.json").read_text())["variants"]["fp32"]["rounds_ms"]
+    rest = subprocess.run(run, cwd=job, capture_output=True, check=True)
+    assert rest.stdout.count(b"progress") == QUICK.rounds
+    report = json.loads((job / "report.json").read_text())
+    assert report["facts"]["picked_up"] == 1
+    # the samples of the first process are those from before, and nothing is left for a later run to find
+    assert report["results"][0]["samples_ms"][: len(measured[0])] == measured[0]
+    assert not list(job.glob("part-*"))

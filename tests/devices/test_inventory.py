@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,38 @@ def test_local_is_always_there(tmp_path: Path) -> None:
     assert inventory.load(SHIPPED) == {"local": Device("local")}
 
 
+def uncommented(text: str) -> str:
+    """The examples alone, as a person would have them: from `# name:` to the next empty line, "# " taken off."""
+    blocks = re.findall(r"(?m)^# [a-z0-9-]+:$(?:\n#   .*)+", text)
+    return "\n".join(line[2:] for block in blocks for line in block.splitlines())
+
+
 def test_the_shipped_examples_are_right_once_uncommented(tmp_path: Path) -> None:
-    lines = SHIPPED.read_text().partition("\nlocal:")[2].splitlines()[2:]
-    examples = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# A ")]
-    devices = load(tmp_path, "\n".join(examples))
-    assert devices["orin-nano"] == Device("orin-nano", "ssh", "orin-nano", "/home/edge/venv/bin/python", "edgedistill")
+    text = SHIPPED.read_text()
+    devices = load(tmp_path, uncommented(text))
+    wanted = {"local", "orin-nano", "orin-agx", "pi5", "gpu-host", "gpu-container", "here-in-container"}
+    assert set(devices) == wanted
+    python = "/home/edge/venv/bin/python"
+    nano = Device("orin-nano", "ssh", "orin-nano", python, "", ("tensorrt", "onnxruntime-cpu"))
+    assert devices["orin-nano"] == nano
+    assert devices["orin-agx"].workdir == "/mnt/nvme/edgedistill"
     assert devices["pi5"].host == "pi@pi5.local"
+    # nothing of an example is left behind as prose, and none is live
+    assert len(re.findall(r"(?m)^#   transport: ", text)) == len(wanted) - 1
+    assert re.findall(r"(?m)^[a-z].*:$", text) == ["local:"]
+
+
+@pytest.mark.parametrize("workdir", ["edge distill", "/mnt/nvme 2/it's $HOME", "bench/a;b", "ä/ö"])
+def test_a_workdir_may_have_spaces_and_quotes(tmp_path: Path, workdir: str) -> None:
+    text = json.dumps({"orin": {"transport": "ssh", "host": "orin", "workdir": workdir}})
+    assert load(tmp_path, text)["orin"].workdir == workdir
+
+
+def test_what_a_device_is_measured_with() -> None:
+    bare, there = Device("pi"), Device("orin", backends=("tensorrt", "onnxruntime-cpu"))
+    assert inventory.wanted_backends(bare) == ("onnxruntime-cpu",)
+    assert inventory.wanted_backends(there) == ("tensorrt", "onnxruntime-cpu")
+    assert inventory.wanted_backends(there, ["onnxruntime-cuda"]) == ("onnxruntime-cuda",)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +68,15 @@ def test_the_shipped_examples_are_right_once_uncommented(tmp_path: Path) -> None
         ("orin: {transprot: ssh}", "orin: unknown key transprot; did you mean transport?"),
         ("orin: {transport: ssh, host: '-oProxyCommand=x'}", "orin: host: '-oProxyCommand=x' is no host"),
         ("orin: {transport: ssh, host: 7}", "orin: host: must be a string (got 7)"),
-        ("orin: {transport: ssh, host: a, workdir: 'a; b'}", "orin: workdir: 'a; b'"),
+        ("orin: {transport: ssh, host: a, workdir: '~/b'}", "orin: workdir: '~/b': no ! or \\ in it, no - or ~ first"),
+        ("orin: {transport: ssh, host: a, workdir: 'a!b'}", "orin: workdir: 'a!b'"),
+        ('orin: {transport: ssh, host: a, workdir: "a\\nb"}', "orin: workdir: 'a\\nb'"),
+        ("orin: {transport: ssh, host: a, workdir: '-rf'}", "orin: workdir: '-rf'"),
         ("orin: {host: a}", "orin: host: belongs to transport: ssh"),
+        ("orin: {backends: tensorrt}", "orin: backends: must be a list, such as [onnxruntime-cpu] (got 'tensorrt')"),
+        ("orin: {backends: [tensorr]}", "orin: backends: no backend is called tensorr; did you mean tensorrt?"),
+        ("orin: {backends: [[tensorrt]]}", "orin: backends: no backend is called ['tensorrt']"),
+        ("orin: {backends: [tensorrt, tensorrt]}", "orin: backends: one is named twice"),
         ("orin: ssh", "orin: must be a mapping of transport"),
         ("../x: {}", "../x: a device's name is made of"),
         ("[1]", "must map device names"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +20,85 @@ from edgedistill.agent import label
 ROOT = Path(__file__).parents[2]
 
 
-def run(bundle: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(bundle / "label.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+# a camera that sees blue: OpenCV gives BGR, so its first channel is bright; FRAMES of them, or no end
+CAMERA = """
+import os
+import sys
+import numpy as np
+
+CAP_PROP_BUFFERSIZE = 38
+
+
+class VideoCapture:
+    def __init__(self, source):
+        self.left = int(os.environ["FRAMES"])
+        print(f"opened {source!r}", file=sys.stderr)
+
+    def set(self, name, value):
+        print(f"set {name} to {value}", file=sys.stderr)
+
+    def read(self):
+        self.left -= 1
+        frame = np.full((50, 70, 3), 20, np.uint8)
+        frame[:, :, 0] = 180
+        return (self.left != -1, frame if self.left != -1 else None)
+
+    def release(self):
+        print("released", file=sys.stderr)
+"""
+# ONNX Runtime for a GPU: says what it is asked for, and whether the provider starts is up to STARTS
+RUNTIME = """
+import os
+import sys
+
+import numpy as np
+
+
+def get_available_providers():
+    return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def preload_dlls():
+    print("preloaded", file=sys.stderr)
+
+
+class Given:
+    name = "images"
+
+
+class InferenceSession:
+    def __init__(self, path, providers):
+        self.providers = [name for name, _ in providers]
+        print(os.path.basename(path), providers, file=sys.stderr)
+
+    def get_providers(self):
+        return [*self.providers, "CPUExecutionProvider"] if os.environ["STARTS"] == "yes" else ["CPUExecutionProvider"]
+
+    def get_inputs(self):
+        return [Given]
+
+    def run(self, outputs, feed):
+        assert feed["images"].shape == (1, 8, 8, 3)
+        return [np.array([[0.0, 9.0, 0.0]], np.float32)]
+"""
+
+
+def command(bundle: Path, *argv: str) -> list[str]:
+    return [sys.executable, str(bundle / "label.py"), *argv]
+
+
+def run(bundle: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(bundle, *argv), capture_output=True, text=True, check=False, timeout=60,
+                          env={**os.environ, **env})  # fmt: skip
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> str:
+    """A folder for PYTHONPATH with the camera in it."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "cv2.py").write_text(CAMERA)
+    return str(folder)
 
 
 @pytest.fixture
@@ -43,6 +123,92 @@ def test_what_is_wrong_is_said(bundle: Path, picture: Path) -> None:
     assert done.returncode == 2
     assert "cannot be read as a picture" in done.stderr
     assert "one of: fp32, int8-cpu" in run(bundle, str(picture), "--model", "fp23").stderr
+    for arguments in ([], [str(picture), "--camera", "0"], ["--camera", "0", "--frames", "-1"]):
+        done = run(bundle, *arguments)
+        assert done.returncode == 2 and "name pictures, or else a --camera" in done.stderr
+
+
+def test_frames_of_a_camera_are_labeled(bundle: Path, modules: str) -> None:
+    done = run(bundle, "--camera", "0", "--frames", "3", PYTHONPATH=modules, FRAMES="9")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # logits 0.1 * (20, 20, 180): softmax gives blue 1 / (1 + 2 exp(-16)); a frame not turned to RGB would be red
+    untimed = [re.sub(r" [0-9.]+ ms$", "", line) for line in lines]
+    assert untimed == [f"frame {n}: blue 100.0%" for n in (1, 2, 3)]
+    assert all(float(line.split()[-2]) > 0 for line in lines)
+    opened, buffered, released, summary = done.stderr.splitlines()
+    assert (opened, buffered, released) == ("opened 0", "set 38 to 1", "released")
+    assert re.fullmatch(r"3 frames: median [0-9.]+ ms from frame to label", summary)
+
+
+def test_a_file_or_stream_is_given_to_opencv_as_it_is(bundle: Path, modules: str) -> None:
+    done = run(bundle, "--camera", "rtsp://door/1", "--frames", "1", PYTHONPATH=modules, FRAMES="9")
+    assert done.returncode == 0 and "opened 'rtsp://door/1'" in done.stderr
+
+
+@pytest.mark.parametrize(("there", "wanted"), [("0", []), ("2", []), ("2", ["--frames", "5"])])
+def test_a_camera_that_breaks_off_is_said(bundle: Path, modules: str, there: str, wanted: list[str]) -> None:
+    done = run(bundle, "--camera", "0", *wanted, PYTHONPATH=modules, FRAMES=there)
+    assert (done.returncode, len(done.stdout.splitlines())) == (2, int(there))
+    assert done.stderr.endswith(f"camera 0: no frame after {there}; is it plugged in, and not in use elsewhere?\n")
+    assert "released" in done.stderr
+
+
+def test_a_recording_may_end(bundle: Path, modules: str, tmp_path: Path) -> None:
+    (tmp_path / "door.mp4").touch()
+    done = run(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="2")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+    done = run(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="0")
+    assert done.returncode == 2 and "no frame after 0" in done.stderr
+
+
+def test_ctrl_c_ends_a_camera_in_peace(bundle: Path, modules: str) -> None:
+    env = {**os.environ, "PYTHONPATH": modules, "FRAMES": "1000000000"}
+    with subprocess.Popen(command(bundle, "--camera", "0"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        seen = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert all("blue" in line for line in seen)
+    assert (process.returncode, "Traceback" in errors, "released" in errors) == (0, False, True), errors
+    assert "ms from frame to label" in errors
+
+
+def test_without_opencv_pictures_still_work(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('No module named cv2')")
+    done = run(bundle, "--camera", "0", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == f"No module named cv2; {sys.executable} -m pip install opencv-python-headless\n"
+    assert run(bundle, str(picture), PYTHONPATH=str(tmp_path)).returncode == 0
+
+
+def test_a_provider_that_is_not_there_is_said(bundle: Path, picture: Path) -> None:
+    done = run(bundle, str(picture), "--provider", "dreams")
+    assert done.returncode == 2
+    assert re.fullmatch(r"onnxruntime has no provider dreams here; one of: .*cpu\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("asked", "file", "int8", "half"),
+    [([], "student.fp32.onnx", "0", "0"), (["--model", "int8-cpu"], "student.int8-cpu.onnx", "1", "1")],
+)
+def test_another_provider_takes_a_graph_for_any_target(
+    bundle: Path, picture: Path, modules: str, asked: list[str], file: str, int8: str, half: str
+) -> None:
+    description = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**description, "default": "int8-cpu"}))
+    (Path(modules) / "onnxruntime.py").write_text(RUNTIME)
+    done = run(bundle, str(picture), "--provider", "tensorrt", *asked, PYTHONPATH=modules, STARTS="yes")
+    assert (done.returncode, done.stdout) == (0, f"{picture}: green 100.0%\n"), done.stderr
+    preloaded, session = done.stderr.splitlines()
+    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(bundle / "engines"),
+               "trt_int8_enable": int8, "trt_fp16_enable": half}  # fmt: skip
+    assert (preloaded, session) == ("preloaded", f"{file} {[('TensorrtExecutionProvider', options)]}")
+    done = run(bundle, str(picture), "--provider", "cuda", *asked, PYTHONPATH=modules, STARTS="no")
+    assert done.returncode == 2 and "CUDAExecutionProvider did not start" in done.stderr
+    on_cpu = run(bundle, str(picture), PYTHONPATH=modules, STARTS="yes")
+    assert on_cpu.stderr == "student.int8-cpu.onnx [('CPUExecutionProvider', {})]\n"
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
@@ -65,4 +231,4 @@ def test_exif_orientation_is_kept_to(tmp_path: Path) -> None:
 
 
 def test_deploy_shows_the_same_program() -> None:
-    assert (ROOT / "deploy" / "label.py").read_bytes() == Path(label.__file__).read_bytes()
+    assert (ROOT / "deploy" / "bundle" / "label.py").read_bytes() == Path(label.__file__).read_bytes()

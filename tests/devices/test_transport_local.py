@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from edgedistill.devices import transport as carriers
 from edgedistill.devices.transport import connect, interpreter
 from edgedistill.records import Device, EdgeDistillError, InputError
 
@@ -59,10 +61,37 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     with connect(LOCAL) as transport:
         with pytest.raises(EdgeDistillError, match="fetching none: No such file"):
             transport.get("none", tmp_path / "x")
-        with pytest.raises(EdgeDistillError, match="no-such-python: No such file"):
+        with pytest.raises(EdgeDistillError, match="no-such-python: No such file or directory; install it there, or"):
             transport.run(["no-such-python"], 1.0)
         with pytest.raises(EdgeDistillError, match="copying none: No such file"):
             transport.put([tmp_path / "none"])
+
+
+def test_what_is_altered_before_a_run_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text("open('ran', 'w')")
+    with connect(Device("local", workdir=str(tmp_path / "work"))) as transport:
+        transport.put([tmp_path / "agent.py"])
+        (folder,) = (tmp_path / "work").iterdir()
+        (folder / "agent.py").write_text("open('ran', 'w');")
+        with pytest.raises(EdgeDistillError, match=r"agent\.py: not on the device as sent"):
+            transport.run([PYTHON, "agent.py"], 60.0)
+        assert not (folder / "ran").exists()
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(1000))
+    monkeypatch.setattr(carriers, "SPARE_BYTES", 1 << 60)
+    with connect(LOCAL) as transport, pytest.raises(EdgeDistillError, match=r"no space left in its work folder: .* MB"):
+        transport.put([tmp_path / "model.onnx"])
+
+
+def test_nothing_outlives_its_time() -> None:
+    # the child keeps its parent's output open: without an end to both, reading it would take a minute
+    program = "import subprocess; subprocess.call(['sleep', '60'])"
+    began = time.monotonic()
+    with connect(LOCAL) as transport, pytest.raises(EdgeDistillError, match="still running after 1 s, ended"):
+        transport.run([PYTHON, "-c", program], 1.0)
+    assert time.monotonic() - began < 20
 
 
 def test_a_workdir_that_cannot_be_is_an_input_error(tmp_path: Path) -> None:

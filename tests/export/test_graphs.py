@@ -174,6 +174,17 @@ def test_half_halves_the_file(exported: Callable[[str], Exported]) -> None:
     assert graphs.half(before).ByteSize() < 0.52 * before.ByteSize()
 
 
+def test_a_cast_to_float_behind_the_first_weights_becomes_one_to_float16() -> None:
+    constants = {"w": np.ones((2, 2, 1, 1), np.float32), "mask": np.array([[[[1, 0]]]], np.int64)}
+    nodes = [helper.make_node("Neg", ["x"], ["pixels"], name="preprocessing"),
+             helper.make_node("Conv", ["pixels", "w"], ["t"], name="conv"),
+             helper.make_node("Cast", ["mask"], ["seen"], name="cast", to=TensorProto.FLOAT),
+             helper.make_node("Add", ["t", "seen"], ["y"], name="add")]  # fmt: skip
+    after = graphs.half(model_of(nodes, [1, 2, 4, 2], [1, 2, 4, 2], **constants))
+    onnx.checker.check_model(after, full_check=True)
+    assert types(after)["seen"] == TensorProto.FLOAT16
+
+
 def test_a_constant_beyond_float16_is_refused_by_name() -> None:
     model = chain("Conv", "Relu")
     weight = next(one for one in model.graph.initializer if one.name == "w0")

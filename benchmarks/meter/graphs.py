@@ -1,0 +1,107 @@
+"""The graphs that are measured: two untrained students as edgedistill exports them, or a file; each in a bundle."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgedistill import recipe
+from edgedistill.devices.bundle import write_bundle
+from edgedistill.progress import say
+from edgedistill.records import InputError, OnnxModel
+from edgedistill.run import sha256_file
+
+IMAGES, CLASSES, SEED = 64, 10, 0
+FP32 = "student.fp32.onnx"
+# a latency of a fraction of a millisecond, where what a meter itself costs would show, and one of a usual size
+DEFAULT: dict[str, dict[str, Any]] = {
+    "micro at 32 px": {"micro": {"width": 16, "input_px": 32}},
+    "efficientnet_lite0 at 224 px": {"efficientnet_lite": {"variant": 0, "input_px": 224, "weights": "none"}},
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph in a bundle of its own, with noise for images: what they show changes no latency."""
+
+    name: str
+    bundle: Path
+    model: OnnxModel
+    px: int
+
+    @property
+    def path(self) -> Path:
+        """The graph."""
+        return self.bundle / self.model.path
+
+
+def students(runs: Path) -> list[Graph]:
+    """Both students, exported once; their bundles are written anew, so that the agent is the current one."""
+    found = []
+    for name, family in DEFAULT.items():
+        folder = runs / name.replace(" ", "-")
+        if not (folder / FP32).exists():
+            say(f"exporting {name}")
+            _export(family, folder)
+        found.append(bundled(name, folder / FP32, folder / "bundle"))
+    return found
+
+
+def _export(family: dict[str, Any], folder: Path) -> None:
+    from edgedistill.export.onnx import export
+    from edgedistill.training import student
+
+    spec = student.candidates(recipe.Student.model_validate({"families": family}), CLASSES)[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"unfinished.{FP32}"
+    export(student.build(spec, SEED), spec, unfinished, noise(spec.input_px), recipe.Export())
+    unfinished.rename(folder / FP32)
+
+
+def noise(px: int) -> np.ndarray:
+    """uint8 [N, px, px, 3]."""
+    return np.random.default_rng(SEED).integers(0, 256, (IMAGES, px, px, 3), dtype=np.uint8)
+
+
+def given(path: Path, runs: Path) -> Graph:
+    """A file of the user's.
+
+    Raises:
+        InputError: it is no graph of an exported student.
+    """
+    name = path.stem
+    (folder := runs / name).mkdir(parents=True, exist_ok=True)
+    return bundled(name, path, folder / "bundle")
+
+
+def bundled(name: str, path: Path, folder: Path) -> Graph:
+    """A bundle of that one graph in `folder`, which is emptied before.
+
+    Raises:
+        InputError: the file is not ONNX, or its input is not uint8 [B, px, px, 3].
+    """
+    px, precision = _facts(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    target = "cpu" if precision == "int8" else "any"
+    size_mb = path.stat().st_size / 1e6
+    model = OnnxModel(path.name, sha256_file(path), precision, target, 0, "", size_mb)  # type: ignore[arg-type]
+    about = {"classes": [str(one) for one in range(CLASSES)], "input_px": px, "store_px": px, "fit": "crop"}
+    write_bundle(folder, [(path, model)], about, noise(px), np.zeros(IMAGES, dtype=np.int64), {})
+    return Graph(name, folder, model, px)
+
+
+def _facts(path: Path) -> tuple[int, str]:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's errors have no base of their own
+        raise InputError(f"{path}: is not an ONNX graph ({type(error).__name__})", "name a student's .onnx") from None
+    kind = graph.input[0].type.tensor_type
+    shape = [one.dim_value for one in kind.shape.dim]
+    if kind.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+        raise InputError(f"{path}: its input is not uint8 [B, px, px, 3]", "export it with `edgedistill export`")
+    return shape[1], "int8" if any(node.op_type == "QuantizeLinear" for node in graph.node) else "fp32"

@@ -1,0 +1,74 @@
+"""One reading of each side: of the agent, by the bench that everybody runs, and of mlcommons-loadgen."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.meter.compare import Plan, Reading
+from benchmarks.meter.graphs import Graph
+from benchmarks.quantize.environments import told
+from edgedistill.agent import metrics
+from edgedistill.devices.bench import bench
+from edgedistill.devices.bundle import AGENT, IMAGES
+from edgedistill.recipe import Bench
+from edgedistill.records import HOST_TO_HOST, Device
+
+DRIVER = Path(__file__).parent / "driver.py"
+KEPT = ("min", "p50", "p90", "p99", "p99.9", "max")
+
+
+def agent(
+    graph: Graph, plan: Plan, python: Path, backend: str = "onnxruntime-cpu", mode: str = HOST_TO_HOST
+) -> Reading:
+    """What the agent reads in a fresh process of its own.
+
+    Args:
+        graph: what is run.
+        plan: samples, seconds, threads and batch.
+        python: the interpreter that has the runtime.
+        backend: of the agent.
+        mode: of the backend, or "offline" for the rate in batches of the plan.
+
+    Raises:
+        EdgeDistillError: the agent failed.
+    """
+    offline = mode == "offline"
+    settings = Bench.model_validate({
+        "modes": () if offline else (mode,), "offline": (plan.batch,) if offline else (), "threads": plan.threads,
+        "processes": 1, "rounds": 1, "samples": math.ceil(plan.samples / plan.batch) if offline else plan.samples,
+        "seconds": plan.seconds, "accuracy_images": 1,
+    })  # fmt: skip
+    with tempfile.TemporaryDirectory() as out:
+        device = Device("meter", python=str(python))
+        (report,) = bench(graph.bundle, device, backend, settings, [graph.model], Path(out))
+    said = {"n": len(report.latency.samples_ms), "verdict": report.verdict, "version": report.backend_version}
+    return {**said, **summary(report.latency.samples_ms, plan.batch if offline else None)}
+
+
+def summary(samples_ms: Sequence[float], batch: int | None) -> Reading:
+    """Percentiles in ms, or of batches the images a second."""
+    if batch is not None:
+        return {"per_second": 1000.0 * batch * len(samples_ms) / sum(samples_ms)}
+    at = metrics.percentiles(samples_ms)
+    return {mark: round(at[mark], 5) for mark in KEPT}
+
+
+def loadgen(graph: Graph, plan: Plan, python: Path, scenario: str) -> Reading:
+    """What mlcommons-loadgen reads in a fresh process, the agent's backend under it.
+
+    Raises:
+        PeerError: it failed.
+    """
+    single = scenario == "SingleStream"
+    said = told([
+        str(python), str(DRIVER), "--agent", str(graph.bundle / AGENT), "--model", str(graph.path),
+        "--images", str(graph.bundle / IMAGES), "--scenario", scenario, "--threads", str(plan.threads),
+        "--batch", str(1 if single else plan.batch), "--samples", str(plan.samples), "--seconds", str(plan.seconds),
+    ])  # fmt: skip
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found

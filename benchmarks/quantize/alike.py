@@ -1,0 +1,67 @@
+"""Does the int8 graph answer as the fake-quantized student that it was written from, where nothing was trained?
+
+    python -m benchmarks.quantize alike --packs DIR [--students efficientnet-lite0 resnet18]
+
+The fake-quantized student, ONNX Runtime's integer kernels, and the literal arithmetic of every Q/DQ pair answer the
+same test images. Where a sum falls between two steps they may round apart, and a net that is sure of nothing turns such
+a step into another label: what two exact readings of one graph share is what can be asked of a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks.lines import append
+from benchmarks.quantize import students
+from edgedistill.agent import metrics
+from edgedistill.export import fake, quantize
+from edgedistill.export.infer import predict_onnx
+from edgedistill.progress import say
+from edgedistill.recipe import Quantize
+from edgedistill.training import fit
+
+KIND, TARGET, ASKED = "quantize-alike", "cpu", 0.995
+
+
+def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
+    """Calibrate a student, let the three answer, and append the line."""
+    folder = students.prepare(name, packs, runs, bank)
+    model, images = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
+    test, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
+    found = quantize.calibrated(model, images, Quantize(targets=(TARGET,)))
+    net = fake.student(model, found.ranges, TARGET, learned=False)
+    graph = quantize.maker(model, found.ranges, TARGET)(()).SerializeToString()
+    spec = students.spec_of(name, students.PX, onnx_classes(model))
+    answers = {"fake": fit.logits(net, spec, test).argmax(1), "int8": predict_onnx(graph, test).argmax(1),
+               "literal": predict_onnx(graph, test, simulate=True).argmax(1)}  # fmt: skip
+    pairs = {f"{one}_{other}": metrics.agreement(answers[one], answers[other])
+             for one, other in (("fake", "int8"), ("fake", "literal"), ("int8", "literal"))}  # fmt: skip
+    line = {"student": name, "method": found.method, "n_test": len(test),
+            "top1": float(np.mean(answers["int8"] == labels_N)), **pairs}  # fmt: skip
+    append(KIND, line)
+    say(markdown([line]))
+
+
+def onnx_classes(model: onnx.ModelProto) -> int:
+    """How many logits the graph answers with."""
+    return int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+
+
+def markdown(lines: Iterable[dict[str, Any]]) -> str:
+    """A row a student, newest line of each."""
+    newest = {line["student"]: line for line in lines}
+    if not newest:
+        return "Not measured yet."
+    rows = ["| student | int8 top-1 | images | fake and int8 | fake and literal | int8 and literal |",
+            "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for name, line in newest.items():
+        shares = (f"{100 * line[pair]:.2f} %" for pair in ("fake_int8", "fake_literal", "int8_literal"))
+        rows.append(f"| {name} | {100 * line['top1']:.1f} | {line['n_test']} | {' | '.join(shares)} |")
+    good = [name for name, line in newest.items() if line["fake_int8"] >= ASKED]
+    said = f"{100 * ASKED:g} % or more of the int8 graph's labels are the fake-quantized student's: "
+    return "\n".join([*rows, "", f"- {said}{', '.join(good) or 'nowhere'}"])

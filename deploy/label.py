@@ -1,1 +1,0 @@
-../edgedistill/agent/label.py

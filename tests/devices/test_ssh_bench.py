@@ -1,0 +1,263 @@
+"""bench over OpenSSH, on a device that is cut off, reboots, or lacks what it needs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sshd
+from sshd import HOST, Cable, Server
+
+from edgedistill.devices import bench as stage
+from edgedistill.devices import ssh, transport
+from edgedistill.devices.transport import connect, run_through
+from edgedistill.recipe import Bench
+from edgedistill.records import BenchReport, Device, EdgeDistillError, OnnxModel
+
+pytestmark = sshd.TIER
+QUICK = Bench(processes=2, rounds=2, samples=40, seconds=0.01, accuracy_images=10)
+# the second process takes seconds, so that there is a middle to be cut in
+SLOW = Bench(processes=2, rounds=2, samples=40, seconds=6.0, accuracy_images=10)
+Models = list[tuple[Path, OnnxModel]]
+Measure = Callable[[Device, Bench], list[BenchReport]]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "sshd").mkdir()
+    with sshd.running(tmp_path / "sshd") as server:
+        yield server
+
+
+@pytest.fixture
+def cable(server: Server) -> Iterator[Cable]:
+    with sshd.cable(server) as cable:
+        yield cable
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device("edge", "ssh", HOST, sys.executable, str(tmp_path / "remote"))
+
+
+@pytest.fixture
+def measure(server: Server, bundle: Path, models: Models, tmp_path: Path) -> Measure:
+    records = [record for _, record in models]
+
+    def measured(device: Device, settings: Bench) -> list[BenchReport]:
+        out = tmp_path / "out"
+        return stage.bench(bundle, device, "onnxruntime-cpu", settings, records, out, ssh_config=server.config)
+
+    return measured
+
+
+def test_bench_over_ssh_is_bench(measure: Measure, device: Device, server: Server, tmp_path: Path) -> None:
+    reports = measure(device, QUICK)
+    assert [report.agreement_with_host for report in reports] == [1.0, 1.0]
+    assert [report.facts["interruptions"] for report in reports] == [[], []]
+    assert (tmp_path / "out" / "edge" / "onnxruntime-cpu-int8-cpu.json").is_file()
+    assert list(Path(device.workdir).iterdir()) == []
+    assert stage.probe(device, ssh_config=server.config)["backends"]["onnxruntime-cpu"][0].isdigit()
+
+
+def once_half_done(device: Device, action: Callable[[], None]) -> threading.Thread:
+    """Does something as soon as the first process of the agent has left its part."""
+
+    def watch() -> None:
+        sshd.until(lambda: list(Path(device.workdir).glob("job-*/part-0.json")), 120)
+        action()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def check_picked_up(reports: list[BenchReport], parts: int) -> None:
+    for report in reports:
+        assert len(report.facts["interruptions"]) == 1
+        assert report.facts["picked_up"] == parts
+        # 2 processes of 2 rounds: none twice, none missing
+        assert [tuple(cell[:2]) for cell in report.facts["cells"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert report.agreement_with_host == 1.0
+
+
+def test_a_connection_cut_in_mid_bench(measure: Measure, device: Device, cable: Cable) -> None:
+    pulled = once_half_done(device, cable.cut)
+    check_picked_up(measure(device, SLOW), 1)
+    pulled.join()
+    assert cable.connections == 2
+    assert list(Path(device.workdir).iterdir()) == []
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["its disk", "nothing"])
+def test_a_device_that_reboots_and_keeps(measure: Measure, device: Device, server: Server, keeps: bool) -> None:
+    def reboot() -> None:
+        server.stop()
+        threading.Event().wait(2.0)
+        if not keeps:
+            (place,) = Path(device.workdir).iterdir()
+            place.rename(place.parent.with_name("lost"))
+        server.start()
+
+    rebooted = once_half_done(device, reboot)
+    check_picked_up(measure(device, SLOW), 1 if keeps else 0)
+    rebooted.join()
+
+
+# a parent with a child that notes every 50 ms that it works; the first one never ends
+BEATS = """
+import os, subprocess, sys, time
+if len(sys.argv) == 2:
+    sys.exit(subprocess.call([sys.executable, *sys.argv, 'child']))
+first, n = not os.path.exists(sys.argv[1]), 0
+while first or n < 40:
+    open(sys.argv[1], 'a').write(f'{os.getpid()}\\n')
+    n += 1
+    time.sleep(0.05)
+open('result', 'w').write('done')
+"""
+
+
+@pytest.mark.parametrize("how", ["cut", "unplug_silently", "freeze"])
+def test_two_never_work_at_once(
+    server: Server, device: Device, cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    # a minute of silence is what it takes to give a connection up; here three seconds
+    sooner = {"ServerAliveInterval=15": "ServerAliveInterval=1", "ServerAliveCountMax=4": "ServerAliveCountMax=2"}
+    assert set(sooner) <= set(ssh.CONNECTION)
+    monkeypatch.setattr(ssh, "CONNECTION", tuple(sooner.get(one, one) for one in ssh.CONNECTION))
+    (tmp_path / "beats.py").write_text(BEATS)
+    beats = tmp_path / "beats"
+
+    def pull() -> None:
+        sshd.until(beats.exists, 60)
+        threading.Event().wait(0.5)
+        getattr(cable, how)()
+
+    pulled = threading.Thread(target=pull)
+    pulled.start()
+    with connect(device, server.config) as there:
+        argv = [sys.executable, "beats.py", str(beats)]
+        losses = run_through(there, [tmp_path / "beats.py"], argv, tmp_path / "result", 60.0)
+    pulled.join()
+    assert len(losses) == 1
+    workers = beats.read_text().split()
+    first, last = workers[0], workers[-1]
+    assert first != last
+    began = workers.index(last)
+    assert workers == [first] * began + [last] * 40
+
+
+def test_the_agent_ends_when_this_side_is_gone(server: Server, device: Device, cable: Cable, tmp_path: Path) -> None:
+    (tmp_path / "beats.py").write_text(BEATS)
+    beats = tmp_path / "beats"
+    there = ssh.OpenSsh(device, server.config)
+    there.open()
+    there.put([tmp_path / "beats.py"])
+
+    def pull() -> None:
+        sshd.until(beats.exists, 60)
+        cable.plugged = False
+        cable.cut()
+
+    pulled = threading.Thread(target=pull)
+    pulled.start()
+    with pytest.raises(ssh.ConnectionLostError):
+        there.run([sys.executable, "beats.py", str(beats)], 60.0)
+    pulled.join()
+    there.close()
+    threading.Event().wait(1.0)
+    count = len(beats.read_text())
+    threading.Event().wait(0.5)
+    assert len(beats.read_text()) == count
+
+
+def test_a_device_that_does_not_come_back_keeps_what_it_has(
+    measure: Measure, device: Device, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "RECONNECT_S", 2.0)
+
+    def pull() -> None:
+        cable.plugged = False
+        cable.cut()
+
+    pulled = once_half_done(device, pull)
+    with pytest.raises(ssh.ConnectionLostError, match="not back within 2 s; once it is back, the same command goes on"):
+        measure(device, SLOW)
+    pulled.join()
+    cable.plugged = True
+    sent = cable.sent_bytes
+    reports = measure(device, SLOW)
+    assert [report.facts["picked_up"] for report in reports] == [1, 1]
+    assert cable.sent_bytes - sent < 30_000  # the agent alone is 40 kB
+
+
+def test_a_device_that_goes_away_again_and_again(
+    server: Server, device: Device, cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MOST_LOSSES", 2)
+    argv = ["sh", "-c", "echo loaded; sleep 30"]
+    with pytest.raises(ssh.ConnectionLostError, match="lost 3 times; does its power supply hold under load"):  # noqa: SIM117
+        with connect(device, server.config) as there:
+            run_through(there, [], argv, tmp_path / "none", 60.0, lambda _: cable.cut())
+    assert cable.connections >= 3
+    assert len(list(Path(device.workdir).iterdir())) == 1
+
+
+def test_another_host_key_after_a_reboot_ends_it_at_once(
+    server: Server, device: Device, cable: Cable, tmp_path: Path
+) -> None:
+    def swap(_: str) -> None:
+        (server.folder / "known_hosts").write_text(f"{HOST} {sshd.keygen(tmp_path / 'another')}")
+        cable.cut()
+
+    with connect(device, server.config) as there, pytest.raises(EdgeDistillError, match="ssh-keygen -R") as caught:
+        run_through(there, [], ["sh", "-c", "echo loaded; sleep 30"], tmp_path / "none", 60.0, swap)
+    assert not isinstance(caught.value, ssh.ConnectionLostError)
+
+
+def test_no_python(measure: Measure, device: Device) -> None:
+    with pytest.raises(EdgeDistillError) as caught:
+        measure(Device("edge", "ssh", HOST, "python9", device.workdir), QUICK)
+    fix = "install Python 3.8 or later there, or name it in deploy/devices.yaml (python:)"
+    assert str(caught.value) == f"edge: no Python: python9: not found; {fix}"
+
+
+def script(path: Path, line: str) -> str:
+    path.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_too_old_a_python(measure: Measure, device: Device, tmp_path: Path) -> None:
+    body = "import runpy, sys; sys.version_info = (3, 6, 9, 'final', 0); del sys.argv[0]; "
+    run = "runpy.run_path(sys.argv[0], run_name='__main__')"
+    old = script(tmp_path / "old python", f'{sys.executable} -c "{body}{run}"')
+    with pytest.raises(EdgeDistillError) as caught:
+        measure(Device("edge", "ssh", HOST, old, device.workdir), QUICK)
+    too_old = "agent: Python 3.6.9 is too old, 3.8 or later is needed; name another in deploy/devices.yaml (python:)"
+    assert str(caught.value).endswith(f"exited with 2: {too_old}")
+
+
+def test_no_numpy_and_no_runtime(measure: Measure, device: Device, tmp_path: Path) -> None:
+    bare = script(tmp_path / "bare", f"{sys.executable} -I -S")
+    with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*'numpy'; .* -m pip install numpy$"):
+        measure(Device("edge", "ssh", HOST, bare, device.workdir), QUICK)
+    # before the one that is installed, for the agent and the processes it starts
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
+    python = script(tmp_path / "with numpy", f"env PYTHONPATH={tmp_path}/site {sys.executable}")
+    with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: onnxruntime .* -m pip install onnxruntime"):
+        measure(Device("edge", "ssh", HOST, python, device.workdir), QUICK)
+    assert list(Path(device.workdir).iterdir()) == []
+
+
+def test_a_bundle_that_was_altered_reaches_nobody(measure: Measure, device: Device, bundle: Path, cable: Cable) -> None:
+    with (bundle / "agent.pyz").open("ab") as stream:
+        stream.write(b"altered")
+    with pytest.raises(EdgeDistillError, match=r"agent\.pyz: not as in SHA256SUMS"):
+        measure(device, QUICK)
+    assert cable.connections == 0

@@ -1,0 +1,83 @@
+"""The block of the report about engines built ahead of time, on fixed findings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_runs import make
+
+from edgedistill import report
+from edgedistill.engine_records import Engine, EngineLayers
+from edgedistill.report_blocks import WIDTH, titled
+from edgedistill.report_engines import blocks
+from edgedistill.report_facts import read, warnings
+from edgedistill.run import Run, write_record
+
+FLOAT = EngineLayers(4, {"int8": 0, "fp16": 0, "fp32": 4, "unknown": 0}, {"c": "fp32", "d": "fp32"}, 0, (), ())
+INT8 = EngineLayers(8, {"int8": 3, "fp16": 1, "fp32": 4, "unknown": 0}, {"c": "int8", "d": "fp16"}, 4, ("c_q",), ())
+FP32 = Engine("fp32", "f" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 1.25, "fp32.sm86.engine", "a" * 64, 3.5, FLOAT)
+QUANTIZED = Engine("int8-tensorrt", "2" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 2.5, "x.engine", "b" * 64, 1.25, INT8)
+FAILED = Engine("fp16", "3" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 0.5, failed="node odd: no such operator")
+
+WANTED = """\
+ENGINES
+  tensorrt-rtx 1.7.1, without a GPU; batches of 1 alone
+  graph           GPU     MB  layers  int8  fp16   fp32  weighted in int8  Q/DQ unfused  build s
+  fp32           sm86   3.50       4   0 %   0 %  100 %            0 of 2             -     1.25
+  fp16           sm86   none       -     -     -      -                 -             -    0.500
+  int8-tensorrt  sm86   1.25       8  38 %  12 %   50 %            1 of 2        1 of 4     2.50
+  int8-tensorrt  sm89  0.960       8  38 %  12 %   50 %            1 of 2        2 of 4     2.50
+  a check that a graph parses, types and builds; no evidence of what TensorRT fuses on a device, nor
+    of its speed: there the engine is built from the same ONNX file, and edgedistill bench measures
+    it
+  layers by the type that they multiply, else by the widest that they touch; weighted: convolutions
+    and matrix products; unfused: of the Q and DQ of activations, those with a kernel to themselves
+    (the others share one with other operators)
+  fp16: does not build: node odd: no such operator (sm86)
+  int8-tensorrt: weighted, not in int8: d
+  int8-tensorrt: unfused: c_q (sm86)
+  int8-tensorrt: unfused: c_q, d_q (sm89)"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make(tmp_path, "quantize")
+
+
+def enter(run: Run, *made: Engine) -> None:
+    for one in made:
+        write_record(run / f"engines/{one.artefact}.{one.capability}.json", one)
+
+
+def test_the_block(run: Run) -> None:
+    other = replace(INT8, unfused=("c_q", "d_q"))
+    enter(run, replace(QUANTIZED, capability="sm89", size_mb=0.96, layers=other), QUANTIZED, FAILED, FP32)
+    (block,) = blocks(read(run))
+    assert titled(block) == WANTED
+    assert max(map(len, titled(block).splitlines())) <= WIDTH
+    assert all(text in report.html(run) for text in ("int8-tensorrt", "2 of 4", "no evidence of what TensorRT fuses"))
+    assert len(report.collect(run)["engines"]) == 4
+
+
+def test_what_does_not_build_is_a_warning(run: Run) -> None:
+    assert not [line for line in warnings(read(run)) if line.startswith("engines")]
+    enter(run, FP32, FAILED)
+    assert "engines: fp16 for sm86 does not build: node odd: no such operator" in warnings(read(run))
+
+
+def test_what_the_log_does_not_say_is_unknown(run: Run) -> None:
+    silent = replace(INT8, unfused=(), unknown=tuple(f"q{at}" for at in range(6)))
+    enter(run, replace(FP32, layers=None), replace(QUANTIZED, layers=silent))
+    (block,) = blocks(read(run))
+    assert block.rows[0][3:9] == ("unknown",) * 6
+    assert "fp32: the builder's log lists no layers" in block.lines
+    assert "int8-tensorrt: Q/DQ that the log does not speak of: q0, q1, q2, q3 and 2 more" in block.lines
+
+
+def test_why_there_is_none(run: Run) -> None:
+    (block,) = blocks(read(run))
+    assert (block.rows, block.lines) == ((), ("no builder is installed",))
+    (run / "engines/none.json").unlink()
+    assert blocks(read(run))[0].lines == ("not run yet: edgedistill export",)
