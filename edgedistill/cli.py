@@ -125,13 +125,18 @@ def bench(
     backend: Annotated[
         list[str] | None, typer.Option(help="A backend, such as onnxruntime-cpu; may be repeated.")
     ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of bench, such as bench.seconds=10."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure once more, though nothing has changed.")] = False,
 ) -> None:
     """Latency and accuracy of the exported graphs on the devices."""
     from edgedistill import pipeline, session
 
     asked = {name: given for name, given in (("devices", device), ("backends", backend)) if given}
-    context = session.reopen(run, {"bench": asked})
-    session.finish(context, pipeline.to_the_end)
+    context = session.reopen(run, {"bench": {**session.bench_settings(sets or []), **asked}})
+    session.finish(context, pipeline.to_the_end, again=pipeline.bench_steps if again else pipeline.nothing)
     _show(context.run.path)
 
 

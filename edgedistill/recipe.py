@@ -7,7 +7,7 @@ stand beside the name, and are checked against its signature before any work sta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -267,8 +267,8 @@ class Bench(Section):
     devices: tuple[str, ...] = ("local",)
     inventory: str | None = None
     backends: tuple[str, ...] = ()
-    modes: tuple[Mode, ...] = ("host-to-host", "compute", "host-to-host-graph", "compute-graph")
-    offline: tuple[PositiveInt, ...] = ()
+    modes: Annotated[tuple[Mode, ...], AfterValidator(_once)] = get_args(Mode)
+    offline: Annotated[tuple[PositiveInt, ...], AfterValidator(_once)] = ()
     processes: PositiveInt = 3
     rounds: PositiveInt = 5
     samples: PositiveInt = 300

@@ -105,9 +105,9 @@ def kept_there(facts: Facts, one: BenchReport) -> Kept | None:
         return None
     higher = fallback(made.target, facts.models)
     times = one.ratio_to_fp32 if higher.precision == "fp32" else _against(facts, higher.sha256, one)
-    if times is None:
-        return None
     guarded = next((found for found in facts.guarded if found.target == made.target), None)
+    if times is None and (guarded is None or guarded.holds):
+        return None
     least = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
     return keep(made.target, facts.models, guarded, least, times, "")
 
@@ -124,7 +124,8 @@ def _throughput(key: str, title: str, reports: Sequence[BenchReport]) -> Block:
                  if one.latency.samples_ms else (one.artefact, str(one.latency.batch), NONE, NONE)
                  for one in reports)  # fmt: skip
     header = ("artefact", "batch", "images/s", "times as fast as fp32")
-    return Block(key, title, f"by the median of a batch; timed: {reports[0].latency.window}", header, rows)
+    window = reports[0].latency.window.partition("; batches of ")[0]
+    return Block(key, title, f"by the median of a batch; timed: {window}", header, rows)
 
 
 def _devices(facts: Facts) -> Block:
@@ -152,9 +153,11 @@ def winner(facts: Facts, reports: Sequence[BenchReport], device: str) -> str:
     none to meet.
     """
     refused = {_place(one) for one in reports if (kept := kept_there(facts, one)) and kept.precision != "int8"}
-    fit = [one for one in reports if one.latency.samples_ms and _place(one) not in refused]
+    known = {model.sha256 for model in facts.models}
+    fit = [one for one in reports if one.latency.samples_ms and _place(one) not in refused
+           and (one.sha256 in known or not known)]  # fmt: skip
     if not fit:
-        return f"{device}: nothing to run: no artefact answers as the host does"
+        return f"{device}: nothing to run: no artefact of this export answers as the host does"
     best = min(fit, key=p50)
     said = f"{best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
     bound: dict[str, Any] = facts.recipe.get("student", {}).get("budget", {}).get("latency_ms") or {}

@@ -223,6 +223,13 @@ class Run:
         with atomic(begun) as temporary:
             temporary.write_text(key, encoding="utf-8")
 
+    def forget(self, step: str) -> None:
+        """Let `step` run again though nothing has changed; what it left stays until then."""
+        manifest = self.manifest()
+        (self / ".begun" / step).unlink(missing_ok=True)
+        if manifest["steps"].pop(step, None):
+            write_json(self / "manifest.json", manifest)
+
     def log(self, step: str, event: str, **facts: Any) -> None:
         """Append one line to log.jsonl."""
         line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from edgedistill import check, crew, environment, recipe, recipe_file, run
 from edgedistill.context import Context
-from edgedistill.pipeline import TRAIN, report_step
+from edgedistill.pipeline import TRAIN, nothing, report_step
 from edgedistill.progress import say
 from edgedistill.records import GateError, InputError
 from edgedistill.steps import Step, advance
@@ -87,20 +90,50 @@ def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe_file.Docume
     return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
 
 
-def finish(context: Context, steps: Callable[[Context], Sequence[Step]], remember: bool = False) -> None:
+def finish(
+    context: Context,
+    steps: Callable[[Context], Sequence[Step]],
+    remember: bool = False,
+    again: Callable[[Context], Sequence[Step]] = nothing,
+) -> None:
     """Steps after training, and the report, under the run directory's lock; a gate that fails is reported, too.
 
-    `remember` keeps the context's settings for the next command on this run directory.
+    `remember` keeps the context's settings for the next command on this run directory. The steps of `again` run even
+    where nothing has changed.
     """
     with context.run.lock():
         if remember:
             context.run.remember(context.recipe, context.base)
+        for step in again(context):
+            context.run.forget(step.name)
         try:
             advance(context, steps(context))
         except GateError:
             advance(context, (report_step(context),))
             raise
         advance(context, (report_step(context),))
+
+
+def bench_settings(sets: Sequence[str]) -> dict[str, Any]:
+    """`bench.seconds=10` and the like as {"seconds": 10}; values are YAML.
+
+    Raises:
+        InputError: one is not of that form, or not of the recipe's section `bench`.
+    """
+    found = {}
+    for given in sets:
+        key, equals, value = given.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or section != "bench" or name not in recipe.Bench.model_fields:
+            known = ", ".join(f"bench.{name}" for name in recipe.Bench.model_fields)
+            raise InputError(f"--set {given}: is none of bench's settings", f"KEY=VALUE, KEY one of: {known}")
+        try:
+            found[name] = yaml.safe_load(value)
+            recipe.Bench.model_validate({name: found[name]})
+        except (yaml.YAMLError, ValidationError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no YAML"
+            raise InputError(f"--set {given}: {why}") from None
+    return found
 
 
 def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:

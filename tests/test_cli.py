@@ -21,7 +21,7 @@ from edgedistill.agent.backends import BACKENDS
 # what scripts may rely on: changing a line is a change of the interface
 VERBS = """\
 edgedistill --debug --version
-bench RUN? --device... --backend...
+bench RUN? --device... --backend... --set... --again
 check RECIPE --set...
 devices NAME?... --inventory --format
 export RUN? --int8/--no-int8 --qat/--no-qat

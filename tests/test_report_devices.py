@@ -101,6 +101,22 @@ def test_what_a_guard_refuses_wins_nowhere(run: Run) -> None:
     assert found(run, "devices").lines == ("orin: fastest: fp32 on onnxruntime-cpu, p50 4.00 ms",)
 
 
+def test_a_guard_is_asked_though_nothing_was_compared(run: Run) -> None:
+    drop = read_record(run / "quantize/guard.json", tuple[Guarded, ...])[0].drop
+    write_json(run / "quantize/guard.json", [asdict(Guarded("cpu", False, 1.0, drop))])
+    measured(run, "int8-cpu", 1.0, backend="onnxruntime-cpu")
+    measured(run, "fp32", 4.0, backend="onnxruntime-cpu")
+    assert found(run, "devices").lines == ("orin: fastest: fp32 on onnxruntime-cpu, p50 4.00 ms",)
+
+
+def test_an_earlier_export_wins_nothing(run: Run) -> None:
+    measured(run, "fp32", 4.0)
+    measured(run, "fp16", 1.0)
+    models = read_record(run / "export/models.json", tuple[OnnxModel, ...])
+    write_json(run / "export/models.json", [asdict(one) for one in models if one.precision != "fp16"])
+    assert found(run, "devices").lines == ("orin: fastest: fp32 on tensorrt, p50 4.00 ms",)
+
+
 def test_answers_of_another_function_have_no_latency_anywhere(run: Run) -> None:
     measured(run, "fp32", 4.0)
     measured(run, "fp16", 2.0, latency=Latency((), (), "w"), agreement_with_host=0.5)

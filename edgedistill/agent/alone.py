@@ -52,7 +52,9 @@ def _open() -> int:
         # another user's file in a sticky folder cannot be opened with O_CREAT, even to be read
         return os.open(LOCK, os.O_RDONLY)
     except FileNotFoundError:
-        return os.open(LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+        handle = os.open(LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+        os.fchmod(handle, 0o644)  # whatever the umask: others must be able to wait for us
+        return handle
 
 
 def _locked(fcntl: object, handle: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import platform
 import statistics
 import sys
 import time
@@ -61,6 +62,12 @@ def frames(camera: str) -> Iterator[np.ndarray]:
         capture.release()
 
 
+def flags() -> str:
+    """What the processor can do, as Linux tells it; nothing elsewhere."""
+    told = Path("/proc/cpuinfo")
+    return told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
+
+
 def start(model: Dict[str, str], provider: str) -> onnxruntime.InferenceSession:
     """A session with that provider of ONNX Runtime; exit code 2 when there is none or it does not start."""
     known = {name.replace("ExecutionProvider", "").lower(): name for name in onnxruntime.get_available_providers()}
@@ -70,10 +77,15 @@ def start(model: Dict[str, str], provider: str) -> onnxruntime.InferenceSession:
         onnxruntime.preload_dlls()  # CUDA and cuDNN where pip has put them
     options: Dict[str, Any] = {}
     if provider == "tensorrt":  # an engine takes a minute to build, so it is kept; Q/DQ and float16 must be allowed
-        options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(HERE / "engines"),
+        kept = HERE / "engines" / model["sha256"][:16]  # ONNX Runtime does not tell two students' engines apart
+        options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept),
                    "trt_int8_enable": str(int(model["precision"] == "int8")),
                    "trt_fp16_enable": str(int(model["precision"] != "fp32"))}  # fmt: skip
-    session = onnxruntime.InferenceSession(str(HERE / model["file"]), providers=[(known[provider], options)])
+    settings = onnxruntime.SessionOptions()
+    if platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags():
+        settings.add_session_config_entry("session.x64quantprecision", "1")  # or int8 products saturate there
+    path = str(HERE / model["file"])
+    session = onnxruntime.InferenceSession(path, settings, providers=[(known[provider], options)])
     if known[provider] not in session.get_providers():
         stop(f"{known[provider]} did not start; are its libraries (CUDA, cuDNN, ...) installed?")
     return session

@@ -21,7 +21,7 @@ MOST_RISE_C = 10.0
 LEAST_SHARE = 0.9  # of the wall time, which a process that asks one query after the other should have a processor for
 # what to do about each cause
 REMEDIES: Dict[str, str] = {
-    "spread": "measure longer (--set bench.seconds=10) with nothing else running",
+    "spread": "edgedistill bench --again --set bench.seconds=10, with nothing else running",
     "drift": "let the device reach its working temperature first, or cool it",
     "unsettled": "close other programs or fix the clocks",
     "hot": "cool the device or lower its power mode",

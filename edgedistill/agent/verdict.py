@@ -26,6 +26,9 @@ def results(job: Job, parts: Sequence[Dict[str, Any]], labels_N: np.ndarray, hos
         host: the host's predictions of the same images per model name, int64 [N].
     """
     reference = next((model.name for model in job.models if model.precision == "fp32"), None)
+    if reference and any(disagreement(*_agreement(parts, variant(reference, mode), host.get(reference)))
+                         for mode in job.modes):  # fmt: skip
+        reference = None  # how much faster than another function says nothing
     return [_result(job, model, mode, reference, parts, labels_N, host.get(model.name))
             for model in job.models for mode in job.modes]  # fmt: skip
 
@@ -44,10 +47,10 @@ def _result(
     n = len(predicted)
     samples_ms = [sample for part in mine for round_ in part["rounds_ms"] for sample in round_]
     cells = [[p, r, len(round_)] for p, part in enumerate(mine) for r, round_ in enumerate(part["rounds_ms"])]
-    agreement = None if host_N is None else metrics.agreement(predicted, host_N[:n])
-    compared = reference is not None and reference != model.name
-    ratio = _ratio(parts, variant(str(reference), mode), variant(model.name, mode)) if compared else None
+    agreement, _ = _agreement(parts, variant(model.name, mode), host_N)
     warnings = disagreement(agreement, n)
+    compared = reference is not None and reference != model.name and not warnings
+    ratio = _ratio(parts, variant(str(reference), mode), variant(model.name, mode)) if compared else None
     return {
         "name": model.name,
         "mode": mode,
@@ -66,6 +69,13 @@ def _result(
         "energy": energy(parts, mine, len(samples_ms) * mine[0]["batch"]),
         "warnings": warnings + (speed(ratio) if compared else []),
     }
+
+
+def _agreement(parts: Sequence[Dict[str, Any]], name: str, host_N: Optional[np.ndarray]) -> Tuple[Optional[float], int]:
+    """A variant's agreement with the host, and over how many images."""
+    predicted = np.asarray(parts[0]["variants"][name]["predicted"])
+    n = len(predicted)
+    return (None if host_N is None else metrics.agreement(predicted, host_N[:n])), n
 
 
 def _ratio(parts: Sequence[Dict[str, Any]], reference: str, name: str) -> Optional[Ratio]:
@@ -104,7 +114,7 @@ def disagreement(agreement: Optional[float], n: int) -> List[str]:
 def speed(ratio: Optional[Ratio]) -> List[str]:
     """What may not be claimed: a ratio without interval, one that contains 1, or one below it."""
     if ratio is None:
-        return ["too few rounds to compare with fp32; --set bench.rounds=5 gives an interval"]
+        return ["too few rounds to compare with fp32; edgedistill bench --set bench.rounds=5 gives an interval"]
     middle, low, high = ratio
     said = f"{middle:.2f} times the speed of fp32 [{low:.2f}, {high:.2f}]"
     if low <= 1.0 <= high:

@@ -70,7 +70,8 @@ def work(job: Job, index: int) -> Dict[str, Any]:
         found[name] = {**measured[name], "predicted": answers.get(name), "batch": batch,
                        "window": backends.window(loaded[model.name, batch], mode)}  # fmt: skip
     facts = loaded[job.models[0].name, backends.batch_of(job.modes[0])].facts()
-    per_model = {name: one.facts() for (name, _), one in loaded.items()}
+    per_model = {variant(model.name, mode): loaded[model.name, backends.batch_of(mode)].facts()
+                 for model, mode in itertools.product(job.models, job.modes)}  # fmt: skip
     for backend in loaded.values():
         backend.close()
     return {"variants": found, "backend": {**facts, "models": per_model}, "process": process}
@@ -111,8 +112,9 @@ def _launch(mode: str) -> str:
 def _batches(images_NHWC: np.ndarray, batch: int) -> List[np.ndarray]:
     """The images in order, `batch` at a time; the last batch is filled up from the first images."""
     n = len(images_NHWC)
-    starts = range(0, n, batch)
-    return [np.ascontiguousarray(images_NHWC[np.arange(start, start + batch) % n]) for start in starts]
+    whole = [images_NHWC[start : start + batch] for start in range(0, n - batch + 1, batch)]  # views: nothing is copied
+    rest = [np.ascontiguousarray(images_NHWC[np.arange(n - n % batch, n - n % batch + batch) % n])] if n % batch else []
+    return whole + rest
 
 
 def _measure(job: Job, index: int, queries: Dict[str, meter.Query]) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Any]]:

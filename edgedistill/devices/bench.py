@@ -20,6 +20,7 @@ from edgedistill.agent.job import VERSION, variant
 from edgedistill.agent.verdict import disagreement
 from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
 from edgedistill.devices.transport import connect, interpreter, job_name, run_through
+from edgedistill.progress import say
 from edgedistill.recipe import Bench
 from edgedistill.records import (
     HOST_TO_HOST,
@@ -216,6 +217,8 @@ def _follow(bar: tqdm[Any]) -> Callable[[str], None]:
         if word == "progress" and done.isdigit():
             # an agent that picks up its work begins where it was interrupted
             bar.update(int(done) - bar.n)
+        elif line:
+            say(f"  {line}")
 
     return on_line
 

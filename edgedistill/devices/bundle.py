@@ -9,6 +9,7 @@ N images.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -113,6 +114,12 @@ def verify_bundle(folder: Path) -> list[Path]:
     if wrong:
         raise InputError(f"{folder}: {', '.join(wrong)}: not as in {SUMS}", "run `edgedistill export` again")
     return [folder / name for name in _sums(folder)]
+
+
+def programs() -> dict[str, str]:
+    """sha256 of every program of the bundle, by file name."""
+    contents = {AGENT: agent_archive(), LABEL: _agent_folder().joinpath(LABEL).read_bytes()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
 
 def agent_archive() -> bytes:

@@ -94,6 +94,8 @@ def _problems(name: Any, entry: Any) -> list[str]:
     unknown = [f"unknown key {key}{did_you_mean(str(key), KEYS)}" for key in entry if key not in KEYS]
     texts = [f"{key}: must be a string (got {value!r})" for key, value in entry.items()
              if key in TEXTS and not isinstance(value, str)]  # fmt: skip
+    if name == "local" and entry.get("transport") == "ssh":
+        return ["transport: local is this machine; give another one another name"]
     return unknown or texts or _place_problems(entry) + _backend_problems(entry.get("backends", []))
 
 
@@ -107,6 +109,9 @@ def _backend_problems(named: Any) -> list[str]:
 
 def _place_problems(entry: Mapping[str, str]) -> list[str]:
     transport, host, workdir = entry.get("transport", "local"), entry.get("host", ""), entry.get("workdir", "")
+    python = entry.get("python", "")
+    if python.startswith("~") or ("/" in python and not python.startswith("/")):
+        return [f"python: {python!r}: give the full path, or the name of a program; nothing expands ~ there"]
     if transport not in TRANSPORTS:
         return [f"transport: {transport} is unknown{did_you_mean(transport, TRANSPORTS)}"]
     if transport == "local":

@@ -29,6 +29,7 @@ REMEDIES = (
     ("read-only file system", f"name another workdir in {INVENTORY}"),
 )
 # left free beside what is copied: the agent's report and its parts
+PATIENCE_S = 3.0  # between asking a program to end and ending it
 SPARE_BYTES = 16 << 20
 
 
@@ -94,7 +95,11 @@ def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    """First asked, then made to: a program that only speaks for another, as of a container, has to end that one."""
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
         os.killpg(process.pid, signal.SIGKILL)
 
 

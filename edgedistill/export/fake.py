@@ -11,16 +11,15 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
-from torch.nn import functional
 
-from edgedistill.export import graphs, qdq
+from edgedistill.export import graphs, integer, qdq
+from edgedistill.export.operators import OPERATORS
 from edgedistill.export.plan import Plan, plan
 from edgedistill.records import EdgeDistillError, Target
 
@@ -86,12 +85,17 @@ def on_grid(values: Tensor, step: Tensor) -> Tensor:
 class Graph(nn.Module):
     """The nodes of a float graph from one tensor to another, computed in torch, with a plan's fake quantization.
 
+    In training mode all is float32, and rounding passes the gradient. In eval mode the CPU's graph is computed in its
+    integers, without a gradient (integer.py): what is scored is what is deployed. TensorRT's is float32 in both modes.
     Constants that are floats of weighted nodes are parameters; names have their dots replaced for torch's sake.
     """
+
+    normalisation: Tensor | None
 
     def __init__(self, model: ModelProto, nodes: list[NodeProto], wanted: Plan, pairs: nn.ModuleDict,
                  entry: str) -> None:  # fmt: skip
         super().__init__()
+        self.register_buffer("normalisation", _normalisation(model, entry), persistent=False)
         self.nodes, self.plan, self.pairs, self.entry = nodes, wanted, pairs, entry
         known = graphs.constants(model)
         self.constants: dict[str, Any] = {}
@@ -108,12 +112,48 @@ class Graph(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """What enters the graph, to what the last node makes."""
+        literal = self.training or self.plan.target == "tensorrt"
+        return self._in_floats(images_BCHW) if literal else self._in_integers(images_BCHW)
+
+    def _in_floats(self, images_BCHW: Tensor) -> Tensor:
         found: dict[str, Tensor] = {self.entry: images_BCHW}
         behind: dict[str, Tensor] = {}
         for node in self.nodes:
             given = [self._read(node, at, name, found, behind) for at, name in enumerate(node.input) if name]
             found[node.output[0]] = OPERATORS[node.op_type](node, *given)
         return found[self.nodes[-1].output[0]]
+
+    def _in_integers(self, images_BCHW: Tensor) -> Tensor:
+        device, found = images_BCHW.device, dict(self.constants)
+        if self.normalisation is not None:
+            images_BCHW = integer.renormalised(images_BCHW, *self.normalisation)
+        entry = self._grid(self.entry, device)
+        found[self.entry] = images_BCHW if entry is None else integer.quantized(images_BCHW, entry)
+        replaced = {node.input[0]: node.output[0] for node in self.nodes if node.name in self.plan.absorbed}
+        for node in self.nodes:
+            if node.name in self.plan.absorbed:
+                continue
+            name = replaced.get(node.output[0], node.output[0])
+            made = self._grid(name, device)
+            # nothing is kept in float here: whoever reads a tensor with a pair reads it behind the pair
+            given = [found[one] if one in found else self.learned[key(one)] for one in node.input if one]
+            if node.name in self.plan.weights:
+                found[name] = integer.weighted(node, given[0], self._layer(node, device), made)
+            else:
+                found[name] = integer.computed(node, given, made)
+        last = found[self.nodes[-1].output[0]]
+        return last.floats() if isinstance(last, integer.Bytes) else last
+
+    def _affine(self, name: str) -> qdq.Affine:
+        low, high = self._pair(name).ends().tolist()
+        return qdq.affine(low, high, self.plan.target)
+
+    def _grid(self, name: str, device: torch.device) -> integer.Grid | None:
+        return integer.grid(self._affine(name), device) if name in self.plan.pairs else None
+
+    def _layer(self, node: NodeProto, device: torch.device) -> integer.Layer:
+        weight, *bias = (self.learned[key(name)].detach().cpu().numpy() for name in node.input[1:] if name)
+        return integer.layer(node, weight, bias[0] if bias else None, self._affine(node.input[0]), device)
 
     def _read(self, node: NodeProto, at: int, name: str, found: dict[str, Tensor], behind: dict[str, Tensor]) -> Any:
         if key(name) in self.learned:
@@ -143,6 +183,18 @@ class Graph(nn.Module):
                 least = self.learned[key(node.input[2])].detach().abs() / (qdq.MOST_STEPS * given)
         step = weight_step(self.learned[key(node.input[1])], qdq.output_axis(node), self.plan.target, least)
         return step if at == 1 or given is None else step.reshape(-1) * given
+
+
+def _normalisation(model: ModelProto, entry: str) -> Tensor | None:
+    """What a graph multiplies a pixel by, and what it then adds, [2, 3, 1, 1]; None for a part that no image enters."""
+    before, known = set(graphs.preprocessing(model)), graphs.constants(model)
+    nodes = [node for node in model.graph.node if node.name in before]
+    found = {node.op_type: known[name] for node in nodes if node.op_type in ("Mul", "Add")
+             for name in node.input if name in known}  # fmt: skip
+    if found.keys() != {"Mul", "Add"} or not any(entry in node.output for node in nodes):
+        return None
+    # the constants are of a whole row of pixels (onnx.py): three values, over and over
+    return torch.from_numpy(np.stack([found["Mul"].reshape(-1)[:3], found["Add"].reshape(-1)[:3]]).reshape(2, 3, 1, 1))
 
 
 def key(name: str) -> str:
@@ -197,61 +249,3 @@ def trained(model: ModelProto, net: nn.Module) -> tuple[ModelProto, dict[str, tu
             tensor.CopyFrom(numpy_helper.from_array(values[key(tensor.name)], tensor.name))
     learned = {name: pair.ends().detach().tolist() for part in parts for name, pair in part.pairs.items()}  # type: ignore[operator]
     return result, {name.replace("/", "."): (low, high) for name, (low, high) in learned.items()}
-
-
-def _conv(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    asked = _attributes(node)
-    top, left, bottom, right = asked.get("pads", [0, 0, 0, 0])
-    padding: Any = (top, left)
-    if (top, left) != (bottom, right):
-        values, padding = functional.pad(values, (left, right, top, bottom)), 0
-    return functional.conv2d(values, weight, bias, asked.get("strides", 1), padding, asked.get("dilations", 1),
-                             asked.get("group", 1))  # fmt: skip
-
-
-def _gemm(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return functional.linear(values, weight if graphs.attribute(node, "transB", 0) else weight.T, bias)
-
-
-def _max_pool(node: NodeProto, values: Tensor) -> Tensor:
-    asked = _attributes(node)
-    pads = asked.get("pads", [0, 0, 0, 0])
-    low = torch.finfo(values.dtype).min
-    padded = functional.pad(values, (pads[1], pads[3], pads[0], pads[2]), value=low) if any(pads) else values
-    return functional.max_pool2d(padded, asked["kernel_shape"], asked.get("strides", 1))
-
-
-def _average_pool(node: NodeProto, values: Tensor) -> Tensor:
-    asked = _attributes(node)
-    pads = asked.get("pads", [0, 0, 0, 0])
-    # torch pads both sides alike; what ONNX rounds up beyond the right and lower edge is never counted
-    return functional.avg_pool2d(values, asked["kernel_shape"], asked.get("strides", 1), tuple(pads[:2]),
-                                 bool(asked.get("ceil_mode", 0)), bool(asked.get("count_include_pad", 0)))  # fmt: skip
-
-
-def _clip(node: NodeProto, values: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    return values.clamp(*(None if bound is None else float(bound) for bound in (low, high)))
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
-
-
-OPERATORS: Mapping[str, Callable[..., Tensor]] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "Add": lambda node, first, second: first + second,
-    "Mul": lambda node, first, second: first * second,
-    "Relu": lambda node, values: values.relu(),
-    "Clip": _clip,
-    "HardSwish": lambda node, values: functional.hardswish(values),
-    "HardSigmoid": lambda node, values: functional.hardsigmoid(values),
-    "Sigmoid": lambda node, values: values.sigmoid(),
-    "GlobalAveragePool": lambda node, values: values.mean((-2, -1), keepdim=True),
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "Flatten": lambda node, values: values.flatten(graphs.attribute(node, "axis", 1)),
-    "Reshape": lambda node, values, shape: values.reshape([len(values), *np.asarray(shape).tolist()[1:]]),
-    "Concat": lambda node, *values: torch.cat(values, graphs.attribute(node, "axis", 1)),
-    "Identity": lambda node, values: values,
-}

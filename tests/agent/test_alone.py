@@ -60,3 +60,12 @@ def test_a_part_is_picked_up_only_of_the_same_job_and_of_today(tmp_path: Path) -
     old = time.time() - agent.PICK_UP_S - 60
     os.utime(place, (old, old))
     assert agent._kept(place, "a") is None
+
+
+def test_the_lock_of_one_user_is_no_wall_to_another(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with lock.alone(print):
+            assert Path(lock.LOCK).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)

@@ -98,6 +98,7 @@ def test_every_provider_is_asked_for_by_its_own_name(
     provider = ort.PROVIDERS[name].name
     asked = runtime(monkeypatch, provider)
     backend = backends.create(f"onnxruntime-{name}")
+    (tmp_path / "student.int8-tensorrt.onnx").write_bytes(b"graph")
     backend.build(tmp_path / "student.int8-tensorrt.onnx", 3)
     assert [one[0] for one in asked[-1][2]] == [provider]
     assert backend.facts()["providers"][0] == provider and backend.facts()["whole_graph"] is True
@@ -125,10 +126,20 @@ def test_tensorrt_inside_onnxruntime_gets_the_graphs_precision_and_a_cache(
 ) -> None:
     monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
     asked = runtime(monkeypatch, "TensorrtExecutionProvider")
-    backends.create("onnxruntime-tensorrt").build(Path(file), 1)
-    options = asked[-1][2][0][1]
+
+    def options_of(graph: bytes, batch: int = 1) -> dict[str, str]:
+        (tmp_path / file).write_bytes(graph)
+        backends.create("onnxruntime-tensorrt").build(tmp_path / file, 1, batch)
+        found: dict[str, str] = asked[-1][2][0][1]
+        return found
+
+    options = options_of(b"graph")
     assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == (int8, half)
     assert Path(options["trt_engine_cache_path"]).is_dir() and options["trt_engine_cache_enable"] == "1"
+    # a student trained again has the same names all over, and so would its engine
+    others = [options_of(b"graph, trained again"), options_of(b"graph", 8)]
+    assert len({one["trt_engine_cache_path"] for one in (options, *others)}) == 3
+    assert options_of(b"graph") == options
 
 
 def test_modes_batches_and_targets_are_read_off_their_names() -> None:

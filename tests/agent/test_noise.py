@@ -36,7 +36,7 @@ def test_spread_names_the_ratio_and_the_remedy() -> None:
     # p50 = 1.4, min = 1.0: 1.40 > 1.3; p99 = 1.4
     assert said([[[1.0] * 2 + [1.4] * 98]]) == (
         "noisy, because p50/min is 1.40 (at most 1.3); "
-        "do: measure longer (--set bench.seconds=10) with nothing else running"
+        "do: edgedistill bench --again --set bench.seconds=10, with nothing else running"
     )
     # three slow in a hundred: p99 is at 98.01 of 0 .. 99, between two slow ones
     assert said([[[1.0] * 97 + [9.0] * 3]]).startswith("noisy, because p99/p50 is 9.00 (at most 1.5); do: ")

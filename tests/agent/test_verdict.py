@@ -47,7 +47,7 @@ def part(
 def test_results_put_the_processes_together() -> None:
     fp32, int8 = [[4.0, 4.0], [4.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]]
     parts = [part([0, 1, 1, 0], 0.5, fp32=fp32, int8=int8), part(None, 1.5, fp32=fp32, int8=int8)]
-    labels_N, host = np.array([0, 1, 0, 0, 1]), {"int8": np.array([0, 1, 1, 1, 1])}
+    labels_N, host = np.array([0, 1, 0, 0, 1]), {"int8": np.array([0, 1, 1, 0, 1])}
     first, second = verdict.results(job(("fp32", "fp32"), ("int8", "int8")), parts, labels_N, host)
     assert first["samples_ms"] == [4.0] * 8
     assert first["cells"] == [[0, 0, 2], [0, 1, 2], [1, 0, 2], [1, 1, 2]]
@@ -59,8 +59,7 @@ def test_results_put_the_processes_together() -> None:
     assert first["energy"] == {"mj_per_image": 250.0, "meter": "RAPL", "covers": "all"}
     assert second["ratio_to_fp32"] == (2.0, 2.0, 2.0)
     assert (second["accuracy"]["n"], second["accuracy"]["top1"]) == (4, 0.75)
-    assert second["agreement_with_host"] == 0.75
-    assert [one.split()[0] for one in second["warnings"]] == ["answers"]
+    assert (second["agreement_with_host"], second["warnings"]) == (1.0, [])
     assert second["verdict"].startswith(
         "noisy, because warm-up did not become stable in 2 of 2 processes and the governor is ondemand; do: "
     )
@@ -78,6 +77,20 @@ def test_a_mode_is_compared_with_fp32_in_the_same_mode() -> None:
     assert [one["ratio_to_fp32"] for one in results[2:]] == [pytest.approx((4 / 3,) * 3), (2.0, 2.0, 2.0)]
     # 2 J over two queries of eight images in each of two processes
     assert results[1]["energy"]["mj_per_image"] == 62.5
+
+
+def test_nothing_is_faster_than_answers_of_another_function() -> None:
+    fp32, int8 = [[4.0, 4.0], [4.0, 4.0]], [[8.0, 8.0], [8.0, 8.0]]
+    parts = [part([0, 1], 0.5, fp32=fp32, int8=int8), part(None, 1.5, fp32=fp32, int8=int8)]
+    asked, labels_N = job(("fp32", "fp32"), ("int8", "int8")), np.array([0, 1])
+    good, bad = np.array([0, 1]), np.array([1, 1])
+    (_, slower) = verdict.results(asked, parts, labels_N, {"fp32": good, "int8": good})
+    assert slower["ratio_to_fp32"] is not None and slower["warnings"][0].startswith("slower than fp32")
+    # neither where fp32 is another function here, nor where this one is
+    for host in ({"fp32": bad, "int8": good}, {"fp32": good, "int8": bad}):
+        (_, one) = verdict.results(asked, parts, labels_N, host)
+        assert one["ratio_to_fp32"] is None
+        assert not any("fp32" in warning for warning in one["warnings"])
 
 
 def test_energy_is_told_by_the_image() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
+from edgedistill.agent import worker
 from edgedistill.devices import bench as stage
 from edgedistill.recipe import Bench
 from edgedistill.records import BenchReport, Device, EdgeDistillError, InputError, OnnxModel
@@ -70,6 +72,8 @@ def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[Onn
     assert reports[1].ratio_to_fp32 is None and reports[3].ratio_to_fp32 is not None
     assert reports[1].latency.window.endswith("batches of 4")
     assert (tmp_path / "out" / "local" / "onnxruntime-cpu-fp32-offline-4.json").is_file()
+    told = reports[0].facts["runtime"]["models"]
+    assert set(told) == {"fp32", "fp32, offline-4", "int8-cpu", "int8-cpu, offline-4"}
 
 
 def test_a_backend_measures_the_modes_that_it_has() -> None:
@@ -195,3 +199,19 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_process(
     # the samples of the first process are those from before, and nothing is left for a later run to find
     assert report["results"][0]["samples_ms"][: len(measured[0])] == measured[0]
     assert not list(job.glob("part-*"))
+
+
+def test_batches_are_views_and_the_last_one_is_filled_up_from_the_first() -> None:
+    images_NHWC = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    assert [one.ravel().tolist() for one in worker._batches(images_NHWC, 2)] == [[0, 1], [2, 3], [4, 0]]
+    assert [one.ravel().tolist() for one in worker._batches(images_NHWC, 8)] == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    singles = worker._batches(images_NHWC, 1)
+    assert len(singles) == 5 and all(np.shares_memory(one, images_NHWC) for one in singles)
+
+
+def test_what_the_agent_says_besides_its_progress_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=4, disable=True) as bar:
+        follow = stage._follow(bar)
+        for line in ("waiting for another measurement on this device", "progress 3/4", ""):
+            follow(line)
+        assert "waiting for another measurement" in capsys.readouterr().err

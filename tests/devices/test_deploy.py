@@ -124,6 +124,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "my cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     return folder
 
 
@@ -137,7 +138,11 @@ def test_a_container_is_a_device(tmp_path: Path, programs: Path, name: str, gpu:
     volumes = [words[at + 1] for at, word in enumerate(words) if word == "--volume"]
     place = words[words.index("--workdir") + 1]
     assert Path(place).parent == tmp_path / "work dir"
-    assert volumes == [f"{place}:{place}", f"{tmp_path}/my cache:{tmp_path}/my cache"]
+    # the lock, so that one measurement at a time holds inside and outside
+    lock = f"{tmp_path}/edgedistill-agent.lock"
+    assert volumes == [f"{place}:{place}", f"{tmp_path}/my cache:{tmp_path}/my cache",
+                       f"{lock}:/tmp/edgedistill-agent.lock"]  # fmt: skip
+    assert Path(lock).stat().st_mode & 0o777 == 0o644
     assert f"EDGEDISTILL_CACHE={tmp_path}/my cache" in words and (tmp_path / "my cache").is_dir()
     image = words.index("edgedistill-gpu")
     assert words[image : image + 2] == ["edgedistill-gpu", "python3"] and words[-1] == "--facts"

@@ -106,3 +106,14 @@ def test_an_unknown_device_gets_the_nearest_name() -> None:
     assert inventory.find(devices, "local").name == "local"
     with pytest.raises(InputError, match="no device is called orin-nao; did you mean orin-nano"):
         inventory.find(devices, "orin-nao")
+
+
+def test_a_device_called_local_is_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="local is this machine"):
+        load(tmp_path, "local: {transport: ssh, host: other}\n")
+
+
+@pytest.mark.parametrize("python", ["~/venv/bin/python", "venv/bin/python"])
+def test_a_python_that_nothing_would_find_is_refused(tmp_path: Path, python: str) -> None:
+    with pytest.raises(InputError, match="give the full path"):
+        load(tmp_path, f"nano: {{transport: ssh, host: nano, python: {python}}}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import numpy as np
@@ -9,16 +10,19 @@ import onnx
 import pytest
 import torch
 from export_nets import Exported, normalized, pictures
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from edgedistill.export import calibrate, fake, qdq
+from edgedistill.export import calibrate, fake, graphs, qdq
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.plan import plan
 from edgedistill.records import EdgeDistillError, Target
+from edgedistill.training.augment import normalise
 
 NAMES = ["lite", "mobilenet", "resnet", "mnv3"]
 TARGETS: list[Target] = ["cpu", "tensorrt"]
+x86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the kernels of x86 are meant")
 
 
 def ranges_of(made: Exported, images: int = 24) -> dict[str, calibrate.Range]:
@@ -29,10 +33,10 @@ def ranges_of(made: Exported, images: int = 24) -> dict[str, calibrate.Range]:
     return calibrate.ranges(seen, "minmax")
 
 
-def logits(net: nn.Module, images_NHWC: np.ndarray) -> np.ndarray:
-    """A student's logits [N, C] in eval mode."""
+def logits(net: nn.Module, images_NHWC: np.ndarray, training: bool = False) -> np.ndarray:
+    """A student's logits [N, C] in a mode."""
     with torch.inference_mode():
-        return np.asarray(net.eval()(normalized(images_NHWC)).numpy())
+        return np.asarray(net.train(training)(normalized(images_NHWC)).numpy())
 
 
 def noise(got: np.ndarray, wanted: np.ndarray) -> float:
@@ -45,13 +49,51 @@ def noise(got: np.ndarray, wanted: np.ndarray) -> float:
 def test_torch_and_the_graph_compute_the_same(name: str, target: Target, exported: Callable[[str], Exported]) -> None:
     made, unseen = exported(name), pictures(64, seed=5)
     model, ranges = onnx.load(made.path), ranges_of(made)
-    fake_NC = logits(fake.student(model, ranges, target, learned=True), unseen)
+    fake_NC = logits(fake.student(model, ranges, target, learned=True), unseen, training=True)
     graph = qdq.int8_graph(model, ranges, target)
     graph_NC = predict_onnx(graph.SerializeToString(), unseen, simulate=True)
     float_NC = predict_onnx(made.path, unseen)
     # a value on the edge between two steps may fall to either side; quantization itself is several times as loud
     assert noise(fake_NC, graph_NC) < 0.4 * noise(graph_NC, float_NC)
     assert np.mean(fake_NC.argmax(1) == graph_NC.argmax(1)) >= 0.98
+
+
+@x86
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_scored_for_a_cpu_is_what_its_int8_kernels_compute(
+    name: str, exported: Callable[[str], Exported]
+) -> None:
+    made, unseen = exported(name), pictures(64, seed=5)
+    model, ranges = onnx.load(made.path), ranges_of(made)
+    ranges = {key: (0.7 * low, 0.7 * high) for key, (low, high) in ranges.items()}  # so that some values saturate
+    net = fake.student(model, ranges, "cpu", learned=True)
+    graph_NC = predict_onnx(qdq.int8_graph(model, ranges, "cpu").SerializeToString(), unseen)
+    np.testing.assert_array_equal(logits(net, unseen), graph_NC)
+    assert (logits(net, unseen, training=True) != graph_NC).any()  # float32 sums are no integer sums
+
+
+@x86
+def test_pixels_halfway_between_two_steps_fall_to_the_graphs_side(exported: Callable[[str], Exported]) -> None:
+    made, unseen = exported("resnet"), pictures(16, seed=5)
+    model, ranges = onnx.load(made.path), ranges_of(made)
+    for tensor in model.graph.initializer:  # mean and deviation 0.5
+        if tensor.name in ("scale", "shift"):
+            value = {"scale": 1 / 127.5, "shift": -1.0}[tensor.name]
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, value, np.float32), tensor.name))
+    last = graphs.preprocessing(model)[-1]
+    ranges |= {name: (-1.0, 1.0) for node in model.graph.node if node.name == last for name in node.output}
+    net = fake.student(model, ranges, "cpu", learned=True).eval()
+    with torch.inference_mode():
+        fake_NC = net(normalise(torch.from_numpy(unseen), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).numpy()
+    graph_NC = predict_onnx(qdq.int8_graph(model, ranges, "cpu").SerializeToString(), unseen)
+    np.testing.assert_array_equal(fake_NC, graph_NC)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorrt_is_computed_literally_in_both_modes(name: str, exported: Callable[[str], Exported]) -> None:
+    made = exported(name)
+    net = fake.student(onnx.load(made.path), ranges_of(made), "tensorrt", learned=True)
+    np.testing.assert_array_equal(logits(net, made.images_NHWC), logits(net, made.images_NHWC, training=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,6 +168,8 @@ def test_training_wins_back_most_of_what_a_bad_calibration_lost(
         optimiser.step()
     tuned, found = fake.trained(model, net)
     after_NC = predict_onnx(qdq.int8_graph(tuned, found, "cpu").SerializeToString(), made.images_NHWC)
+    if platform.machine() in {"x86_64", "AMD64"}:
+        np.testing.assert_array_equal(logits(net, made.images_NHWC), after_NC)
     assert np.mean((after_NC - wanted.numpy()) ** 2) < 0.5 * before
     moved = [abs(found[name][1] - high) > 1e-3 * abs(high) for name, (_, high) in start.items()]
     assert any(moved) == learned
