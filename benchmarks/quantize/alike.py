@@ -3,8 +3,8 @@
     python -m benchmarks.quantize alike --packs DIR [--students efficientnet-lite0 resnet18]
 
 The fake-quantized student, ONNX Runtime's integer kernels, and the literal arithmetic of every Q/DQ pair answer the
-same test images. Where a sum falls between two steps they may round apart, and a net that is sure of nothing turns such
-a step into another label: what two exact readings of one graph share is what can be asked of a third.
+same test images. The student rounds as the kernels do; the literal reading rounds in another order, and where a sum
+falls between two steps it may fall to the other side.
 """
 
 from __future__ import annotations

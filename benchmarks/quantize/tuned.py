@@ -48,7 +48,7 @@ def run(name: str, packs: Path, runs: Path, bank: Path, steps: int, method: str)
     fp32_N = predict_onnx(folder / "student.fp32.onnx", test).argmax(1)
     said = {which: predict_onnx(graph.SerializeToString(), test).argmax(1) for which, graph in graphs.items()}
     fake_N = fit.logits(fitted.model, spec, test).argmax(1)
-    # two exact readings of one graph part where a sum falls between two steps: what can be asked of a third
+    # the literal reading rounds in another order: how far two exact ones part
     literal_N = predict_onnx(graphs["qat"].SerializeToString(), test, simulate=True).argmax(1)
     line = {"student": name, "method": found.method, "steps": steps, "batch": IMAGES, "lr": RATE,
             "train_seconds": round(seconds, 1), "n_test": len(test), "top1_fp32": float(np.mean(fp32_N == labels_N)),

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 from . import cache
-from .job import write_json
+from .job import write_bytes, write_json
 
 Key = Dict[str, Any]
 
@@ -63,7 +62,7 @@ def store(key: Key, kept: Kept) -> bool:
         "build_seconds": kept.build_seconds,
     }
     try:
-        _write(path, kept.plan)
+        write_bytes(path, kept.plan)
         write_json(path.with_suffix(".json"), record)
     except OSError:
         return False
@@ -96,17 +95,4 @@ def load_blob(name: str) -> bytes:
 def store_blob(name: str, data: bytes) -> None:
     """Keep bytes that a runtime wants back the next time, such as its timings of kernels."""
     with contextlib.suppress(OSError):
-        _write(folder() / name, hashlib.sha256(data).digest() + data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        write_bytes(folder() / name, hashlib.sha256(data).digest() + data)

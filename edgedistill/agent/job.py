@@ -172,16 +172,20 @@ def sha256_file(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside its place, sync and rename: `path` is whole or as it was.
+    """Write JSON as `write_bytes` does.
 
     Raises:
         ValueError: a value is not finite, which JSON cannot hold.
     """
+    write_bytes(path, json.dumps(value, allow_nan=False).encode() + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside its place, sync and rename: `path` is whole or as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, allow_nan=False)
-            stream.write("\n")
+        with temporary.open("wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
