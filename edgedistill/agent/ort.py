@@ -61,8 +61,8 @@ class OnnxRuntime:
             AgentError: exit code 2; the runtime or its provider is missing.
         """
         runtime = _runtime(self.provider)
-        kept = f"{sha256_file(model_path)[:16]}-{runtime.__version__}-{batch}" if self.caches() else ""
-        providers = [(self.provider.name, _options(self.provider.name, threads, model_path, kept))]
+        made_by = f"{runtime.__version__}-{batch}"
+        providers = [(self.provider.name, _options(self.provider.name, threads, model_path, made_by))]
         self.whole = self.provider.name == "CPUExecutionProvider"
         if not self.whole:
             # a session that may not fall back tells whether the provider takes every node
@@ -77,10 +77,6 @@ class OnnxRuntime:
         self.threads = threads
         self.input = self.session.get_inputs()[0].name
         self.outputs = [self.session.get_outputs()[0].name]
-
-    def caches(self) -> bool:
-        """Does the provider build an engine that is worth keeping?"""
-        return self.provider.name == "TensorrtExecutionProvider"
 
     def infer(self, images_BHWC: np.ndarray, mode: str = "host-to-host") -> np.ndarray:
         """uint8 [B, H, W, 3] -> float32 logits [B, C]."""
@@ -127,14 +123,14 @@ def _session(runtime: Any, model_path: Path, threads: int, providers: Any, fallb
     return runtime.InferenceSession(str(model_path), options, providers=providers)
 
 
-def _options(provider: str, threads: int, model_path: Path, kept: str) -> Dict[str, str]:
+def _options(provider: str, threads: int, model_path: Path, made_by: str) -> Dict[str, str]:
     if provider == "OpenVINOExecutionProvider":
         return {"device_type": "CPU", "num_of_threads": str(threads)}
     if provider == "XnnpackExecutionProvider":
         return {"intra_op_num_threads": str(threads)}
     if provider == "TensorrtExecutionProvider":
         # the provider names an engine after the graph's names, not its weights: another student would get this one's
-        cached = str(folder("onnxruntime-tensorrt/" + kept))
+        cached = str(folder(f"onnxruntime-tensorrt/{sha256_file(model_path)[:16]}-{made_by}"))
         int8, half = ("int8" in model_path.name), ("fp16" in model_path.name)
         return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": cached, "trt_timing_cache_enable": "1",
                 "trt_timing_cache_path": cached, "trt_int8_enable": str(int(int8)),

@@ -69,12 +69,11 @@ def work(job: Job, index: int) -> Dict[str, Any]:
         name, batch = variant(model.name, mode), backends.batch_of(mode)
         found[name] = {**measured[name], "predicted": answers.get(name), "batch": batch,
                        "window": backends.window(loaded[model.name, batch], mode)}  # fmt: skip
-    facts = loaded[job.models[0].name, backends.batch_of(job.modes[0])].facts()
-    per_model = {variant(model.name, mode): loaded[model.name, backends.batch_of(mode)].facts()
-                 for model, mode in itertools.product(job.models, job.modes)}  # fmt: skip
+    facts = {variant(model.name, mode): loaded[model.name, backends.batch_of(mode)].facts()
+             for model, mode in itertools.product(job.models, job.modes)}  # fmt: skip
     for backend in loaded.values():
         backend.close()
-    return {"variants": found, "backend": {**facts, "models": per_model}, "process": process}
+    return {"variants": found, "backend": {**next(iter(facts.values())), "models": facts}, "process": process}
 
 
 def _turned(job: Job, index: int) -> List[Tuple[str, str]]:
