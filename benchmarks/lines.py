@@ -29,8 +29,15 @@ def append(kind: str, line: dict[str, Any]) -> Path:
     said = environment.describe()
     path = RESULTS / f"{kind}_{hardware()}_{time.strftime('%Y%m', time.gmtime())}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    whole = {**line, "packages": said["packages"], "python": said["python"], "cpu": said["cpu"], "cores": said["cores"],
-             "commit": said["commit"], "measured": said["started"]}  # fmt: skip
+    whole = {
+        **line,
+        "packages": said["packages"],
+        "python": said["python"],
+        "cpu": said["cpu"],
+        "cores": said["cores"],
+        "commit": said["commit"],
+        "measured": said["started"],
+    }
     with path.open("a+b") as stream:
         if stream.tell() and not _ends_a_line(path):
             stream.write(b"\n")  # a kill cut the last line short; it stays, and read() passes over it

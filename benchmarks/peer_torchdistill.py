@@ -61,7 +61,7 @@ NAMES = tuple(f"source{at}" for at in range(SOURCES))
 COLLATE = "edgedistill_augmented"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """A student and its sources; `epochs` of edgedistill go into a round, so that both sides run for seconds."""
 
@@ -74,8 +74,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("micro", {"width": 16, "input_px": 32}, epochs=16),
-    Setting("efficientnet_lite", {"variant": 0, "input_px": 128, "weights": "none"}, epochs=1),
+    Setting(family="micro", options={"width": 16, "input_px": 32}, epochs=16),
+    Setting(family="efficientnet_lite", options={"variant": 0, "input_px": 128, "weights": "none"}, epochs=1),
 )
 
 
@@ -139,17 +139,26 @@ def our_task(setting: Setting, spec: StudentSpec, images_NHWC: Images, probs: di
     rows = np.arange(len(images_NHWC))
     labels, nothing = rows % TARGET_CLASSES, rows[:0]
     alphas = dict.fromkeys(NAMES, 1 / SOURCES)
-    material = Material(images_NHWC, rows, labels, nothing, nothing, nothing, probs, alphas)
+    material = Material(
+        images_NHWC=images_NHWC,
+        labeled=rows,
+        labels=labels,
+        unlabeled=nothing,
+        val=nothing,
+        val_labels=nothing,
+        probs=probs,
+        alphas=alphas,
+    )
     method = recipe.Choice.model_validate({"name": "weighted", "lam": LAM})
     settings = recipe.Distill(method=method, batch_labeled=BATCH, batch_unlabeled=0, augment=setting.augment)
-    return Task(spec, material, settings, 1, 0)
+    return Task(spec=spec, material=material, settings=settings, steps=1, seed=0)
 
 
 def our_epochs(job: Task, live: state.State, epochs: int) -> float:
     """Mean seconds of an epoch of edgedistill, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(epochs * (len(job.material.labeled) // BATCH)):
-        fit.train_step(live, loss, draw_batch(job, step), job, step)
+        fit.train_step(live, loss, drawn=draw_batch(job, step), task=job, step=step)
     return (time.perf_counter() - started) / epochs
 
 
@@ -187,35 +196,57 @@ def stage(job: Task) -> dict[str, Any]:
     classes = {name: probs.shape[1] for name, probs in job.material.probs.items()}
     terms = {
         name: {
-            "criterion": {"key": "KDLoss", "kwargs": {
-                "student_module_path": f"heads.{name}", "student_module_io": "output",
-                "teacher_module_path": f"nets.{name}", "teacher_module_io": "output",
-                "temperature": 1.0, "alpha": 0.0}},
+            "criterion": {
+                "key": "KDLoss",
+                "kwargs": {
+                    "student_module_path": f"heads.{name}",
+                    "student_module_io": "output",
+                    "teacher_module_path": f"nets.{name}",
+                    "teacher_module_io": "output",
+                    "temperature": 1.0,
+                    "alpha": 0.0,
+                },
+            },
             "weight": (1 - LAM) * job.material.alphas[name] / math.log(classes[name]),
         }
         for name in NAMES
-    }  # fmt: skip
+    }
     labels = {
         "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {"key": "SimpleLossWrapper", "kwargs": {
-            "input": {"is_from_teacher": False, "module_path": ".", "io": "output"}, "target": {"uses_label": True}}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                "target": {"uses_label": True},
+            },
+        },
         "weight": LAM,
-    }  # fmt: skip
+    }
     settings = job.settings
     rates = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     return {
         "num_epochs": 1,
         "train_data_loader": {
-            "dataset_id": "train", "collate_fn": COLLATE, "kwargs": {"batch_size": BATCH, "num_workers": 0},
-            "sampler": {"class_or_func": torch.utils.data.RandomSampler,
-                        "kwargs": {"generator": torch.Generator().manual_seed(0)}}},
-        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False,
-                    "forward_hook": {"input": [], "output": [f"nets.{name}" for name in NAMES]}},
-        "student": {"forward_proc": "forward_batch_only",
-                    "forward_hook": {"input": [], "output": [f"heads.{name}" for name in NAMES]}},
+            "dataset_id": "train",
+            "collate_fn": COLLATE,
+            "kwargs": {"batch_size": BATCH, "num_workers": 0},
+            "sampler": {
+                "class_or_func": torch.utils.data.RandomSampler,
+                "kwargs": {"generator": torch.Generator().manual_seed(0)},
+            },
+        },
+        "teacher": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": False,
+            "forward_hook": {"input": [], "output": [f"nets.{name}" for name in NAMES]},
+        },
+        "student": {
+            "forward_proc": "forward_batch_only",
+            "forward_hook": {"input": [], "output": [f"heads.{name}" for name in NAMES]},
+        },
         "optimizer": {"key": "AdamW", "kwargs": rates},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"labels": labels, **terms}}},
-    }  # fmt: skip
+    }
 
 
 def distillation_box(setting: Setting, job: Task, live: state.State) -> Any:
@@ -229,7 +260,7 @@ def distillation_box(setting: Setting, job: Task, live: state.State) -> Any:
     return get_distillation_box(teacher(setting), Student(live), {"train": data}, stage(job), default(), None, False, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sides:
     """Both trainings of one setting, from the same initial weights, and the seconds that the cache took."""
 
@@ -250,7 +281,7 @@ def prepare(setting: Setting, folder: Path) -> Sides:
     taken = time.perf_counter() - started
     job = our_task(setting, spec, images_NHWC, probs)
     live = state.start(student.build(spec), sum(one.shape[1] for one in probs.values()), job.settings, 0)
-    return Sides(job, live, distillation_box(setting, job, live), taken)
+    return Sides(job=job, live=live, box=distillation_box(setting, job, live), cache_seconds=taken)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -267,11 +298,21 @@ def measure(setting: Setting) -> dict[str, Any]:
                 cells.append([taken[0], taken[1]])
                 advance(1)
     spec = sides.job.spec
-    return {"torchdistill": metadata.version("torchdistill"), "student": setting.family, "input_px": spec.input_px,
-            "macs_m": round(spec.cost.macs_m, 3), "source": setting.source, "source_px": setting.source_px,
-            "sources": SOURCES, "images": IMAGES, "batch": BATCH, "threads": torch.get_num_threads(),
-            "epochs_a_round": [setting.epochs, 1], "seconds": cells, "cache_seconds": round(sides.cache_seconds, 3),
-            }  # fmt: skip
+    return {
+        "torchdistill": metadata.version("torchdistill"),
+        "student": setting.family,
+        "input_px": spec.input_px,
+        "macs_m": round(spec.cost.macs_m, 3),
+        "source": setting.source,
+        "source_px": setting.source_px,
+        "sources": SOURCES,
+        "images": IMAGES,
+        "batch": BATCH,
+        "threads": torch.get_num_threads(),
+        "epochs_a_round": [setting.epochs, 1],
+        "seconds": cells,
+        "cache_seconds": round(sides.cache_seconds, 3),
+    }
 
 
 def ratio(seconds: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -312,23 +353,38 @@ def row(line: Mapping[str, Any]) -> str:
     middle, low, high = ratio(line["seconds"])
     ours, theirs = epoch_seconds(line["seconds"])
     even = break_even(*(costs := (line["cache_seconds"], ours, theirs)))
-    return " | ".join([
-        f"| {line['student']} at {line['input_px']} px, {line['macs_m']:.0f} M MACs; {line['sources']} x "
-        f"{line['source']} at {line['source_px']} px",
-        f"{theirs:.2f} s", f"{ours:.2f} s", f"{middle:.1f} [{low:.1f}, {high:.1f}]", verdict(low, high),
-        f"{line['cache_seconds']:.1f} s = {line['cache_seconds'] / ours:.1f} epochs",
-        "never" if even is None else f"{even}",
-        " / ".join(f"{whole_run(epochs, *costs):.1f}" for epochs in (10, 100)),
-        f"{line['torchdistill']}; {line['images']} images, batches of {line['batch']}, {line['threads']} threads",
-        f"{line['cpu']}, {line['cores']} cores | {line['commit']} |",
-    ])  # fmt: skip
+    return " | ".join(
+        [
+            f"| {line['student']} at {line['input_px']} px, {line['macs_m']:.0f} M MACs; {line['sources']} x "
+            f"{line['source']} at {line['source_px']} px",
+            f"{theirs:.2f} s",
+            f"{ours:.2f} s",
+            f"{middle:.1f} [{low:.1f}, {high:.1f}]",
+            verdict(low, high),
+            f"{line['cache_seconds']:.1f} s = {line['cache_seconds'] / ours:.1f} epochs",
+            "never" if even is None else f"{even}",
+            " / ".join(f"{whole_run(epochs, *costs):.1f}" for epochs in (10, 100)),
+            f"{line['torchdistill']}; {line['images']} images, batches of {line['batch']}, {line['threads']} threads",
+            f"{line['cpu']}, {line['cores']} cores | {line['commit']} |",
+        ]
+    )
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
-    heads = ["student; sources", "an epoch of torchdistill", "of edgedistill", "times as fast, median [95 %]",
-             f"{CLAIM:.0f} times at least", "the cache, once, in epochs of edgedistill", "ahead from epoch",
-             "times as fast with the cache, 10 / 100 epochs", "torchdistill", "on", "commit"]  # fmt: skip
+    heads = [
+        "student; sources",
+        "an epoch of torchdistill",
+        "of edgedistill",
+        "times as fast, median [95 %]",
+        f"{CLAIM:.0f} times at least",
+        "the cache, once, in epochs of edgedistill",
+        "ahead from epoch",
+        "times as fast with the cache, 10 / 100 epochs",
+        "torchdistill",
+        "on",
+        "commit",
+    ]
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *map(row, lines)])
 
 

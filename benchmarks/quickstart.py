@@ -38,20 +38,30 @@ def table(line: dict[str, Any]) -> str:
     spec, data, score = line["student"], line["data"], line["data"]["score"]
     rungs = [one for one in line["ladder"]["rungs"] if one["artefact"] in {"fp32", "int8-cpu", "int8-tensorrt"}]
     minutes = sum(line["seconds"].values()) / 60
-    return "\n".join([
-        "| source | what a linear head learns from it (`probe`) | PARC | weight by `probe` | share in the teacher |",
-        "|---|---|---|---|---|",
-        *(f"| {one['name']} | {_score(one, 'probe', 2)} | {_score(one, 'parc', 1)} | {one['weight']:.2f} | "
-          f"{_share(line, one['name'])} |" for one in sources), "",
-        f"The student: {spec['family']} at {spec['input_px']} px, {spec['cost']['macs_m']:.0f} M MACs, "
-        f"{spec['cost']['params_m']:.1f} M parameters.", "",
-        f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
-        "latency p50 (min-max) | times as fast as fp32 | MB |", "|---|---|---|---|---|",
-        *(_row(one, line) for one in rungs), "",
-        f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on "
-        f"{line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
-        "The intervals are 95 % ones.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "| source | what a linear head learns from it (`probe`) | PARC | weight by `probe` "
+            "| share in the teacher |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {one['name']} | {_score(one, 'probe', 2)} | {_score(one, 'parc', 1)} | {one['weight']:.2f} | "
+                f"{_share(line, one['name'])} |"
+                for one in sources
+            ),
+            "",
+            f"The student: {spec['family']} at {spec['input_px']} px, {spec['cost']['macs_m']:.0f} M MACs, "
+            f"{spec['cost']['params_m']:.1f} M parameters.",
+            "",
+            f"| artefact | {'balanced accuracy' if score == 'balanced' else 'top-1'} on {data['test']} test images | "
+            "latency p50 (min-max) | times as fast as fp32 | MB |",
+            "|---|---|---|---|---|",
+            *(_row(one, line) for one in rungs),
+            "",
+            f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on "
+            f"{line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
+            "The intervals are 95 % ones.",
+        ]
+    )
 
 
 def _share(line: dict[str, Any], source: str) -> str:

@@ -59,8 +59,17 @@ def asking(model: str, px: int) -> dict[str, Any]:
         outputs.infer(net, images)
         taken.append(round(time.perf_counter() - started, 5))
     kept = features.shape[1] * 4 + probs.shape[1] * 2  # float32 features, float16 probabilities
-    return {"kind": "source", "model": model, "input_px": px, "features": features.shape[1], "classes": probs.shape[1],
-            "bytes": kept, "images": IMAGES, "seconds": taken, "where": where()}  # fmt: skip
+    return {
+        "kind": "source",
+        "model": model,
+        "input_px": px,
+        "features": features.shape[1],
+        "classes": probs.shape[1],
+        "bytes": kept,
+        "images": IMAGES,
+        "seconds": taken,
+        "where": where(),
+    }
 
 
 def reading() -> dict[str, Any]:
@@ -80,10 +89,18 @@ def reading() -> dict[str, Any]:
         taken = []
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            count = sum(square is not None for _, _, square in shards.squares(str(path), shards.View(STORE_PX, "crop")))
+            count = sum(
+                square is not None for _, _, square in shards.squares(str(path), shards.View(px=STORE_PX, fit="crop"))
+            )
             taken.append(round(time.perf_counter() - started, 5))
-        return {"kind": "shard", "photo_px": PHOTO_PX, "store_px": STORE_PX, "images": count,
-                "bytes": path.stat().st_size, "seconds": taken}  # fmt: skip
+        return {
+            "kind": "shard",
+            "photo_px": PHOTO_PX,
+            "store_px": STORE_PX,
+            "images": count,
+            "bytes": path.stat().st_size,
+            "seconds": taken,
+        }
 
 
 def steps() -> list[float]:
@@ -94,7 +111,7 @@ def steps() -> list[float]:
     for step in range(WARM + STEPS):
         parallel.gathered(None)
         started = time.perf_counter()
-        fit.train_step(live, loss, batches.draw_batch(job, step), job, step)
+        fit.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
         taken.append(round(time.perf_counter() - started, 5))
     return taken[WARM:]
 
@@ -106,8 +123,9 @@ def sharing() -> dict[str, Any]:
     found: dict[str, list[list[float]]] = {"one": [], "two": []}
     for _ in bar_of(ROUNDS, "steps"):
         for name, launcher in (("one", [sys.executable]), ("two", several)):
-            done = subprocess.run([*launcher, "-m", "benchmarks.scale", "steps"], capture_output=True, text=True,
-                                  check=True, env=alone)  # fmt: skip
+            done = subprocess.run(
+                [*launcher, "-m", "benchmarks.scale", "steps"], capture_output=True, text=True, check=True, env=alone
+            )
             found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
     return {"kind": "steps", "student": "efficientnet_lite at 128 px", "batch": 64, "seconds": found}
 
@@ -135,8 +153,10 @@ def table(lines: list[dict[str, Any]]) -> str:
             what = f"shards of {one['photo_px']} px JPEG ({one['bytes'] / one['images'] / 1e3:.0f} kB), to squares"
             told = f"{speed:,.0f} images/s a process; {1e6 / speed:,.0f} s for a million"
         else:
-            ratios = [statistics.median(single) / statistics.median(both)
-                      for single, both in zip(one["seconds"]["one"], one["seconds"]["two"], strict=True)]  # fmt: skip
+            ratios = [
+                statistics.median(single) / statistics.median(both)
+                for single, both in zip(one["seconds"]["one"], one["seconds"]["two"], strict=True)
+            ]
             what = f"a step of {one['student']}, {one['batch']} images: two processes against one, a thread each"
             told = f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         out.append(f"| {what} | {told} | {on} | {one['commit']} |")

@@ -35,17 +35,25 @@ def task(spec: StudentSpec, sources: int) -> batches.Task:
     names = [f"source{at}" for at in range(sources)]
     probs = {name: random.dirichlet(np.full(CLASSES, 0.1), IMAGES).astype(np.float16) for name in names}
     rows, labels = np.arange(IMAGES), np.arange(IMAGES) % TARGET_CLASSES
-    material = batches.Material(images, rows[:100], labels[:100], rows[120:], rows[100:120], labels[100:120], probs,
-                            dict.fromkeys(names, 1 / sources))  # fmt: skip
+    material = batches.Material(
+        images_NHWC=images,
+        labeled=rows[:100],
+        labels=labels[:100],
+        unlabeled=rows[120:],
+        val=rows[100:120],
+        val_labels=labels[100:120],
+        probs=probs,
+        alphas=dict.fromkeys(names, 1 / sources),
+    )
     settings = recipe.Distill(method=recipe.Choice(name="weighted"), batch_labeled=16, batch_unlabeled=48)
-    return batches.Task(spec, material, settings, ROUNDS * STEPS, 0)
+    return batches.Task(spec=spec, material=material, settings=settings, steps=ROUNDS * STEPS, seed=0)
 
 
 def seconds(job: batches.Task, live: state.State, first: int) -> float:
     """STEPS steps from `first` on, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        fit.train_step(live, loss, batches.draw_batch(job, step), job, step)
+        fit.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
     return time.perf_counter() - started
 
 
@@ -66,19 +74,29 @@ def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
             cells.append((taken[0], taken[1]))
             advance(1)
     ratios = [twelve / one for one, twelve in cells]
-    low, high = np.quantile([np.median(np.random.default_rng(draw).choice(ratios, ROUNDS)) for draw in range(2000)],
-                            [0.025, 0.975])  # fmt: skip
-    return {"student": family, "input_px": spec.input_px, "macs_m": round(spec.cost.macs_m, 3), "batch": 64,
-            "source_classes": CLASSES, "ratio": round(statistics.median(ratios), 4),
-            "ci95": [round(float(low), 4), round(float(high), 4)],
-            "steps_a_round": STEPS, "seconds": [[round(taken, 5) for taken in cell] for cell in cells]}  # fmt: skip
+    low, high = np.quantile(
+        [np.median(np.random.default_rng(draw).choice(ratios, ROUNDS)) for draw in range(2000)], [0.025, 0.975]
+    )
+    return {
+        "student": family,
+        "input_px": spec.input_px,
+        "macs_m": round(spec.cost.macs_m, 3),
+        "batch": 64,
+        "source_classes": CLASSES,
+        "ratio": round(statistics.median(ratios), 4),
+        "ci95": [round(float(low), 4), round(float(high), 4)],
+        "steps_a_round": STEPS,
+        "seconds": [[round(taken, 5) for taken in cell] for cell in cells],
+    }
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
-    rows = [f"| {one['student']} at {one['input_px']} px, {one['macs_m']:.0f} M MACs | {one['ratio']:.3f} "
-            f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}] | {one['cpu']}, {one['cores']} cores | {one['commit']} |"
-            for one in lines]  # fmt: skip
+    rows = [
+        f"| {one['student']} at {one['input_px']} px, {one['macs_m']:.0f} M MACs | {one['ratio']:.3f} "
+        f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}] | {one['cpu']}, {one['cores']} cores | {one['commit']} |"
+        for one in lines
+    ]
     return "\n".join(
         ["| student | twelve sources / one source, median [95 %] | on | commit |", "|---|---|---|---|", *rows]
     )

@@ -40,7 +40,7 @@ def unbound(raw: Mapping[str, Any]) -> list[Problem]:
 def _data(raw: Mapping[str, Any]) -> Iterator[Problem]:
     from edgedistill.training.datasets import DATASETS
 
-    yield from _plugin(raw.get("data"), "kind", DATASETS, "data kind", ("data",), recipe.Data)
+    yield from _plugin(raw.get("data"), "kind", known=DATASETS, what="data kind", key=("data",), schema=recipe.Data)
 
 
 def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -48,9 +48,13 @@ def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
     given = raw.get("sources")
     for at, section in enumerate(given if isinstance(given, list) else []):
-        yield from _plugin(section, "kind", SOURCES, "source kind", ("sources", at), recipe.Source)
+        yield from _plugin(
+            section, "kind", known=SOURCES, what="source kind", key=("sources", at), schema=recipe.Source
+        )
         if isinstance(section, dict) and section.get("kind") == "run" and not section.keys() & {"path", "recipe"}:
-            yield Problem(("sources", at), "kind run needs `path` (a run directory) or `recipe` (to train one)")
+            yield Problem(
+                key=("sources", at), message="kind run needs `path` (a run directory) or `recipe` (to train one)"
+            )
 
 
 def _weigh(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -80,11 +84,13 @@ def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _choice(section.get("teacher"), TEACHERS, "teacher", ("distill", "teacher"))
     name = given.get("name") if isinstance(given, dict) else given
     if isinstance(name, str) and name in ASKS_SOURCES and not raw.get("sources"):
-        yield Problem(("distill", "method"), f"{name} learns from sources, and the recipe lists none; add `sources:`")
+        yield Problem(
+            key=("distill", "method"), message=f"{name} learns from sources, and the recipe lists none; add `sources:`"
+        )
     elif isinstance(given, dict) and isinstance(name, str):
         named = [str(one.get("name")) for one in raw.get("sources") or [] if isinstance(one, dict)]
         if problem := method_problem(name, given, named):
-            yield Problem(("distill", "method"), problem)
+            yield Problem(key=("distill", "method"), message=problem)
 
 
 def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -111,10 +117,13 @@ def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:
     backend = _mapping(bound).get("backend", "onnxruntime-cpu")
     timed = bound is not None and _mapping(bound).get("precision", "int8") == "int8"
     if timed and backend in BACKENDS and target_of(backend) not in made:
-        yield Problem(("student", "budget", "latency_ms"), f"is for int8, and the recipe makes no int8 graph for "
-                      f"{backend}; say `precision: fp32`, or let `quantize` make one")  # fmt: skip
+        yield Problem(
+            key=("student", "budget", "latency_ms"),
+            message=f"is for int8, and the recipe makes no int8 graph for "
+            f"{backend}; say `precision: fp32`, or let `quantize` make one",
+        )
     if "cpu" not in made and _mapping(raw.get("search")).get("objective") == "int8":
-        yield Problem(("search", "objective"), "is int8, and the recipe makes no int8 graph for a CPU")
+        yield Problem(key=("search", "objective"), message="is int8, and the recipe makes no int8 graph for a CPU")
 
 
 def _mapping(given: Any) -> Mapping[str, Any]:
@@ -123,11 +132,19 @@ def _mapping(given: Any) -> Mapping[str, Any]:
 
 def _choice(given: Any, known: Mapping[str, Any], what: str, key: Key) -> Iterator[Problem]:
     """`weighted`, or a mapping with a name and the options of what it names."""
-    yield from _plugin({"name": given} if isinstance(given, str) else given, "name", known, what, key, recipe.Choice)
+    yield from _plugin(
+        {"name": given} if isinstance(given, str) else given,
+        "name",
+        known=known,
+        what=what,
+        key=key,
+        schema=recipe.Choice,
+    )
 
 
-def _plugin(given: Any, name_key: str, known: Mapping[str, Any], what: str, key: Key,
-            schema: type[recipe.Open]) -> Iterator[Problem]:  # fmt: skip
+def _plugin(
+    given: Any, name_key: str, known: Mapping[str, Any], what: str, key: Key, schema: type[recipe.Open]
+) -> Iterator[Problem]:
     section = _mapping(given)
     name = section.get(name_key)
     if not isinstance(name, str):
@@ -172,7 +189,7 @@ def _shards(wanted: Recipe, base: Path) -> list[str]:
 
     if wanted.unlabeled:
         url = shards.addresses(wanted.unlabeled, base)[0]
-        view = shards.View(wanted.data.store_px or 64, wanted.data.fit)
+        view = shards.View(px=wanted.data.store_px or 64, fit=wanted.data.fit)
         _, name, square = next(shards.squares(url, view), (0, "", None))
         if square is None:
             return [f"{url}: {name or 'its first sample'} is no image; name shards with jpg, png or webp files"]

@@ -30,8 +30,12 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
-                      help="Replace a value of the recipe, such as distill.steps=200; may be repeated.")]  # fmt: skip
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a value of the recipe, such as distill.steps=200; may be repeated."
+    ),
+]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories stand.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 LATEST = Path("runs/latest")
@@ -101,11 +105,21 @@ def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -
 @app.command()
 def export(
     run: RunPath = LATEST,
-    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="With int8 graphs, or without; as the last "
-                    "time where neither is given, at first as in the recipe.")] = None,
-    qat: Annotated[bool | None, typer.Option("--qat/--no-qat", help="With some steps of quantization-aware "
-                   "distillation before int8, or without; else as for --int8.")] = None,
-) -> None:  # fmt: skip
+    int8: Annotated[
+        bool | None,
+        typer.Option(
+            "--int8/--no-int8",
+            help="With int8 graphs, or without; as the last time where neither is given, at first as in the recipe.",
+        ),
+    ] = None,
+    qat: Annotated[
+        bool | None,
+        typer.Option(
+            "--qat/--no-qat",
+            help="With some steps of quantization-aware distillation before int8, or without; else as for --int8.",
+        ),
+    ] = None,
+) -> None:
     """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
     from edgedistill import pipeline, session
 
@@ -222,7 +236,7 @@ def _show(path: Path) -> None:
     from edgedistill import report as reports
     from edgedistill.run import Run
 
-    print(reports.text(Run(path)))
+    print(reports.text(Run(path=path)))
 
 
 def main() -> None:

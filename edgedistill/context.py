@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SMALLEST_PX = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """What the leader of several processes asks of the others: a kind of work (crew.py), in which run, and on what."""
 
@@ -35,7 +35,7 @@ class Order:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """A recipe at work in a run directory. `base` is where the recipe's relative paths start from.
 
@@ -50,7 +50,7 @@ class Context:
         """Ask the other processes, where there are any, to take part."""
         from edgedistill.training import parallel
 
-        parallel.order(Order(self.recipe, self.base, self.run.path, work, arguments))
+        parallel.order(Order(recipe=self.recipe, base=self.base, run=self.run.path, work=work, arguments=arguments))
 
     @cached_property
     def candidates(self) -> list[StudentSpec]:
@@ -73,7 +73,7 @@ class Context:
 
         sizes = [spec.input_px for spec in self.candidates] + [net.input_px for net in self.networks.values()]
         px = max([SMALLEST_PX, *sizes])
-        return data.load(self.recipe.data, self.base, self.run.cache / "images", self.recipe.seed, px)
+        return data.load(self.recipe.data, self.base, cache=self.run.cache / "images", seed=self.recipe.seed, px=px)
 
     @cached_property
     def outputs(self) -> dict[str, SourceOutputs]:
@@ -86,8 +86,14 @@ class Context:
             call = partial(self.call, "answer", name=name) if leads else None
             with bar(f"{name} on {store.n} images at {net.input_px} px", store.n) as advance:
                 try:
-                    found[name] = outputs.outputs(net, store.at, images_hash, self.run.cache / "sources", advance,
-                                                  call)  # fmt: skip
+                    found[name] = outputs.outputs(
+                        net,
+                        store.at,
+                        data_hash=images_hash,
+                        cache=self.run.cache / "sources",
+                        progress=advance,
+                        call=call,
+                    )
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
         return found
@@ -110,19 +116,21 @@ class Context:
             self.call("label")
         with bar(f"label {len(urls)} shards", len(urls)) as advance:
             for url in urls[team.rank :: team.size]:
-                shards.label(url, self.view, self.networks, self.run.cache, advance)
+                shards.label(url, self.view, nets=self.networks, cache=self.run.cache, progress=advance)
         parallel.gathered(None)  # everybody's are done
         found = [shards.label(url, self.view, self.networks, self.run.cache) for url in urls]
         known = np.concatenate([splits.train.hashes, splits.held_out.store.hashes])
         rows = shards.fresh([one for one, _ in found], known)
-        return tuple(Labeled(one, fresh, said) for (one, said), fresh in zip(found, rows, strict=True))
+        return tuple(
+            Labeled(shard=one, rows=fresh, outputs=said) for (one, said), fresh in zip(found, rows, strict=True)
+        )
 
     @property
     def view(self) -> View:
         """How an image becomes a stored square."""
         from edgedistill.training.shards import View
 
-        return View(self.splits.train.px, self.recipe.data.fit)
+        return View(px=self.splits.train.px, fit=self.recipe.data.fit)
 
     def stream(self, px: int) -> Stream | None:
         """The shards' images at a student's input size; None where the recipe names no shards."""
@@ -143,9 +151,15 @@ class Context:
             return None
         method = self.recipe.distill.method
         weights = read_record(self.run / "weigh/weights.json", SourceWeights)
-        return Stream(self.shards, self.view, px, self.recipe.seed, self.recipe.unlabeled.mixed,
-                      tuple(shares_of(method.name, weights.alphas, method.options)),
-                      self.teacher.answer if "teacher" in NEEDS[method.name] else None)  # fmt: skip
+        return Stream(
+            parts=self.shards,
+            view=self.view,
+            px=px,
+            seed=self.recipe.seed,
+            mixed=self.recipe.unlabeled.mixed,
+            sources=tuple(shares_of(method.name, weights.alphas, method.options)),
+            teacher=self.teacher.answer if "teacher" in NEEDS[method.name] else None,
+        )
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -164,8 +178,14 @@ class Context:
         features = {name: one.features_ND[rows] for name, one in self.outputs.items()}
         made = TEACHERS[choice.name]
         labeled = np.searchsorted(rows, splits.labeled_rows)
-        found = made(features, weights.alphas, labeled, splits.labeled_labels, classes,
-                     **bound_options(made, choice.options))  # fmt: skip
+        found = made(
+            features=features,
+            alphas=weights.alphas,
+            rows=labeled,
+            labels_L=splits.labeled_labels,
+            classes=classes,
+            **bound_options(made, choice.options),
+        )
         probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
         probs_NC[rows] = found.probs_NC
         return replace(found, probs_NC=probs_NC)
@@ -181,10 +201,19 @@ class Context:
         apart = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
         probs = {name: one.probs_NK for name, one in self.outputs.items()}
         asked = "teacher" in NEEDS[self.recipe.distill.method.name]
-        return batches.Material(splits.train.at(px), splits.labeled_rows, splits.labeled_labels,
-                            np.delete(splits.unlabeled_rows, apart), splits.val_rows, splits.val_labels, probs,
-                            weights.alphas, splits.unlabeled_rows[apart],
-                            self.teacher.probs_NC if asked else None, self.stream(px))  # fmt: skip
+        return batches.Material(
+            images_NHWC=splits.train.at(px),
+            labeled=splits.labeled_rows,
+            labels=splits.labeled_labels,
+            unlabeled=np.delete(splits.unlabeled_rows, apart),
+            val=splits.val_rows,
+            val_labels=splits.val_labels,
+            probs=probs,
+            alphas=weights.alphas,
+            held_out=splits.unlabeled_rows[apart],
+            teacher_NC=self.teacher.probs_NC if asked else None,
+            stream=self.stream(px),
+        )
 
     @property
     def inventory(self) -> Path | None:

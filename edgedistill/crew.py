@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 
 
 def distil(
-    context: Context, spec: StudentSpec, steps: int, seed: int, *, held_out: int = 0, folder: Path | None = None,
+    context: Context,
+    spec: StudentSpec,
+    steps: int,
+    seed: int,
+    *,
+    held_out: int = 0,
+    folder: Path | None = None,
     on_step: OnStep = lambda step, scalars: None,
     rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
-) -> Fitted:  # fmt: skip
+) -> Fitted:
     """Train a student as the recipe's `distill` says, with everybody who is there; see fit.fit.
 
     Args:
@@ -48,12 +54,19 @@ def distil(
 
     material = context.material(spec.input_px, held_out)  # on the leader first: what is missing is made together
     if parallel.team().leads:
-        context.call("distil", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder,
-                     rungs=dict.fromkeys(rungs, _nothing))  # fmt: skip
-    task = batches.Task(spec, material, context.recipe.distill, steps, seed)
+        context.call(
+            "distil",
+            spec=spec,
+            steps=steps,
+            seed=seed,
+            held_out=held_out,
+            folder=folder,
+            rungs=dict.fromkeys(rungs, _nothing),
+        )
+    task = batches.Task(spec=spec, material=material, settings=context.recipe.distill, steps=steps, seed=seed)
     model = student.build(spec, seed, initialise=True)
     parallel.gathered(None)  # the training's own messages are not waited for as long as one may take to get ready
-    return fit.fit(model, task, folder, on_step, rungs)
+    return fit.fit(model, task, folder=folder, on_step=on_step, rungs=rungs)
 
 
 def _nothing(val: Accuracy) -> None:
@@ -66,8 +79,10 @@ def shared_evenly(recipe: Recipe) -> None:
     for name in ("batch_labeled", "batch_unlabeled"):
         count = getattr(recipe.distill, name)
         if count % size:
-            raise InputError(f"distill.{name}: {count} images cannot be shared evenly by {size} processes",
-                             f"make it a multiple of {size}")  # fmt: skip
+            raise InputError(
+                f"distill.{name}: {count} images cannot be shared evenly by {size} processes",
+                f"make it a multiple of {size}",
+            )
 
 
 def answer(context: Context, name: str, start: int) -> None:
@@ -110,7 +125,7 @@ def _serve() -> None:
     logging.disable()  # what is worth a warning the leader says
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         while (order := parallel.next_order()) is not None:
-            context = Context(order.recipe, order.base, Run(order.run))
+            context = Context(recipe=order.recipe, base=order.base, run=Run(path=order.run))
             if last is None or (last.recipe, last.run) != (context.recipe, context.run):
                 last = context  # else what it has read already still holds
             try:

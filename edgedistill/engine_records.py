@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineLayers:
     """What a builder's log says of an engine's layers.
 
@@ -26,7 +26,7 @@ class EngineLayers:
         return self.types.get(precision, 0) / self.total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """An engine built ahead of time of one graph for one compute capability ("sm89"), for batches of `batch` alone.
 

@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "edgedistill", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy",
-    "scikit-learn", "pillow", "tensorrt", "tensorrt-rtx",
-)  # fmt: skip
+    "edgedistill",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "optuna",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -53,8 +64,12 @@ def commit() -> str:
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip()

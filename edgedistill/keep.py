@@ -14,9 +14,13 @@ BACKENDS: dict[Target, str] = {"cpu": "onnxruntime-cpu", "tensorrt": "tensorrt"}
 
 
 def keep(
-    target: Target, models: Sequence[OnnxModel], guarded: Guarded | None, min_speedup: float, ratio: Ratio | None,
+    target: Target,
+    models: Sequence[OnnxModel],
+    guarded: Guarded | None,
+    min_speedup: float,
+    ratio: Ratio | None,
     untimed: str,
-) -> Kept:  # fmt: skip
+) -> Kept:
     """Decide for one target.
 
     Args:
@@ -31,15 +35,20 @@ def keep(
     higher = fallback(target, models)
     lost = accuracy(guarded)
     if guarded and not guarded.holds:
-        return Kept(target, higher.name, higher.precision, f"int8 {lost}", ratio)
+        return Kept(target=target, artefact=higher.name, precision=higher.precision, why=f"int8 {lost}", ratio=ratio)
     if ratio is None:
-        return Kept(target, int8.name, "int8", f"{lost}; {untimed}")
+        return Kept(target=target, artefact=int8.name, precision="int8", why=f"{lost}; {untimed}")
     middle, low, high = ratio
     speed = f"{middle:.2f} [{low:.2f}, {high:.2f}] times as fast as {higher.precision}"
     if low > min_speedup:
-        return Kept(target, int8.name, "int8", f"{lost}; {speed}", ratio)
-    return Kept(target, higher.name, higher.precision, f"int8 is {speed}, and more than {min_speedup:g} is asked for",
-                ratio)  # fmt: skip
+        return Kept(target=target, artefact=int8.name, precision="int8", why=f"{lost}; {speed}", ratio=ratio)
+    return Kept(
+        target=target,
+        artefact=higher.name,
+        precision=higher.precision,
+        why=f"int8 is {speed}, and more than {min_speedup:g} is asked for",
+        ratio=ratio,
+    )
 
 
 def fallback(target: Target, models: Sequence[OnnxModel]) -> OnnxModel:

@@ -19,7 +19,7 @@ Key = tuple[str | int, ...]
 LISTED = 12  # names in one line of an error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing wrong with a recipe: the key it concerns, and what to say about it."""
 
@@ -41,22 +41,27 @@ def choose(name: str, known: Mapping[str, Any], what: str, key: Key) -> list[Pro
     """Nothing where `name` is in the registry; else one problem with the nearest right name."""
     if name in known:
         return []
-    return [Problem(key, f"no {what} is called {name}{did_you_mean(name, known)}")]
+    return [Problem(key=key, message=f"no {what} is called {name}{did_you_mean(name, known)}")]
 
 
 def option_problems(function: Callable[..., Any], options: Mapping[str, Any], key: Key) -> list[Problem]:
     """What is wrong with `options` as keyword-only arguments of `function`: unknown, missing, or of the wrong type."""
     wanted = _keyword_only(function)
-    problems = [Problem((*key, name), f"unknown key{did_you_mean(name, wanted)}") for name in options.keys() - wanted]
+    problems = [
+        Problem(key=(*key, name), message=f"unknown key{did_you_mean(name, wanted)}")
+        for name in options.keys() - wanted
+    ]
     for name, parameter in wanted.items():
         if name in options:
             try:
                 TypeAdapter(_annotation(function, parameter)).validate_python(options[name])
             except PydanticError as error:
                 message = error.errors()[0]["msg"]
-                problems.append(Problem((*key, name), f"{message[0].lower()}{message[1:]} (got {options[name]!r})"))
+                problems.append(
+                    Problem(key=(*key, name), message=f"{message[0].lower()}{message[1:]} (got {options[name]!r})")
+                )
         elif parameter.default is inspect.Parameter.empty:
-            problems.append(Problem((*key, name), "is required"))
+            problems.append(Problem(key=(*key, name), message="is required"))
     return problems
 
 
@@ -70,8 +75,9 @@ def bound_options(function: Callable[..., Any], options: Mapping[str, Any], base
     if problems:
         raise InputError("; ".join(f"{'.'.join(map(str, one.key))}: {one.message}" for one in problems))
     wanted = _keyword_only(function)
-    bound = {name: TypeAdapter(_annotation(function, wanted[name])).validate_python(value)
-             for name, value in options.items()}  # fmt: skip
+    bound = {
+        name: TypeAdapter(_annotation(function, wanted[name])).validate_python(value) for name, value in options.items()
+    }
     if base is None:
         return bound
     return {name: _placed(value, base) if isinstance(value, Path) else value for name, value in bound.items()}

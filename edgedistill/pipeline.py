@@ -44,7 +44,7 @@ def weigh(context: Context) -> None:
     run.write_json(context.run / "data.json", context.data_facts())
     nets = context.networks.items()
     run.write_json(context.run / "weigh/sources.json", {name: net.facts() for name, net in nets})
-    weights = SourceWeights("none", 0, 0.0, ())
+    weights = SourceWeights(metric="none", probe_images=0, power=0.0, sources=())
     if names:
         settings = context.recipe.weigh
         # all labeled images, val among them: a score from few labels is noise enough
@@ -53,7 +53,7 @@ def weigh(context: Context) -> None:
         probe = {name: (one.features_ND[rows], one.probs_NK[rows]) for name, one in context.outputs.items()}
         rounds = len(names) * len({settings.metric.name, *(choice.name for choice in settings.also)})
         with bar("score the sources", rounds) as shown:
-            weights = similarity.weigh(probe, labels_N, settings, context.recipe.seed, shown)
+            weights = similarity.weigh(probe, labels_N, settings=settings, seed=context.recipe.seed, progress=shown)
         say(report_weights.table(weights))
     run.write_record(context.run / "weigh/weights.json", weights)
 
@@ -64,10 +64,16 @@ def choose(context: Context) -> None:
 
     recipe, folder = context.recipe, context.run / "search"
     winner = search.search(
-        context.candidates, recipe.student.budget, recipe.search, partial(rehearsal.score, context), seed=recipe.seed,
-        folder=folder, latency=partial(rehearsal.latency_ms, context), name=recipe.name,
+        context.candidates,
+        recipe.student.budget,
+        recipe.search,
+        partial(rehearsal.score, context),
+        seed=recipe.seed,
+        folder=folder,
+        latency=partial(rehearsal.latency_ms, context),
+        name=recipe.name,
         identity=rehearsal.identity(context),
-    )  # fmt: skip
+    )
     run.write_record(folder / "student.json", winner)
     say(f"  {search.why(winner, folder)}")
 
@@ -87,9 +93,18 @@ def distill(context: Context) -> None:
         temporary.write_bytes(save({name: one.contiguous().cpu() for name, one in fitted.model.state_dict().items()}))
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = fit.score(fit.logits(fitted.model, spec, images_NHWC), labels_N)
-    record = Checkpoint("distill/student.safetensors", run.sha256_file(weights), spec, context.splits.classes,
-                        fitted.val, test, recipe.distill.method.name, steps, round(fitted.seconds, 3),
-                        taught(context, fitted.val))  # fmt: skip
+    record = Checkpoint(
+        path="distill/student.safetensors",
+        sha256=run.sha256_file(weights),
+        spec=spec,
+        classes=context.splits.classes,
+        val=fitted.val,
+        test=test,
+        method=recipe.distill.method.name,
+        steps=steps,
+        train_seconds=round(fitted.seconds, 3),
+        teacher=taught(context, fitted.val),
+    )
     brief = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
     run.write_json(folder / "result.json", {**asdict(record), **brief})
 
@@ -106,7 +121,7 @@ def taught(context: Context, student: Accuracy) -> TeacherScore | None:
     say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
     if val.balanced < student.balanced_ci95[0]:
         say("  the student is better than its teacher: add sources that know more, or choose transfer")
-    return TeacherScore(distill.teacher.name, val, context.teacher.weights)
+    return TeacherScore(kind=distill.teacher.name, val=val, weights=context.teacher.weights)
 
 
 def export(context: Context) -> None:
@@ -118,7 +133,7 @@ def export(context: Context) -> None:
     images_NHWC = context.calibration_images(record.spec.input_px)[:FIRST_BATCH]
     model = student.load(record.spec, context.run / record.path)
     path = context.run / "export/student.fp32.onnx"
-    made = onnx.export(model, record.spec, path, images_NHWC, context.recipe.export)
+    made = onnx.export(model, record.spec, path=path, images_NHWC=images_NHWC, settings=context.recipe.export)
     graphs = [replace(made, path=f"export/{path.name}", parent_sha256=record.sha256)]
     if context.recipe.export.fp16 and (half := onnx.half(path, graphs[0], images_NHWC)):
         graphs.append(replace(half, path=f"export/{half.path}"))
@@ -135,9 +150,17 @@ def quantize(context: Context) -> None:
     if context.recipe.quantize.enabled:
         splits, px, fp32 = context.splits, context.checkpoint.spec.input_px, context.exported[0]
         val = np.asarray(splits.train.at(px)[splits.val_rows]), splits.val_labels
-        made = quantize.quantize(context.run / fp32.path, fp32, context.calibration_images(px), context.recipe.quantize,
-                                 context.run / "quantize", val, context.recipe.data.score,
-                                 qat.tuner(context), half=len(context.exported) > 1)  # fmt: skip
+        made = quantize.quantize(
+            context.run / fp32.path,
+            fp32,
+            images_NHWC=context.calibration_images(px),
+            settings=context.recipe.quantize,
+            folder=context.run / "quantize",
+            val=val,
+            score=context.recipe.data.score,
+            tune=qat.tuner(context),
+            half=len(context.exported) > 1,
+        )
     run.write_json(
         context.run / "quantize/models.json", [asdict(replace(one, path=f"quantize/{one.path}")) for one in made]
     )
@@ -154,7 +177,9 @@ def keep(context: Context) -> None:
         if backend in rehearsal.runtimes() and (said is None or said.holds):
             pair = [keep.fallback(target, models), next(one for one in models if one.target == target)]
             ratio, untimed = _timed(context, pair, backend)
-        kept.append(keep.keep(target, models, said, asked.min_speedup, ratio, untimed))
+        kept.append(
+            keep.keep(target, models, guarded=said, min_speedup=asked.min_speedup, ratio=ratio, untimed=untimed)
+        )
         say(f"  {target}: {kept[-1].artefact}: {kept[-1].why}")
     run.write_json(context.run / "keep/kept.json", [asdict(one) for one in kept])
 
@@ -193,7 +218,12 @@ def verify(context: Context) -> None:
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     torch_NC = fit.logits(student.load(record.spec, context.run / record.path), record.spec, images_NHWC)
     found, logits = verify.ladder(
-        torch_NC, context.models, context.run.path, images_NHWC, labels_N, context.recipe.export
+        torch_NC,
+        context.models,
+        run=context.run.path,
+        images_NHWC=images_NHWC,
+        labels_N=labels_N,
+        settings=context.recipe.export,
     )
     run.write_record(context.run / "verify/ladder.json", found)
     best_NC = logits[context.default_model]
@@ -201,8 +231,14 @@ def verify(context: Context) -> None:
     parted = np.array(found.worst, dtype=np.int64)
     which = verify.furthest(torch_NC[parted], {name: one[parted] for name, one in logits.items() if "int8" in name})
     said = np.array([logits[name][row].argmax() for name, row in zip(which, parted, strict=True)], dtype=np.int64)
-    save_arrays(context.run / "verify/disagreements.npz", images=images_NHWC[parted], labels=labels_N[parted],
-                torch=torch_NC[parted].argmax(axis=1), int8=said, artefact=np.array(which, dtype=str))  # fmt: skip
+    save_arrays(
+        context.run / "verify/disagreements.npz",
+        images=images_NHWC[parted],
+        labels=labels_N[parted],
+        torch=torch_NC[parted].argmax(axis=1),
+        int8=said,
+        artefact=np.array(which, dtype=str),
+    )
     save_arrays(context.run / "verify/predictions.npz", **{name: one.argmax(axis=1) for name, one in logits.items()})
     failed = [gate for gate in found.gates if not gate.passed]
     if failed:
@@ -221,11 +257,24 @@ def bundle(context: Context) -> None:
     with np.load(context.run / "verify/predictions.npz") as known:
         chosen = spread(len(labels_N), inputs.shipped_images(context))
         host = {bundle.model_name(model): known[bundle.model_name(model)][chosen] for model in context.models}
-    description = {"name": context.recipe.name, "classes": list(record.classes), "input_px": record.spec.input_px,
-                   "store_px": store_px, "fit": context.recipe.data.fit, "default": context.default_model,
-                   "licence": context.splits.licence}  # fmt: skip
+    description = {
+        "name": context.recipe.name,
+        "classes": list(record.classes),
+        "input_px": record.spec.input_px,
+        "store_px": store_px,
+        "fit": context.recipe.data.fit,
+        "default": context.default_model,
+        "licence": context.splits.licence,
+    }
     shipped = [(context.run / model.path, model) for model in context.models]
-    bundle.write_bundle(context.run / "bundle", shipped, description, images_NHWC[chosen], labels_N[chosen], host)
+    bundle.write_bundle(
+        context.run / "bundle",
+        shipped,
+        description=description,
+        images_NHWC=images_NHWC[chosen],
+        labels_N=labels_N[chosen],
+        host_predictions=host,
+    )
 
 
 def measure(context: Context, device_name: str, backend: str) -> None:
@@ -234,7 +283,14 @@ def measure(context: Context, device_name: str, backend: str) -> None:
 
     device = inventory.find(inventory.load(context.inventory), device_name)
     shipped = [model for model in context.models if model.target in {"any", target_of(backend)}]
-    bench.bench(context.run / "bundle", device, backend, context.recipe.bench, shipped, context.run / "bench")
+    bench.bench(
+        context.run / "bundle",
+        device,
+        backend=backend,
+        settings=context.recipe.bench,
+        models=shipped,
+        out=context.run / "bench",
+    )
 
 
 def write_report(context: Context) -> None:
@@ -243,36 +299,89 @@ def write_report(context: Context) -> None:
 
 
 TRAIN = (
-    Step("weigh", 1, ("seed", "data", "unlabeled", "sources", "weigh"), (), ("data.json", "weigh/*.json"), weigh,
-         extra=inputs.external),
-    Step("search", rehearsal.SEARCH, ("seed", "data", "unlabeled", "student", "search", "distill"), ("weigh",),
-         ("search/student.json", "search/trials.csv"), choose, ("search/study.journal*",), inputs.initial_weights),
-    Step("distill", 1, ("seed", "data", "unlabeled", "distill"), ("weigh", "search"),
-         ("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"), distill,
-         ("distill/last.pt", "tensorboard/*")),
-)  # fmt: skip
-EXPORT = (
-    Step("export", 2, (), ("distill",), ("export/*",), export, extra=inputs.how_exported),
     Step(
-        "quantize",
-        2,
-        (),
-        ("distill", "export"),
-        ("quantize/*",),
-        quantize,
-        ("qat/*/*.*", "qat/*/tensorboard/*"),
-        inputs.how_quantized,
+        name="weigh",
+        version=1,
+        sections=("seed", "data", "unlabeled", "sources", "weigh"),
+        after=(),
+        outputs=("data.json", "weigh/*.json"),
+        work=weigh,
+        extra=inputs.external,
     ),
-    Step("keep", 1, ("quantize",), ("export", "quantize"), ("keep/*",), keep, extra=inputs.this_machine),
-    Step("engines", 1, (), ("export", "quantize"), ("engines/*",), engines, extra=inputs.builder),
-    Step("verify", 2, (), ("distill", "export", "quantize", "keep"), ("verify/*",), verify, extra=inputs.how_exported),
     Step(
-        "bundle",
-        2,
-        (),
-        ("distill", "export", "quantize", "keep", "verify"),
-        ("bundle/*",),
-        bundle,
+        name="search",
+        version=rehearsal.SEARCH,
+        sections=("seed", "data", "unlabeled", "student", "search", "distill"),
+        after=("weigh",),
+        outputs=("search/student.json", "search/trials.csv"),
+        work=choose,
+        scratch=("search/study.journal*",),
+        extra=inputs.initial_weights,
+    ),
+    Step(
+        name="distill",
+        version=1,
+        sections=("seed", "data", "unlabeled", "distill"),
+        after=("weigh", "search"),
+        outputs=("distill/student.safetensors", "distill/result.json", "distill/metrics.jsonl"),
+        work=distill,
+        scratch=("distill/last.pt", "tensorboard/*"),
+    ),
+)
+EXPORT = (
+    Step(
+        name="export",
+        version=2,
+        sections=(),
+        after=("distill",),
+        outputs=("export/*",),
+        work=export,
+        extra=inputs.how_exported,
+    ),
+    Step(
+        name="quantize",
+        version=2,
+        sections=(),
+        after=("distill", "export"),
+        outputs=("quantize/*",),
+        work=quantize,
+        scratch=("qat/*/*.*", "qat/*/tensorboard/*"),
+        extra=inputs.how_quantized,
+    ),
+    Step(
+        name="keep",
+        version=1,
+        sections=("quantize",),
+        after=("export", "quantize"),
+        outputs=("keep/*",),
+        work=keep,
+        extra=inputs.this_machine,
+    ),
+    Step(
+        name="engines",
+        version=1,
+        sections=(),
+        after=("export", "quantize"),
+        outputs=("engines/*",),
+        work=engines,
+        extra=inputs.builder,
+    ),
+    Step(
+        name="verify",
+        version=2,
+        sections=(),
+        after=("distill", "export", "quantize", "keep"),
+        outputs=("verify/*",),
+        work=verify,
+        extra=inputs.how_exported,
+    ),
+    Step(
+        name="bundle",
+        version=2,
+        sections=(),
+        after=("distill", "export", "quantize", "keep", "verify"),
+        outputs=("bundle/*",),
+        work=bundle,
         extra=inputs.what_is_shipped,
     ),
 )
@@ -293,17 +402,31 @@ def bench_steps(context: Context) -> tuple[Step, ...]:
 
     known = inventory.load(context.inventory)
     return tuple(
-        Step(f"bench-{device}-{backend}", 2, (), ("bundle",), _records(device, backend),
-             partial(measure, device_name=device, backend=backend), extra=partial(inputs, device))
+        Step(
+            name=f"bench-{device}-{backend}",
+            version=2,
+            sections=(),
+            after=("bundle",),
+            outputs=_records(device, backend),
+            work=partial(measure, device_name=device, backend=backend),
+            extra=partial(inputs, device),
+        )
         for device in dict.fromkeys(bench.devices)
         for backend in inventory.wanted_backends(inventory.find(known, device), tuple(dict.fromkeys(bench.backends)))
-    )  # fmt: skip
+    )
 
 
 def report_step(context: Context) -> Step:
     """The report reads whatever was done in this run directory."""
     done = tuple(step for step in context.run.manifest()["steps"] if step != "report")
-    return Step("report", 1, ("name", "about", "data"), done, ("report.json", "report.html"), write_report)
+    return Step(
+        name="report",
+        version=1,
+        sections=("name", "about", "data"),
+        after=done,
+        outputs=("report.json", "report.html"),
+        work=write_report,
+    )
 
 
 def nothing(context: Context) -> tuple[Step, ...]:

@@ -16,7 +16,7 @@ from edgedistill.records import InputError
 from edgedistill.run import Run, read_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What the student sees in a picture: the class, and its probability in [0, 1]."""
 
@@ -39,8 +39,10 @@ def predict(run: Run, paths: Sequence[Path]) -> list[Prediction]:
     backend = backends.create("onnxruntime-cpu")
     backend.build(folder / graph["file"], threads=1)
     try:
-        return [_label(path, backend.infer(square[None])[0], said["classes"])
-                for path, square in zip(paths, squares, strict=True)]  # fmt: skip
+        return [
+            _label(path, backend.infer(square[None])[0], said["classes"])
+            for path, square in zip(paths, squares, strict=True)
+        ]
     finally:
         backend.close()
 
@@ -59,4 +61,4 @@ def _read(path: Path, said: dict[str, int | str]) -> np.ndarray:
 def _label(path: Path, logits_C: np.ndarray, classes: Sequence[str]) -> Prediction:
     exponents_C = np.exp(logits_C - logits_C.max())
     best = int(logits_C.argmax())
-    return Prediction(path, classes[best], float(exponents_C[best] / exponents_C.sum()))
+    return Prediction(path=path, label=classes[best], probability=float(exponents_C[best] / exponents_C.sum()))

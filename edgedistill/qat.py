@@ -50,7 +50,9 @@ def tune(context: Context, model: ModelProto, ranges: Ranges, target: Target) ->
     assert asked is not None, "the recipe asks for it"
     # bfloat16 has fewer steps than int8 has levels; and the modules that `freeze` names are no more
     settings = recipe.distill.model_copy(update={"lr": asked.lr, "precision": "float32", "freeze": ()})
-    task = batches.Task(spec, context.material(spec.input_px), settings, asked.steps, recipe.seed)
+    task = batches.Task(
+        spec=spec, material=context.material(spec.input_px), settings=settings, steps=asked.steps, seed=recipe.seed
+    )
     net = fake.student(model, ranges, target, asked.ranges == "learned")
     folder = context.run / "qat" / target
     with watch(folder / "tensorboard", asked.steps) as on_step:
@@ -59,7 +61,7 @@ def tune(context: Context, model: ModelProto, ranges: Ranges, target: Target) ->
     fake_N = fit.logits(fitted.model, spec, images_NHWC).argmax(axis=1)
     trained, learned = fake.trained(model, fitted.model)
     say(f"  {target}: {asked.steps} steps of quantization-aware distillation in {fitted.seconds:.0f} s")
-    return Tuned(trained, learned, images_NHWC, fake_N)
+    return Tuned(model=trained, ranges=learned, images_NHWC=images_NHWC, labels_N=fake_N)
 
 
 def _heads(path: Path) -> dict[str, object] | None:

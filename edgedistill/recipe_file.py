@@ -28,7 +28,7 @@ class RecipeError(InputError):
         super().__init__("\n".join(lines))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """A recipe as written: plain data, the line of every key; values given by --set and the preset are in place."""
 
@@ -89,7 +89,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     if not isinstance(raw, dict):
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
     keys = [_override(raw, text) for text in overrides]
-    return Document(path, *presets.fill(raw, lines), frozenset(keys))
+    filled, lines = presets.fill(raw, lines)
+    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys))
 
 
 def _one_line(text: str) -> str:
@@ -132,19 +133,22 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
     except PydanticError as error:
         return None, unknown + [_problem(detail) for detail in error.errors()]
     names = [source.name for source in recipe.sources]
-    twice = [Problem(("sources", at, "name"), f"{name} is used twice; give every source a name of its own")
-             for at, name in enumerate(names) if name in names[:at]]  # fmt: skip
+    twice = [
+        Problem(key=("sources", at, "name"), message=f"{name} is used twice; give every source a name of its own")
+        for at, name in enumerate(names)
+        if name in names[:at]
+    ]
     return recipe, unknown + twice
 
 
 def _problem(detail: Any) -> Problem:
     key = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     if detail["type"] == "extra_forbidden":
-        return Problem(key, f"unknown key{did_you_mean(str(key[-1]), _fields(key[:-1]))}")
+        return Problem(key=key, message=f"unknown key{did_you_mean(str(key[-1]), _fields(key[:-1]))}")
     if detail["type"] == "missing":
-        return Problem(key, "is required")
+        return Problem(key=key, message="is required")
     got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
-    return Problem(key, detail["msg"][0].lower() + detail["msg"][1:] + got)
+    return Problem(key=key, message=detail["msg"][0].lower() + detail["msg"][1:] + got)
 
 
 def _fields(key: Key) -> list[str]:

@@ -46,7 +46,7 @@ class GateError(EdgeDistillError):
     exit_code = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Accuracy over n images, as `agent.metrics.accuracy` computes it; all fractions, with 95 % intervals."""
 
@@ -66,7 +66,7 @@ class Accuracy:
         return float(low), float(high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricScore:
     """One similarity metric's score of one source on the probe, with its 95 % bootstrap interval.
 
@@ -84,7 +84,7 @@ class MetricScore:
         return self.score / self.ceiling if self.ceiling is not None and self.ceiling > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceWeight:
     """One source's place in the mixture: its weight, and every metric's opinion of it."""
 
@@ -93,7 +93,7 @@ class SourceWeight:
     scores: dict[str, MetricScore]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceWeights:
     """Who teaches how much. Weights are >= 0 and sum to 1; `metric` is the one they were made from."""
 
@@ -115,7 +115,7 @@ class SourceWeights:
         return {source.name: source.weight for source in self.sources}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What one forward pass of one image costs; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs).
 
@@ -130,7 +130,7 @@ class Cost:
     int8_risks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentSpec:
     """Everything needed to rebuild the student's architecture; `initial_weights` says where training starts from."""
 
@@ -144,7 +144,7 @@ class StudentSpec:
     initial_weights: str = "random"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherScore:
     """The mixed probes that a student learned from: accuracy on val, whose labels they never saw, and source shares."""
 
@@ -153,7 +153,7 @@ class TeacherScore:
     weights: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A trained student on disk (`path` is relative to the run directory). `test` is measured once, at the end."""
 
@@ -169,7 +169,7 @@ class Checkpoint:
     teacher: TeacherScore | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxModel:
     """An ONNX graph on disk. Input `images`: uint8 [B, px, px, 3] in RGB; output `logits`: float32 [B, C]."""
 
@@ -188,7 +188,7 @@ class OnnxModel:
         return f"{self.precision}-{self.target}" if self.precision == "int8" else self.precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rung:
     """One artefact of the ladder: the same test images through it, held against torch."""
 
@@ -202,7 +202,7 @@ class Rung:
     simulated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """A named check on a result: the measured value, the bound it must keep, and whether it did."""
 
@@ -212,7 +212,7 @@ class Gate:
     passed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drop:
     """What an int8 graph loses against fp32 on the same n images of val: points, with a paired 95 % interval.
 
@@ -227,7 +227,7 @@ class Drop:
     images: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guarded:
     """What the accuracy guard found for a target: the loss, whether it is within the bound, and what stays float.
 
@@ -244,7 +244,7 @@ class Guarded:
     qat: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """Which graph a target gets, and why. `ratio` is fp32's (fp16's) time over int8's, where it was measured."""
 
@@ -255,7 +255,7 @@ class Kept:
     ratio: tuple[float, float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
     """The rungs in order (torch first), the gates held against them, and the images where they part."""
 
@@ -264,7 +264,7 @@ class Ladder:
     worst: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device.
 
@@ -279,7 +279,7 @@ class Device:
     backends: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Closed-loop latency: every sample kept, percentiles derived. `window` says what the timed window holds."""
 
@@ -289,7 +289,7 @@ class Latency:
     batch: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Energy:
     """What an image cost in millijoules, by which meter, and what that meter covers, idle power included."""
 
@@ -298,7 +298,7 @@ class Energy:
     covers: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchReport:
     """What one device said of one artefact on one backend in one mode of measuring (agent/backends.py).
 

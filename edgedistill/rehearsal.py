@@ -94,8 +94,9 @@ def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple
     recipe = context.recipe
     with bar(f"try {student.describe(spec)}", recipe.search.steps) as shown:
         judged = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items()}
-        fitted = crew.distil(context, spec, recipe.search.steps, seed, held_out=HELD_OUT,
-                             on_step=lambda *step: shown(1), rungs=judged)  # fmt: skip
+        fitted = crew.distil(
+            context, spec, recipe.search.steps, seed, held_out=HELD_OUT, on_step=lambda *step: shown(1), rungs=judged
+        )
     val = fitted.val if recipe.search.objective == "fp32" else int8_accuracy(context, fitted.model, spec)
     low, high = val.interval(recipe.data.score)
     facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
@@ -113,7 +114,9 @@ def int8_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accu
 
     splits = context.splits
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        path, _ = graph(context, spec, Path(folder), "int8", "cpu", model, CALIBRATION)
+        path, _ = graph(
+            context, spec, folder=Path(folder), precision="int8", target="cpu", model=model, images=CALIBRATION
+        )
         logits_NC = predict_onnx(path, np.asarray(splits.train.at(spec.input_px)[splits.val_rows]))
     return fit.score(logits_NC, splits.val_labels)
 
@@ -132,8 +135,12 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
     cache = context.run.cache / "latency"
     target = target_of(bound.backend)
     known = cache / f"graphs/{architecture(context, spec, bound.precision, target)}.json"
-    place = {"device": context.device_facts(bound.device), "backend": bound.backend, "precision": bound.precision,
-             "bench": _settings(context)}  # fmt: skip
+    place = {
+        "device": context.device_facts(bound.device),
+        "backend": bound.backend,
+        "precision": bound.precision,
+        "bench": _settings(context),
+    }
 
     def measured(sha256: str) -> Path:
         return cache / f"measured/{run.digest([sha256, place])[:32]}.json"
@@ -142,9 +149,16 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
     with FileLock(cache / f"{bound.device}.lock"):  # two at once would each slow the other down
         if not known.is_file() or not measured(run.read_json(known)["sha256"]).is_file():
             with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-                path, model = graph(context, spec, Path(folder), bound.precision, target)
+                path, model = graph(context, spec, folder=Path(folder), precision=bound.precision, target=target)
                 bound_to = (bound.device, bound.backend)
-                [report] = _measured(context, spec, [(path, model)], bound_to, _settings(context), Path(folder))
+                [report] = _measured(
+                    context,
+                    spec,
+                    shipped=[(path, model)],
+                    where=bound_to,
+                    settings=_settings(context),
+                    folder=Path(folder),
+                )
                 samples_ms = list(report.latency.samples_ms)
             run.write_json(known, {"sha256": model.sha256, "candidate": asdict(spec)})
             run.write_json(measured(model.sha256), {"sha256": model.sha256, **place, "samples_ms": samples_ms})
@@ -160,8 +174,15 @@ def architecture(context: Context, spec: StudentSpec, precision: str, target: st
     return run.digest([candidate, precision, target, how, made_by])[:32]
 
 
-def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precision, target: Target,
-          model: nn.Module | None = None, images: int = IMAGES) -> tuple[Path, OnnxModel]:  # fmt: skip
+def graph(
+    context: Context,
+    spec: StudentSpec,
+    folder: Path,
+    precision: Precision,
+    target: Target,
+    model: nn.Module | None = None,
+    images: int = IMAGES,
+) -> tuple[Path, OnnxModel]:
     """The candidate (untrained unless a `model` is given) as the graph that would be deployed on that target.
 
     Raises:
@@ -180,10 +201,12 @@ def graph(context: Context, spec: StudentSpec, folder: Path, precision: Precisio
         update={"targets": (target,), "calibration_images": len(images_NHWC), "method": method}
     )
     try:
-        fp32 = onnx.export(model or student.build(spec), spec, path, images_NHWC[:IMAGES], loose)
+        fp32 = onnx.export(
+            model or student.build(spec), spec, path=path, images_NHWC=images_NHWC[:IMAGES], settings=loose
+        )
         if precision == "fp32":
             return path, fp32
-        [int8] = quantize.quantize(path, fp32, images_NHWC, few, folder)
+        [int8] = quantize.quantize(path, fp32, images_NHWC=images_NHWC, settings=few, folder=folder)
     except OSError:
         raise
     except Exception as error:  # torch.export's errors share no base class; one net that cannot be exported is no end
@@ -206,27 +229,51 @@ def ratio(context: Context, models: Sequence[OnnxModel], backend: str) -> tuple[
     paths = [(context.run / one.path, one) for one in models]
     settings = {**_settings(context), "processes": 3, "rounds": 5, "samples": 150, "seconds": 0.5}
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        reports = _measured(context, spec, paths, ("local", backend), settings, Path(folder))
+        reports = _measured(
+            context, spec, shipped=paths, where=("local", backend), settings=settings, folder=Path(folder)
+        )
     return keep.ratio(*reports)
 
 
 def _measured(
-    context: Context, spec: StudentSpec, shipped: Sequence[tuple[Path, OnnxModel]], where: tuple[str, str],
-    settings: Mapping[str, Any], folder: Path,
-) -> list[BenchReport]:  # fmt: skip
+    context: Context,
+    spec: StudentSpec,
+    shipped: Sequence[tuple[Path, OnnxModel]],
+    where: tuple[str, str],
+    settings: Mapping[str, Any],
+    folder: Path,
+) -> list[BenchReport]:
     """What the agent says of the graphs on a device and a backend, measured in turn."""
     from edgedistill.devices import bench, bundle
     from edgedistill.training.student import describe
 
     images_NHWC = np.asarray(context.calibration_images(spec.input_px)[:IMAGES])
     device = inventory.find(inventory.load(context.inventory), where[0])
-    described = {"classes": list(context.splits.classes), "input_px": spec.input_px,
-                 "store_px": context.splits.train.px, "fit": context.recipe.data.fit}  # fmt: skip
+    described = {
+        "classes": list(context.splits.classes),
+        "input_px": spec.input_px,
+        "store_px": context.splits.train.px,
+        "fit": context.recipe.data.fit,
+    }
     no_labels_N = np.zeros(len(images_NHWC), dtype=np.int64)  # nobody asks here how often they are right
-    bundle.write_bundle(folder / "bundle", shipped, described, images_NHWC, no_labels_N, {})
+    bundle.write_bundle(
+        folder / "bundle",
+        shipped,
+        description=described,
+        images_NHWC=images_NHWC,
+        labels_N=no_labels_N,
+        host_predictions={},
+    )
     models = [model for _, model in shipped]
     say(f"  measuring {describe(spec)} in {' and '.join(one.precision for one in models)} on {where[0]}")
-    return bench.bench(folder / "bundle", device, where[1], Bench.model_validate(settings), models, folder / "bench")
+    return bench.bench(
+        folder / "bundle",
+        device,
+        backend=where[1],
+        settings=Bench.model_validate(settings),
+        models=models,
+        out=folder / "bench",
+    )
 
 
 def _settings(context: Context) -> dict[str, Any]:

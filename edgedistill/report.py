@@ -72,7 +72,7 @@ def _collect(facts: Facts) -> dict[str, Any]:
         "warnings": warnings(facts),
         "not_run": [f"{one.title}: {line}" for one in blocks(facts) for line in one.lines if "not run yet" in line],
         "steps": facts.steps,
-    }  # fmt: skip
+    }
     whole: dict[str, Any] = plain(parts)
     return whole
 
@@ -81,8 +81,13 @@ def _measured(report: BenchReport) -> dict[str, Any]:
     """A measurement without its raw samples: those stay in bench/."""
     latency = report.latency
     marks = percentiles(latency.samples_ms) if latency.samples_ms else {}
-    short = {"samples": len(latency.samples_ms), "warmup": len(latency.warmup_ms), "window": latency.window,
-             "batch": latency.batch, "percentiles_ms": marks}  # fmt: skip
+    short = {
+        "samples": len(latency.samples_ms),
+        "warmup": len(latency.warmup_ms),
+        "window": latency.window,
+        "batch": latency.batch,
+        "percentiles_ms": marks,
+    }
     return {**plain(report), "latency": short}
 
 
@@ -141,9 +146,13 @@ def _mistakes(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
     """(data URI, lines under it) of the most confident wrong answers on the test images."""
     found = pictures(facts.run / "verify/mistakes.npz", ("labels", "predicted", "confidence"))
     columns = (found["images"], found["labels"], found["predicted"], found["confidence"]) if found else ((),) * 4
-    return [(report_plots.jpeg(image), (f"said {_name(facts, int(said))}", f"{100 * float(sure):.0f} % sure",
-                                        f"is {_name(facts, int(true))}"))
-            for image, true, said, sure in zip(*columns, strict=True)]  # fmt: skip
+    return [
+        (
+            report_plots.jpeg(image),
+            (f"said {_name(facts, int(said))}", f"{100 * float(sure):.0f} % sure", f"is {_name(facts, int(true))}"),
+        )
+        for image, true, said, sure in zip(*columns, strict=True)
+    ]
 
 
 def _partings(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
@@ -151,9 +160,17 @@ def _partings(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
     found = pictures(facts.run / "verify/disagreements.npz", ("labels", "torch", "int8", "artefact"))
     names = ("images", "labels", "torch", "int8", "artefact")
     columns = [found[name] for name in names] if found else [()] * len(names)
-    return [(report_plots.jpeg(image), (f"torch {_name(facts, int(ours))}", f"{which} {_name(facts, int(theirs))}",
-                                        f"is {_name(facts, int(true))}"))
-            for image, true, ours, theirs, which in zip(*columns, strict=True)]  # fmt: skip
+    return [
+        (
+            report_plots.jpeg(image),
+            (
+                f"torch {_name(facts, int(ours))}",
+                f"{which} {_name(facts, int(theirs))}",
+                f"is {_name(facts, int(true))}",
+            ),
+        )
+        for image, true, ours, theirs, which in zip(*columns, strict=True)
+    ]
 
 
 def write(run: Run) -> list[Path]:

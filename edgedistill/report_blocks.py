@@ -16,7 +16,7 @@ METRICS = {"top1": "top-1 accuracy", "balanced": "balanced accuracy"}
 Row = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """A titled part of the report: a note, a table (first column left, the others right), and lines below it."""
 
@@ -51,15 +51,25 @@ def aligned(header: Row, rows: Sequence[Row], width: int = WIDTH) -> list[str]:
     widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
     widths[0] = min(widths[0], max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1)))
     cut = [(shorten(row[0], widths[0]), *row[1:]) for row in (header, *rows)]
-    return ["  ".join(cell.rjust(wide) if at else cell.ljust(wide)
-                      for at, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in cut]  # fmt: skip
+    return [
+        "  ".join(
+            cell.rjust(wide) if at else cell.ljust(wide)
+            for at, (cell, wide) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cut
+    ]
 
 
 def wrap(text: str, indent: str = "") -> str:
     """`text` in lines of at most WIDTH columns; paths and long words stay whole."""
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + ("  " if indent else ""),
-                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + ("  " if indent else ""),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def shorten(name: str, most: int) -> str:

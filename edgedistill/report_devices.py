@@ -19,7 +19,7 @@ NONE = "-"
 def blocks(facts: Facts) -> list[Block]:
     """Latency per device and backend, throughput where it was measured, and the devices side by side."""
     if not facts.bench:
-        return [Block("latency", "Latency", lines=(not_run("bench"),))]
+        return [Block(key="latency", title="Latency", lines=(not_run("bench"),))]
     found = []
     for at, (device, backend, reports) in enumerate(groups(facts)):
         single = [one for one in reports if one.latency.batch == 1]
@@ -37,7 +37,14 @@ def _latency(facts: Facts, key: str, title: str, reports: Sequence[BenchReport])
     windows = dict.fromkeys(f"{_of(one)}{one.latency.window}" for one in reports)
     note = f"{first.backend} {first.backend_version}, batch 1; timed: {'; '.join(windows)}"
     lines = tuple(_on_device(facts, one) for one in reports)
-    return Block(key, title, note, header, tuple(_latency_row(facts, one) for one in reports), lines)
+    return Block(
+        key=key,
+        title=title,
+        note=note,
+        header=header,
+        rows=tuple(_latency_row(facts, one) for one in reports),
+        lines=lines,
+    )
 
 
 def _of(one: BenchReport) -> str:
@@ -109,23 +116,34 @@ def kept_there(facts: Facts, one: BenchReport) -> Kept | None:
     if times is None and (guarded is None or guarded.holds):
         return None
     least = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
-    return keep(made.target, facts.models, guarded, least, times, "")
+    return keep(made.target, facts.models, guarded=guarded, min_speedup=least, ratio=times, untimed="")
 
 
 def _against(facts: Facts, sha256: str, one: BenchReport) -> tuple[float, float, float] | None:
     """Another artefact's time over this one's, as measured on the same device by the same backend."""
-    other = next((base for base in facts.bench if base.sha256 == sha256 and base.mode == one.mode
-                  and (base.device, base.backend) == (one.device, one.backend)), None)  # fmt: skip
+    other = next(
+        (
+            base
+            for base in facts.bench
+            if base.sha256 == sha256
+            and base.mode == one.mode
+            and (base.device, base.backend) == (one.device, one.backend)
+        ),
+        None,
+    )
     return None if other is None else ratio(other, one)
 
 
 def _throughput(key: str, title: str, reports: Sequence[BenchReport]) -> Block:
-    rows = tuple((one.artefact, str(one.latency.batch), number(1000 * one.latency.batch / p50(one)), _ratio(one))
-                 if one.latency.samples_ms else (one.artefact, str(one.latency.batch), NONE, NONE)
-                 for one in reports)  # fmt: skip
+    rows = tuple(
+        (one.artefact, str(one.latency.batch), number(1000 * one.latency.batch / p50(one)), _ratio(one))
+        if one.latency.samples_ms
+        else (one.artefact, str(one.latency.batch), NONE, NONE)
+        for one in reports
+    )
     header = ("artefact", "batch", "images/s", "times as fast as fp32")
     window = reports[0].latency.window.partition("; batches of ")[0]
-    return Block(key, title, f"by the median of a batch; timed: {window}", header, rows)
+    return Block(key=key, title=title, note=f"by the median of a batch; timed: {window}", header=header, rows=rows)
 
 
 def _devices(facts: Facts) -> Block:
@@ -143,7 +161,14 @@ def _devices(facts: Facts) -> Block:
     lines = tuple(winner(facts, [one for one in shown if one.device == name], name) for name in names)
     energies = ("mJ/image",) if powered else ()
     header = (*header, *energies, "MB")
-    return Block("devices", "Devices side by side", "host to host, batch 1", header, tuple(rows), lines)
+    return Block(
+        key="devices",
+        title="Devices side by side",
+        note="host to host, batch 1",
+        header=header,
+        rows=tuple(rows),
+        lines=lines,
+    )
 
 
 def winner(facts: Facts, reports: Sequence[BenchReport], device: str) -> str:
@@ -154,8 +179,11 @@ def winner(facts: Facts, reports: Sequence[BenchReport], device: str) -> str:
     """
     refused = {_place(one) for one in reports if (kept := kept_there(facts, one)) and kept.precision != "int8"}
     known = {model.sha256 for model in facts.models}
-    fit = [one for one in reports if one.latency.samples_ms and _place(one) not in refused
-           and (one.sha256 in known or not known)]  # fmt: skip
+    fit = [
+        one
+        for one in reports
+        if one.latency.samples_ms and _place(one) not in refused and (one.sha256 in known or not known)
+    ]
     if not fit:
         return f"{device}: nothing to run: no artefact of this export answers as the host does"
     best = min(fit, key=p50)

@@ -28,8 +28,17 @@ def blocks(facts: Facts) -> list[Block]:
         built = [one for one in facts.engines if one.layers]
         note = f"{facts.engines[0].builder}, without a GPU; batches of {facts.engines[0].batch} alone"
         rows = tuple(_row(one) for one in facts.engines)
-        return [Block("engines", "Engines", note, HEADER, rows, (MEANS, *([READ] if built else []), *_lines(facts)))]
-    return [Block("engines", "Engines", lines=(facts.no_engines or not_run("export"),))]
+        return [
+            Block(
+                key="engines",
+                title="Engines",
+                note=note,
+                header=HEADER,
+                rows=rows,
+                lines=(MEANS, *([READ] if built else []), *_lines(facts)),
+            )
+        ]
+    return [Block(key="engines", title="Engines", lines=(facts.no_engines or not_run("export"),))]
 
 
 def _row(one: Engine) -> Row:
@@ -41,8 +50,16 @@ def _row(one: Engine) -> Row:
     shares = tuple(f"{100 * known.share(name):.0f} %" for name in ("int8", "fp16", "fp32"))
     types = Counter(known.weighted.values())
     unfused = f"{len(known.unfused)} of {known.pairs}" if known.pairs else "-"
-    return (one.artefact, one.capability, number(one.size_mb), str(known.total), *shares,
-            f"{types['int8']} of {len(known.weighted)}", unfused, number(one.seconds))  # fmt: skip
+    return (
+        one.artefact,
+        one.capability,
+        number(one.size_mb),
+        str(known.total),
+        *shares,
+        f"{types['int8']} of {len(known.weighted)}",
+        unfused,
+        number(one.seconds),
+    )
 
 
 def _lines(facts: Facts) -> list[str]:
@@ -63,8 +80,11 @@ def _said(one: Engine) -> list[str]:
         return ["the builder's log lists no layers"]
     quantized = "int8" in known.weighted.values() or known.pairs
     floats = [name for name, precision in known.weighted.items() if precision != "int8"] if quantized else []
-    said = {"weighted, not in int8": floats, "unfused": known.unfused,
-            "Q/DQ that the log does not speak of": known.unknown}  # fmt: skip
+    said = {
+        "weighted, not in int8": floats,
+        "unfused": known.unfused,
+        "Q/DQ that the log does not speak of": known.unknown,
+    }
     return [f"{what}: {_some(names)}" for what, names in said.items() if names]
 
 

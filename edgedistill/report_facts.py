@@ -39,7 +39,7 @@ from edgedistill.run import Run, read_json, read_record
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """One run directory, read. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`."""
 
@@ -184,7 +184,7 @@ def _engines(run: Run, recipe: Mapping[str, Any]) -> tuple[Engine, ...]:
     return tuple(sorted(found, key=order))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Headline:
     """The pair that the summary compares: the int8 artefact that matters, the fp32 one, and a measurement."""
 
@@ -201,17 +201,22 @@ def headline(facts: Facts) -> Headline:
     """
     rungs = facts.ladder.rungs if facts.ladder else ()
     refused = {f"int8-{one.target}" for one in facts.kept or () if one.precision != "int8"}
-    first = [one for one in facts.bench if one.device == facts.bench[0].device and one.artefact not in refused
-             and one.mode == HOST_TO_HOST]  # fmt: skip
+    first = [
+        one
+        for one in facts.bench
+        if one.device == facts.bench[0].device and one.artefact not in refused and one.mode == HOST_TO_HOST
+    ]
     quantized = [one for one in first if one.precision == "int8"]
     bench = min(quantized or first, key=p50, default=None)
     int8 = facts.rung(bench.sha256) if bench and bench.precision == "int8" else None
     if int8 is None and not quantized:
-        candidates = sorted((one for one in rungs if one.precision == "int8" and one.artefact not in refused),
-                            key=lambda one: one.simulated)  # fmt: skip
+        candidates = sorted(
+            (one for one in rungs if one.precision == "int8" and one.artefact not in refused),
+            key=lambda one: one.simulated,
+        )
         int8 = candidates[0] if candidates else None
     exported = [one for one in rungs if one.precision == "fp32"]
-    return Headline(int8, exported[-1] if exported else None, bench)
+    return Headline(int8=int8, fp32=exported[-1] if exported else None, bench=bench)
 
 
 def metrics(weights: SourceWeights) -> list[str]:
@@ -243,19 +248,35 @@ def groups(facts: Facts) -> list[tuple[str, str, list[BenchReport]]]:
 
 def warnings(facts: Facts) -> list[str]:
     """Everything a reader must know before trusting a figure, each once."""
-    found = [f"data: {len(names)} corrupt images left out: {_some(names)}"
-             for names in [facts.data.get("corrupt") or []] if names]  # fmt: skip
+    found = [
+        f"data: {len(names)} corrupt images left out: {_some(names)}"
+        for names in [facts.data.get("corrupt") or []]
+        if names
+    ]
     found += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
-    found += [f"engines: {one.artefact} for {one.capability} does not build: {one.failed}"
-              for one in facts.engines if one.failed]  # fmt: skip
-    found += [f"{one.device}, {one.backend}, {one.called}: {text}" for one in facts.bench
-              for text in (*one.warnings, *([one.verdict] if one.verdict.startswith("noisy") else []))]  # fmt: skip
+    found += [
+        f"engines: {one.artefact} for {one.capability} does not build: {one.failed}"
+        for one in facts.engines
+        if one.failed
+    ]
+    found += [
+        f"{one.device}, {one.backend}, {one.called}: {text}"
+        for one in facts.bench
+        for text in (*one.warnings, *([one.verdict] if one.verdict.startswith("noisy") else []))
+    ]
     known = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
-    found += [f"{one.device}, {one.backend}, {one.called}: measured an earlier artefact ({one.sha256[:8]}); "
-              "run edgedistill bench again" for one in facts.bench if known and one.sha256 not in known]  # fmt: skip
+    found += [
+        f"{one.device}, {one.backend}, {one.called}: measured an earlier artefact ({one.sha256[:8]}); "
+        "run edgedistill bench again"
+        for one in facts.bench
+        if known and one.sha256 not in known
+    ]
     if facts.ladder:
-        found += [f"gate failed: {gate.name} is {gate.value:g}, must be {gate.bound}"
-                  for gate in facts.ladder.gates if not gate.passed]  # fmt: skip
+        found += [
+            f"gate failed: {gate.name} is {gate.value:g}, must be {gate.bound}"
+            for gate in facts.ladder.gates
+            if not gate.passed
+        ]
     return list(dict.fromkeys(found))
 
 

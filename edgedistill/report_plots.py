@@ -32,20 +32,34 @@ MOST_POINTS = 400  # a curve on 360 points shows no more
 # Colours are drawn as these placeholders and become CSS variables, which change with light and dark.
 INK, FAINT = "#010203", "#040506"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {
-    one: f"var(--c{at})" for at, one in enumerate(SERIES, start=1)
-}  # fmt: skip
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {one: f"var(--c{at})" for at, one in enumerate(SERIES, start=1)}
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.0, "font.family": ["sans-serif"],
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.titlesize": 9.0, "axes.titlecolor": INK,
-    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": FAINT,
-    "grid.linewidth": 0.5, "legend.frameon": False, "legend.fontsize": 8.0, "lines.linewidth": 1.5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "font.family": ["sans-serif"],
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 9.0,
+    "axes.titlecolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "lines.linewidth": 1.5,
     "axes.axisbelow": True,
-}  # fmt: skip
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """A drawing: inline SVG, and what it shows in words, for those who cannot see it."""
 
@@ -56,8 +70,11 @@ class Picture:
 def pictures(facts: Facts) -> dict[str, Picture]:
     """Every picture that can be drawn, by the key of the text block it belongs to."""
     drawn: dict[str, Picture | None] = {
-        "sources": sources(facts), "search": search(facts), "learning": learning(facts), "accuracy": ladder(facts),
-    }  # fmt: skip
+        "sources": sources(facts),
+        "search": search(facts),
+        "learning": learning(facts),
+        "accuracy": ladder(facts),
+    }
     for at, (device, backend, reports) in enumerate(groups(facts)):
         drawn[f"latency-{at}"] = latency(f"latency-{at}", device, backend, reports)
     return {key: one for key, one in drawn.items() if one is not None}
@@ -92,8 +109,9 @@ def to_svg(figure: Figure, key: str) -> str:
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": key}):
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # fmt: skip
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # matplotlib's own style rule would apply to the whole page; the page's style sheet has its like
@@ -139,8 +157,15 @@ def sources(facts: Facts) -> Picture | None:
     for at, metric in enumerate(shown):
         here = [(row, one.scores[metric]) for row, one in enumerate(ordered) if metric in one.scores]
         values, lows, highs = zip(*((one.score, one.low, one.high) for _, one in here), strict=True)
-        panels[at + 1].errorbar(values, [row for row, _ in here], xerr=_errors(values, lows, highs), fmt="o",
-                                color=SERIES[at + 1], markersize=4, capsize=2)  # fmt: skip
+        panels[at + 1].errorbar(
+            values,
+            [row for row, _ in here],
+            xerr=_errors(values, lows, highs),
+            fmt="o",
+            color=SERIES[at + 1],
+            markersize=4,
+            capsize=2,
+        )
         panels[at + 1].set_title(_names([metric])[0])
         ceiling = next((score.ceiling for _, score in here), None)
         below = ["95 % interval"] if any(low < high for low, high in zip(lows, highs, strict=True)) else []
@@ -152,7 +177,9 @@ def sources(facts: Facts) -> Picture | None:
         panel.grid(visible=False, axis="y")
     said = ", ".join(f"{one.name} {one.weight:.2f}" for one in ordered)
     said += f"; effective number of sources {facts.sources.effective_sources:.1f}"
-    return Picture(to_svg(figure, "sources"), f"Weights of the sources: {said}; beside them their similarity scores.")
+    return Picture(
+        svg=to_svg(figure, "sources"), alt=f"Weights of the sources: {said}; beside them their similarity scores."
+    )
 
 
 def thin(values: Sequence[T], most: int = MOST_POINTS) -> list[T]:
@@ -186,7 +213,9 @@ def learning(facts: Facts) -> Picture | None:
     lower.set_ylabel("val accuracy, %")
     lower.set_xlabel("step")
     said = f", accuracy on val ends at {100 * val[-1]['val'][facts.score]:.1f} %" if val else ""
-    return Picture(to_svg(figure, "learning"), f"Learning curves: {', '.join(['loss', *terms])} over the steps{said}.")
+    return Picture(
+        svg=to_svg(figure, "learning"), alt=f"Learning curves: {', '.join(['loss', *terms])} over the steps{said}."
+    )
 
 
 def _float(value: Any) -> float:
@@ -214,11 +243,24 @@ def search(facts: Facts) -> Picture | None:
     refused = [point for point in points if not math.isfinite(point[1])]
     axes.scatter([one[0] for one in trained], [100 * one[1] for one in trained], color=SERIES[0], s=22, label="trained")
     if trained:
-        axes.step([one[0] for one in trained], 100 * np.maximum.accumulate([one[1] for one in trained]), where="post",
-                  color=SERIES[0], linewidth=0.8, label="front")  # fmt: skip
+        axes.step(
+            [one[0] for one in trained],
+            100 * np.maximum.accumulate([one[1] for one in trained]),
+            where="post",
+            color=SERIES[0],
+            linewidth=0.8,
+            label="front",
+        )
     if refused:
-        axes.plot([one[0] for one in refused], np.full(len(refused), 0.02), "x", color=SERIES[3], markersize=4,
-                  transform=axes.get_xaxis_transform(), label="not feasible, or stopped")  # fmt: skip
+        axes.plot(
+            [one[0] for one in refused],
+            np.full(len(refused), 0.02),
+            "x",
+            color=SERIES[3],
+            markersize=4,
+            transform=axes.get_xaxis_transform(),
+            label="not feasible, or stopped",
+        )
     chosen = [point for point in trained if _is_chosen(facts, point[2])]
     if chosen:
         axes.plot(chosen[0][0], 100 * chosen[0][1], "*", color=SERIES[1], markersize=13, label="chosen")
@@ -228,7 +270,9 @@ def search(facts: Facts) -> Picture | None:
     axes.set_ylabel("val accuracy after the trial, %")
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.25))
     said = f"{len(trained)} candidates trained, {len(refused)} not feasible or stopped."
-    return Picture(to_svg(figure, "search"), f"Accuracy of the search's candidates against their {label}: {said}")
+    return Picture(
+        svg=to_svg(figure, "search"), alt=f"Accuracy of the search's candidates against their {label}: {said}"
+    )
 
 
 def _cost_axis(facts: Facts) -> tuple[str, str, float | None]:
@@ -243,8 +287,12 @@ def _cost_axis(facts: Facts) -> tuple[str, str, float | None]:
 
 def _is_chosen(facts: Facts, trial: dict[str, str]) -> bool:
     spec = facts.student
-    return (spec is not None and trial.get("family") == spec.family and trial.get("input_px") == str(spec.input_px)
-            and math.isclose(_float(trial.get("macs_m")), spec.cost.macs_m, rel_tol=1e-3))  # fmt: skip
+    return (
+        spec is not None
+        and trial.get("family") == spec.family
+        and trial.get("input_px") == str(spec.input_px)
+        and math.isclose(_float(trial.get("macs_m")), spec.cost.macs_m, rel_tol=1e-3)
+    )
 
 
 @_styled
@@ -257,8 +305,9 @@ def ladder(facts: Facts) -> Picture | None:
     left, right = figure.subplots(1, 2, sharey=True)
     values = [100 * one.accuracy.score(facts.score) for one in rungs]
     lows, highs = np.transpose([one.accuracy.interval(facts.score) for one in rungs]) * 100
-    left.errorbar(values, range(len(rungs)), xerr=_errors(values, lows, highs), fmt="o", color=SERIES[0], markersize=5,
-                  capsize=3)  # fmt: skip
+    left.errorbar(
+        values, range(len(rungs)), xerr=_errors(values, lows, highs), fmt="o", color=SERIES[0], markersize=5, capsize=3
+    )
     left.set_title("accuracy %, 95 % interval")
     agreement = [100 * one.agreement_with_torch for one in rungs]
     right.plot(agreement, range(len(rungs)), "s", color=SERIES[2], markersize=5)
@@ -268,7 +317,7 @@ def ladder(facts: Facts) -> Picture | None:
     right.tick_params(axis="y", length=0)
     _rows(left, [one.artefact for one in rungs])
     said = ", ".join(f"{one.artefact} {value:.1f} %" for one, value in zip(rungs, values, strict=True))
-    return Picture(to_svg(figure, "ladder"), f"Accuracy of each artefact: {said}.")
+    return Picture(svg=to_svg(figure, "ladder"), alt=f"Accuracy of each artefact: {said}.")
 
 
 @_styled
@@ -289,7 +338,7 @@ def latency(key: str, device: str, backend: str, reports: Sequence[BenchReport])
     axes.set_ylabel("queries answered, %")
     axes.legend(loc="lower right")
     said = ", ".join(f"{one.called} {np.median(one.latency.samples_ms):.2f} ms" for one in measured)
-    return Picture(to_svg(figure, key), f"Distribution of latency on {device}, {backend}; medians: {said}.")
+    return Picture(svg=to_svg(figure, key), alt=f"Distribution of latency on {device}, {backend}; medians: {said}.")
 
 
 def _plain_ticks(axes: Any, measured: Sequence[BenchReport]) -> None:

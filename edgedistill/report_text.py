@@ -25,8 +25,17 @@ from edgedistill.report_facts import Facts, headline, p50, warnings
 def blocks(facts: Facts) -> list[Block]:
     """The report in reading order; a part that has not run yet is a block that says which command runs it."""
     measured = report_devices.blocks(facts)
-    return [_data(facts), *_sources(facts), _student(facts), _accuracy(facts), _kept(facts),
-            *report_engines.blocks(facts), *measured, _gates(facts), _warnings(facts)]  # fmt: skip
+    return [
+        _data(facts),
+        *_sources(facts),
+        _student(facts),
+        _accuracy(facts),
+        _kept(facts),
+        *report_engines.blocks(facts),
+        *measured,
+        _gates(facts),
+        _warnings(facts),
+    ]
 
 
 def summary(facts: Facts) -> str:
@@ -37,8 +46,10 @@ def summary(facts: Facts) -> str:
     said = f"The student is {spec.family} at {spec.input_px} px"
     head = headline(facts)
     if head.int8 and head.fp32:
-        said += (f": {interval(head.int8.accuracy, facts.score)} {METRICS[facts.score]} in int8 against "
-                 f"{interval(head.fp32.accuracy, facts.score)} in fp32")  # fmt: skip
+        said += (
+            f": {interval(head.int8.accuracy, facts.score)} {METRICS[facts.score]} in int8 against "
+            f"{interval(head.fp32.accuracy, facts.score)} in fp32"
+        )
     elif head.fp32:
         said += f": {interval(head.fp32.accuracy, facts.score)} {METRICS[facts.score]} in fp32"
     elif facts.checkpoint:
@@ -64,29 +75,28 @@ def _speed(bench: BenchReport) -> str:
 
 def _data(facts: Facts) -> Block:
     if not facts.data:
-        return Block("data", "Data", lines=("not read yet: edgedistill train",))
+        return Block(key="data", title="Data", lines=("not read yet: edgedistill train",))
     data = facts.data
     classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
     counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
     if "shards" in data:
-        apart = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(
-            data["streamed_duplicates"])  # fmt: skip
+        apart = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(data["streamed_duplicates"])
         counts += f"; {data['streamed']} more without a label in {data['shards']} shards{apart}"
     licence = f"licence of the data: {data.get('licence') or 'not stated'}"
-    return Block("data", "Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", licence))
+    return Block(key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", licence))
 
 
 def _sources(facts: Facts) -> list[Block]:
     if facts.sources is None or not facts.sources.sources:
         none = "sources" in facts.recipe and not facts.recipe["sources"]
-        return [Block("sources", "Sources", lines=("the recipe names none" if none else not_run("train"),))]
+        return [Block(key="sources", title="Sources", lines=("the recipe names none" if none else not_run("train"),))]
     return report_weights.blocks(facts.sources)
 
 
 def _student(facts: Facts) -> Block:
     spec = facts.spec
     if spec is None:
-        return Block("student", "Student", lines=(not_run("train"),))
+        return Block(key="student", title="Student", lines=(not_run("train"),))
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
     cost = spec.cost
     needs = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
@@ -101,14 +111,17 @@ def _student(facts: Facts) -> Block:
         trained = sum(1 for trial in facts.trials if trial.get("value"))
         lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")
     made = facts.checkpoint
-    lines.append(f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
-                 f"val {interval(made.val, facts.score)} on {made.val.n} images"
-                 if made else f"training: {not_run('train')}")  # fmt: skip
+    lines.append(
+        f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
+        f"val {interval(made.val, facts.score)} on {made.val.n} images"
+        if made
+        else f"training: {not_run('train')}"
+    )
     if made and made.teacher:
         shares = sorted(made.teacher.weights.items(), key=lambda one: -one[1])
         mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
         lines.append(f"teacher {made.teacher.kind}: val {interval(made.teacher.val, facts.score)}; it mixes {mixed}")
-    return Block("student", "Student", lines=tuple(lines))
+    return Block(key="student", title="Student", lines=tuple(lines))
 
 
 def _accuracy(facts: Facts) -> Block:
@@ -116,18 +129,30 @@ def _accuracy(facts: Facts) -> Block:
     ladder, made = facts.ladder, facts.checkpoint
     if ladder is None or not ladder.rungs:
         if made is None:
-            return Block("accuracy", "Accuracy", lines=(not_run("export"),))
+            return Block(key="accuracy", title="Accuracy", lines=(not_run("export"),))
         torch = ("torch", interval(made.test, facts.score), "-", "-", "torch")
         note = f"{made.test.n} test images, 95 % intervals"
-        return Block("accuracy", "Accuracy", note, header, (torch,), (f"ONNX: {not_run('export')}",))
-    rows = tuple((
-        one.artefact, interval(one.accuracy, facts.score), share(one.agreement_with_torch),
-        number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-",
-        one.backend + (" (simulated)" if one.simulated else ""),
-    ) for one in ladder.rungs)  # fmt: skip
+        return Block(
+            key="accuracy",
+            title="Accuracy",
+            note=note,
+            header=header,
+            rows=(torch,),
+            lines=(f"ONNX: {not_run('export')}",),
+        )
+    rows = tuple(
+        (
+            one.artefact,
+            interval(one.accuracy, facts.score),
+            share(one.agreement_with_torch),
+            number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-",
+            one.backend + (" (simulated)" if one.simulated else ""),
+        )
+        for one in ladder.rungs
+    )
     missing = _no_int8(facts) if all(one.precision != "int8" for one in ladder.rungs) else ()
     note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
-    return Block("accuracy", "Accuracy", note, header, rows, missing)
+    return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=missing)
 
 
 def _no_int8(facts: Facts) -> Row:
@@ -137,25 +162,31 @@ def _no_int8(facts: Facts) -> Row:
 
 def _kept(facts: Facts) -> Block:
     if facts.kept is None:
-        return Block("kept", "Kept", lines=(not_run("export"),))
+        return Block(key="kept", title="Kept", lines=(not_run("export"),))
     said = tuple(f"{one.target}: {one.artefact}: {one.why}" for one in facts.kept)
-    lines = tuple(f"{one.target}: in float, worst first: {', '.join(one.floats)}" for one in facts.guarded
-                  if one.holds and one.floats)  # fmt: skip
-    return Block("kept", "Kept", "the precision for each target, and why", lines=(said or ("fp32",)) + lines)
+    lines = tuple(
+        f"{one.target}: in float, worst first: {', '.join(one.floats)}"
+        for one in facts.guarded
+        if one.holds and one.floats
+    )
+    return Block(
+        key="kept", title="Kept", note="the precision for each target, and why", lines=(said or ("fp32",)) + lines
+    )
 
 
 def _gates(facts: Facts) -> Block:
     if facts.ladder is None:
-        return Block("gates", "Gates", lines=(not_run("export"),))
-    rows = tuple((one.name, f"{one.value:g}", one.bound, "pass" if one.passed else "FAIL")
-                 for one in facts.ladder.gates)  # fmt: skip
+        return Block(key="gates", title="Gates", lines=(not_run("export"),))
+    rows = tuple(
+        (one.name, f"{one.value:g}", one.bound, "pass" if one.passed else "FAIL") for one in facts.ladder.gates
+    )
     if not rows:
-        return Block("gates", "Gates", lines=("none",))
-    return Block("gates", "Gates", "", ("gate", "value", "bound", "result"), rows)
+        return Block(key="gates", title="Gates", lines=("none",))
+    return Block(key="gates", title="Gates", note="", header=("gate", "value", "bound", "result"), rows=rows)
 
 
 def _warnings(facts: Facts) -> Block:
-    return Block("warnings", "Warnings", lines=tuple(warnings(facts)) or ("none",))
+    return Block(key="warnings", title="Warnings", lines=tuple(warnings(facts)) or ("none",))
 
 
 def page(facts: Facts) -> str:
@@ -191,8 +222,12 @@ def _versus_row(facts: Facts) -> Row:
     bench = head.bench
     size = facts.sizes_mb.get(bench.sha256 if bench else head.int8.sha256 if head.int8 else "")
     ratio = bench.ratio_to_fp32[0] if bench and bench.ratio_to_fp32 else None
-    return (facts.run.path.name, number(spec.cost.macs_m) if spec else "-",
-            interval(reference, facts.score) if reference else "-",
-            interval(head.int8.accuracy, facts.score) if head.int8 else "-",
-            number(p50(bench)) if bench else "-", f"{ratio:.2f}" if ratio else "-",
-            number(size) if size else "-")  # fmt: skip
+    return (
+        facts.run.path.name,
+        number(spec.cost.macs_m) if spec else "-",
+        interval(reference, facts.score) if reference else "-",
+        interval(head.int8.accuracy, facts.score) if head.int8 else "-",
+        number(p50(bench)) if bench else "-",
+        f"{ratio:.2f}" if ratio else "-",
+        number(size) if size else "-",
+    )

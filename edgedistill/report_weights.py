@@ -27,14 +27,14 @@ def blocks(weights: SourceWeights) -> list[Block]:
     alphas: Row = ("weight", *(f"{one.weight:.3f}" for one in ordered))
     first, *more = _fitted(scores)
     return [
-        _block("sources", "Sources", [names, alphas, *first], note, _remarks(weights)),
+        _block("sources", "Sources", columns=[names, alphas, *first], note=note, lines=_remarks(weights)),
         *(_block("more-metrics", "Sources, by other metrics", [names, *part]) for part in more),
     ]
 
 
 def _block(key: str, title: str, columns: Sequence[Row], note: str = "", lines: Sequence[str] = ()) -> Block:
     header, *rows = zip(*columns, strict=True)
-    return Block(key, title, note, header, tuple(rows), tuple(lines))
+    return Block(key=key, title=title, note=note, header=header, rows=tuple(rows), lines=tuple(lines))
 
 
 def _columns(everyone: Sequence[SourceWeight], metric: str) -> list[Row]:

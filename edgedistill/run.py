@@ -114,7 +114,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         raise InputError(f"{path}: is not a {kind.__name__} ({error.error_count()} fields differ)") from None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """A run directory. Everything in it is named relative to `path`."""
 
@@ -192,8 +192,9 @@ class Run:
         entry = self.manifest()["steps"].get(step)
         if entry is None or entry["key"] != key:
             return False
-        return all((self / name).is_file() and sha256_file(self / name) == known
-                   for name, known in entry["outputs"].items())  # fmt: skip
+        return all(
+            (self / name).is_file() and sha256_file(self / name) == known for name, known in entry["outputs"].items()
+        )
 
     def enter(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
         """Enter a finished step in the manifest, with the most memory this process has held so far.
@@ -203,8 +204,13 @@ class Run:
         manifest = self.manifest()
         hashes = {str(path.relative_to(self.path)): sha256_file(path) for path in sorted(outputs)}
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        manifest["steps"][step] = {"key": key, "outputs": hashes, "seconds": round(seconds, 3), "finished": stamp,
-                                   "peak_memory_mb": round(peak_memory_mb())}  # fmt: skip
+        manifest["steps"][step] = {
+            "key": key,
+            "outputs": hashes,
+            "seconds": round(seconds, 3),
+            "finished": stamp,
+            "peak_memory_mb": round(peak_memory_mb()),
+        }
         write_json(self / "manifest.json", manifest)
 
     def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
@@ -244,7 +250,7 @@ def step_key(name: str, version: int, sections: Mapping[str, Any], inputs: Mappi
 
 def directory(recipe: Recipe, root: Path) -> Run:
     """The run directory of a recipe: its name and eight hex digits of its sections up to `distill`."""
-    return Run(root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
+    return Run(path=root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
 
 
 def usable_root(root: Path) -> None:
@@ -275,4 +281,4 @@ def find(path: Path) -> Run:
     resolved = path.resolve()
     if not (resolved / "recipe.lock.json").is_file():
         raise InputError(f"{path}: not a run directory", "give one that `edgedistill train` made, such as runs/latest")
-    return Run(resolved)
+    return Run(path=resolved)

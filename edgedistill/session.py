@@ -28,7 +28,7 @@ def train(document: recipe_file.Document, wanted: recipe.Recipe, root: Path) -> 
         EdgeDistillError: another process works in the run directory, or a step failed.
     """
     run.usable_root(root)
-    asked = Context(wanted, document.base, run.directory(wanted, root))
+    asked = Context(recipe=wanted, base=document.base, run=run.directory(wanted, root))
     if not asked.run.hashes("search"):
         affordable(asked)
     context = replace(asked, recipe=with_trained_sources(wanted, (document,), root))
@@ -82,7 +82,7 @@ def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe_file.Docume
         inner = check.load(document)
         say(f"source {section.name}: {document.path.name}")
         whole = with_trained_sources(inner, (*within, document), root)
-        context = Context(whole, document.base, run.directory(inner, root))
+        context = Context(recipe=whole, base=document.base, run=run.directory(inner, root))
         learn(context, document)
         path = str(context.run.path.resolve())
         return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
@@ -147,4 +147,4 @@ def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
         changed[name] |= values
     wanted = recipe.Recipe.model_validate(changed)
     check.bench(wanted, base)
-    return Context(wanted, base, found)
+    return Context(recipe=wanted, base=base, run=found)

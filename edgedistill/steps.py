@@ -11,7 +11,7 @@ from edgedistill.context import Context
 from edgedistill.progress import say
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of the road.
 

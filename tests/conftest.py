@@ -17,7 +17,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     base = tmp_path_factory.getbasetemp()
     # workers of one session have base folders side by side, and share the one project
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    project = Project(shared / "miniature")
+    project = Project(root=shared / "miniature")
     with FileLock(shared / "miniature.lock"):
         if not (shared / "miniature.said").exists():
             said = miniature.call("run", miniature.write(project.root).recipe, "--runs", project.runs)

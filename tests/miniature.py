@@ -79,7 +79,7 @@ class Project:
 
     def copy(self, to: Path) -> Project:
         """The same with files as old as these, so that what is up to date here is up to date there."""
-        return Project(Path(shutil.copytree(self.root, to / "copy", symlinks=True)))
+        return Project(root=Path(shutil.copytree(self.root, to / "copy", symlinks=True)))
 
     def manifest(self) -> dict[str, Any]:
         return dict(json.loads((self.run / "manifest.json").read_text(encoding="utf-8"))["steps"])
@@ -118,7 +118,7 @@ def write(root: Path, recipe: str = RECIPE) -> Project:
     for at in range(12):
         picture(at % 2 == 0, 2000 + at).save(root / "more" / f"{at:02d}.png")
     (root / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    return Project(root)
+    return Project(root=root)
 
 
 def call(*arguments: str | Path) -> Answer:
@@ -133,7 +133,7 @@ def call(*arguments: str | Path) -> Answer:
         code = int(done.code or 0)
     finally:
         sys.argv = known
-    return Answer(code, out.getvalue(), err.getvalue(), time.monotonic() - started)
+    return Answer(code=code, out=out.getvalue(), err=err.getvalue(), seconds=time.monotonic() - started)
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -152,4 +152,4 @@ def edgedistill(*arguments: str | Path, cwd: Path | None = None, timeout_s: floa
     """The command line in a process of its own."""
     started = time.monotonic()
     done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=timeout_s)
-    return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+    return Answer(code=done.returncode, out=done.stdout, err=done.stderr, seconds=time.monotonic() - started)

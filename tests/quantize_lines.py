@@ -10,10 +10,24 @@ QUICK = [3.0, 2.9, 3.1]
 
 def line(artefact: str, top1: float = 0.7, ratio: list[float] | None = None, **other: Any) -> Line:
     """A model's line as `run` writes it."""
-    return {"student": "resnet18", "artefact": artefact, "ours": artefact.startswith("ours"), "n_test": 100,
-            "top1": top1, "drop_points": [0.1, -0.25, 0.45], "agreement": 0.99, "simulated": False, "size_mb": 2.5,
-            "versions": {}, "runtime": {}, "facts": {}, "samples_ms": [[[1.0, 3.0], [2.0, 2.0]], [[9.0, 1.0]]],
-            "ratio_to_fp32": ratio, "untimed": None, **other}  # fmt: skip
+    return {
+        "student": "resnet18",
+        "artefact": artefact,
+        "ours": artefact.startswith("ours"),
+        "n_test": 100,
+        "top1": top1,
+        "drop_points": [0.1, -0.25, 0.45],
+        "agreement": 0.99,
+        "simulated": False,
+        "size_mb": 2.5,
+        "versions": {},
+        "runtime": {},
+        "facts": {},
+        "samples_ms": [[[1.0, 3.0], [2.0, 2.0]], [[9.0, 1.0]]],
+        "ratio_to_fp32": ratio,
+        "untimed": None,
+        **other,
+    }
 
 
 FP32 = line("fp32", 0.71, drop_points=[0.0, 0.0, 0.0])

@@ -33,8 +33,16 @@ def main() -> None:
         return quality(spec), {"standard_error": 0.0, "loss": 1.0}
 
     settings = Search(trials=24, storage=address, heartbeat_s=1)
-    winner = search(space(), Budget(), settings, objective, seed=3, folder=folder, name="shared",
-                    identity=sys.argv[5] if len(sys.argv) > 5 else "one")  # fmt: skip
+    winner = search(
+        space(),
+        Budget(),
+        settings,
+        objective,
+        seed=3,
+        folder=folder,
+        name="shared",
+        identity=sys.argv[5] if len(sys.argv) > 5 else "one",
+    )
     print(name_of(winner))
 
 

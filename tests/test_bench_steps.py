@@ -51,11 +51,11 @@ def test_again_measures_though_nothing_has_changed(tmp_path: Path, monkeypatch: 
             done.append(name)
             (context.run / f"{name}.txt").write_text(name)
 
-        return Step(name, 1, (), (), (f"{name}.txt",), work)
+        return Step(name=name, version=1, sections=(), after=(), outputs=(f"{name}.txt",), work=work)
 
     monkeypatch.setattr(session, "report_step", lambda context: step("report"))
     recipe = SimpleNamespace(sections=lambda names: {})
-    context = cast(Context, SimpleNamespace(run=Run(tmp_path), recipe=recipe))
+    context = cast(Context, SimpleNamespace(run=Run(path=tmp_path), recipe=recipe))
     before, bench = step("export"), step("bench-local-onnxruntime-cpu")
     for again, wanted in (
         (pipeline.nothing, ["export", bench.name, "report"]),
@@ -74,7 +74,9 @@ def test_a_gpu_that_cannot_be_measured_is_no_end_of_an_export(monkeypatch: pytes
     monkeypatch.setattr(pipeline.rehearsal, "ratio", full)
     context, pair = cast(Context, None), cast(list[OnnxModel], [])
     assert pipeline._timed(context, pair, "tensorrt") == (
-        None, "its speed could not be measured here: local: out of memory")  # fmt: skip
+        None,
+        "its speed could not be measured here: local: out of memory",
+    )
     with pytest.raises(EdgeDistillError, match="out of memory"):
         pipeline._timed(context, pair, "onnxruntime-cpu")
 

@@ -78,8 +78,11 @@ def test_the_search_is_replayed_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     first = next(iter(replay.columns().items()))
     monkeypatch.setattr(replay, "columns", lambda: dict([first]))
     made = next(replay.replays())
-    [*_, known] = [line for line in read("search-replay")
-                   if (line["pack"], line["seed"], line["policy"]) == (*first[0], replay.DEFAULT)]  # fmt: skip
+    [*_, known] = [
+        line
+        for line in read("search-replay")
+        if (line["pack"], line["seed"], line["policy"]) == (*first[0], replay.DEFAULT)
+    ]
     assert made["repeats"][0] == known["repeats"][0]
 
 
@@ -89,10 +92,19 @@ def test_a_replayed_training_costs_what_was_done_of_it() -> None:
     from edgedistill.training.search import name_of
 
     spec = student.candidates(wanted().student, 2)[0]
-    line = {"macs_m": 2.0, "value": 0.5, "standard_error": 0.1, "loss": 1.0, "seconds": 4.0, "steps": 8,
-            "rungs": {"2": 0.2, "4": 0.3}, "rung_seconds": {"2": 1.0, "4": 2.0}, "full_seconds": 10.0,
-            "full_steps": 30}  # fmt: skip
-    column, seen = Column({name_of(spec): line}), []
+    line = {
+        "macs_m": 2.0,
+        "value": 0.5,
+        "standard_error": 0.1,
+        "loss": 1.0,
+        "seconds": 4.0,
+        "steps": 8,
+        "rungs": {"2": 0.2, "4": 0.3},
+        "rung_seconds": {"2": 1.0, "4": 2.0},
+        "full_seconds": 10.0,
+        "full_steps": 30,
+    }
+    column, seen = Column(lines={name_of(spec): line}), []
     assert column.train(spec, 0, {2: seen.append, 4: seen.append})[0] == 0.5
     assert seen == [0.2, 0.3] and column.spent == {"seconds": 4.0, "macs": 16.0}
 

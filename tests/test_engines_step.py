@@ -28,7 +28,15 @@ def test_a_builder_that_is_installed_later_builds_then(copied: Project, monkeypa
 
     def build(graph: object, model: OnnxModel, capability: str, folder: object) -> Engine:
         calls.append((model.name, capability))
-        return Engine(model.name, model.sha256, capability, rtx.version(), 1, 0.1, failed="odd operator")
+        return Engine(
+            artefact=model.name,
+            onnx_sha256=model.sha256,
+            capability=capability,
+            builder=rtx.version(),
+            batch=1,
+            seconds=0.1,
+            failed="odd operator",
+        )
 
     monkeypatch.setattr(engines, "build", build)
     monkeypatch.setattr(rtx, "version", lambda: "")

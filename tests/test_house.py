@@ -24,8 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "edgedistill").rglob("*.py"))
 FILES = [path for folder in ("edgedistill", "tests", "benchmarks", "deploy") for path in (ROOT / folder).rglob("*.py")]
 REGISTRIES: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "METRICS": METRICS, "METHODS": METHODS, "DATASETS": DATASETS, "SOURCES": SOURCES, "FAMILIES": FAMILIES,
-}  # fmt: skip
+    "METRICS": METRICS,
+    "METHODS": METHODS,
+    "DATASETS": DATASETS,
+    "SOURCES": SOURCES,
+    "FAMILIES": FAMILIES,
+}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -85,9 +89,7 @@ def test_the_annotation_check_can_fail() -> None:
     assert not annotated(one) and annotated(two)
 
 
-@pytest.mark.parametrize(
-    ("registry", "name"), [(title, name) for title, known in REGISTRIES.items() for name in known]
-)  # fmt: skip
+@pytest.mark.parametrize(("registry", "name"), [(title, name) for title, known in REGISTRIES.items() for name in known])
 def test_what_a_recipe_can_name_explains_itself(registry: str, name: str) -> None:
     function = REGISTRIES[registry][name]
     assert inspect.getdoc(function)
@@ -103,17 +105,20 @@ def test_every_registry_has_entries() -> None:
 
 def test_the_layers_hold() -> None:
     body = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
-    done = subprocess.run([sys.executable, "-c", body + "lint_imports_command()"], cwd=ROOT, capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", body + "lint_imports_command()"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the agent is an island KEPT" in done.stdout and "0 broken" in done.stdout
 
 
 def test_no_classes_inherit_but_from_what_they_must() -> None:
     """Protocols, errors, pydantic models, what torch wants subclassed and enums are the only bases."""
-    allowed = re.compile(r"Protocol|Exception|EdgeDistillError|InputError|BaseModel|Section|Open|Choice|nn\.Module|"
-                         r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|str|Enum|"
-                         r"NamedTuple|TypedDict")  # fmt: skip
+    allowed = re.compile(
+        r"Protocol|Exception|EdgeDistillError|InputError|BaseModel|Section|Open|Choice|nn\.Module|"
+        r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|str|Enum|"
+        r"NamedTuple|TypedDict"
+    )
     found = {
         f"{path.name}:{node.name}({ast.unparse(base)})"
         for path in PACKAGE

@@ -37,8 +37,11 @@ def events(project: Project) -> list[tuple[str, str]]:
 def strike(project: Project, step: str, delay_s: float) -> bool:
     """Start the run, and kill it `delay_s` after `step` started; False where it was done before that."""
     before = len(events(project))
-    with subprocess.Popen(miniature.command("run", project.recipe, "--runs", project.runs),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+    with subprocess.Popen(
+        miniature.command("run", project.recipe, "--runs", project.runs),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         while process.poll() is None and (step, "start") not in events(project)[before:]:
             time.sleep(0.01)
         time.sleep(delay_s)
@@ -60,8 +63,10 @@ def test_killed_and_restarted_is_the_same_student(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     for name in ("distill/student.safetensors", "search/student.json", "weigh/weights.json"):
         assert (broken.run / name).read_bytes() == (whole.run / name).read_bytes(), name
-    steps = [[line["step"] for line in map(json.loads, (one.run / "distill/metrics.jsonl").read_text().splitlines())]
-             for one in (broken, whole)]  # fmt: skip
+    steps = [
+        [line["step"] for line in map(json.loads, (one.run / "distill/metrics.jsonl").read_text().splitlines())]
+        for one in (broken, whole)
+    ]
     assert steps[0] == steps[1] == list(range(1, 401))
     again = miniature.edgedistill("run", broken.recipe, "--runs", broken.runs)
     assert again.code == 0 and "torch was not loaded" in again.err
@@ -80,8 +85,11 @@ def steps_done(project: Project) -> list[int]:
 
 def kill_at_step(project: Project, step: int) -> None:
     """Start the run and kill it as soon as the distillation has done `step` steps."""
-    with subprocess.Popen(miniature.command("run", project.recipe, "--runs", project.runs),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+    with subprocess.Popen(
+        miniature.command("run", project.recipe, "--runs", project.runs),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         while process.poll() is None and max(steps_done(project), default=0) < step:
             time.sleep(0.01)
         process.kill()

@@ -128,8 +128,14 @@ class Loadgen(types.ModuleType):
         queries = [types.SimpleNamespace(id=at, index=at * 7 % images) for at in range(settings.min_query_count)]
         for one in [queries] if settings.scenario == "Offline" else [[query] for query in queries]:
             issue(one)
-        marks = {"min_latency_ns": 1e6, "50.00_percentile_latency_ns": 2e6, "90.00_percentile_latency_ns": 3e6,
-                 "99.00_percentile_latency_ns": 4e6, "max_latency_ns": 5e6, "query_count": len(queries)}  # fmt: skip
+        marks = {
+            "min_latency_ns": 1e6,
+            "50.00_percentile_latency_ns": 2e6,
+            "90.00_percentile_latency_ns": 3e6,
+            "99.00_percentile_latency_ns": 4e6,
+            "max_latency_ns": 5e6,
+            "query_count": len(queries),
+        }
         offline = {"effective_samples_per_query": len(queries), "result_samples_per_second": 80.5}
         said = offline if settings.scenario == "Offline" else {f"result_{name}": one for name, one in marks.items()}
         lines = [f":::MLLOG {json.dumps({'key': key, 'value': value})}" for key, value in said.items()]
@@ -143,12 +149,21 @@ class Loadgen(types.ModuleType):
         """Nothing to let go of."""
 
 
-def driven(graph: graphs.Graph, scenario: str, batch: int, monkeypatch: pytest.MonkeyPatch, capsys: Any,
-           completes: bool = True) -> tuple[dict[str, Any], Loadgen]:  # fmt: skip
+def driven(
+    graph: graphs.Graph, scenario: str, batch: int, monkeypatch: pytest.MonkeyPatch, capsys: Any, completes: bool = True
+) -> tuple[dict[str, Any], Loadgen]:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", double := Loadgen(completes))
     monkeypatch.setattr(sys, "path", sys.path[:])
-    given = {"agent": graph.bundle / "agent.pyz", "model": graph.path, "images": graph.bundle / "images.npy",
-             "scenario": scenario, "threads": 1, "batch": batch, "samples": 20, "seconds": 0.5}  # fmt: skip
+    given = {
+        "agent": graph.bundle / "agent.pyz",
+        "model": graph.path,
+        "images": graph.bundle / "images.npy",
+        "scenario": scenario,
+        "threads": 1,
+        "batch": batch,
+        "samples": 20,
+        "seconds": 0.5,
+    }
     try:
         assert driver.main([part for name, one in given.items() for part in (f"--{name}", str(one))]) == 0
     finally:
@@ -160,9 +175,15 @@ def driven(graph: graphs.Graph, scenario: str, batch: int, monkeypatch: pytest.M
 def test_loadgen_asks_one_image_at_a_time_and_gives_milliseconds(
     graph: graphs.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, double = driven(graph, "SingleStream", 1, monkeypatch, capsys)
+    found, double = driven(graph, "SingleStream", batch=1, monkeypatch=monkeypatch, capsys=capsys)
     assert {name: found[name] for name in ("n", "min", "p50", "p90", "p99", "max")} == {
-        "n": 20, "min": 1.0, "p50": 2.0, "p90": 3.0, "p99": 4.0, "max": 5.0}  # fmt: skip
+        "n": 20,
+        "min": 1.0,
+        "p50": 2.0,
+        "p90": 3.0,
+        "p99": 4.0,
+        "max": 5.0,
+    }
     # 20 queries of the graph, then those that do nothing; every one is answered, once in each test
     assert double.completed == Counter(range(20)) + Counter(range(500)) and isinstance(found["settled"], bool)
     asked = [(one.min_duration_ms, one.min_query_count) for one in double.settings]
@@ -174,7 +195,7 @@ def test_loadgen_asks_one_image_at_a_time_and_gives_milliseconds(
 def test_loadgen_offline_is_answered_in_batches(
     graph: graphs.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, double = driven(graph, "Offline", 8, monkeypatch, capsys)
+    found, double = driven(graph, "Offline", batch=8, monkeypatch=monkeypatch, capsys=capsys)
     assert (found["n"], found["per_second"]) == (20, 80.5)
     assert double.completed == Counter(range(20))
 
@@ -183,7 +204,7 @@ def test_a_test_of_loadgen_that_broke_off_is_an_error(
     graph: graphs.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="the test broke off"):
-        driven(graph, "SingleStream", 1, monkeypatch, capsys, completes=False)
+        driven(graph, "SingleStream", batch=1, monkeypatch=monkeypatch, capsys=capsys, completes=False)
 
 
 @pytest.mark.slow
@@ -206,9 +227,21 @@ def test_the_real_loadgen_reads_what_the_agent_reads(
 def measured(**other: Any) -> dict[str, Any]:
     one = {"ours": 1.0, "theirs": 1.02, "ratio": 1.02, "interval": [1.01, 1.03], "within": True}
     rounds = [{"ours": {"verdict": said}, "theirs": {"empty_ms": 0.0125}} for said in ("quiet", "noisy, because")]
-    return {"graph": "a", "precision": "fp32", "peer": "mlcommons-loadgen", "scenario": "SingleStream", "judged": True,
-            "versions": {"mlcommons-loadgen": "6.0", "onnxruntime": "1.2"}, "plan": vars(QUICK), "rounds": rounds,
-            "compared": {"p50": one}, "cpu": "c", "cores": 2, "commit": "abc", **other}  # fmt: skip
+    return {
+        "graph": "a",
+        "precision": "fp32",
+        "peer": "mlcommons-loadgen",
+        "scenario": "SingleStream",
+        "judged": True,
+        "versions": {"mlcommons-loadgen": "6.0", "onnxruntime": "1.2"},
+        "plan": vars(QUICK),
+        "rounds": rounds,
+        "compared": {"p50": one},
+        "cpu": "c",
+        "cores": 2,
+        "commit": "abc",
+        **other,
+    }
 
 
 def test_the_table_shows_the_newest_line_and_never_calls_it_mlperf() -> None:
@@ -230,10 +263,15 @@ def test_a_peer_that_came_later_is_no_longer_absent() -> None:
 
 @pytest.mark.parametrize(
     ("within", "interval", "said"),
-    [(True, [0.96, 1.04], "yes"), (True, [0.96, 1.06], "yes; its interval reaches beyond"),
-     (True, None, "yes; no interval"), (False, [1.06, 1.2], "no"), (False, None, "no"),
-     (False, [1.04, 1.2], "no; its interval reaches within")],
-)  # fmt: skip
+    [
+        (True, [0.96, 1.04], "yes"),
+        (True, [0.96, 1.06], "yes; its interval reaches beyond"),
+        (True, None, "yes; no interval"),
+        (False, [1.06, 1.2], "no"),
+        (False, None, "no"),
+        (False, [1.04, 1.2], "no; its interval reaches within"),
+    ],
+)
 def test_the_verdict(within: bool, interval: list[float] | None, said: str) -> None:
     assert table.verdict(within, interval) == said
 
@@ -242,7 +280,9 @@ def test_a_run_writes_a_line_a_scenario_and_a_fast_one_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written: list[dict[str, Any]] = []
-    monkeypatch.setattr(command, "environment", lambda name, folder: Built(Path(sys.executable), {}, 0.0))
+    monkeypatch.setattr(
+        command, "environment", lambda name, folder: Built(python=Path(sys.executable), versions={}, seconds=0.0)
+    )
     monkeypatch.setattr(command, "append", lambda kind, one: written.append({"kind": kind, **one}))
     monkeypatch.setattr(readings, "agent", lambda *_, **__: {"n": 1, "p50": 1.0, "per_second": 2.0})
     monkeypatch.setattr(readings, "loadgen", lambda *_: {"n": 1, "p50": 1.0, "per_second": 2.0})
@@ -252,7 +292,10 @@ def test_a_run_writes_a_line_a_scenario_and_a_fast_one_none(
     assert command.main([*asked, "--fast"]) == 0 and not written
     assert command.main(asked) == 0
     assert [(one["kind"], one.get("scenario")) for one in written] == [
-        ("meter", "SingleStream"), ("meter", "Offline"), ("meter", None)]  # fmt: skip
+        ("meter", "SingleStream"),
+        ("meter", "Offline"),
+        ("meter", None),
+    ]
     assert len(written[0]["rounds"]) == 4 and written[0]["compared"]["p50"]["within"]
     assert json.loads(json.dumps(written)) and "yes" in capsys.readouterr().err
 

@@ -22,7 +22,14 @@ QUICK = Plan(rounds=2, samples=20, seconds=0.02)
 @pytest.fixture
 def graph(tmp_path: Path) -> graphs.Graph:
     """Only its name is asked for: no program here opens it."""
-    return graphs.Graph("means", tmp_path, OnnxModel("means.onnx", "0" * 64, "fp32", "any", 18, "", 0.1), 4)
+    return graphs.Graph(
+        name="means",
+        bundle=tmp_path,
+        model=OnnxModel(
+            path="means.onnx", sha256="0" * 64, precision="fp32", target="any", opset=18, parent_sha256="", size_mb=0.1
+        ),
+        px=4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,10 @@ def test_every_version_copies_waits_in_a_loop_and_launches_as_the_mode_says() ->
     assert trtexec.flags("11.4.1", graph=False) == ["--includeDataTransfers", "--noCudaGraph"]
     assert trtexec.flags("11.4.1", graph=True) == ["--includeDataTransfers"]
     assert [trtexec.types(version, "int8") for version in ("8.6.1", "10.3.0", "11.4.1")] == [
-        ["--int8", "--fp16"], ["--stronglyTyped"], []]  # fmt: skip
+        ["--int8", "--fp16"],
+        ["--stronglyTyped"],
+        [],
+    ]
     assert trtexec.types("8.6.1", "fp32") == [] and trtexec.types("8.6.1", "fp16") == ["--fp16"]
 
 
@@ -51,11 +61,20 @@ def line(name: str, at: float, percentiles: tuple[int, ...] = (90, 95, 99)) -> s
 
 def printed(stamp: str, percentiles: tuple[int, ...] = (90, 95, 99)) -> str:
     """What trtexec prints at its end, in the form of its versions: a time stamp or none before each line."""
-    said = ["Warmup completed 5 queries over 200 ms", "Timing trace has 2077 queries over 3.0039 s", "",
-            "=== Performance summary ===", "Throughput: 691.4 qps", line("Latency", 1.5, percentiles),
-            line("Enqueue Time", 0.1, percentiles), line("H2D Latency", 0.01, percentiles),
-            line("GPU Compute Time", 1.25, percentiles), line("D2H Latency", 0, percentiles),
-            "Total Host Walltime: 3.0039 s", "Total GPU Compute Time: 2.9 s"]  # fmt: skip
+    said = [
+        "Warmup completed 5 queries over 200 ms",
+        "Timing trace has 2077 queries over 3.0039 s",
+        "",
+        "=== Performance summary ===",
+        "Throughput: 691.4 qps",
+        line("Latency", 1.5, percentiles),
+        line("Enqueue Time", 0.1, percentiles),
+        line("H2D Latency", 0.01, percentiles),
+        line("GPU Compute Time", 1.25, percentiles),
+        line("D2H Latency", 0, percentiles),
+        "Total Host Walltime: 3.0039 s",
+        "Total GPU Compute Time: 2.9 s",
+    ]
     return "\n".join(f"{stamp}{one}" for one in said)
 
 
@@ -95,8 +114,8 @@ exit {status}
 def test_trtexec_builds_once_and_is_told_what_makes_it_comparable(graph: graphs.Graph, tmp_path: Path) -> None:
     path, engine = str(program(tmp_path, "110401", printed("[I] "))), tmp_path / "kept.engine"
     assert trtexec.installed(path) == "11.4.1"
-    first = trtexec.reading(path, "11.4.1", graph, engine, QUICK, "compute")
-    second = trtexec.reading(path, "11.4.1", graph, engine, QUICK, "host-to-host-graph")
+    first = trtexec.reading(path, "11.4.1", graph=graph, engine=engine, plan=QUICK, mode="compute")
+    second = trtexec.reading(path, "11.4.1", graph=graph, engine=engine, plan=QUICK, mode="host-to-host-graph")
     assert (first["p50"], second["p50"]) == (1.5, 1.75)
     help_, build, load = (tmp_path / "asked").read_text().splitlines()
     assert help_ == "--help" and f"--onnx={graph.path}" in build and "--noCudaGraph" in build

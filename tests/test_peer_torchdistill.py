@@ -11,10 +11,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LINE: dict[str, Any] = {
-    "torchdistill": "1.1.5", "student": "micro", "input_px": 32, "macs_m": 2.6, "source": "net", "source_px": 128,
-    "sources": 8, "images": 192, "batch": 64, "threads": 2, "epochs_a_round": [8, 1], "cache_seconds": 20.0,
-    "seconds": [[2.0, 20.0], [2.0, 24.0], [4.0, 32.0]], "cpu": "a", "cores": 2, "commit": "b",
-}  # fmt: skip
+    "torchdistill": "1.1.5",
+    "student": "micro",
+    "input_px": 32,
+    "macs_m": 2.6,
+    "source": "net",
+    "source_px": 128,
+    "sources": 8,
+    "images": 192,
+    "batch": 64,
+    "threads": 2,
+    "epochs_a_round": [8, 1],
+    "cache_seconds": 20.0,
+    "seconds": [[2.0, 20.0], [2.0, 24.0], [4.0, 32.0]],
+    "cpu": "a",
+    "cores": 2,
+    "commit": "b",
+}
 
 
 @pytest.fixture
@@ -35,7 +48,14 @@ def tiny(peer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
     monkeypatch.setattr(peer, "IMAGES", 16)
     monkeypatch.setattr(peer, "BATCH", 16)
     plain = Augment(min_area=1.0, hflip=False, jitter=0.0)
-    setting = peer.Setting("micro", {"width": 8, "input_px": 16}, 1, "test_efficientnet", 32, plain)
+    setting = peer.Setting(
+        family="micro",
+        options={"width": 8, "input_px": 16},
+        epochs=1,
+        source="test_efficientnet",
+        source_px=32,
+        augment=plain,
+    )
     return peer.prepare(setting, tmp_path)
 
 
@@ -111,7 +131,7 @@ def test_both_sides_start_alike_and_have_the_same_gradients(peer: ModuleType, ti
     # the data loader's batch, so that the collate function has its part in this
     ((images_BCHW, labels_B, extra),) = box.train_data_loader
     box.forward_process(images_BCHW, labels_B, extra).backward()
-    fit.train_step(live, job.loss(), batches.draw_batch(job, 0), job, 0)
+    fit.train_step(live, job.loss(), drawn=batches.draw_batch(job, 0), task=job, step=0)
     compared = [(weight.grad, theirs[name].grad) for name, weight in ours.items()]
     heads = torch.cat([theirs[f"heads.{name}.weight"].grad for name in peer.NAMES])
     compared.append((live.heads.weight.grad, heads))
@@ -149,7 +169,7 @@ def test_both_sides_learn_from_each_of_the_eight_sources(peer: ModuleType, tiny:
     assert set(box.criterion.term_dict) == {"labels", *peer.NAMES} and len(peer.NAMES) == 8
     before = {name: head.weight.clone() for name, head in box.student_model.heads.items()}
     stacked = live.heads.weight.detach().clone()
-    scalars = fit.train_step(live, tiny.job.loss(), batches.draw_batch(tiny.job, 0), tiny.job, 0)
+    scalars = fit.train_step(live, tiny.job.loss(), drawn=batches.draw_batch(tiny.job, 0), task=tiny.job, step=0)
     assert peer.their_epoch(box) > 0.0
     assert all(scalars[f"terms/source/{name}"] > 0.0 for name in peer.NAMES)
     parts = zip(live.heads.weight.chunk(8), stacked.chunk(8), strict=True)
@@ -167,7 +187,9 @@ def test_the_real_comparison_gives_a_line_that_the_table_takes(
     peer: ModuleType, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peer, "ROUNDS", 2)
-    setting = peer.Setting("micro", {"width": 8, "input_px": 16}, 2, "test_efficientnet", 32)
+    setting = peer.Setting(
+        family="micro", options={"width": 8, "input_px": 16}, epochs=2, source="test_efficientnet", source_px=32
+    )
     line = peer.measure(setting)
     assert len(line["seconds"]) == 2 and all(len(pair) == 2 and min(pair) > 0.0 for pair in line["seconds"])
     assert line["torchdistill"] and line["cache_seconds"] > 0.0

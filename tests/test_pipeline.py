@@ -71,10 +71,14 @@ def test_every_file_is_there_and_readable(finished: Project) -> None:
     assert [name for name in LEFT.split() if not (here / name).is_file()] == []
     assert list((here / "tensorboard").glob("events.*"))
     assert (finished.runs / "latest").resolve() == here.resolve()
-    for name, kind in (("weigh/weights.json", SourceWeights), ("search/student.json", StudentSpec),
-                       ("export/models.json", tuple[OnnxModel, ...]), ("verify/ladder.json", Ladder),
-                       ("distill/result.json", Checkpoint),
-                       ("bench/local/onnxruntime-cpu-fp32.json", BenchReport)):  # fmt: skip
+    for name, kind in (
+        ("weigh/weights.json", SourceWeights),
+        ("search/student.json", StudentSpec),
+        ("export/models.json", tuple[OnnxModel, ...]),
+        ("verify/ladder.json", Ladder),
+        ("distill/result.json", Checkpoint),
+        ("bench/local/onnxruntime-cpu-fp32.json", BenchReport),
+    ):
         run.read_record(here / name, kind)
     assert not list(here.rglob("*.tmp"))
 
@@ -84,8 +88,15 @@ def test_the_manifest_implies_the_files(finished: Project) -> None:
     assert list(manifest) == STEPS
     entered = {name: known for step in manifest.values() for name, known in step["outputs"].items()}
     assert {name: run.sha256_file(finished.run / name) for name in entered} == entered
-    scratch = {"recipe.yaml", "recipe.lock.json", "manifest.json", "env.json", "log.jsonl", "distill/last.pt",
-               "search/study.journal"}  # fmt: skip
+    scratch = {
+        "recipe.yaml",
+        "recipe.lock.json",
+        "manifest.json",
+        "env.json",
+        "log.jsonl",
+        "distill/last.pt",
+        "search/study.journal",
+    }
     assert set(LEFT.split()) - scratch <= set(entered)
 
 
@@ -246,7 +257,7 @@ def test_export_without_int8_and_what_it_remembers(copied: Project) -> None:
     assert not list((copied.run / "quantize").glob("*.onnx"))
     assert not list((copied.run / "bundle").glob("*int8*"))
     assert (copied.run / "bundle/student.fp32.onnx").is_file()
-    assert Run(copied.run).recipe()[0].quantize.enabled is False
+    assert Run(path=copied.run).recipe()[0].quantize.enabled is False
 
 
 def test_a_run_that_was_searched_in_int8_can_be_exported_without(copied: Project) -> None:

@@ -24,7 +24,7 @@ def pictures(project: Project) -> list[Path]:
 
 def test_the_answers_are_the_int8_graphs(finished: Project) -> None:
     paths = pictures(finished)
-    said = predict(Run(finished.run), paths)
+    said = predict(Run(path=finished.run), paths)
     session = onnxruntime.InferenceSession(str(finished.run / "quantize/student.int8-cpu.onnx"))
     batch = np.stack([images.read(path, 32, 32, "crop") for path in paths])
     # one at a time, as predict does
@@ -42,7 +42,7 @@ def test_the_command_prints_a_line_a_picture_without_torch(finished: Project) ->
     paths = pictures(finished)[:2]
     said = miniature.edgedistill("predict", *paths, "--run", finished.run)
     assert said.code == 0 and "torch was not loaded" in said.err
-    wanted = predict(Run(finished.run), paths)
+    wanted = predict(Run(path=finished.run), paths)
     assert said.out.splitlines() == [f"{one.path}  {one.label}  {100 * one.probability:.1f} %" for one in wanted]
 
 
@@ -50,7 +50,7 @@ def test_what_is_no_picture_is_named(finished: Project, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("text")
     for path, reason in ((tmp_path / "x.png", "cannot identify"), (tmp_path / "none.png", "No such file or directory")):
         with pytest.raises(InputError, match=f"{path.name}: not a picture that can be read .*{reason}") as caught:
-            predict(Run(finished.run), [path])
+            predict(Run(path=finished.run), [path])
         assert "\n" not in str(caught.value)
 
 
@@ -58,7 +58,7 @@ def test_an_altered_bundle_is_not_trusted(copied: Project) -> None:
     graph = copied.run / "bundle/student.int8-cpu.onnx"
     graph.write_bytes(graph.read_bytes() + b" ")
     with pytest.raises(InputError, match=r"bundle: student\.int8-cpu\.onnx: not as in SHA256SUMS"):
-        predict(Run(copied.run), pictures(copied)[:1])
+        predict(Run(path=copied.run), pictures(copied)[:1])
     (copied.run / "bundle/SHA256SUMS").unlink()
     with pytest.raises(InputError, match=r"no bundle .*; run `edgedistill export` first"):
-        predict(Run(copied.run), pictures(copied)[:1])
+        predict(Run(path=copied.run), pictures(copied)[:1])

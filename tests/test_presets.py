@@ -81,20 +81,22 @@ def test_a_preset_and_its_values_written_out_are_one_run(tmp_path: Path) -> None
     named = document(tmp_path, yaml.safe_dump({**raw, "preset": "paper_style"}))
     values = yaml.safe_load(WRITTEN_OUT)
     written = document(tmp_path, yaml.safe_dump({**raw, **values, "distill": raw["distill"] | values["distill"]}))
-    first, second = (Context(check.load(one), one.base, directory(check.load(one), project.runs))
-                     for one in (named, written))  # fmt: skip
+    first, second = (
+        Context(recipe=check.load(one), base=one.base, run=directory(check.load(one), project.runs))
+        for one in (named, written)
+    )
     assert first.run.path == second.run.path
     keys = [[step.key(context) for step in TRAIN] for context in (first, second)]
     assert keys[0] == keys[1] and len(set(keys[0])) == len(TRAIN)
     # and what is done by another method has other keys
     other = check.load(document(tmp_path, yaml.safe_dump(raw)))
     assert directory(other, project.runs).path != first.run.path
-    assert TRAIN[0].key(Context(other, tmp_path, first.run)) != keys[0][0]
+    assert TRAIN[0].key(Context(recipe=other, base=tmp_path, run=first.run)) != keys[0][0]
 
 
 def test_the_run_directory_holds_the_values(tmp_path: Path) -> None:
     given = document(tmp_path, BARE, "weigh.power=3")
-    run = Run(tmp_path / "run")
+    run = Run(path=tmp_path / "run")
     run.keep(check.load(given), given)
     kept = read_json(run / "recipe.lock.json")["recipe"]
     assert kept["preset"] == "paper_style"
@@ -127,8 +129,11 @@ def test_what_is_written_wins_key_by_key(tmp_path: Path) -> None:
 def test_another_method_stands_alone_and_the_same_one_is_refined(
     tmp_path: Path, by: str, written: str, name: str, options: dict[str, Any]
 ) -> None:
-    method = (load(tmp_path, BARE, f"distill.method={written}") if by == "set" else
-              load(tmp_path, f"{BARE}distill: {{method: {written}}}\n")).distill.method  # fmt: skip
+    method = (
+        load(tmp_path, BARE, f"distill.method={written}")
+        if by == "set"
+        else load(tmp_path, f"{BARE}distill: {{method: {written}}}\n")
+    ).distill.method
     assert (method.name, method.options) == (name, options)
 
 
@@ -144,25 +149,43 @@ def test_set_wins_and_can_name_the_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "lines"),
     [
-        ("paper_style", "paper_stile",
-         ["r.yaml:2: preset: no preset is called paper_stile; did you mean paper_style?"]),
+        (
+            "paper_style",
+            "paper_stile",
+            ["r.yaml:2: preset: no preset is called paper_stile; did you mean paper_style?"],
+        ),
         ("paper_style", "zzz", ["r.yaml:2: preset: no preset is called zzz; one of: paper_style"]),
-        ("paper_style", "[paper_style]",
-         ["r.yaml:2: preset: input should be a valid string (got ['paper_style'])"]),
+        ("paper_style", "[paper_style]", ["r.yaml:2: preset: input should be a valid string (got ['paper_style'])"]),
         ("preset: paper_style", "prest: paper_style", ["r.yaml:2: prest: unknown key; did you mean preset?"]),
-        ("paper_style", "paper_style\nseed: -1\nweigh: {metric: {dims: x}}",
-         ["r.yaml:3: seed: input should be greater than or equal to 0 (got -1)",
-          "r.yaml:4: weigh.metric.dims: input should be a valid integer, unable to parse string as an integer "
-          "(got 'x')"]),
-        ("paper_style", "paper\nseed: -1",
-         ["r.yaml:2: preset: no preset is called paper; did you mean paper_style?",
-          "r.yaml:3: seed: input should be greater than or equal to 0 (got -1)"]),
-        ("paper_style", "paper_style\nweigh:",
-         ["r.yaml:3: weigh: input should be a valid dictionary or instance of Weigh (got None)"]),
-        ("paper_style", "paper_style\ndistill: 3",
-         ["r.yaml:3: distill: input should be a valid dictionary or instance of Distill (got 3)"]),
+        (
+            "paper_style",
+            "paper_style\nseed: -1\nweigh: {metric: {dims: x}}",
+            [
+                "r.yaml:3: seed: input should be greater than or equal to 0 (got -1)",
+                "r.yaml:4: weigh.metric.dims: input should be a valid integer, unable to parse string as an integer "
+                "(got 'x')",
+            ],
+        ),
+        (
+            "paper_style",
+            "paper\nseed: -1",
+            [
+                "r.yaml:2: preset: no preset is called paper; did you mean paper_style?",
+                "r.yaml:3: seed: input should be greater than or equal to 0 (got -1)",
+            ],
+        ),
+        (
+            "paper_style",
+            "paper_style\nweigh:",
+            ["r.yaml:3: weigh: input should be a valid dictionary or instance of Weigh (got None)"],
+        ),
+        (
+            "paper_style",
+            "paper_style\ndistill: 3",
+            ["r.yaml:3: distill: input should be a valid dictionary or instance of Distill (got 3)"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_a_line(tmp_path: Path, old: str, new: str, lines: list[str]) -> None:
     assert BARE.count(old) == 1
     assert said(tmp_path, BARE.replace(old, new)) == lines
@@ -187,7 +210,7 @@ VALUES = st.recursive(
     st.one_of(st.none(), st.integers(), st.text(max_size=3)),
     lambda inner: st.dictionaries(st.sampled_from(("metric", "method", "name", "lam", "dims")), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 SECTIONS = st.dictionaries(st.sampled_from(("weigh", "distill", "name")), VALUES)

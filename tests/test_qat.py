@@ -36,8 +36,9 @@ def test_both_targets_learn_in_their_own_arithmetic(tuned: Project) -> None:
 
 
 def test_the_weights_that_are_deployed_are_the_trained_ones(finished: Project, tuned: Project) -> None:
-    plain, trained = (run.read_record(one.run / "quantize/models.json", tuple[OnnxModel, ...])
-                      for one in (finished, tuned))  # fmt: skip
+    plain, trained = (
+        run.read_record(one.run / "quantize/models.json", tuple[OnnxModel, ...]) for one in (finished, tuned)
+    )
     assert all(before.sha256 != after.sha256 for before, after in zip(plain, trained, strict=True))
     # the fp32 graph is what was trained before, and still is
     assert (finished.run / "export/student.fp32.onnx").read_bytes() == (
@@ -70,8 +71,10 @@ def test_without_it_again_nothing_of_it_is_left(tuned: Project) -> None:
 
 
 def test_settings_of_the_recipe_outlive_the_flag(tuned: Project) -> None:
-    for arguments in (("run", tuned.recipe, "--runs", tuned.runs, "--set", "quantize.qat={steps: 3}"),
-                      ("export", tuned.run, "--qat")):  # fmt: skip
+    for arguments in (
+        ("run", tuned.recipe, "--runs", tuned.runs, "--set", "quantize.qat={steps: 3}"),
+        ("export", tuned.run, "--qat"),
+    ):
         said = miniature.call(*arguments)
         assert said.code == 0, said.err
     assert len((tuned.run / "qat/cpu/metrics.jsonl").read_text().splitlines()) == 3

@@ -42,6 +42,11 @@ class Core:
 """
 
 
+def artefact(name: str, path: Path | None = None, **more: Any) -> Artefact:
+    """An int8 artefact of this name, at a path of the same name where no other is given."""
+    return Artefact(name=name, path=path or Path(name), precision="int8", **more)
+
+
 def quantized() -> onnx.ModelProto:
     """x in int8 into both sides of an Add and into a Neg; what comes of them is not quantized."""
     scale = [numpy_helper.from_array(np.array(1, kind), name) for kind, name in ((np.float32, "s"), (np.uint8, "z"))]
@@ -86,8 +91,15 @@ def means(images: Path) -> np.ndarray:
 def served(messages: list[dict[str, Any]], **more: str) -> tuple[list[dict[str, Any]], str]:
     """The answers of a worker process, and what it said elsewhere."""
     text = "".join(json.dumps(one) + "\n" for one in messages)
-    done = subprocess.run([sys.executable, str(environments.SERVE)], input=text, capture_output=True, text=True,
-                          env={**os.environ, **more}, timeout=120, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(environments.SERVE)],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **more},
+        timeout=120,
+        check=True,
+    )
     return [json.loads(one) for one in done.stdout.splitlines()], done.stderr
 
 
@@ -121,9 +133,13 @@ def test_a_worker_lives_on_after_a_command_that_fails(model: Path, images: Path,
 
 def test_what_a_runtime_prints_is_no_answer(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "openvino.py").write_text(OPENVINO)
-    asked = [loading(model, images, runtime="openvino"), {"warm": 0}, {"time": 2},
-             {"predict": str(images), "out": str(tmp_path / "logits.npy"), "first": None},
-             loading(model, images, runtime="openvino", simulate=True)]  # fmt: skip
+    asked = [
+        loading(model, images, runtime="openvino"),
+        {"warm": 0},
+        {"time": 2},
+        {"predict": str(images), "out": str(tmp_path / "logits.npy"), "first": None},
+        loading(model, images, runtime="openvino", simulate=True),
+    ]
     (loaded, warm, timed, predicted, refused), said = served(asked, PYTHONPATH=str(tmp_path))
     assert loaded["facts"] == {"openvino": "made", "inference_precision": "f32"}
     assert warm == {"queries": 1} and len(timed["samples_ms"]) == 2 and predicted == {"images": 20}
@@ -160,15 +176,15 @@ def test_timed_queries_go_through_distinct_images_one_at_a_time(
 
 
 def test_a_model_is_predicted_with_and_its_failure_has_one_line(model: Path, images: Path, tmp_path: Path) -> None:
-    logits_NC, facts = interleave.predicted(Artefact("fp32", model, "fp32"), images, tmp_path / "out.npy", 2)
+    logits_NC, facts = interleave.predicted(artefact("fp32", model), images, tmp_path / "out.npy", 2)
     np.testing.assert_allclose(logits_NC, means(images)[:2], rtol=1e-5)
     assert list(facts) == ["onnxruntime"]
     (dies := tmp_path / "python").write_text(f"#!{sys.executable}\nimport sys; sys.exit('no room in {tmp_path}/a.so')")
     dies.chmod(0o755)
     with pytest.raises(PeerError, match=r"^exit status 1: no room in a\.so$"):
-        interleave.predicted(Artefact("dies", model, "int8", python=dies), images, tmp_path / "no.npy", None)
+        interleave.predicted(artefact("dies", model, python=dies), images, tmp_path / "no.npy", None)
     with pytest.raises(PeerError, match="NoSuchFile"):
-        interleave.predicted(Artefact("gone", tmp_path / "gone.onnx", "int8"), images, tmp_path / "no.npy", None)
+        interleave.predicted(artefact("gone", tmp_path / "gone.onnx"), images, tmp_path / "no.npy", None)
 
 
 def test_models_are_timed_in_turn_and_who_begins_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,14 +213,14 @@ def test_models_are_timed_in_turn_and_who_begins_rotates(monkeypatch: pytest.Mon
             return {"samples_ms": [1.23456] * message["time"]}
 
     monkeypatch.setattr(interleave, "Worker", Fake)
-    models = [Artefact(name, Path(name), "int8", simulate=name == "other") for name in ("a", "b", "never", "other")]
+    models = [artefact(name, simulate=name == "other") for name in ("a", "b", "never", "other")]
     plan = interleave.Plan(processes=2, rounds=2, queries=3, warm=0.5)
     samples, untimed = interleave.timed(models, Path("images"), plan)
     assert asked == ["a", "b", "b", "a", "b", "a", "a", "b"] and warmed == [0.5] * 4
     assert samples == dict.fromkeys("ab", [[[1.235] * 3] * 2] * 2) and untimed == {"never": "does not load"}
     assert Counter(opened) == {"a": 2, "b": 2, "never": 1}
     opened.clear()
-    samples, untimed = interleave.timed([*models[:2], Artefact("dies", Path("dies"), "int8")], Path("images"), plan)
+    samples, untimed = interleave.timed([*models[:2], artefact("dies")], Path("images"), plan)
     assert list(samples) == ["a", "b"] and untimed == {"dies": "died"} and asked.count("dies") == 3
 
 
@@ -301,13 +317,14 @@ def test_who_does_not_answer_is_entered_as_failed(monkeypatch: pytest.MonkeyPatc
         return answers[one.name], {"runtime": one.name}
 
     monkeypatch.setattr(interleave, "predicted", predicted)
-    models = [Artefact(name, Path(name), "int8") for name in ("fp32", "peer", "ours")]
-    found = command.scores(models, tmp_path, tmp_path, 2, failed := {"before": "them"})
+    models = [artefact(name) for name in ("fp32", "peer", "ours")]
+    failed = {"before": "them"}
+    found = command.scores(models, tmp_path, out=tmp_path, first=2, failed=failed)
     assert list(found) == ["fp32", "ours"] and found["fp32"]["agreement"] == found["fp32"]["top1"] == 1.0
     assert found["ours"]["agreement"] == found["ours"]["top1"] == 0.5
     assert found["ours"]["runtime"] == {"runtime": "ours"} and failed == {"before": "them", "peer": "why"}
     with pytest.raises(PeerError, match="why"):
-        command.scores(models[1:], tmp_path, tmp_path, 2, {})
+        command.scores(models[1:], tmp_path, out=tmp_path, first=2, failed={})
 
 
 @pytest.mark.parametrize("name", students.TRAINED)

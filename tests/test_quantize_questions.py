@@ -16,8 +16,17 @@ from benchmarks.quantize import alike, distilled, tuned, whole
 
 def cell(method: str, target: str, seed: int, drop: float, **other: Any) -> Line:
     """One student's line of `distilled`."""
-    return {"target": target, "method": method, "seed": seed, "config": method, "top1_fp32": 0.5, "drop": drop,
-            "differ": 2.0, "noise": 3.0, **other}  # fmt: skip
+    return {
+        "target": target,
+        "method": method,
+        "seed": seed,
+        "config": method,
+        "top1_fp32": 0.5,
+        "drop": drop,
+        "differ": 2.0,
+        "noise": 3.0,
+        **other,
+    }
 
 
 def drawn(method: str, more: list[float], **other: Any) -> list[Line]:
@@ -31,8 +40,15 @@ def test_what_distillation_costs_more_stands_beside_what_it_costs() -> None:
     text = distilled.markdown([*base, *clear, *even])
     found = rows(text)
     assert found["transfer"] == ["50.0", "0.50", "-", "2.00", "-", "3.00", "-"]
-    assert found["weighted"] == ["60.0", "1.60", "+1.10 [+1.00, +1.20]", "2.50", "+0.50 [+0.50, +0.50]",
-                                 "3.00", "+0.00 [+0.00, +0.00]"]  # fmt: skip
+    assert found["weighted"] == [
+        "60.0",
+        "1.60",
+        "+1.10 [+1.00, +1.20]",
+        "2.50",
+        "+0.50 [+0.50, +0.50]",
+        "3.00",
+        "+0.00 [+0.00, +0.00]",
+    ]
     assert found["selftrained"][2] == "+0.10 [-1.00, +1.20]"
     assert text.splitlines()[-1] == (
         "weighted students lose more accuracy to int8 than fine-tuned ones; "
@@ -72,9 +88,16 @@ def test_a_cell_is_another_where_any_of_its_settings_is(name: str) -> None:
 
 def trained(student: str, before: float, after: float, same: float = 1.0, **other: Any) -> Line:
     """One student's line of `qat`."""
-    return {"student": student, "method": "mse", "steps": 120, "top1_fp32": 0.8, "agreement_with_fake": same,
-            "ptq_drop": [before, before - 1, before + 1], "qat_drop": [after, after - 1, after + 1],
-            **other}  # fmt: skip
+    return {
+        "student": student,
+        "method": "mse",
+        "steps": 120,
+        "top1_fp32": 0.8,
+        "agreement_with_fake": same,
+        "ptq_drop": [before, before - 1, before + 1],
+        "qat_drop": [after, after - 1, after + 1],
+        **other,
+    }
 
 
 def test_what_training_on_wins_back_stands_in_the_table() -> None:
@@ -112,8 +135,12 @@ def test_the_int8_graph_answers_as_the_fake_quantized_student(same: float, verdi
 @pytest.mark.parametrize(("seconds", "verdict"), [(240.0, "holds"), (240.1, "FAILS")])
 def test_a_whole_export_has_four_minutes(seconds: float, verdict: str) -> None:
     said = {"student": "a student", "calibration_images": 500, "val": 40, "test": 60, "again_seconds": 3.0}
-    text = whole.markdown([{**said, "seconds": 9.0, "steps": {}},
-                           {**said, "seconds": seconds, "steps": {"export": 8.4, "quantize": 99.6}}])  # fmt: skip
+    text = whole.markdown(
+        [
+            {**said, "seconds": 9.0, "steps": {}},
+            {**said, "seconds": seconds, "steps": {"export": 8.4, "quantize": 99.6}},
+        ]
+    )
     assert text == (
         "`edgedistill export --int8`, a student, 500 images to calibrate on, 40 of val, 60 to test: "
         "240 s (export 8, quantize 100); again, with nothing changed: 3 s. "
@@ -123,8 +150,15 @@ def test_a_whole_export_has_four_minutes(seconds: float, verdict: str) -> None:
 
 def alike_line(student: str, same: float) -> Line:
     """As `alike` writes it."""
-    return {"student": student, "method": "minmax", "n_test": 800, "top1": 0.5, "fake_int8": same, "fake_literal": 1.0,
-            "int8_literal": same}  # fmt: skip
+    return {
+        "student": student,
+        "method": "minmax",
+        "n_test": 800,
+        "top1": 0.5,
+        "fake_int8": same,
+        "fake_literal": 1.0,
+        "int8_literal": same,
+    }
 
 
 def test_readings_of_one_graph_stand_side_by_side_and_the_close_are_named() -> None:

@@ -20,8 +20,9 @@ def test_the_newest_line_of_an_artefact_counts() -> None:
     undated = [line("peer", 0.4), line("peer", 0.5), line("peer", 0.6, student="other")]
     found = table.newest([*dated, *undated])
     assert {student: {name: one["top1"] for name, one in mine.items()} for student, mine in found.items()} == {
-        "resnet18": {"ours": 0.3, "peer": 0.5}, "other": {"peer": 0.6},
-    }  # fmt: skip
+        "resnet18": {"ours": 0.3, "peer": 0.5},
+        "other": {"peer": 0.6},
+    }
 
 
 def test_a_table_begins_with_fp32_and_ours_and_has_a_cell_for_every_head() -> None:

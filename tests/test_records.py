@@ -27,7 +27,12 @@ def test_errors_carry_the_exit_codes_of_the_command_line() -> None:
 
 def test_effective_sources_counts_equal_weights_as_one_each() -> None:
     def mixture(*weights: float) -> SourceWeights:
-        return SourceWeights("probe", 10, 1.0, tuple(SourceWeight(f"s{at}", one, {}) for at, one in enumerate(weights)))
+        return SourceWeights(
+            metric="probe",
+            probe_images=10,
+            power=1.0,
+            sources=tuple(SourceWeight(name=f"s{at}", weight=one, scores={}) for at, one in enumerate(weights)),
+        )
 
     assert mixture(0.25, 0.25, 0.25, 0.25).effective_sources == pytest.approx(4.0)
     assert mixture(1.0, 0.0, 0.0).effective_sources == 1.0
@@ -37,6 +42,6 @@ def test_effective_sources_counts_equal_weights_as_one_each() -> None:
 
 
 def test_accuracy_by_the_recipes_score() -> None:
-    found = Accuracy(100, 0.9, (0.8, 0.95), 0.7, (0.6, 0.8))
+    found = Accuracy(n=100, top1=0.9, top1_ci95=(0.8, 0.95), balanced=0.7, balanced_ci95=(0.6, 0.8))
     assert (found.score("top1"), found.interval("top1")) == (0.9, (0.8, 0.95))
     assert (found.score("balanced"), found.interval("balanced")) == (0.7, (0.6, 0.8))

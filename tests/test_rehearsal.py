@@ -74,7 +74,7 @@ def test_workers_agree_wherever_they_stand(tmp_path: Path) -> None:
         assert said.code == 0, said.err
         path = (made.root / root / "latest").resolve()
         recipe, base = run.find(path).recipe()
-        found.append(rehearsal.identity(Context(recipe, base, run.find(path))))
+        found.append(rehearsal.identity(Context(recipe=recipe, base=base, run=run.find(path))))
     assert found[0] == found[1] != found[2]
 
 

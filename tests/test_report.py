@@ -168,7 +168,7 @@ def test_half_finished_files(tmp_path: Path, upto: str) -> None:
 
 
 def test_an_empty_directory_is_a_report_too(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = Run(path=tmp_path)
     assert "not read yet: edgedistill train" in report.text(run)
     assert "No student yet" in report.html(run)
 
@@ -226,9 +226,11 @@ def test_fastest_int8_is_the_one_in_the_summary(tmp_path: Path) -> None:
 
 def test_many_metrics_and_long_names_stay_within_the_width(tmp_path: Path) -> None:
     run = make(tmp_path)
-    scores = {f"metric-{at}": MetricScore(-90.5, -95.0, 90.0) for at in range(7)}
-    sources = tuple(SourceWeight("s" * 60 + str(at), 0.25, scores) for at in range(4))
-    write_record(run / "weigh/weights.json", SourceWeights("metric-3", 50, 12.0, sources))
+    scores = {f"metric-{at}": MetricScore(score=-90.5, low=-95.0, high=90.0) for at in range(7)}
+    sources = tuple(SourceWeight(name="s" * 60 + str(at), weight=0.25, scores=scores) for at in range(4))
+    write_record(
+        run / "weigh/weights.json", SourceWeights(metric="metric-3", probe_images=50, power=12.0, sources=sources)
+    )
     text = report.text(run)
     assert max(map(len, text.splitlines()[1:])) <= WIDTH
     # names that differ only at their end stay apart
@@ -239,8 +241,8 @@ def test_many_metrics_and_long_names_stay_within_the_width(tmp_path: Path) -> No
 
 def test_sources_without_scores(tmp_path: Path) -> None:
     run = make(tmp_path)
-    sources = (SourceWeight("a", 0.5, {}), SourceWeight("b", 0.5, {}))
-    write_record(run / "weigh/weights.json", SourceWeights("none", 0, 0.0, sources))
+    sources = (SourceWeight(name="a", weight=0.5, scores={}), SourceWeight(name="b", weight=0.5, scores={}))
+    write_record(run / "weigh/weights.json", SourceWeights(metric="none", probe_images=0, power=0.0, sources=sources))
     assert "effective number of sources 2.0 (1 / sum alpha^2) of 2\n" in report.text(run)
     assert "Weights of the sources: a 0.50, b 0.50; effective number of sources 2.0" in report.html(run)
 

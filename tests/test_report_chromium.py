@@ -24,9 +24,18 @@ from report_runs import make
 from edgedistill import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         "--remote-debugging-pipe")  # fmt: skip
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 
@@ -80,8 +89,9 @@ def chromium(profile: Path) -> Iterator[Pipe]:
     theirs_in, theirs_out = _above_ten(theirs_in), _above_ten(theirs_out)
     starter = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
     argv = ["bash", "-c", starter, str(CHROMIUM), *QUIET, f"--user-data-dir={profile}", "about:blank"]
-    process = subprocess.Popen(argv, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        argv, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     os.close(theirs_in)
     os.close(theirs_out)
     pipe = Pipe(ours_out, ours_in)
@@ -125,8 +135,9 @@ def complaints(pipe: Pipe) -> list[str]:
 
 def requests(pipe: Pipe, page: str) -> list[str]:
     """Every address asked for, but the page's own and those that carry their content in themselves."""
-    urls = [event["params"]["request"]["url"] for event in pipe.events
-            if event.get("method") == "Network.requestWillBeSent"]  # fmt: skip
+    urls = [
+        event["params"]["request"]["url"] for event in pipe.events if event.get("method") == "Network.requestWillBeSent"
+    ]
     assert page in urls, "the page's own request is always seen; if not, nothing would be"
     return [url for url in urls if url != page and not url.startswith("data:")]
 
@@ -172,8 +183,10 @@ def test_report_is_quiet_and_fits(tmp_path: Path, width: int, scheme: str) -> No
 
 def test_dark_changes_paper_and_plots(tmp_path: Path) -> None:
     page = report.write(make(tmp_path))[1].as_uri()
-    colours = ("[getComputedStyle(document.body).backgroundColor,"
-               "getComputedStyle(document.querySelector('.plot svg text')).fill].join()")  # fmt: skip
+    colours = (
+        "[getComputedStyle(document.body).backgroundColor,"
+        "getComputedStyle(document.querySelector('.plot svg text')).fill].join()"
+    )
     with opened(tmp_path / "light", page) as pipe:
         light = pipe.value(colours)
     with opened(tmp_path / "dark", page, scheme="dark") as pipe:

@@ -26,23 +26,48 @@ def run(tmp_path: Path) -> Run:
     """A run whose fp16 graph is there too, and that has no measurement yet."""
     run = make(tmp_path, "verify")
     models = list(read_record(run / "export/models.json", tuple[OnnxModel, ...]))
-    half = OnnxModel("export/student.fp16.onnx", SHA256["fp16"], "fp16", "any", 18, "f" * 64, 1.7)
+    half = OnnxModel(
+        path="export/student.fp16.onnx",
+        sha256=SHA256["fp16"],
+        precision="fp16",
+        target="any",
+        opset=18,
+        parent_sha256="f" * 64,
+        size_mb=1.7,
+    )
     write_json(run / "export/models.json", [asdict(one) for one in (*models, half)])
     return run
 
 
 def measured(
-    run: Run, artefact: str, ms: float, device: str = "orin", backend: str = "tensorrt", mode: str = "host-to-host",
+    run: Run,
+    artefact: str,
+    ms: float,
+    device: str = "orin",
+    backend: str = "tensorrt",
+    mode: str = "host-to-host",
     **others: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Sixty samples around `ms`, the same way around in every cell."""
     batch = int(mode.partition("offline-")[2] or 1)
     samples = tuple(ms * float(factor) for _ in CELLS for factor in np.linspace(0.95, 1.05, 10))
     said: dict[str, Any] = {"facts": {"cells": CELLS}, "agreement_with_host": 1.0, "mode": mode, **others}
-    latency = said.pop("latency", Latency(samples, (9.0,), f"the window of {mode}", batch))
+    latency = said.pop(
+        "latency", Latency(samples_ms=samples, warmup_ms=(9.0,), window=f"the window of {mode}", batch=batch)
+    )
     precision = artefact.partition("-")[0]
     sha256 = {**SHA256, "int8-cpu": "1" * 64}[artefact]
-    report = BenchReport(device, backend, "10.3.0", artefact, sha256, precision, latency, accuracy(0.9, 500), **said)
+    report = BenchReport(
+        device=device,
+        backend=backend,
+        backend_version="10.3.0",
+        artefact=artefact,
+        sha256=sha256,
+        precision=precision,
+        latency=latency,
+        accuracy=accuracy(0.9, 500),
+        **said,
+    )
     write_record(run / f"bench/{device}/{backend}-{artefact}-{mode}.json", report)
 
 
@@ -62,8 +87,9 @@ def test_int8_for_tensorrt_is_held_against_fp16_and_not_against_fp32(run: Run) -
     # twice as fast as fp32, and no faster than fp16: nobody should run it
     measured(run, "int8-tensorrt", 2.0, ratio_to_fp32=(2.0, 1.9, 2.1))
     (line,) = [one for one in found(run, "latency-0").lines if one.startswith("int8-tensorrt")]
-    assert line.endswith("to run here: fp16, since int8 is 1.00 [1.00, 1.00] times as fast as fp16, "
-                         "and more than 1.05 is asked for")  # fmt: skip
+    assert line.endswith(
+        "to run here: fp16, since int8 is 1.00 [1.00, 1.00] times as fast as fp16, and more than 1.05 is asked for"
+    )
     assert found(run, "devices").lines == ("orin: fastest: fp16 on tensorrt, p50 2.00 ms",)
     measured(run, "int8-tensorrt", 1.0, ratio_to_fp32=(4.0, 3.9, 4.1))
     assert found(run, "latency-0").lines[-1].endswith("to run here: int8-tensorrt")
@@ -95,7 +121,7 @@ def test_the_budget_names_the_winner_of_every_device(run: Run) -> None:
 
 def test_what_a_guard_refuses_wins_nowhere(run: Run) -> None:
     drop = read_record(run / "quantize/guard.json", tuple[Guarded, ...])[0].drop
-    write_json(run / "quantize/guard.json", [asdict(Guarded("cpu", False, 1.0, drop))])
+    write_json(run / "quantize/guard.json", [asdict(Guarded(target="cpu", holds=False, max_drop=1.0, drop=drop))])
     measured(run, "fp32", 4.0, backend="onnxruntime-cpu")
     measured(run, "int8-cpu", 1.0, backend="onnxruntime-cpu", ratio_to_fp32=(4.0, 3.9, 4.1))
     assert found(run, "devices").lines == ("orin: fastest: fp32 on onnxruntime-cpu, p50 4.00 ms",)
@@ -103,7 +129,7 @@ def test_what_a_guard_refuses_wins_nowhere(run: Run) -> None:
 
 def test_a_guard_is_asked_though_nothing_was_compared(run: Run) -> None:
     drop = read_record(run / "quantize/guard.json", tuple[Guarded, ...])[0].drop
-    write_json(run / "quantize/guard.json", [asdict(Guarded("cpu", False, 1.0, drop))])
+    write_json(run / "quantize/guard.json", [asdict(Guarded(target="cpu", holds=False, max_drop=1.0, drop=drop))])
     measured(run, "int8-cpu", 1.0, backend="onnxruntime-cpu")
     measured(run, "fp32", 4.0, backend="onnxruntime-cpu")
     assert found(run, "devices").lines == ("orin: fastest: fp32 on onnxruntime-cpu, p50 4.00 ms",)
@@ -119,7 +145,7 @@ def test_an_earlier_export_wins_nothing(run: Run) -> None:
 
 def test_answers_of_another_function_have_no_latency_anywhere(run: Run) -> None:
     measured(run, "fp32", 4.0)
-    measured(run, "fp16", 2.0, latency=Latency((), (), "w"), agreement_with_host=0.5)
+    measured(run, "fp16", 2.0, latency=Latency(samples_ms=(), warmup_ms=(), window="w"), agreement_with_host=0.5)
     row = next(row for row in found(run, "devices").rows if "fp16" in row[0])
     assert row[2:6] == ("-",) * 4
     assert found(run, "latency-0").lines[1] == "fp16: no latency: its answers are not those of the host"
@@ -129,7 +155,7 @@ def test_answers_of_another_function_have_no_latency_anywhere(run: Run) -> None:
 def test_energy_is_a_column_where_anybody_measured_it(run: Run) -> None:
     measured(run, "fp32", 4.0)
     assert "mJ/image" not in found(run, "devices").header
-    measured(run, "fp16", 2.0, energy=Energy(12.34, "INA3221", "the whole board"))
+    measured(run, "fp16", 2.0, energy=Energy(mj_per_image=12.34, meter="INA3221", covers="the whole board"))
     block = found(run, "devices")
     at = block.header.index("mJ/image")
     assert [row[at] for row in block.rows] == ["-", "12.3"]

@@ -15,11 +15,55 @@ from edgedistill.report_engines import blocks
 from edgedistill.report_facts import read, warnings
 from edgedistill.run import Run, write_record
 
-FLOAT = EngineLayers(4, {"int8": 0, "fp16": 0, "fp32": 4, "unknown": 0}, {"c": "fp32", "d": "fp32"}, 0, (), ())
-INT8 = EngineLayers(8, {"int8": 3, "fp16": 1, "fp32": 4, "unknown": 0}, {"c": "int8", "d": "fp16"}, 4, ("c_q",), ())
-FP32 = Engine("fp32", "f" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 1.25, "fp32.sm86.engine", "a" * 64, 3.5, FLOAT)
-QUANTIZED = Engine("int8-tensorrt", "2" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 2.5, "x.engine", "b" * 64, 1.25, INT8)
-FAILED = Engine("fp16", "3" * 64, "sm86", "tensorrt-rtx 1.7.1", 1, 0.5, failed="node odd: no such operator")
+FLOAT = EngineLayers(
+    total=4,
+    types={"int8": 0, "fp16": 0, "fp32": 4, "unknown": 0},
+    weighted={"c": "fp32", "d": "fp32"},
+    pairs=0,
+    unfused=(),
+    unknown=(),
+)
+INT8 = EngineLayers(
+    total=8,
+    types={"int8": 3, "fp16": 1, "fp32": 4, "unknown": 0},
+    weighted={"c": "int8", "d": "fp16"},
+    pairs=4,
+    unfused=("c_q",),
+    unknown=(),
+)
+FP32 = Engine(
+    artefact="fp32",
+    onnx_sha256="f" * 64,
+    capability="sm86",
+    builder="tensorrt-rtx 1.7.1",
+    batch=1,
+    seconds=1.25,
+    path="fp32.sm86.engine",
+    sha256="a" * 64,
+    size_mb=3.5,
+    layers=FLOAT,
+)
+QUANTIZED = Engine(
+    artefact="int8-tensorrt",
+    onnx_sha256="2" * 64,
+    capability="sm86",
+    builder="tensorrt-rtx 1.7.1",
+    batch=1,
+    seconds=2.5,
+    path="x.engine",
+    sha256="b" * 64,
+    size_mb=1.25,
+    layers=INT8,
+)
+FAILED = Engine(
+    artefact="fp16",
+    onnx_sha256="3" * 64,
+    capability="sm86",
+    builder="tensorrt-rtx 1.7.1",
+    batch=1,
+    seconds=0.5,
+    failed="node odd: no such operator",
+)
 
 WANTED = """\
 ENGINES

@@ -116,8 +116,13 @@ def test_large_runs_stay_small(tmp_path: Path) -> None:
     run = make(tmp_path)
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (24, 224, 224, 3), dtype=np.uint8)
-    np.savez(run / "verify/mistakes.npz", images=images, labels=np.zeros(24, int), predicted=np.full(24, 7),
-             confidence=np.ones(24))  # fmt: skip
+    np.savez(
+        run / "verify/mistakes.npz",
+        images=images,
+        labels=np.zeros(24, int),
+        predicted=np.full(24, 7),
+        confidence=np.ones(24),
+    )
     samples = tuple(noise.lognormal(0, 0.3, 50_000).tolist())
     path = run / "bench/local/onnxruntime-cpu-int8-cpu.json"
     latency = dataclasses.replace(ramp(1.0), samples_ms=samples)

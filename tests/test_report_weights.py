@@ -21,10 +21,17 @@ Scores = tuple[float, float, float]
 OVERLAP = "the 95 % intervals of a and b overlap; the labels do not settle which source is best"
 
 
+def metric_score(score: float, low: float, high: float, ceiling: float | None = None) -> MetricScore:
+    return MetricScore(score=score, low=low, high=high, ceiling=ceiling)
+
+
 def weights(*sources: tuple[str, float, Scores], ceiling: float | None = None) -> SourceWeights:
     """Sources as (name, weight, (score, low, high) by probe)."""
-    made = [SourceWeight(name, alpha, {"probe": MetricScore(*scores, ceiling)}) for name, alpha, scores in sources]
-    return SourceWeights("probe", 20, 12.0, tuple(made))
+    made = [
+        SourceWeight(name=name, weight=alpha, scores={"probe": metric_score(*scores, ceiling=ceiling)})
+        for name, alpha, scores in sources
+    ]
+    return SourceWeights(metric="probe", probe_images=20, power=12.0, sources=tuple(made))
 
 
 A, B, C = ("a", 0.5, (0.8, 0.6, 0.9)), ("b", 0.3, (0.7, 0.5, 0.75)), ("c", 0.2, (0.4, 0.3, 0.55))
@@ -61,7 +68,12 @@ def test_the_first_two_decide_whether_it_is_settled() -> None:
 def test_one_source_or_no_scores_settle_nothing() -> None:
     assert report_weights.unsettled(weights(A)) == ""
     assert "effective number of sources 1.0 (1 / sum alpha^2) of 1" in report_weights.table(weights(("a", 1.0, A[2])))
-    none = SourceWeights("none", 0, 0.0, (SourceWeight("a", 0.5, {}), SourceWeight("b", 0.5, {})))
+    none = SourceWeights(
+        metric="none",
+        probe_images=0,
+        power=0.0,
+        sources=(SourceWeight(name="a", weight=0.5, scores={}), SourceWeight(name="b", weight=0.5, scores={})),
+    )
     assert report_weights.unsettled(none) == "" and "2.0 (1 / sum alpha^2) of 2" in report_weights.table(none)
 
 
@@ -83,8 +95,13 @@ def test_of_equal_weights_the_higher_score_stands_first() -> None:
 def test_the_disagreement_stands_between_the_count_and_the_warning(tmp_path: Path) -> None:
     run = make(tmp_path, "weigh")
     known = read_record(run / "weigh/weights.json", SourceWeights)
-    a, b = (SourceWeight(name, alpha, {"probe": MetricScore(*scores)}) for name, alpha, scores in (A, B))
-    write_record(run / "weigh/weights.json", SourceWeights("probe", 50, 12.0, (a, b), known.disagreement))
+    a, b = (
+        SourceWeight(name=name, weight=alpha, scores={"probe": metric_score(*scores)}) for name, alpha, scores in (A, B)
+    )
+    write_record(
+        run / "weigh/weights.json",
+        SourceWeights(metric="probe", probe_images=50, power=12.0, sources=(a, b), disagreement=known.disagreement),
+    )
     count = "effective number of sources 2.9 (1 / sum alpha^2) of 2"  # 1 / (0.25 + 0.09), the weights of two of three
     lines = [count, known.disagreement, f"warning: {OVERLAP}"]
     assert report.text(run).split("SOURCES\n")[1].split("\n\n")[0].splitlines()[-3:] == [f"  {line}" for line in lines]
@@ -107,8 +124,13 @@ def test_weights_written_before_there_were_ceilings_are_read(tmp_path: Path) -> 
 
 
 def test_bounded_metrics_take_more_room_and_stay_within_the_width() -> None:
-    scores = {f"metric-{at}": MetricScore(-90.5, -95.0, 90.0, 100.0) for at in range(5)}
-    many = SourceWeights("metric-3", 50, 12.0, (SourceWeight("s" * 20, 1.0, scores),))
+    scores = {f"metric-{at}": MetricScore(score=-90.5, low=-95.0, high=90.0, ceiling=100.0) for at in range(5)}
+    many = SourceWeights(
+        metric="metric-3",
+        probe_images=50,
+        power=12.0,
+        sources=(SourceWeight(name="s" * 20, weight=1.0, scores=scores),),
+    )
     said = report_weights.table(many)
     assert said.count("-90 %") == 5 and said.count("s" * 20) == 3  # two metrics a table
     assert max(map(len, said.splitlines())) <= WIDTH
@@ -117,7 +139,7 @@ def test_bounded_metrics_take_more_room_and_stay_within_the_width() -> None:
 def test_the_weigh_step_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = miniature.write(tmp_path)
     recipe = Recipe.model_validate(yaml.safe_load(project.recipe.read_text()))
-    context = Context(recipe, tmp_path, Run(tmp_path / "run"))
+    context = Context(recipe=recipe, base=tmp_path, run=Run(path=tmp_path / "run"))
     pipeline.weigh(context)
     known = read_record(context.run / "weigh/weights.json", SourceWeights)
     said = capsys.readouterr()

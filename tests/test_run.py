@@ -80,7 +80,7 @@ def test_a_step_key_follows_everything_it_is_made_from() -> None:
 
 
 def test_up_to_date_only_with_the_same_key_and_untouched_outputs(tmp_path: Path) -> None:
-    here = Run(tmp_path)
+    here = Run(path=tmp_path)
     assert not here.up_to_date("step", "key")
     for name in ("a.txt", "sub/b.txt"):
         (here / name).parent.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
 
 
 def test_clear_keeps_its_own_scratch_and_removes_another_keys(tmp_path: Path) -> None:
-    here, patterns = Run(tmp_path), ("work/*.pt", "result.json")
+    here, patterns = Run(path=tmp_path), ("work/*.pt", "result.json")
     here.clear("step", "first", patterns)
     (tmp_path / "work").mkdir()
     for name in ("work/last.pt", "result.json", "work/kept.txt"):
@@ -123,7 +123,7 @@ def test_clear_keeps_its_own_scratch_and_removes_another_keys(tmp_path: Path) ->
 
 
 def test_clear_takes_the_entry_out_before_the_files(tmp_path: Path) -> None:
-    here = Run(tmp_path)
+    here = Run(path=tmp_path)
     here.clear("step", "first", ("x",))
     (here / "x").write_text("x")
     here.enter("step", "first", [here / "x"], 0.0)
@@ -146,14 +146,14 @@ def test_the_lock_refuses_a_second_process_and_dies_with_its_holder(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     busy = pytest.raises(EdgeDistillError, match="another edgedistill is at work in this run directory; wait")
-    with busy as caught, Run(tmp_path).lock():
+    with busy as caught, Run(path=tmp_path).lock():
         pass
     assert caught.value.exit_code == 1
     holder.send_signal(signal.SIGKILL)
     assert holder.wait(timeout=10) == -signal.SIGKILL
-    with Run(tmp_path).lock():
+    with Run(path=tmp_path).lock():
         pass
-    with Run(tmp_path).lock():
+    with Run(path=tmp_path).lock():
         pass
 
 
@@ -161,13 +161,13 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export/.student.onnx.123.tmp").write_bytes(b"half")
     (tmp_path / "export/student.onnx").write_bytes(b"whole")
-    with Run(tmp_path).lock():
+    with Run(path=tmp_path).lock():
         assert [path.name for path in (tmp_path / "export").iterdir()] == ["student.onnx"]
 
 
 def test_records_are_read_back_as_written(tmp_path: Path) -> None:
-    run.write_record(tmp_path / "cost.json", Cost(1.5, 0.25, 1.0))
-    assert run.read_record(tmp_path / "cost.json", Cost) == Cost(1.5, 0.25, 1.0)
+    run.write_record(tmp_path / "cost.json", Cost(macs_m=1.5, params_m=0.25, weights_mb=1.0))
+    assert run.read_record(tmp_path / "cost.json", Cost) == Cost(macs_m=1.5, params_m=0.25, weights_mb=1.0)
     run.write_json(tmp_path / "cost.json", {"macs_m": "many"})
     with pytest.raises(InputError, match=r"cost\.json: is not a Cost \(3 fields differ\)"):
         run.read_record(tmp_path / "cost.json", Cost)
@@ -190,15 +190,15 @@ def test_latest_points_at_the_last_run(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.lock.json").write_text("{}")
-        run.point_latest(Run(tmp_path / name))
+        run.point_latest(Run(path=tmp_path / name))
         assert run.find(tmp_path / "latest").path == (tmp_path / name).resolve()
     assert everything(tmp_path) == ["latest", "one", "one/recipe.lock.json", "two", "two/recipe.lock.json"]
     assert str((tmp_path / "latest").readlink()) == "two"  # relative: the folder of runs can be moved
 
 
 def test_log_is_a_line_an_event(tmp_path: Path) -> None:
-    Run(tmp_path).log("weigh", "start", key="k")
-    Run(tmp_path).log("weigh", "done", seconds=1.5)
+    Run(path=tmp_path).log("weigh", "start", key="k")
+    Run(path=tmp_path).log("weigh", "done", seconds=1.5)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(one["step"], one["event"]) for one in lines] == [("weigh", "start"), ("weigh", "done")]
     assert lines[0]["key"] == "k" and lines[1]["seconds"] == 1.5
@@ -208,7 +208,7 @@ def test_log_is_a_line_an_event(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, damage: str) -> None:
     (tmp_path / "manifest.json").write_text(damage)
     with pytest.raises(InputError, match=r"manifest\.json: is damaged; delete it; the steps then run again"):
-        Run(tmp_path).manifest()
+        Run(path=tmp_path).manifest()
 
 
 def test_a_root_must_be_a_folder_with_a_link_called_latest(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from edgedistill.steps import Step, advance
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(Recipe.model_validate(yaml.safe_load(RECIPE)), tmp_path, Run(tmp_path / "run"))
+    return Context(recipe=Recipe.model_validate(yaml.safe_load(RECIPE)), base=tmp_path, run=Run(path=tmp_path / "run"))
 
 
 def changed(context: Context, section: str, **values: object) -> Context:
     whole = context.recipe.model_dump(mode="json")
     whole[section] |= values
-    return Context(Recipe.model_validate(whole), context.base, context.run)
+    return Context(recipe=Recipe.model_validate(whole), base=context.base, run=context.run)
 
 
 def first(context: Context) -> None:
@@ -37,8 +37,8 @@ def second(context: Context) -> None:
 
 
 STEPS = (
-    Step("first", 1, ("distill",), (), ("first/*",), first),
-    Step("second", 1, ("export",), ("first",), ("b.txt",), second),
+    Step(name="first", version=1, sections=("distill",), after=(), outputs=("first/*",), work=first),
+    Step(name="second", version=1, sections=("export",), after=("first",), outputs=("b.txt",), work=second),
 )
 
 
@@ -88,7 +88,15 @@ def test_a_step_that_fails_is_not_entered_and_goes_on_from_its_scratch(context: 
             raise RuntimeError("killed")
         (context.run / "done.txt").write_text("done")
 
-    step = Step("train", 1, ("distill",), (), ("done.txt",), halfway, ("last.pt",))
+    step = Step(
+        name="train",
+        version=1,
+        sections=("distill",),
+        after=(),
+        outputs=("done.txt",),
+        work=halfway,
+        scratch=("last.pt",),
+    )
     for _ in range(2):
         with pytest.raises(RuntimeError) if not seen else pytest.MonkeyPatch.context():
             advance(context, (step,))

@@ -56,14 +56,20 @@ def bank(packs: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said = protocol.load("cpu").model_dump()
     said |= {
-        "store_px": 32, "initial": "", "finetuned": {}, "labels_per_class": {"default": 4},
-        "targets": ("squares", "others"), "student": {"family": "micro", "width": 8, "input_px": 16},
-        "ready": {f"net{at}": {"kind": "timm", "model": "resnet10t", "pretrained": False, "input_px": 32, "seed": at}
-                  for at in range(2)},
+        "store_px": 32,
+        "initial": "",
+        "finetuned": {},
+        "labels_per_class": {"default": 4},
+        "targets": ("squares", "others"),
+        "student": {"family": "micro", "width": 8, "input_px": 16},
+        "ready": {
+            f"net{at}": {"kind": "timm", "model": "resnet10t", "pretrained": False, "input_px": 32, "seed": at}
+            for at in range(2)
+        },
         "weigh": {"metric": "probe", "also": ["parc"], "bootstrap": 2},
         "distill": said["distill"] | {"steps": 3, "batch_labeled": 4, "batch_unlabeled": 4},
-    }  # fmt: skip
-    return banks.Bank(packs, runs, protocol.Profile.model_validate(said))
+    }
+    return banks.Bank(packs=packs, runs=runs, profile=protocol.Profile.model_validate(said))
 
 
 def standing() -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ def without_clock(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_stopped_suite_goes_on_and_a_cell_is_the_same_again(bank: banks.Bank) -> None:
-    wanted = runner.Wanted(("squares",), METHODS, (0,))
+    wanted = runner.Wanted(targets=("squares",), methods=METHODS, seeds=(0,))
     runner.run(bank, wanted, processes=1)
     whole = standing()
     assert [line["kind"] for line in whole] == ["draw"] + ["run"] * len(METHODS)
@@ -94,7 +100,7 @@ def test_a_stopped_suite_goes_on_and_a_cell_is_the_same_again(bank: banks.Bank) 
 
 
 def test_a_cell_that_differs_from_its_line_is_said(bank: banks.Bank) -> None:
-    runner.run(bank, runner.Wanted(("others",), ("transfer",), (1,)), processes=1)
+    runner.run(bank, runner.Wanted(targets=("others",), methods=("transfer",), seeds=(1,)), processes=1)
     (path,) = lines.RESULTS.glob("suite_*.jsonl")
     changed = [json.loads(text) for text in path.read_text().splitlines()]
     changed[-1]["top1"] = 2.0
@@ -103,7 +109,7 @@ def test_a_cell_that_differs_from_its_line_is_said(bank: banks.Bank) -> None:
 
 
 def test_the_draw_line(bank: banks.Bank) -> None:
-    line = cells.draw_line(cells.Draw(bank, "squares", 0))
+    line = cells.draw_line(cells.Draw(bank=bank, target="squares", seed=0))
     assert line["n_labeled"] == 8 and set(line["scores"]) == {"probe", "parc"}
     assert set(line["alphas"]) == set(line["source_probes"]) == {"net0", "net1"}
     assert sum(line["alphas"].values()) == pytest.approx(1.0, abs=1e-5)
@@ -113,9 +119,12 @@ def test_the_draw_line(bank: banks.Bank) -> None:
 
 
 def test_methods_of_a_draw_share_labels_weights_and_order(bank: banks.Bank) -> None:
-    first, second = cells.Draw(bank, "squares", 0), cells.Draw(bank, "squares", 1)
+    first, second = cells.Draw(bank=bank, target="squares", seed=0), cells.Draw(bank=bank, target="squares", seed=1)
     assert set(first.labeled[0].tolist()) != set(second.labeled[0].tolist())
-    one, two = cells.initial(first).state_dict(), cells.initial(cells.Draw(bank, "squares", 0)).state_dict()
+    one, two = (
+        cells.initial(first).state_dict(),
+        cells.initial(cells.Draw(bank=bank, target="squares", seed=0)).state_dict(),
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     rows = [
         first.material(bank.profile.settings(method, "squares", 0)) for method in ("transfer", "weighted", "consistent")
@@ -126,7 +135,7 @@ def test_methods_of_a_draw_share_labels_weights_and_order(bank: banks.Bank) -> N
 
 def test_a_target_is_never_taught_by_its_own_pack() -> None:
     profile = protocol.load("cpu")
-    bank = banks.Bank(Path(), Path(), profile)
+    bank = banks.Bank(packs=Path(), runs=Path(), profile=profile)
     for target in profile.targets:
         names = bank.names_for(target)
         assert target not in names and len(names) >= 12 and set(profile.ready) < set(names)

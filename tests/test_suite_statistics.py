@@ -51,7 +51,7 @@ def test_the_t_interval() -> None:
 
 
 def test_one_seed_has_no_interval_and_equal_ones_a_closed_one() -> None:
-    assert statistics.paired([5.0]) == statistics.Paired(1, 5.0, -math.inf, math.inf, 1.0)
+    assert statistics.paired([5.0]) == statistics.Paired(n=1, mean=5.0, low=-math.inf, high=math.inf, p=1.0)
     found = statistics.paired([2.0, 2.0])
     assert (found.low, found.high) == (2.0, 2.0)
 
@@ -136,10 +136,15 @@ def test_static_leaves_the_target_out() -> None:
 
 def test_a_rerun_replaces_and_an_older_configuration_is_left_out() -> None:
     later = "2026-11-02T00:00:00Z"
-    board = only([
-        run("x", "weighted", 0, 0.5, measured=later), run("x", "weighted", 0, 0.1), run("x", "weighted", 1, 0.3),
-        run("x", "transfer", 0, 0.2, config="new", measured=later), run("x", "transfer", 1, 0.9, config="old"),
-    ])  # fmt: skip
+    board = only(
+        [
+            run("x", "weighted", 0, 0.5, measured=later),
+            run("x", "weighted", 0, 0.1),
+            run("x", "weighted", 1, 0.3),
+            run("x", "transfer", 0, 0.2, config="new", measured=later),
+            run("x", "transfer", 1, 0.9, config="old"),
+        ]
+    )
     assert board.methods["weighted"]["x"] == pytest.approx({0: 50.0, 1: 30.0})
     assert board.methods["transfer"]["x"] == pytest.approx({0: 20.0})
     assert board.left_out == 1
@@ -183,23 +188,44 @@ def test_profiles_stand_apart() -> None:
     ],
 )
 def test_verdicts(gains: list[float], claimed: dict[str, float], verdict: str) -> None:
-    lines = [run(f"t{at}", name, seed, 0.5 + (gain / 100 if name == "first" else 0.0))
-             for at, gain in enumerate(gains) for seed in (0, 1) for name in ("first", "second")]  # fmt: skip
-    board = only(lines) if lines else Board("", "top1", (), {}, {}, 0)
-    assert contrasts.contrast(board, Claim("c", "first", "second", **claimed)).verdict == verdict  # type: ignore[arg-type]
+    lines = [
+        run(f"t{at}", name, seed, 0.5 + (gain / 100 if name == "first" else 0.0))
+        for at, gain in enumerate(gains)
+        for seed in (0, 1)
+        for name in ("first", "second")
+    ]
+    board = only(lines) if lines else Board(profile="", score="top1", runs=(), methods={}, draws={}, left_out=0)
+    assert contrasts.contrast(board, Claim(name="c", first="first", second="second", **claimed)).verdict == verdict  # type: ignore[arg-type]
 
 
 def test_an_interval_over_zero_is_not_enough() -> None:
-    lines = [run(f"t{at}", name, 0, 0.5 + (gain / 100 if name == "first" else 0.0))
-             for at, gain in enumerate([0.0, 6.0, 6.0, 6.0, 6.0, 6.0]) for name in ("first", "second")]  # fmt: skip
+    lines = [
+        run(f"t{at}", name, 0, 0.5 + (gain / 100 if name == "first" else 0.0))
+        for at, gain in enumerate([0.0, 6.0, 6.0, 6.0, 6.0, 6.0])
+        for name in ("first", "second")
+    ]
     found = contrasts.difference(only(lines), "first", "second")
     assert found is not None and found.low > 0 and found.p == pytest.approx(4 / 64)
 
 
 def test_a_claim_in_parts_is_as_good_as_its_worst_part() -> None:
-    words = {"1": "fails", "3a": "holds", "3b": "fails", "5a": "holds", "5b": "holds", "7a": "holds",
-             "7b": "too few targets", "8a": "not measured", "8b": "fails"}  # fmt: skip
-    found = [contrasts.Contrast(Claim("", "", "", number=number), "", "", None, word) for number, word in words.items()]
+    words = {
+        "1": "fails",
+        "3a": "holds",
+        "3b": "fails",
+        "5a": "holds",
+        "5b": "holds",
+        "7a": "holds",
+        "7b": "too few targets",
+        "8a": "not measured",
+        "8b": "fails",
+    }
+    found = [
+        contrasts.Contrast(
+            claim=Claim(name="", first="", second="", number=number), first="", second="", measured=None, verdict=word
+        )
+        for number, word in words.items()
+    ]
     assert contrasts.together(found) == {"3": "fails", "5": "holds", "7": "too few targets", "8": "fails"}
 
 
@@ -237,25 +263,33 @@ def test_the_metric_of_the_weights() -> None:
 
 
 def test_the_best_source_s_probe_is_one_source_of_a_target() -> None:
-    lines = [draw("x", 0, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.30, "b": 0.60}),
-             draw("x", 1, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.50, "b": 0.40}),
-             run("x", "adapted", 0, 0.65), run("x", "adapted", 1, 0.65)]  # fmt: skip
+    lines = [
+        draw("x", 0, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.30, "b": 0.60}),
+        draw("x", 1, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.50, "b": 0.40}),
+        run("x", "adapted", 0, 0.65),
+        run("x", "adapted", 1, 0.65),
+    ]
     assert rankers.best_probes(only(lines)) == {"x": ("b", {0: 60.0, 1: 40.0})}  # means 40 and 50
-    found = contrasts.contrast(only(lines), Claim("c", contrasts.BEST, contrasts.PROBE))
+    found = contrasts.contrast(only(lines), Claim(name="c", first=contrasts.BEST, second=contrasts.PROBE))
     assert found.measured is not None and found.measured.mean == pytest.approx((5.0 + 25.0) / 2)
 
 
 def test_the_best_is_chosen_among_what_lies_beyond_the_paper() -> None:
     board = only([*suite(), run("target0", "stacked", 0, 0.99)])  # higher, but on one target of three
-    found = contrasts.contrast(board, Claim("best", contrasts.BEST, "weighted"))
+    found = contrasts.contrast(board, Claim(name="best", first=contrasts.BEST, second="weighted"))
     assert found.first == "adapted" and found.measured is not None
     assert found.measured.mean == pytest.approx(10 - (6 + 8 + 10) / 3)
     assert contrasts.best(only([run("x", "weighted", 0, 0.9)])) is None
 
 
 def test_random_is_the_mean_over_all_singles_or_else_its_own_line() -> None:
-    lines = [run("x", "single:a", 0, 0.2), run("x", "single:b", 0, 0.4), run("x", "single:a", 1, 0.9),
-             run("x", "random", 0, 0.0), run("x", "random", 2, 0.7)]  # fmt: skip
+    lines = [
+        run("x", "single:a", 0, 0.2),
+        run("x", "single:b", 0, 0.4),
+        run("x", "single:a", 1, 0.9),
+        run("x", "random", 0, 0.0),
+        run("x", "random", 2, 0.7),
+    ]
     assert only(lines).methods["random"]["x"] == pytest.approx({0: 30.0, 2: 70.0})  # seed 1 lacks b
     # a draw says that there is a third source: the mean over two of three is no mean over the sources
     lines.append(draw("x", 0, {"m": {"a": 1.0, "b": 2.0, "c": 3.0}}, {}))
@@ -265,17 +299,19 @@ def test_random_is_the_mean_over_all_singles_or_else_its_own_line() -> None:
 def test_the_truth_comes_from_students_or_else_from_probes() -> None:
     draws = [draw("x", seed, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.1, "b": 0.6 + seed / 10}) for seed in (0, 1)]
     part = [*draws, run("x", "single:a", 0, 0.5)]
-    assert rankers.truth(only(part), "x") == rankers.Truth("probes", {"a": 10.0, "b": 65.0}, (0, 1))
+    assert rankers.truth(only(part), "x") == rankers.Truth(by="probes", values={"a": 10.0, "b": 65.0}, seeds=(0, 1))
     whole = [*part, run("x", "single:b", 0, 0.4), run("x", "single:b", 1, 0.9)]  # seed 1 is b's alone: not averaged
-    assert rankers.truth(only(whole), "x") == rankers.Truth("students", {"a": 50.0, "b": 40.0}, (0,))
+    assert rankers.truth(only(whole), "x") == rankers.Truth(by="students", values={"a": 50.0, "b": 40.0}, seeds=(0,))
     assert rankers.truth(only([run("x", "transfer", 0, 0.1)]), "x") is None
 
 
 def test_rankers_are_judged_against_the_truth() -> None:
     judged = {one.name: one for one in rankers.judge(only(suite()))}
     # b is 4 points over a on every seed of every target, and nearest 2 under b
-    table = {name: (one.spearman and one.spearman.mean, one.regret and one.regret.mean, one.chose_best)
-             for name, one in judged.items()}  # fmt: skip
+    table = {
+        name: (one.spearman and one.spearman.mean, one.regret and one.regret.mean, one.chose_best)
+        for name, one in judged.items()
+    }
     assert table == {
         "oracle": pytest.approx((1.0, 0.0, 1.0)),
         "right": pytest.approx((1.0, 0.0, 1.0)),
@@ -293,8 +329,10 @@ def test_rankers_are_judged_against_the_truth() -> None:
 
 
 def test_a_ranker_without_a_score_for_every_source_is_left_out_of_that_draw() -> None:
-    lines = [draw("x", 0, {"m": {"a": 1.0, "b": 2.0}, "n": {"a": 1.0}}, {"a": 0.1, "b": 0.6}),
-             draw("x", 1, {"m": {"a": math.nan, "b": 2.0}}, {"a": 0.1, "b": 0.6})]  # fmt: skip
+    lines = [
+        draw("x", 0, {"m": {"a": 1.0, "b": 2.0}, "n": {"a": 1.0}}, {"a": 0.1, "b": 0.6}),
+        draw("x", 1, {"m": {"a": math.nan, "b": 2.0}}, {"a": 0.1, "b": 0.6}),
+    ]
     judged = {one.name: one for one in rankers.judge(only(lines))}
     assert "n" not in judged and rankers.STATIC not in judged  # one target alone has no other targets
     assert judged["m"].regret is not None and judged["m"].regret.seeds == (1, 1)

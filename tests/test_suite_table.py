@@ -142,8 +142,14 @@ def test_pairs_by_target() -> None:
 def test_similarity_and_what_tells_the_truth() -> None:
     (board,) = table.evidence(suite())
     text = markdown.similarity(board)
-    assert rows(text)["wrong"] == ["-1.00 [-1.00, -1.00]", "4.0 [4.0, 4.0]", "0 %", "-2.00 [-2.00, -2.00]",
-                                   "-4.0 [-4.0, -4.0]", "3, 9"]  # fmt: skip
+    assert rows(text)["wrong"] == [
+        "-1.00 [-1.00, -1.00]",
+        "4.0 [4.0, 4.0]",
+        "0 %",
+        "-2.00 [-2.00, -2.00]",
+        "-4.0 [-4.0, -4.0]",
+        "3, 9",
+    ]
     assert text.endswith("The truth is told by students distilled from each source alone: target0, target1, target2.")
     (probes,) = table.evidence([line for line in suite() if not line.get("method", "").startswith("single:")])
     assert "linear probes of the sources: target0" in markdown.similarity(probes)
@@ -154,8 +160,13 @@ def test_ceilings_say_on_which_images() -> None:
     (board,) = table.evidence(suite())
     # transfer 41 on the mean, the ensemble 30; in balanced accuracy 31 and 90
     found = rows(markdown.ceilings(board))
-    assert found["target"] == ["student, `transfer` (test)", "student, `weighted` (test)", "student, `adapted` (test)",
-                               "best source's probe (unlabeled)", "ensemble, `adapted` (unlabeled)"]  # fmt: skip
+    assert found["target"] == [
+        "student, `transfer` (test)",
+        "student, `weighted` (test)",
+        "student, `adapted` (test)",
+        "best source's probe (unlabeled)",
+        "ensemble, `adapted` (unlabeled)",
+    ]
     assert found["target0"] == ["41.0 ± 1.0", "49.0 ± 3.0", "51.0 ± 1.0", "50.0 ± 0.0 (a)", "30.0 ± 0.0"]
     (balanced,) = table.evidence(suite(), "balanced_accuracy")
     assert rows(markdown.ceilings(balanced))["target0"][-1] == "90.0 ± 0.0"

@@ -54,8 +54,16 @@ def beside_loadgen(graph: Graph, plan: Plan, built: Built) -> Iterator[Line]:
     """A line a scenario."""
     for scenario, mode in SCENARIOS.items():
         ours = partial(readings.agent, graph, plan, built.python, mode=mode)
-        theirs = partial(readings.loadgen, graph, plan, built.python, scenario)
-        yield _line(graph, plan, "mlcommons-loadgen", dict(built.versions), scenario, ours, theirs)
+        theirs = partial(readings.loadgen, graph, plan, built.python, scenario=scenario)
+        yield _line(
+            graph,
+            plan,
+            peer="mlcommons-loadgen",
+            versions=dict(built.versions),
+            scenario=scenario,
+            ours=ours,
+            theirs=theirs,
+        )
 
 
 def beside_trtexec(graph: Graph, plan: Plan, runs: Path) -> Iterator[Line]:
@@ -66,16 +74,26 @@ def beside_trtexec(graph: Graph, plan: Plan, runs: Path) -> Iterator[Line]:
         return
     cache = runs / "cache" / graph.model.sha256[:12]
     trtexec.use(cache)
-    tensorrt = partial(readings.agent, graph, plan, Path(sys.executable), "tensorrt")
+    tensorrt = partial(readings.agent, graph, plan, Path(sys.executable), backend="tensorrt")
     try:
         version = trtexec.installed(path)
-        ours = tensorrt("compute")["version"]  # builds the engine, too
+        ours = tensorrt(mode="compute")["version"]  # builds the engine, too
         same = trtexec.kept(cache) if ours.startswith(version) else None
-        measure = partial(trtexec.reading, path, version, graph, same or cache / "trtexec.engine", plan)
+        measure = partial(
+            trtexec.reading, path, version, graph=graph, engine=same or cache / "trtexec.engine", plan=plan
+        )
         for mode, (_, _, judged) in trtexec.MODES.items():
             facts = {"judged": judged, "engine": "the agent's" if same else "each its own"}
             versions = {"trtexec": version, "tensorrt": ours}
-            line = _line(graph, plan, "trtexec", versions, mode, partial(tensorrt, mode), partial(measure, mode))
+            line = _line(
+                graph,
+                plan,
+                peer="trtexec",
+                versions=versions,
+                scenario=mode,
+                ours=partial(tensorrt, mode=mode),
+                theirs=partial(measure, mode=mode),
+            )
             yield {**line, **facts}
     except (EdgeDistillError, PeerError) as error:
         yield {**about, "absent": f"not measured: {error}"}
@@ -85,14 +103,28 @@ def _line(graph: Graph, plan: Plan, peer: str, versions: dict[str, str], scenari
     before = machine.state()
     cells: list[dict[str, Reading]] = compare.rounds(ours, theirs, plan.rounds, f"{graph.name}, {scenario}")
     facts = {"graph": graph.name, "sha256": graph.model.sha256, "precision": graph.model.precision, "px": graph.px}
-    return {**facts, "peer": peer, "versions": versions, "scenario": scenario, "plan": vars(plan), "judged": True,
-            "compared": compare.compared(cells), "rounds": cells, "machine": machine.identity(),
-            "before": before, "after": machine.state()}  # fmt: skip
+    return {
+        **facts,
+        "peer": peer,
+        "versions": versions,
+        "scenario": scenario,
+        "plan": vars(plan),
+        "judged": True,
+        "compared": compare.compared(cells),
+        "rounds": cells,
+        "machine": machine.identity(),
+        "before": before,
+        "after": machine.state(),
+    }
 
 
 def run(asked: argparse.Namespace) -> int:
     """Every graph; a line is written as soon as it is known."""
-    plan = FAST if asked.fast else Plan(asked.rounds, asked.samples, asked.seconds, asked.batch)
+    plan = (
+        FAST
+        if asked.fast
+        else Plan(rounds=asked.rounds, samples=asked.samples, seconds=asked.seconds, batch=asked.batch)
+    )
     asked.runs.mkdir(parents=True, exist_ok=True)
     built = environment("loadgen", asked.runs / "environments")
     chosen = [graphs.given(path, asked.runs) for path in asked.model] or graphs.students(asked.runs)

@@ -18,7 +18,7 @@ MOST = 0.05
 MARKS = ("p50", "p90", "p99", "per_second")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How much is measured: rounds, and of each side in each round the least queries and seconds; images a batch."""
 

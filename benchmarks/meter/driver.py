@@ -109,8 +109,10 @@ def parse(text: str, scenario: str) -> dict[str, Any]:
     try:
         if scenario == "Offline":
             return {"n": said["effective_samples_per_query"], "per_second": said["result_samples_per_second"]}
-        return {"n": said["result_query_count"],
-                **{name: said[f"result_{mark}_latency_ns"] / 1e6 for name, mark in MARKS.items()}}  # fmt: skip
+        return {
+            "n": said["result_query_count"],
+            **{name: said[f"result_{mark}_latency_ns"] / 1e6 for name, mark in MARKS.items()},
+        }
     except KeyError as error:
         raise ValueError(f"mlperf_log_detail.txt has no {error.args[0]}: the test broke off") from None
 

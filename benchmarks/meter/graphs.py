@@ -25,7 +25,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Graph:
     """A graph in a bundle of its own, with noise for images: what they show changes no latency."""
 
@@ -59,7 +59,7 @@ def _export(family: dict[str, Any], folder: Path) -> None:
     spec = student.candidates(recipe.Student.model_validate({"families": family}), CLASSES)[0]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"unfinished.{FP32}"
-    export(student.build(spec, SEED), spec, unfinished, noise(spec.input_px), recipe.Export())
+    export(student.build(spec, SEED), spec, path=unfinished, images_NHWC=noise(spec.input_px), settings=recipe.Export())
     unfinished.rename(folder / FP32)
 
 
@@ -89,10 +89,25 @@ def bundled(name: str, path: Path, folder: Path) -> Graph:
     shutil.rmtree(folder, ignore_errors=True)
     target = "cpu" if precision == "int8" else "any"
     size_mb = path.stat().st_size / 1e6
-    model = OnnxModel(path.name, sha256_file(path), precision, target, 0, "", size_mb)  # type: ignore[arg-type]
+    model = OnnxModel(
+        path=path.name,
+        sha256=sha256_file(path),
+        precision=precision,
+        target=target,
+        opset=0,
+        parent_sha256="",
+        size_mb=size_mb,
+    )  # type: ignore[arg-type]
     about = {"classes": [str(one) for one in range(CLASSES)], "input_px": px, "store_px": px, "fit": "crop"}
-    write_bundle(folder, [(path, model)], about, noise(px), np.zeros(IMAGES, dtype=np.int64), {})
-    return Graph(name, folder, model, px)
+    write_bundle(
+        folder,
+        [(path, model)],
+        description=about,
+        images_NHWC=noise(px),
+        labels_N=np.zeros(IMAGES, dtype=np.int64),
+        host_predictions={},
+    )
+    return Graph(name=name, bundle=folder, model=model, px=px)
 
 
 def _facts(path: Path) -> tuple[int, str]:

@@ -38,14 +38,21 @@ def agent(
         EdgeDistillError: the agent failed.
     """
     offline = mode == "offline"
-    settings = Bench.model_validate({
-        "modes": () if offline else (mode,), "offline": (plan.batch,) if offline else (), "threads": plan.threads,
-        "processes": 1, "rounds": 1, "samples": math.ceil(plan.samples / plan.batch) if offline else plan.samples,
-        "seconds": plan.seconds, "accuracy_images": 1,
-    })  # fmt: skip
+    settings = Bench.model_validate(
+        {
+            "modes": () if offline else (mode,),
+            "offline": (plan.batch,) if offline else (),
+            "threads": plan.threads,
+            "processes": 1,
+            "rounds": 1,
+            "samples": math.ceil(plan.samples / plan.batch) if offline else plan.samples,
+            "seconds": plan.seconds,
+            "accuracy_images": 1,
+        }
+    )
     with tempfile.TemporaryDirectory() as out:
-        device = Device("meter", python=str(python))
-        (report,) = bench(graph.bundle, device, backend, settings, [graph.model], Path(out))
+        device = Device(name="meter", python=str(python))
+        (report,) = bench(graph.bundle, device, backend=backend, settings=settings, models=[graph.model], out=Path(out))
     said = {"n": len(report.latency.samples_ms), "verdict": report.verdict, "version": report.backend_version}
     return {**said, **summary(report.latency.samples_ms, plan.batch if offline else None)}
 
@@ -65,10 +72,27 @@ def loadgen(graph: Graph, plan: Plan, python: Path, scenario: str) -> Reading:
         PeerError: it failed.
     """
     single = scenario == "SingleStream"
-    said = told([
-        str(python), str(DRIVER), "--agent", str(graph.bundle / AGENT), "--model", str(graph.path),
-        "--images", str(graph.bundle / IMAGES), "--scenario", scenario, "--threads", str(plan.threads),
-        "--batch", str(1 if single else plan.batch), "--samples", str(plan.samples), "--seconds", str(plan.seconds),
-    ])  # fmt: skip
+    said = told(
+        [
+            str(python),
+            str(DRIVER),
+            "--agent",
+            str(graph.bundle / AGENT),
+            "--model",
+            str(graph.path),
+            "--images",
+            str(graph.bundle / IMAGES),
+            "--scenario",
+            scenario,
+            "--threads",
+            str(plan.threads),
+            "--batch",
+            str(1 if single else plan.batch),
+            "--samples",
+            str(plan.samples),
+            "--seconds",
+            str(plan.seconds),
+        ]
+    )
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found

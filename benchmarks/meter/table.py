@@ -54,8 +54,13 @@ def _row(mark: str, one: Mapping[str, Any], judged: bool) -> list[str]:
     what, shown = UNITS.get(mark, (mark, "{:.3f} ms"))
     interval = one["interval"]
     ratio = f"{one['ratio']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-    return [what, shown.format(one["ours"]), shown.format(one["theirs"]), ratio,
-            verdict(one["within"], interval) if judged else "not judged: other windows"]  # fmt: skip
+    return [
+        what,
+        shown.format(one["ours"]),
+        shown.format(one["theirs"]),
+        ratio,
+        verdict(one["within"], interval) if judged else "not judged: other windows",
+    ]
 
 
 def verdict(within: bool, interval: Sequence[float] | None) -> str:
@@ -77,10 +82,12 @@ def _measured(line: Line) -> str:
     batched = f"batches of {plan['batch']}" if "per_second" in line["compared"] else ""
     parts = [
         f"onnxruntime {line['versions']['onnxruntime']}" if "onnxruntime" in line["versions"] else "",
-        f"engine: {line['engine']}" if "engine" in line else "", batched, f"{plan['threads']} thread(s)",
+        f"engine: {line['engine']}" if "engine" in line else "",
+        batched,
+        f"{plan['threads']} thread(s)",
         f"{plan['rounds']} rounds of {plan['samples']} images and {plan['seconds']:g} s at least",
         f"quiet in {sum(one == 'quiet' for one in verdicts)} of {len(verdicts)} rounds" if any(verdicts) else "",
         f"a query that does nothing takes loadgen {statistics.median(empty_ms):.3f} ms" if empty_ms else "",
         f"{line['cpu']}, {line['cores']} cores, commit {line['commit']}" if "cpu" in line else "not a line",
-    ]  # fmt: skip
+    ]
     return f"{line['graph']}, {line['scenario']}: {', '.join(filter(None, parts))}"

@@ -111,10 +111,15 @@ def command(path: str, version: str, graph: Graph, engine: Path, plan: Plan, as_
     """One measurement; the engine is built and kept where it is not there yet."""
     build = [f"--onnx={graph.path}", f"--saveEngine={engine}", *types(version, graph.model.precision)]
     return [
-        path, *([f"--loadEngine={engine}"] if engine.exists() else build),
-        f"--shapes=images:1x{graph.px}x{graph.px}x3", *flags(version, as_graph), "--percentile=90,95,99",
-        "--warmUp=1000", f"--iterations={plan.samples}", f"--duration={max(1, round(plan.seconds))}",
-    ]  # fmt: skip
+        path,
+        *([f"--loadEngine={engine}"] if engine.exists() else build),
+        f"--shapes=images:1x{graph.px}x{graph.px}x3",
+        *flags(version, as_graph),
+        "--percentile=90,95,99",
+        "--warmUp=1000",
+        f"--iterations={plan.samples}",
+        f"--duration={max(1, round(plan.seconds))}",
+    ]
 
 
 def reading(path: str, version: str, graph: Graph, engine: Path, plan: Plan, mode: str) -> Reading:
@@ -125,7 +130,7 @@ def reading(path: str, version: str, graph: Graph, engine: Path, plan: Plan, mod
     """
     line, as_graph, _ = MODES[mode]
     try:
-        return summary(_said(command(path, version, graph, engine, plan, as_graph)))[line]
+        return summary(_said(command(path, version, graph=graph, engine=engine, plan=plan, as_graph=as_graph)))[line]
     except ValueError as error:
         raise PeerError(str(error)) from None
 

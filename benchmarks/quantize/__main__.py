@@ -61,7 +61,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def built(folder: Path, out: Path, environments: Path, peers: Sequence[str]) -> tuple[list[Artefact], Failed]:
     """Everyone's models of a student, fp32 first, and who failed."""
     version = {"onnxruntime": metadata.version("onnxruntime")}
-    artefacts, failed = [Artefact("fp32", folder / "student.fp32.onnx", "fp32", versions=version)], {}
+    artefacts, failed = (
+        [Artefact(name="fp32", path=folder / "student.fp32.onnx", precision="fp32", versions=version)],
+        {},
+    )
     artefacts += _ours(folder, out, version)
     for name in peers:
         say(f"  {name} ...")
@@ -80,11 +83,17 @@ def _ours(folder: Path, out: Path, version: dict[str, str]) -> list[Artefact]:
     seconds = round(time.monotonic() - started, 2)
     return [
         Artefact(
-            name, path, precision, simulate=simulate, ours=True, seconds=facts.get("seconds", seconds),
-            versions=version, facts=facts,
+            name=name,
+            path=path,
+            precision=precision,
+            simulate=simulate,
+            ours=True,
+            seconds=facts.get("seconds", seconds),
+            versions=version,
+            facts=facts,
         )
         for name, path, precision, simulate, facts in made
-    ]  # fmt: skip
+    ]
 
 
 def scores(
@@ -120,7 +129,7 @@ def compared(student: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
     (out := folder / "artefacts").mkdir(exist_ok=True)
     say(f"{student}")
     artefacts, failed = built(folder, out, asked.runs / "environments", asked.peers)
-    known = scores(artefacts, folder, out, FAST_IMAGES if asked.fast else None, failed)
+    known = scores(artefacts, folder, out=out, first=FAST_IMAGES if asked.fast else None, failed=failed)
     load = os.getloadavg()[0]  # one worker predicted until now: about 1 on a machine with nothing else to do
     plan = FAST if asked.fast else interleave.Plan()
     samples, untimed = interleave.timed([one for one in artefacts if one.name in known], folder / "test.npy", plan)
@@ -143,9 +152,17 @@ def _decided(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(one: Artefact) -> dict[str, Any]:
-    return {"artefact": one.name, "ours": one.ours, "versions": dict(one.versions), "precision": one.precision,
-            "simulated": one.simulate, "size_mb": score.size_mb(one.path), "build_seconds": one.seconds,
-            "placement": score.placement(one.path), "facts": dict(one.facts)}  # fmt: skip
+    return {
+        "artefact": one.name,
+        "ours": one.ours,
+        "versions": dict(one.versions),
+        "precision": one.precision,
+        "simulated": one.simulate,
+        "size_mb": score.size_mb(one.path),
+        "build_seconds": one.seconds,
+        "placement": score.placement(one.path),
+        "facts": dict(one.facts),
+    }
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -180,7 +197,7 @@ def _qat(asked: argparse.Namespace) -> None:
 
     for student in asked.students:
         if student in students.TRAINED:
-            tuned.run(student, asked.packs, asked.runs, asked.bank, asked.steps, asked.method)
+            tuned.run(student, asked.packs, runs=asked.runs, bank=asked.bank, steps=asked.steps, method=asked.method)
 
 
 def _alike(asked: argparse.Namespace) -> None:

@@ -37,12 +37,22 @@ def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
     net = fake.student(model, found.ranges, TARGET, learned=False)
     graph = quantize.maker(model, found.ranges, TARGET)(()).SerializeToString()
     spec = students.spec_of(name, students.PX, onnx_classes(model))
-    answers = {"fake": fit.logits(net, spec, test).argmax(1), "int8": predict_onnx(graph, test).argmax(1),
-               "literal": predict_onnx(graph, test, simulate=True).argmax(1)}  # fmt: skip
-    pairs = {f"{one}_{other}": metrics.agreement(answers[one], answers[other])
-             for one, other in (("fake", "int8"), ("fake", "literal"), ("int8", "literal"))}  # fmt: skip
-    line = {"student": name, "method": found.method, "n_test": len(test),
-            "top1": float(np.mean(answers["int8"] == labels_N)), **pairs}  # fmt: skip
+    answers = {
+        "fake": fit.logits(net, spec, test).argmax(1),
+        "int8": predict_onnx(graph, test).argmax(1),
+        "literal": predict_onnx(graph, test, simulate=True).argmax(1),
+    }
+    pairs = {
+        f"{one}_{other}": metrics.agreement(answers[one], answers[other])
+        for one, other in (("fake", "int8"), ("fake", "literal"), ("int8", "literal"))
+    }
+    line = {
+        "student": name,
+        "method": found.method,
+        "n_test": len(test),
+        "top1": float(np.mean(answers["int8"] == labels_N)),
+        **pairs,
+    }
     append(KIND, line)
     say(markdown([line]))
 
@@ -57,8 +67,10 @@ def markdown(lines: Iterable[dict[str, Any]]) -> str:
     newest = {line["student"]: line for line in lines}
     if not newest:
         return "Not measured yet."
-    rows = ["| student | int8 top-1 | images | fake and int8 | fake and literal | int8 and literal |",
-            "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    rows = [
+        "| student | int8 top-1 | images | fake and int8 | fake and literal | int8 and literal |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, line in newest.items():
         shares = (f"{100 * line[pair]:.2f} %" for pair in ("fake_int8", "fake_literal", "int8_literal"))
         rows.append(f"| {name} | {100 * line['top1']:.1f} | {line['n_test']} | {' | '.join(shares)} |")

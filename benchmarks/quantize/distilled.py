@@ -43,7 +43,7 @@ def run(bank: Bank, targets: Sequence[str], seeds: Sequence[int], minutes: float
     until = time.time() + 60 * minutes
     done = {key(line) for line in read(KIND)}
     for seed, target in product(seeds, targets):
-        draw = Draw(bank, target, seed)
+        draw = Draw(bank=bank, target=target, seed=seed)
         for method in METHODS:
             wanted = {"target": target, "method": method, "seed": seed, "config": bank.profile.config(method)}
             if key(wanted) in done or time.time() > until:
@@ -66,25 +66,32 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     images = np.asarray(splits.train.at(px)[rows])
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
         path = Path(folder) / "student.onnx"
-        exporter.export(fitted.model, draw.spec, path, images[:32], Export(min_agreement=0.0))
+        exporter.export(fitted.model, draw.spec, path=path, images_NHWC=images[:32], settings=Export(min_agreement=0.0))
         model = onnx.load(path)
     ranges = quantize.calibrated(model, images, SETTINGS).ranges
     fp32_NC = predict_onnx(model.SerializeToString(), test, threads=1)
     int8_NC = predict_onnx(quantize.maker(model, ranges, "cpu")(()).SerializeToString(), test, threads=1)
     close = quantize.closeness(fp32_NC, int8_NC)
     lost, low, high = metrics.drop(held.labels_N, fp32_NC.argmax(1), int8_NC.argmax(1))
-    return {"top1_fp32": round(float(np.mean(fp32_NC.argmax(1) == held.labels_N)), 6), "n_test": len(test),
-            "calibrated_on": len(images), "drop": round(100 * lost, 4),
-            "drop_ci95": [round(100 * low, 4), round(100 * high, 4)],
-            "differ": round(100 * (1 - close["agreement"]), 4), "noise": round(100 * close["noise"], 4)}  # fmt: skip
+    return {
+        "top1_fp32": round(float(np.mean(fp32_NC.argmax(1) == held.labels_N)), 6),
+        "n_test": len(test),
+        "calibrated_on": len(images),
+        "drop": round(100 * lost, 4),
+        "drop_ci95": [round(100 * low, 4), round(100 * high, 4)],
+        "differ": round(100 * (1 - close["agreement"]), 4),
+        "noise": round(100 * close["noise"], 4),
+    }
 
 
 def markdown(lines: Iterable[dict[str, Any]]) -> str:
     """A row a method: what int8 costs its students, and how much more than the fine-tuned ones of the same draw."""
     newest = {key(line)[:3]: line for line in lines}.values()  # a later line of other settings takes the place
     configs = {method: [line for line in newest if line["method"] == method] for method in METHODS}
-    rows = ["| method | fp32 top-1 | " + " | ".join(f"{what} | more than {BASE}" for what in MEASURES.values()) + " |",
-            "| --- " * (2 + 2 * len(MEASURES)) + "|"]  # fmt: skip
+    rows = [
+        "| method | fp32 top-1 | " + " | ".join(f"{what} | more than {BASE}" for what in MEASURES.values()) + " |",
+        "| --- " * (2 + 2 * len(MEASURES)) + "|",
+    ]
     for method, mine in configs.items():
         if mine:
             top1 = 100 * float(np.mean([line["top1_fp32"] for line in mine]))
@@ -127,4 +134,4 @@ def _said(configs: dict[str, list[dict[str, Any]]]) -> str:
 
 def bank_of(packs: Path, runs: Path) -> Bank:
     """The suite's bank of the profile that two cores can run."""
-    return Bank(packs, runs, load("cpu"))
+    return Bank(packs=packs, runs=runs, profile=load("cpu"))

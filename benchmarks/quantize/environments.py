@@ -26,7 +26,7 @@ class PeerError(Exception):
     """Why a peer gave nothing, in one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """What pip is asked for.
 
@@ -41,7 +41,7 @@ class Environment:
     borrows: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Peer:
     """A quantizer: its environment, the script and the mode that make the model, and how the model is run.
 
@@ -59,27 +59,54 @@ class Peer:
 
 
 ENVIRONMENTS = {
-    "onnxruntime": Environment((f"onnxruntime=={metadata.version('onnxruntime')}", "onnx>=1.18", "sympy")),
-    "nncf": Environment(("openvino==2026.4.1", "nncf==3.4.0")),
+    "onnxruntime": Environment(packages=(f"onnxruntime=={metadata.version('onnxruntime')}", "onnx>=1.18", "sympy")),
+    "nncf": Environment(packages=("openvino==2026.4.1", "nncf==3.4.0")),
     # its [onnx] extra asks for onnxruntime-gpu and cupy; these are what int8 on a CPU imports
     "modelopt": Environment(
-        ("nvidia-modelopt==0.47.0", "onnxruntime~=1.24.2", "onnx~=1.21.0", "onnx-graphsurgeon>=0.6.1",
-         "onnxconverter-common~=1.16.0", "onnxslim>=0.1.76", "lief", "nvidia-ml-py>=12"),
-        whole=False, borrows=True,
+        packages=(
+            "nvidia-modelopt==0.47.0",
+            "onnxruntime~=1.24.2",
+            "onnx~=1.21.0",
+            "onnx-graphsurgeon>=0.6.1",
+            "onnxconverter-common~=1.16.0",
+            "onnxslim>=0.1.76",
+            "lief",
+            "nvidia-ml-py>=12",
+        ),
+        whole=False,
+        borrows=True,
     ),
     # no quantizer: the meter that benchmarks/meter holds the agent's against
-    "loadgen": Environment((f"onnxruntime=={metadata.version('onnxruntime')}", "mlcommons-loadgen==6.0.17")),
-}  # fmt: skip
+    "loadgen": Environment(packages=(f"onnxruntime=={metadata.version('onnxruntime')}", "mlcommons-loadgen==6.0.17")),
+}
 PEERS = {
-    "onnxruntime-default": Peer("onnxruntime", "make_onnxruntime.py", "default", "onnxruntime", ".onnx"),
-    "onnxruntime-preset": Peer("onnxruntime", "make_onnxruntime.py", "preset", "onnxruntime", ".onnx"),
-    "nncf": Peer("nncf", "make_nncf.py", "default", "openvino", ".xml"),
-    "openvino-unquantized": Peer("nncf", "make_nncf.py", "unquantized", "openvino", ".xml", precision="fp32"),
-    "modelopt": Peer("modelopt", "make_modelopt.py", "default", "onnxruntime", ".onnx", simulate=True),
+    "onnxruntime-default": Peer(
+        environment="onnxruntime", script="make_onnxruntime.py", mode="default", runtime="onnxruntime", suffix=".onnx"
+    ),
+    "onnxruntime-preset": Peer(
+        environment="onnxruntime", script="make_onnxruntime.py", mode="preset", runtime="onnxruntime", suffix=".onnx"
+    ),
+    "nncf": Peer(environment="nncf", script="make_nncf.py", mode="default", runtime="openvino", suffix=".xml"),
+    "openvino-unquantized": Peer(
+        environment="nncf",
+        script="make_nncf.py",
+        mode="unquantized",
+        runtime="openvino",
+        suffix=".xml",
+        precision="fp32",
+    ),
+    "modelopt": Peer(
+        environment="modelopt",
+        script="make_modelopt.py",
+        mode="default",
+        runtime="onnxruntime",
+        suffix=".onnx",
+        simulate=True,
+    ),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Built:
     """An environment on disk: its interpreter, the versions of what was asked for, and the seconds it took."""
 
@@ -88,7 +115,7 @@ class Built:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Artefact:
     """A model on disk, how it is run, and what is known of it."""
 
@@ -116,7 +143,7 @@ def environment(name: str, folder: Path) -> Built:
         say(f"environment {name}: {known['seconds']:.0f} s")
     names = [_bare(one) for one in asked.packages]
     versions = {one: known["packages"].get(one, "?") for one in names}
-    return Built(_python(home), versions, known["seconds"])
+    return Built(python=_python(home), versions=versions, seconds=known["seconds"])
 
 
 def _python(home: Path) -> Path:
@@ -137,8 +164,11 @@ def _build(asked: Environment, home: Path) -> dict[str, Any]:
         inside = told([str(_python(home)), "-c", "import site; print(site.getsitepackages()[0])"]).strip()
         (Path(inside) / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     listed = json.loads(told([*pip, "list", "--format", "json"]))
-    return {"asked": list(asked.packages), "seconds": round(time.monotonic() - started, 1),
-            "packages": {one["name"].lower().replace("_", "-"): one["version"] for one in listed}}  # fmt: skip
+    return {
+        "asked": list(asked.packages),
+        "seconds": round(time.monotonic() - started, 1),
+        "packages": {one["name"].lower().replace("_", "-"): one["version"] for one in listed},
+    }
 
 
 def told(command: list[str]) -> str:
@@ -170,12 +200,29 @@ def make(name: str, folder: Path, out: Path, environments: Path) -> Artefact:
     peer = PEERS[name]
     built = environment(peer.environment, environments)
     path = out / f"{name}{peer.suffix}"
-    told([
-        str(built.python), str(SCRIPTS / peer.script), "--model", str(folder / "student.fp32.onnx"),
-        "--calibration", str(folder / "calibration.npy"), "--out", str(path), "--mode", peer.mode,
-    ])  # fmt: skip
+    told(
+        [
+            str(built.python),
+            str(SCRIPTS / peer.script),
+            "--model",
+            str(folder / "student.fp32.onnx"),
+            "--calibration",
+            str(folder / "calibration.npy"),
+            "--out",
+            str(path),
+            "--mode",
+            peer.mode,
+        ]
+    )
     facts = json.loads(path.with_suffix(".facts.json").read_text())
     return Artefact(
-        name, path, peer.precision, built.python, peer.runtime, peer.simulate,
-        seconds=facts.pop("seconds"), versions=built.versions, facts=facts,
-    )  # fmt: skip
+        name=name,
+        path=path,
+        precision=peer.precision,
+        python=built.python,
+        runtime=peer.runtime,
+        simulate=peer.simulate,
+        seconds=facts.pop("seconds"),
+        versions=built.versions,
+        facts=facts,
+    )

@@ -25,7 +25,7 @@ from edgedistill.progress import bar
 Samples = dict[str, list[list[list[float]]]]  # ms by model, process, round
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How much is measured; `warm` is seconds a worker."""
 
@@ -41,12 +41,22 @@ class Worker:
     def __init__(self, artefact: Artefact, images: Path) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [str(artefact.python), str(SERVE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            [str(artefact.python), str(SERVE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
-        )  # fmt: skip
+        )
         try:
-            self.facts = self.ask({"load": str(artefact.path), "runtime": artefact.runtime, "threads": 1,
-                                   "images": str(images), "simulate": artefact.simulate})["facts"]  # fmt: skip
+            self.facts = self.ask(
+                {
+                    "load": str(artefact.path),
+                    "runtime": artefact.runtime,
+                    "threads": 1,
+                    "images": str(images),
+                    "simulate": artefact.simulate,
+                }
+            )["facts"]
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -101,7 +111,7 @@ def timed(artefacts: Sequence[Artefact], images: Path, plan: Plan) -> tuple[Samp
                 except PeerError as error:
                     failed[one.name] = str(error)
             for round_ in range(plan.rounds):
-                _one_round(workers, (at, round_), plan.queries, samples, failed)
+                _one_round(workers, (at, round_), queries=plan.queries, samples=samples, failed=failed)
                 shown(1)
     return {name: one for name, one in samples.items() if name not in failed}, failed
 

@@ -32,18 +32,36 @@ def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, 
         np.load(folder / "calibration.npy"),
         (np.load(folder / "val.npy"), np.load(folder / "val_labels.npy")),
     )
-    parent = OnnxModel(fp32.name, run.sha256_file(fp32), "fp32", "any", 0, "", 0.0)
-    models = quantize.quantize(fp32, parent, images_NHWC, Quantize(), out, val)
+    parent = OnnxModel(
+        path=fp32.name,
+        sha256=run.sha256_file(fp32),
+        precision="fp32",
+        target="any",
+        opset=0,
+        parent_sha256="",
+        size_mb=0.0,
+    )
+    models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, val=val)
     seconds = round(time.monotonic() - started, 2)
     said = run.read_json(out / "calibration.json")
     guarded = {one.target: one for one in _guarded(out)} if len(val[1]) else {}
     return [
-        (TARGETS[one.target], out / one.path, "int8", one.target != "cpu",
-         {"seconds": seconds, "method": said["method"], "tried": said["tried"], "images": said["images"],
-          "guarded": asdict(guarded[one.target]) if one.target in guarded else None,
-          "holds": guarded[one.target].holds if one.target in guarded else None})
+        (
+            TARGETS[one.target],
+            out / one.path,
+            "int8",
+            one.target != "cpu",
+            {
+                "seconds": seconds,
+                "method": said["method"],
+                "tried": said["tried"],
+                "images": said["images"],
+                "guarded": asdict(guarded[one.target]) if one.target in guarded else None,
+                "holds": guarded[one.target].holds if one.target in guarded else None,
+            },
+        )
         for one in models
-    ]  # fmt: skip
+    ]
 
 
 def _guarded(out: Path) -> tuple[Guarded, ...]:

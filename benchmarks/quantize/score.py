@@ -22,8 +22,12 @@ def scored(logits_NC: np.ndarray, reference_NC: np.ndarray, labels_N: np.ndarray
     """Top-1, points lost against the reference with their 95 % interval, and agreement with its labels."""
     mine_N, theirs_N = logits_NC.argmax(1), reference_NC.argmax(1)
     found = accuracy(labels_N, mine_N)
-    return {"n_test": found["n"], "top1": round(found["top1"], 6), "drop_points": drop(mine_N, theirs_N, labels_N),
-            "agreement": round(agreement(mine_N, theirs_N), 6)}  # fmt: skip
+    return {
+        "n_test": found["n"],
+        "top1": round(found["top1"], 6),
+        "drop_points": drop(mine_N, theirs_N, labels_N),
+        "agreement": round(agreement(mine_N, theirs_N), 6),
+    }
 
 
 def drop(mine_N: np.ndarray, reference_N: np.ndarray, labels_N: np.ndarray) -> list[float]:

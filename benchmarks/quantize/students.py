@@ -33,7 +33,7 @@ PACK, LABELS = "cifar10", 200
 TEACHER: dict[str, Any] = {"method": {"name": "adapted", "lam": 0.2}, "teacher": {"name": "selftrained"}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a student is trained: its family, and per stage the input size, the steps, the batch and the rate."""
 
@@ -44,11 +44,11 @@ class Recipe:
 SMALL_FIRST = ((96, 500, 64, 3e-3), (PX, 60, 24, 5e-4), (PX, 200, 32, 1e-3))
 TRAINED = {
     "resnet18": Recipe(
-        {"resnet": {"depth": "18", "weights": "none"}},
-        ((64, 500, 64, 3e-3), (PX, 30, 24, 5e-4), (PX, 110, 32, 1e-3)),
+        family={"resnet": {"depth": "18", "weights": "none"}},
+        stages=((64, 500, 64, 3e-3), (PX, 30, 24, 5e-4), (PX, 110, 32, 1e-3)),
     ),
-    "mobilenetv2": Recipe({"mobilenetv2": {"width": "100", "weights": "none"}}, SMALL_FIRST),
-    "mobilenetv3": Recipe({"mobilenetv3": {"size": "large_100", "weights": "none"}}, SMALL_FIRST),
+    "mobilenetv2": Recipe(family={"mobilenetv2": {"width": "100", "weights": "none"}}, stages=SMALL_FIRST),
+    "mobilenetv3": Recipe(family={"mobilenetv3": {"size": "large_100", "weights": "none"}}, stages=SMALL_FIRST),
 }
 LITE0 = "efficientnet-lite0"
 LITE0_FAMILY: dict[str, dict[str, Any]] = {"efficientnet_lite": {"variant": 0}}
@@ -76,7 +76,7 @@ def _lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
     parts = {part: _pictures(packs / f"imagenet_samples/{part}.parquet") for part in ("train", "test")}
     spec = spec_of(LITE0, PX, 1000)
     nothing = np.zeros((0, PX, PX, 3), dtype=np.uint8), np.zeros(0, dtype=np.int64)
-    _write(folder, spec, _classifier(), parts["train"][0], nothing, parts["test"])
+    _write(folder, spec, model=_classifier(), calibration=parts["train"][0], val=nothing, test=parts["test"])
 
 
 def _pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -122,14 +122,19 @@ def _trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
     val = np.asarray(at[splits.val_rows]), splits.val_labels
     scored = np.arange(0, len(held.labels_N), max(1, len(held.labels_N) // SCORED))[:SCORED]
     _write(
-        folder, spec, model, np.asarray(at[pool]), val, (np.asarray(held.store.at(PX)[scored]), held.labels_N[scored])
+        folder,
+        spec,
+        model=model,
+        calibration=np.asarray(at[pool]),
+        val=val,
+        test=(np.asarray(held.store.at(PX)[scored]), held.labels_N[scored]),
     )
 
 
 def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, how: tuple[int, int, float]) -> torch.nn.Module:
     steps, images, lr = how
     with bar(f"{spec.family} at {spec.input_px} px", steps) as shown:
-        fitted = fit.fit(model, lesson(draw, spec, steps, images, lr), on_step=lambda *_: shown(1))
+        fitted = fit.fit(model, lesson(draw, spec, steps=steps, images=images, lr=lr), on_step=lambda *_: shown(1))
     say(f"  {spec.family} at {spec.input_px} px: {fitted.val.top1:.1%} on {fitted.val.n} images of val")
     return fitted.model
 
@@ -137,22 +142,36 @@ def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, how: tuple[int
 def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) -> batches.Task:
     """What a student is trained by: so many images a step, half of them labeled, all with the teacher's answers."""
     settings = recipe.Distill.model_validate(
-        {**draw.bank.profile.distill, **TEACHER, "steps": steps, "batch_labeled": images // 2,
-         "batch_unlabeled": images // 2, "lr": lr, "precision": "float32",
-         "augment": {"min_area": 0.5, "hflip": True, "jitter": 0.2}}
-    )  # fmt: skip
+        {
+            **draw.bank.profile.distill,
+            **TEACHER,
+            "steps": steps,
+            "batch_labeled": images // 2,
+            "batch_unlabeled": images // 2,
+            "lr": lr,
+            "precision": "float32",
+            "augment": {"min_area": 0.5, "hflip": True, "jitter": 0.2},
+        }
+    )
     splits = draw.splits
     material = batches.Material(
-        np.asarray(splits.train.at(spec.input_px)), splits.labeled_rows, splits.labeled_labels,
-        splits.unlabeled_rows, splits.val_rows, splits.val_labels, {}, {}, teacher_NC=draw.teacher(settings.teacher),
-    )  # fmt: skip
-    return batches.Task(spec, material, settings, steps, SEED)
+        images_NHWC=np.asarray(splits.train.at(spec.input_px)),
+        labeled=splits.labeled_rows,
+        labels=splits.labeled_labels,
+        unlabeled=splits.unlabeled_rows,
+        val=splits.val_rows,
+        val_labels=splits.val_labels,
+        probs={},
+        alphas={},
+        teacher_NC=draw.teacher(settings.teacher),
+    )
+    return batches.Task(spec=spec, material=material, settings=settings, steps=steps, seed=SEED)
 
 
 def drawn(packs: Path, bank: Path) -> Draw:
     """The pack that the students are trained on, with its labels drawn."""
     profile = load("cpu").model_copy(update={"labels_per_class": {"default": LABELS}})
-    return Draw(Bank(packs, bank, profile), PACK, SEED)
+    return Draw(bank=Bank(packs=packs, runs=bank, profile=profile), target=PACK, seed=SEED)
 
 
 def spec_of(name: str, px: int, classes: int) -> StudentSpec:
@@ -161,10 +180,16 @@ def spec_of(name: str, px: int, classes: int) -> StudentSpec:
 
 
 def _write(
-    folder: Path, spec: StudentSpec, model: torch.nn.Module, calibration: np.ndarray,
-    val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],
-) -> None:  # fmt: skip
-    onnx.export(model, spec, folder / "student.fp32.onnx", calibration[:FIRST_IMAGES], recipe.Export())
+    folder: Path,
+    spec: StudentSpec,
+    model: torch.nn.Module,
+    calibration: np.ndarray,
+    val: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+) -> None:
+    onnx.export(
+        model, spec, path=folder / "student.fp32.onnx", images_NHWC=calibration[:FIRST_IMAGES], settings=recipe.Export()
+    )
     arrays = {"calibration": calibration, "val": val[0], "val_labels": val[1], "test": test[0], "test_labels": test[1]}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

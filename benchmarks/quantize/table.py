@@ -17,8 +17,15 @@ Rows = Mapping[str, Line]  # the lines of one student, by artefact
 FP32, NOTHING = "fp32", "-"
 LITE0, RESNET18, MOBILENETV3 = "efficientnet-lite0", "resnet18", "mobilenetv3"
 MOST_POINTS, LITE0_TIMES, RESNET18_TIMES = 0.3, 1.8, 2.5
-HEADS = ("artefact", "top-1", "points lost [95 %]", "agreement with fp32", "p50, ms", "times as fast as fp32 [95 %]",
-         "MB")  # fmt: skip
+HEADS = (
+    "artefact",
+    "top-1",
+    "points lost [95 %]",
+    "agreement with fp32",
+    "p50, ms",
+    "times as fast as fp32 [95 %]",
+    "MB",
+)
 
 
 def newest(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
@@ -51,8 +58,15 @@ def _row(line: Line) -> list[str]:
     if "failed" in line:
         return [name, f"failed: {line['failed']}".replace("|", "/"), *[NOTHING] * (len(HEADS) - 2)]
     lost = NOTHING if line["artefact"] == FP32 else _interval(line["drop_points"], "+.2f")
-    return [name, f"{line['top1']:.1%}", lost, f"{line['agreement']:.1%}", _p50(line), _speed(line),
-            f"{line['size_mb']:.1f}"]  # fmt: skip
+    return [
+        name,
+        f"{line['top1']:.1%}",
+        lost,
+        f"{line['agreement']:.1%}",
+        _p50(line),
+        _speed(line),
+        f"{line['size_mb']:.1f}",
+    ]
 
 
 def _name(line: Line) -> str:

@@ -41,7 +41,9 @@ def run(name: str, packs: Path, runs: Path, bank: Path, steps: int, method: str)
     net = fake.student(model, found.ranges, "cpu", learned=True)
     started = time.monotonic()
     with bar(f"{name} in int8", steps) as shown:
-        fitted = fit.fit(net, students.lesson(draw, spec, steps, IMAGES, RATE), on_step=lambda *_: shown(1))
+        fitted = fit.fit(
+            net, students.lesson(draw, spec, steps=steps, images=IMAGES, lr=RATE), on_step=lambda *_: shown(1)
+        )
     seconds = time.monotonic() - started
     trained, learned = fake.trained(model, fitted.model)
     graphs = {"ptq": quantize.maker(model, found.ranges, "cpu")(()), "qat": quantize.maker(trained, learned, "cpu")(())}
@@ -50,12 +52,22 @@ def run(name: str, packs: Path, runs: Path, bank: Path, steps: int, method: str)
     fake_N = fit.logits(fitted.model, spec, test).argmax(1)
     # the literal reading rounds in another order: how far two exact ones part
     literal_N = predict_onnx(graphs["qat"].SerializeToString(), test, simulate=True).argmax(1)
-    line = {"student": name, "method": found.method, "steps": steps, "batch": IMAGES, "lr": RATE,
-            "train_seconds": round(seconds, 1), "n_test": len(test), "top1_fp32": float(np.mean(fp32_N == labels_N)),
-            "agreement_with_fake": metrics.agreement(said["qat"], fake_N),
-            "agreement_with_itself": metrics.agreement(said["qat"], literal_N),
-            **{f"{which}_drop": [round(100 * one, 4) for one in metrics.drop(labels_N, fp32_N, predicted)]
-               for which, predicted in said.items()}}  # fmt: skip
+    line = {
+        "student": name,
+        "method": found.method,
+        "steps": steps,
+        "batch": IMAGES,
+        "lr": RATE,
+        "train_seconds": round(seconds, 1),
+        "n_test": len(test),
+        "top1_fp32": float(np.mean(fp32_N == labels_N)),
+        "agreement_with_fake": metrics.agreement(said["qat"], fake_N),
+        "agreement_with_itself": metrics.agreement(said["qat"], literal_N),
+        **{
+            f"{which}_drop": [round(100 * one, 4) for one in metrics.drop(labels_N, fp32_N, predicted)]
+            for which, predicted in said.items()
+        },
+    }
     append(KIND, line)
     say(markdown([line]))
 
@@ -63,13 +75,17 @@ def run(name: str, packs: Path, runs: Path, bank: Path, steps: int, method: str)
 def markdown(lines: Iterable[dict[str, Any]]) -> str:
     """A row a student and calibration, newest line of each, and what becomes of the claim."""
     newest = {(line["student"], line["method"]): line for line in lines}.values()
-    rows = ["| student | calibration | fp32 top-1 | points lost | after training on | steps | as the fake-quantized "
-            "| as its own literal arithmetic |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    rows = [
+        "| student | calibration | fp32 top-1 | points lost | after training on | steps | as the fake-quantized "
+        "| as its own literal arithmetic |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for line in newest:
         drops = [f"{one[0]:+.2f} [{one[1]:+.2f}, {one[2]:+.2f}]" for one in (line["ptq_drop"], line["qat_drop"])]
-        shares = [f"{100 * line[name]:.2f} %" if name in line else "-"
-                  for name in ("agreement_with_fake", "agreement_with_itself")]  # fmt: skip
+        shares = [
+            f"{100 * line[name]:.2f} %" if name in line else "-"
+            for name in ("agreement_with_fake", "agreement_with_itself")
+        ]
         cells = [line["student"], line["method"], f"{100 * line['top1_fp32']:.1f}", *drops, str(line["steps"]), *shares]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, "", *(f"- {said}" for said in claims(newest))])

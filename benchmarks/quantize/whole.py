@@ -45,8 +45,15 @@ def run(packs: Path, runs: Path) -> None:
         steps = runs_of.find(latest).manifest()["steps"]
         data, calibration = (runs_of.read_json(latest / name) for name in ("data.json", "quantize/calibration.json"))
     took = {name: round(steps[name]["seconds"], 1) for name in ("export", "quantize", "keep", "verify", "bundle")}
-    line = {"student": "efficientnet-lite0 at 224 px", "calibration_images": calibration["images"], "val": data["val"],
-            "test": data["test"], "seconds": seconds[0], "again_seconds": seconds[1], "steps": took}  # fmt: skip
+    line = {
+        "student": "efficientnet-lite0 at 224 px",
+        "calibration_images": calibration["images"],
+        "val": data["val"],
+        "test": data["test"],
+        "seconds": seconds[0],
+        "again_seconds": seconds[1],
+        "steps": took,
+    }
     append(KIND, line)
     say(markdown([line]))
 
@@ -65,5 +72,7 @@ def markdown(lines: Iterable[dict[str, Any]]) -> str:
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in line["steps"].items())
     holds = "holds" if line["seconds"] <= 60 * MINUTES else "FAILS"
     images = f"{line['calibration_images']} images to calibrate on, {line['val']} of val, {line['test']} to test"
-    return (f"`edgedistill export --int8`, {line['student']}, {images}: {line['seconds']:.0f} s ({steps}); again, with "
-            f"nothing changed: {line['again_seconds']:.0f} s. At most four minutes: {holds}.")  # fmt: skip
+    return (
+        f"`edgedistill export --int8`, {line['student']}, {images}: {line['seconds']:.0f} s ({steps}); again, with "
+        f"nothing changed: {line['again_seconds']:.0f} s. At most four minutes: {holds}."
+    )

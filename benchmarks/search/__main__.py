@@ -57,10 +57,16 @@ def real(packs: Path, runs: Path, pack: str, seed: int) -> int:
     context, asked = exhaustive.context_of(packs, runs, pack, seed), replay.wanted()
     how = asked.search.model_copy(update=replay.POLICIES[replay.DEFAULT])
     with tempfile.TemporaryDirectory() as folder:
-        winner = search(context.candidates, asked.student.budget, how, partial(rehearsal.score, context), seed=seed,
-                        folder=Path(folder))  # fmt: skip
+        winner = search(
+            context.candidates,
+            asked.student.budget,
+            how,
+            partial(rehearsal.score, context),
+            seed=seed,
+            folder=Path(folder),
+        )
     space = [spec for spec in context.candidates if name_of(spec) in lines]
-    told = replay.searched(replay.Column(lines), space, asked, replay.DEFAULT, seed)
+    told = replay.searched(replay.Column(lines=lines), space, asked=asked, policy=replay.DEFAULT, repeat=seed)
     say(f"{pack}, seed {seed}: the search chose {name_of(winner)}, its replay {told}")
     append("search-real", {"pack": pack, "seed": seed, "winner": name_of(winner), "replayed": told})
     return int(name_of(winner) != told)
@@ -70,7 +76,7 @@ def main(given: list[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     asked = arguments(given)
     if asked.verb == "fill":
-        exhaustive.fill(asked.packs, asked.runs, asked.names, asked.seeds, asked.processes)
+        exhaustive.fill(asked.packs, asked.runs, names=asked.names, seeds=asked.seeds, processes=asked.processes)
     elif asked.verb == "real":
         return real(asked.packs, asked.runs, asked.name, asked.seed)
     else:

@@ -31,8 +31,12 @@ LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20}  # labels a class; gtsrb's sm
 
 def settings(packs: Path, pack: str, seed: int) -> recipe_file.Document:
     """The recipe of one column of the table."""
-    changed = {"name": f"space-{pack}", "seed": seed, "data.path": (packs / pack).resolve(),
-               "data.labels_per_class": LABELS[pack]}  # fmt: skip
+    changed = {
+        "name": f"space-{pack}",
+        "seed": seed,
+        "data.path": (packs / pack).resolve(),
+        "data.labels_per_class": LABELS[pack],
+    }
     return recipe_file.read(SPACE, [f"{key}={value}" for key, value in changed.items()])
 
 
@@ -41,7 +45,7 @@ def context_of(packs: Path, runs: Path, pack: str, seed: int) -> Context:
     """The run of one pack and seed, up to the weighing of its sources."""
     document = settings(packs, pack, seed)
     wanted = check.load(document)
-    context = Context(wanted, document.base, run.directory(wanted, runs))
+    context = Context(recipe=wanted, base=document.base, run=run.directory(wanted, runs))
     context.run.path.mkdir(parents=True, exist_ok=True)
     with FileLock(context.run / ".weigh.lock"):
         if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
@@ -64,14 +68,31 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
         return look
 
     value, facts = rehearsal.score(context, spec, recipe.seed, {step: at(step) for step in rung_steps(recipe.search)})
-    task = batches.Task(spec, context.material(spec.input_px), recipe.distill, recipe.distill.steps, recipe.seed)
+    task = batches.Task(
+        spec=spec,
+        material=context.material(spec.input_px),
+        settings=recipe.distill,
+        steps=recipe.distill.steps,
+        seed=recipe.seed,
+    )
     fitted = fit.fit(student.build(spec, recipe.seed, initialise=True), task)
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = fit.score(fit.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
-    return {"student": name_of(spec), "macs_m": round(spec.cost.macs_m, 3), "value": value, **facts,
-            "rungs": seen, "rung_seconds": seconds, "steps": recipe.search.steps, "full_steps": task.steps,
-            "full_seconds": round(fitted.seconds, 2), "full_val": fitted.val.score(recipe.data.score),
-            "top1": round(test.top1, 6), "balanced_accuracy": round(test.balanced, 6), "n_test": test.n}  # fmt: skip
+    return {
+        "student": name_of(spec),
+        "macs_m": round(spec.cost.macs_m, 3),
+        "value": value,
+        **facts,
+        "rungs": seen,
+        "rung_seconds": seconds,
+        "steps": recipe.search.steps,
+        "full_steps": task.steps,
+        "full_seconds": round(fitted.seconds, 2),
+        "full_val": fitted.val.score(recipe.data.score),
+        "top1": round(test.top1, 6),
+        "balanced_accuracy": round(test.balanced, 6),
+        "n_test": test.n,
+    }
 
 
 def config(document: recipe_file.Document) -> str:
@@ -88,8 +109,9 @@ def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes:
         for pack in names:
             mark, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
             found = student.feasible(context.candidates, context.recipe.student.budget)
-            jobs += [(packs, runs, pack, seed, spec, mark) for spec in found
-                     if (pack, seed, name_of(spec), mark) not in done]  # fmt: skip
+            jobs += [
+                (packs, runs, pack, seed, spec, mark) for spec in found if (pack, seed, name_of(spec), mark) not in done
+            ]
     say(f"{len(jobs)} students to train")
     with multiprocessing.get_context("spawn").Pool(processes, initializer=one_thread) as pool:
         for line in pool.imap_unordered(_one, jobs):

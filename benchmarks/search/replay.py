@@ -35,7 +35,7 @@ CLASSES = {"cifar10": 10, "gtsrb": 43, "trash": 6}
 Line = Mapping[str, Any]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Column:
     """One pack and seed of the table; `spent` is what was trained so far: seconds, and millions of MACs x steps."""
 
@@ -127,29 +127,35 @@ def replays(packs: Iterable[str] = tuple(CLASSES)) -> Iterator[dict[str, Any]]:
         place = [*pack.encode(), seed]
         mark = {"pack": pack, "seed": seed, "config": lines[name_of(space[0])]["config"]}
         for policy in POLICIES:
-            found = [finished(lines, partial(searched, space=space, asked=asked, policy=policy, repeat=repeat))
-                     for repeat in range(REPEATS)]  # fmt: skip
+            found = [
+                finished(lines, partial(searched, space=space, asked=asked, policy=policy, repeat=repeat))
+                for repeat in range(REPEATS)
+            ]
             yield {**mark, "policy": policy, "repeats": found}
             if policy == next(iter(POLICIES)):
                 first = found
         # what the first policy spent in the same repeat, random search may spend, too
-        short = [finished(lines, partial(random_short, seconds=one["searched"]["seconds"], draw=[*place, 7, at]))
-                 for at, one in enumerate(first)]  # fmt: skip
-        full = [played(lines, partial(random_full, seconds=one["spent"]["seconds"], draw=[*place, 8, at]))
-                for at, one in enumerate(first)]  # fmt: skip
+        short = [
+            finished(lines, partial(random_short, seconds=one["searched"]["seconds"], draw=[*place, 7, at]))
+            for at, one in enumerate(first)
+        ]
+        full = [
+            played(lines, partial(random_full, seconds=one["spent"]["seconds"], draw=[*place, 8, at]))
+            for at, one in enumerate(first)
+        ]
         yield {**mark, "policy": "random, briefly", "repeats": short}
         yield {**mark, "policy": "random, in full", "repeats": full}
 
 
 def played(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
     """Who wins, and what was spent on the way."""
-    column = Column(lines)
+    column = Column(lines=lines)
     return {"winner": choose(column), "spent": rounded(column.spent)}
 
 
 def finished(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
     """As `played`, and the winner is then trained in full."""
-    column = Column(lines)
+    column = Column(lines=lines)
     winner = choose(column)
     searched = rounded(column.spent)
     column.finish(winner)

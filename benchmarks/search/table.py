@@ -41,8 +41,10 @@ def truth(pack: str) -> dict[str, float]:
 
 def whole_cost(lines: dict[str, Line]) -> dict[str, float]:
     """What it costs to train every feasible student in full."""
-    return {"seconds": sum(one["full_seconds"] for one in lines.values()),
-            "macs": sum(one["macs_m"] * one["full_steps"] for one in lines.values())}  # fmt: skip
+    return {
+        "seconds": sum(one["full_seconds"] for one in lines.values()),
+        "macs": sum(one["macs_m"] * one["full_steps"] for one in lines.values()),
+    }
 
 
 def exhaustive(pack: str) -> tuple[float, float]:
@@ -60,11 +62,20 @@ def row(pack: str, policy: str, lines: list[dict[str, Any]]) -> dict[str, float]
     """Mean regret in points, its 90th percentile, the share of repeats in reach, and the shares of the cost."""
     known, table = truth(pack), columns()
     regrets = [max(known.values()) - known[one["winner"]] for line in lines for one in line["repeats"]]
-    shares = {what: [one["spent"][what] / whole_cost(table[pack, line["seed"]])[what]
-                     for line in lines for one in line["repeats"]] for what in ("seconds", "macs")}  # fmt: skip
-    return {"regret": float(np.mean(regrets)), "p90": float(np.percentile(regrets, 90)),
-            "reached": float(np.mean([one <= POINTS for one in regrets])),
-            **{what: float(np.mean(values)) for what, values in shares.items()}}  # fmt: skip
+    shares = {
+        what: [
+            one["spent"][what] / whole_cost(table[pack, line["seed"]])[what]
+            for line in lines
+            for one in line["repeats"]
+        ]
+        for what in ("seconds", "macs")
+    }
+    return {
+        "regret": float(np.mean(regrets)),
+        "p90": float(np.percentile(regrets, 90)),
+        "reached": float(np.mean([one <= POINTS for one in regrets])),
+        **{what: float(np.mean(values)) for what, values in shares.items()},
+    }
 
 
 def markdown() -> str:
@@ -83,8 +94,10 @@ def markdown() -> str:
             holds = one["regret"] <= POINTS and one["seconds"] <= SHARE
             claim = "holds" if holds else "fails"
             claim = claim if policy in POLICIES else f"({claim})"
-            out.append(f"| {pack} | {policy} | {one['regret']:.1f} ({one['p90']:.1f}) | {one['reached']:.0%} | "
-                       f"{one['seconds']:.0%} ({one['macs']:.0%}) | {claim} |")  # fmt: skip
+            out.append(
+                f"| {pack} | {policy} | {one['regret']:.1f} ({one['p90']:.1f}) | {one['reached']:.0%} | "
+                f"{one['seconds']:.0%} ({one['macs']:.0%}) | {claim} |"
+            )
     return "\n".join(out)
 
 

@@ -64,7 +64,7 @@ def main(given: list[str] | None = None) -> int:
     from benchmarks.suite import runner
     from benchmarks.suite.bank import Bank
 
-    bank = Bank(asked.packs, asked.runs, load(asked.profile))
+    bank = Bank(packs=asked.packs, runs=asked.runs, profile=load(asked.profile))
     profile = bank.profile
     if asked.verb == "cell":
         right(profile, [asked.method.partition(":")[0]], [asked.seed])
@@ -75,7 +75,9 @@ def main(given: list[str] | None = None) -> int:
     right(profile, methods, [*asked.seeds, asked.processes - 1])
     bank.complete(targets)
     runner.prepare(bank, targets, asked.processes)
-    runner.run(bank, runner.Wanted(targets, methods, tuple(asked.seeds)), asked.processes, asked.minutes)
+    runner.run(
+        bank, runner.Wanted(targets=targets, methods=methods, seeds=tuple(asked.seeds)), asked.processes, asked.minutes
+    )
     return 0
 
 

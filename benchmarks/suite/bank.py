@@ -28,7 +28,7 @@ from edgedistill.training.device import default
 from edgedistill.training.outputs import Network, SourceOutputs, outputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bank:
     """Where the packs are, where weights and outputs are kept, and which sources there are."""
 
@@ -91,7 +91,9 @@ class Bank:
 
     def splits(self, target: str, seed: int, labels: int | None = None) -> data.Splits:
         """A pack divided for one seed, with so many labels a class; all of them where `labels` is None."""
-        return _splits(self.packs / target, self.runs / "cache/images", seed, labels, self.profile.store_px)
+        return _splits(
+            self.packs / target, self.runs / "cache/images", seed=seed, labels=labels, px=self.profile.store_px
+        )
 
     def truth(self, target: str) -> np.ndarray:
         """The class of every train image, -1 for those that test holds too: to report by, never to train on."""
@@ -116,8 +118,13 @@ class Bank:
             run.write_json(known, load().facts())
         facts = run.read_json(known)
         ready = functools.cache(lambda: faster(load()))
-        return Network(lambda images: ready().forward(images), facts["input_px"], tuple(facts["mean"]),
-                       tuple(facts["std"]), facts["sha256"])  # fmt: skip
+        return Network(
+            forward=lambda images: ready().forward(images),
+            input_px=facts["input_px"],
+            mean=tuple(facts["mean"]),
+            std=tuple(facts["std"]),
+            sha256=facts["sha256"],
+        )
 
 
 _hash_of = functools.cache(run.sha256_file)  # every cell of a target names its pack
@@ -128,7 +135,7 @@ def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> 
     section = recipe.Data.model_validate(
         {"kind": "hf", "path": str(pack.resolve()), "val_fraction": 0.1, "labels_per_class": labels}
     )
-    return data.load(section, Path(), cache, seed, px)
+    return data.load(section, Path(), cache=cache, seed=seed, px=px)
 
 
 def faster(net: Network) -> Network:
@@ -151,8 +158,15 @@ def faster(net: Network) -> Network:
     written = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter says that it is the old one; a closure needs it
-        torch.onnx.export(Wrapped(), (torch.zeros(2, 3, net.input_px, net.input_px),), written, dynamo=False,
-                          input_names=["images"], dynamic_axes={"images": {0: "batch"}}, opset_version=17)  # fmt: skip
+        torch.onnx.export(
+            Wrapped(),
+            (torch.zeros(2, 3, net.input_px, net.input_px),),
+            written,
+            dynamo=False,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+            opset_version=17,
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])

@@ -19,7 +19,7 @@ SINGLE = "single:"
 TRIAL = ("labels_per_class", "n_test", "student")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """What was measured in one profile, in points of one score.
 
@@ -41,8 +41,11 @@ class Board:
 
     def singles(self, target: str) -> dict[str, Mapping[int, float]]:
         """Source -> seed -> points of the student distilled from that source alone."""
-        return {method.removeprefix(SINGLE): targets[target] for method, targets in self.methods.items()
-                if method.startswith(SINGLE) and target in targets}  # fmt: skip
+        return {
+            method.removeprefix(SINGLE): targets[target]
+            for method, targets in self.methods.items()
+            if method.startswith(SINGLE) and target in targets
+        }
 
     def sources(self, target: str) -> list[str]:
         """The sources on offer: those that the draws name, or else those that have a student of their own."""
@@ -80,7 +83,9 @@ def _board(profile: str, score: str, lines: Sequence[Line]) -> Board:
     by_target: dict[str, dict[int, Line]] = {}
     for line in draws:
         by_target.setdefault(line["target"], {})[int(line["seed"])] = line
-    return Board(profile, score, tuple(runs), dict(methods), by_target, left_out)
+    return Board(
+        profile=profile, score=score, runs=tuple(runs), methods=dict(methods), draws=by_target, left_out=left_out
+    )
 
 
 def _one_trial(lines: Sequence[Line]) -> tuple[list[Line], list[Line], int]:
@@ -90,8 +95,11 @@ def _one_trial(lines: Sequence[Line]) -> tuple[list[Line], list[Line], int]:
     trials: dict[str, dict[str, Any]] = {}
     for line in lines:
         trials.setdefault(line["target"], {}).update(_trial(line))
-    kept = [line for line in cells.values() if line.get("config") == configs[_method(line)]
-            and _trial(line).items() <= trials[line["target"]].items()]  # fmt: skip
+    kept = [
+        line
+        for line in cells.values()
+        if line.get("config") == configs[_method(line)] and _trial(line).items() <= trials[line["target"]].items()
+    ]
     runs, draws = ([line for line in kept if line["kind"] == kind] for kind in ("run", "draw"))
     return runs, draws, len(cells) - len(kept)
 

@@ -21,7 +21,7 @@ from edgedistill.training.data import Splits
 from edgedistill.training.weights import read_state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draw:
     """A target with the labels that one seed draws."""
 
@@ -73,7 +73,12 @@ class Draw:
         if key not in found:
             rows, labels = self.labeled
             made = teachers.TEACHERS[choice.name](
-                self.features, self.weights.alphas, rows, labels, len(self.splits.classes), **choice.options
+                features=self.features,
+                alphas=self.weights.alphas,
+                rows=rows,
+                labels_L=labels,
+                classes=len(self.splits.classes),
+                **choice.options,
             )
             found[key] = made.probs_NC.astype(np.float32)
         return np.asarray(found[key])
@@ -84,16 +89,24 @@ class Draw:
         probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
         needs = methods.NEEDS[settings.method.name]
         return batches.Material(
-            np.asarray(self.splits.train.at(self.spec.input_px)), rows, labels, self.splits.unlabeled_rows, rows,
-            labels, probs if "sources" in needs else {}, self.weights.alphas if "sources" in needs else {},
+            images_NHWC=np.asarray(self.splits.train.at(self.spec.input_px)),
+            labeled=rows,
+            labels=labels,
+            unlabeled=self.splits.unlabeled_rows,
+            val=rows,
+            val_labels=labels,
+            probs=probs if "sources" in needs else {},
+            alphas=self.weights.alphas if "sources" in needs else {},
             teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
-        )  # fmt: skip
+        )
 
 
 def trained(draw: Draw, method: str) -> tuple[fit.Fitted, batches.Task]:
     """One student, and what it was trained by."""
     settings = draw.bank.profile.settings(method, draw.target, draw.seed)
-    task = batches.Task(draw.spec, draw.material(settings), settings, settings.steps, draw.seed)
+    task = batches.Task(
+        spec=draw.spec, material=draw.material(settings), settings=settings, steps=settings.steps, seed=draw.seed
+    )
     return fit.fit(initial(draw), task), task
 
 
@@ -110,11 +123,23 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     samples = settings.steps * (
         settings.batch_labeled + views * (settings.batch_unlabeled if len(task.unlabeled) else 0)
     )
-    return {"kind": "run", "profile": profile.name, "target": draw.target, "method": method, "seed": draw.seed,
-            "labels_per_class": profile.labels(draw.target), "student": student.describe(draw.spec),
-            "top1": round(found.top1, 6), "balanced_accuracy": round(found.balanced, 6), "n_test": found.n,
-            "steps": settings.steps, "samples": samples, "train_seconds": round(seconds, 2),
-            "pack": run.digest(draw.bank.pictures(draw.target))[:16], "config": profile.config(method)}  # fmt: skip
+    return {
+        "kind": "run",
+        "profile": profile.name,
+        "target": draw.target,
+        "method": method,
+        "seed": draw.seed,
+        "labels_per_class": profile.labels(draw.target),
+        "student": student.describe(draw.spec),
+        "top1": round(found.top1, 6),
+        "balanced_accuracy": round(found.balanced, 6),
+        "n_test": found.n,
+        "steps": settings.steps,
+        "samples": samples,
+        "train_seconds": round(seconds, 2),
+        "pack": run.digest(draw.bank.pictures(draw.target))[:16],
+        "config": profile.config(method),
+    }
 
 
 def rounded(value: float) -> float | None:
@@ -125,8 +150,10 @@ def rounded(value: float) -> float | None:
 def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
     """Options of a method or a teacher that its function does not take."""
     method, teacher = settings.method, settings.teacher
-    return [*recipe.option_problems(methods.METHODS[method.name], method.options, (method.name,)),
-            *recipe.option_problems(teachers.TEACHERS[teacher.name], teacher.options, (teacher.name,))]  # fmt: skip
+    return [
+        *recipe.option_problems(methods.METHODS[method.name], method.options, (method.name,)),
+        *recipe.option_problems(teachers.TEACHERS[teacher.name], teacher.options, (teacher.name,)),
+    ]
 
 
 def initial(draw: Draw) -> Any:
@@ -155,15 +182,28 @@ def draw_line(draw: Draw) -> dict[str, Any]:
         one = asdict(fit.score(probs_NC[hidden], truth[hidden]))
         return {"top1": round(one["top1"], 6), "balanced_accuracy": round(one["balanced"], 6)}
 
-    probes = {name: judged(teachers.probe(features, rows, labels, classes).probs_NC)
-              for name, features in draw.features.items()}  # fmt: skip
-    return {"kind": "draw", "profile": profile.name, "target": draw.target, "seed": draw.seed,
-            "labels_per_class": profile.labels(draw.target), "n_labeled": len(rows),
-            "scores": {metric: {one.name: rounded(one.scores[metric].score) for one in found.sources}
-                       for metric in found.sources[0].scores},
-            "ceilings": {metric: rounded(one.ceiling) for metric, one in found.sources[0].scores.items()
-                         if one.ceiling is not None},
-            "alphas": {name: round(alpha, 6) for name, alpha in found.alphas.items()},
-            "effective_sources": round(found.effective_sources, 3), "source_probes": probes,
-            "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
-            "pack": run.digest(draw.bank.pictures(draw.target))[:16], "config": profile.config("draw")}  # fmt: skip
+    probes = {
+        name: judged(teachers.probe(features, rows, labels, classes).probs_NC)
+        for name, features in draw.features.items()
+    }
+    return {
+        "kind": "draw",
+        "profile": profile.name,
+        "target": draw.target,
+        "seed": draw.seed,
+        "labels_per_class": profile.labels(draw.target),
+        "n_labeled": len(rows),
+        "scores": {
+            metric: {one.name: rounded(one.scores[metric].score) for one in found.sources}
+            for metric in found.sources[0].scores
+        },
+        "ceilings": {
+            metric: rounded(one.ceiling) for metric, one in found.sources[0].scores.items() if one.ceiling is not None
+        },
+        "alphas": {name: round(alpha, 6) for name, alpha in found.alphas.items()},
+        "effective_sources": round(found.effective_sources, 3),
+        "source_probes": probes,
+        "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
+        "pack": run.digest(draw.bank.pictures(draw.target))[:16],
+        "config": profile.config("draw"),
+    }

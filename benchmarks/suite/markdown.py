@@ -43,8 +43,16 @@ def methods(board: Board) -> str:
     names, targets = contrasts.ordered(board), board.targets
     if not names:
         return NOTHING
-    rows = [[f"`{name}`", _mean(board, name), *(_cell(board, name, target) for target in targets), _seeds(board, name),
-             _images(board, name)] for name in names]  # fmt: skip
+    rows = [
+        [
+            f"`{name}`",
+            _mean(board, name),
+            *(_cell(board, name, target) for target in targets),
+            _seeds(board, name),
+            _images(board, name),
+        ]
+        for name in names
+    ]
     text = grid(["method", "mean", *targets, "seeds", "images seen, thousand"], rows)
     return text + (f"\n\n{board.left_out} lines of older configurations left out." if board.left_out else "")
 
@@ -73,8 +81,7 @@ def _seeds(board: Board, method: str) -> str:
 
 def _images(board: Board, method: str) -> str:
     """How many images the student was shown, augmented ones each time anew: what makes a comparison fair."""
-    counts = [round(line["samples"] / 1000) for line in board.runs
-              if line["method"] == method and line.get("samples")]  # fmt: skip
+    counts = [round(line["samples"] / 1000) for line in board.runs if line["method"] == method and line.get("samples")]
     return span(min(counts), max(counts)) if counts else ABSENT
 
 
@@ -105,8 +112,14 @@ def _measured(one: Contrast) -> list[str]:
     if one.measured is None:
         return [ABSENT] * len(MEASURED)
     found, (won, clearly) = one.measured, one.measured.wins
-    return [interval(found, _digits(one.claim)), f"{100 * found.above:.0f} % of draws", f"{found.p:.3f}",
-            f"{won} ({clearly})", str(len(found.by_target)), span(*found.seeds)]  # fmt: skip
+    return [
+        interval(found, _digits(one.claim)),
+        f"{100 * found.above:.0f} % of draws",
+        f"{found.p:.3f}",
+        f"{won} ({clearly})",
+        str(len(found.by_target)),
+        span(*found.seeds),
+    ]
 
 
 def _least(claim: Claim) -> str:
@@ -129,8 +142,9 @@ def _name(one: Contrast) -> str:
 def per_target(board: Board) -> str:
     """Every difference of both tables target by target: mean, t-interval, sign-flip p, seeds."""
     found = [contrasts.contrast(board, claim) for claim in (*contrasts.CLAIMS, *contrasts.LOOKED_AT)]
-    rows = [[_name(one), *(_pair(one, target) for target in board.targets)]
-            for one in found if one.measured is not None]  # fmt: skip
+    rows = [
+        [_name(one), *(_pair(one, target) for target in board.targets)] for one in found if one.measured is not None
+    ]
     return grid(["difference", *board.targets], rows) if rows else NOTHING
 
 
@@ -144,11 +158,27 @@ def similarity(board: Board) -> str:
     judged = rankers.judge(board)
     if not judged:
         return NOTHING
-    rows = [[one.name, _across(one.spearman, 2), _across(one.regret, 1), _percent(one.chose_best),
-             _signed(one.over_static, 2), _signed(one.regret_saved, 1), _draws(one.regret)]
-            for one in judged]  # fmt: skip
-    head = ["ranker", "Spearman with the truth [95 %]", "regret, points [95 %]", "chose the best",
-            "Spearman over static's [95 %]", "regret under static's, points [95 %]", "targets, draws"]  # fmt: skip
+    rows = [
+        [
+            one.name,
+            _across(one.spearman, 2),
+            _across(one.regret, 1),
+            _percent(one.chose_best),
+            _signed(one.over_static, 2),
+            _signed(one.regret_saved, 1),
+            _draws(one.regret),
+        ]
+        for one in judged
+    ]
+    head = [
+        "ranker",
+        "Spearman with the truth [95 %]",
+        "regret, points [95 %]",
+        "chose the best",
+        "Spearman over static's [95 %]",
+        "regret under static's, points [95 %]",
+        "targets, draws",
+    ]
     return grid(head, rows) + "\n\n" + _truths(board)
 
 
@@ -174,8 +204,11 @@ def _draws(one: Across | None) -> str:
 def _truths(board: Board) -> str:
     known = rankers.truths(board)
     words = {"students": "students distilled from each source alone", "probes": "linear probes of the sources"}
-    said = [f"{words[by]}: {', '.join(names)}" for by in ("students", "probes")
-            if (names := [target for target, one in known.items() if one.by == by])]  # fmt: skip
+    said = [
+        f"{words[by]}: {', '.join(names)}"
+        for by in ("students", "probes")
+        if (names := [target for target, one in known.items() if one.by == by])
+    ]
     return f"The truth is told by {'; by '.join(said)}."
 
 
@@ -184,17 +217,32 @@ def ceilings(board: Board) -> str:
 
     Students are scored on the test images, what teaches them on the unlabeled ones: no difference is taken here.
     """
-    teachers = sorted({name for seeds in board.draws.values() for draw in seeds.values()
-                       for name in draw.get("teachers", {})})  # fmt: skip
+    teachers = sorted(
+        {name for seeds in board.draws.values() for draw in seeds.values() for name in draw.get("teachers", {})}
+    )
     if not board.draws:
         return NOTHING
     best = contrasts.best(board)
     students = ["transfer", "weighted", *([best] if best else [])]
     probes = rankers.best_probes(board)
-    rows = [[target, *(_student(board, name, target) for name in students), _probe(probes.get(target)),
-             *(_teacher(board, name, target) for name in teachers)] for target in board.targets]  # fmt: skip
-    return grid(["target", *(f"student, `{name}` (test)" for name in students), "best source's probe (unlabeled)",
-                 *(f"ensemble, `{name}` (unlabeled)" for name in teachers)], rows)  # fmt: skip
+    rows = [
+        [
+            target,
+            *(_student(board, name, target) for name in students),
+            _probe(probes.get(target)),
+            *(_teacher(board, name, target) for name in teachers),
+        ]
+        for target in board.targets
+    ]
+    return grid(
+        [
+            "target",
+            *(f"student, `{name}` (test)" for name in students),
+            "best source's probe (unlabeled)",
+            *(f"ensemble, `{name}` (unlabeled)" for name in teachers),
+        ],
+        rows,
+    )
 
 
 def _student(board: Board, method: str, target: str) -> str:
@@ -206,8 +254,11 @@ def _probe(one: tuple[str, Mapping[int, float]] | None) -> str:
 
 
 def _teacher(board: Board, name: str, target: str) -> str:
-    values = [100 * draw["teachers"][name][board.score] for draw in board.draws.get(target, {}).values()
-              if name in draw.get("teachers", {})]  # fmt: skip
+    values = [
+        100 * draw["teachers"][name][board.score]
+        for draw in board.draws.get(target, {}).values()
+        if name in draw.get("teachers", {})
+    ]
     return _spread(values)
 
 
@@ -228,5 +279,11 @@ def _against(board: Board, method: str) -> list[str]:
 
 
 Section = Callable[[Board], str]
-SECTIONS: dict[str, Section] = {"methods": methods, "claims": claims, "also": also,
-                                "per_target": per_target, "similarity": similarity, "ceilings": ceilings}  # fmt: skip
+SECTIONS: dict[str, Section] = {
+    "methods": methods,
+    "claims": claims,
+    "also": also,
+    "per_target": per_target,
+    "similarity": similarity,
+    "ceilings": ceilings,
+}

@@ -20,11 +20,21 @@ from benchmarks.suite.board import Board
 from benchmarks.suite.statistics import Across, Paired
 
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "suite", "text.parse_math": False, "font.size": 9.0,
-    "font.family": ["sans-serif"], "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.0,
-    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "axes.axisbelow": True,
-    "figure.facecolor": "white", "savefig.facecolor": "white",
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "suite",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "font.family": ["sans-serif"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.0,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
 BLUE, RED = "#1f5fa8", "#b5412a"
 PANELS_A_ROW = 4
 Row = tuple[str, float, float, float]  # label, mean, low, high
@@ -46,10 +56,12 @@ def differences(board: Board) -> str | None:
 
 def _targets(targets: Sequence[str], one: Across) -> list[Row]:
     """The mean first, then every target; one that was not measured keeps an empty row."""
-    empty = Paired(0, np.nan, np.nan, np.nan, np.nan)
+    empty = Paired(n=0, mean=np.nan, low=np.nan, high=np.nan, p=np.nan)
     pairs = [(target, one.by_target.get(target, empty)) for target in targets]
-    return [("mean of targets", one.mean, one.low, one.high), *((name, pair.mean, pair.low, pair.high)
-                                                                for name, pair in pairs)]  # fmt: skip
+    return [
+        ("mean of targets", one.mean, one.low, one.high),
+        *((name, pair.mean, pair.low, pair.high) for name, pair in pairs),
+    ]
 
 
 def regrets(board: Board) -> str | None:
@@ -66,8 +78,9 @@ def _draw(panels: dict[str, list[Row]], label: str) -> str:
     columns = min(PANELS_A_ROW, len(panels))
     lines, height = -(-len(panels) // columns), 0.2 * len(next(iter(panels.values()))) + 0.5
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.6 + 1.8 * columns + (2.0 if columns == 1 else 0.0), lines * height + 0.4),
-                        layout="constrained")  # fmt: skip
+        figure = Figure(
+            figsize=(1.6 + 1.8 * columns + (2.0 if columns == 1 else 0.0), lines * height + 0.4), layout="constrained"
+        )
         axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (title, rows) in zip(axes, panels.items(), strict=False):
             _panel(panel, title, rows)
@@ -97,15 +110,16 @@ def _panel(axes: Any, title: str, rows: Sequence[Row]) -> None:
 
 def _svg(figure: Any, mark: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg",
-                   metadata={"Date": None, "Creator": None, "Description": f"values {mark}"})  # fmt: skip
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Description": f"values {mark}"})
     return buffer.getvalue()
 
 
 def digest(panels: dict[str, list[Row]], label: str) -> str:
     """sha256 of the values, rounded to a thousandth of a point, and of how they are drawn."""
-    rounded = {title: [(name, *(f"{value:.3f}" for value in values)) for name, *values in rows]
-               for title, rows in panels.items()}  # fmt: skip
+    rounded = {
+        title: [(name, *(f"{value:.3f}" for value in values)) for name, *values in rows]
+        for title, rows in panels.items()
+    }
     text = repr((rounded, label)) + Path(__file__).read_text(encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -26,7 +26,7 @@ HINDSIGHT = ("oracle nearest", "static best")  # need the test images of this or
 Draws = dict[str, dict[int, tuple[dict[str, float], dict[str, float]]]]  # target -> seed -> (scores, truth)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """How good each source is on a target, in points, and what says so; `seeds` are those averaged over."""
 
@@ -35,7 +35,7 @@ class Truth:
     seeds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judged:
     """A ranker over targets and draws: Spearman against the truth, regret in points, share of draws it chose the best.
 
@@ -87,8 +87,11 @@ def probes(board: Board, target: str) -> dict[str, dict[int, float]]:
 def best_probes(board: Board) -> dict[str, tuple[str, dict[int, float]]]:
     """Target -> the source whose probe has the highest mean over the draws, and its points by seed: hindsight."""
     found = {target: probes(board, target) for target in board.draws}
-    best = {target: max(ones, key=lambda name: float(np.mean(list(ones[name].values()))))
-            for target, ones in found.items() if ones}  # fmt: skip
+    best = {
+        target: max(ones, key=lambda name: float(np.mean(list(ones[name].values()))))
+        for target, ones in found.items()
+        if ones
+    }
     return {target: (name, found[target][name]) for target, name in best.items()}
 
 
@@ -102,7 +105,7 @@ def _mean_over_common_seeds(
         return None
     means = {name: float(np.mean([scores[name][seed] for seed in seeds])) for name in names}
     # rounded, so that sources that are equally good tie whatever the last bit of a float says
-    return Truth(by, {name: round(value, 9) for name, value in means.items()}, tuple(seeds))
+    return Truth(by=by, values={name: round(value, 9) for name, value in means.items()}, seeds=tuple(seeds))
 
 
 def truths(board: Board) -> dict[str, Truth]:
@@ -149,10 +152,12 @@ def judge_one(board: Board, name: str) -> Judged | None:
 
 def _ranked(board: Board, known: Mapping[str, Truth]) -> dict[str, Draws]:
     return {
-        name: {target: {seed: (mine, known[target].values) for seed, mine in seeds.items()}
-               for target, seeds in targets.items()}
+        name: {
+            target: {seed: (mine, known[target].values) for seed, mine in seeds.items()}
+            for target, seeds in targets.items()
+        }
         for name, targets in scores(board, known).items()
-    }  # fmt: skip
+    }
 
 
 def _judged(name: str, pairs: Draws, static: Draws) -> Judged:
@@ -160,12 +165,12 @@ def _judged(name: str, pairs: Draws, static: Draws) -> Judged:
     if name == STATIC:
         static = {}  # nothing to hold it against
     return Judged(
-        name,
-        statistics.across(agree),
-        statistics.across(lost),
-        _mean(_each(pairs, statistics.hit)),
-        statistics.across(statistics.minus(agree, _each(static, statistics.spearman))),
-        statistics.across(statistics.minus(_each(static, statistics.regret), lost)),
+        name=name,
+        spearman=statistics.across(agree),
+        regret=statistics.across(lost),
+        chose_best=_mean(_each(pairs, statistics.hit)),
+        over_static=statistics.across(statistics.minus(agree, _each(static, statistics.spearman))),
+        regret_saved=statistics.across(statistics.minus(_each(static, statistics.regret), lost)),
     )
 
 
@@ -174,8 +179,9 @@ def _each(
 ) -> dict[str, dict[int, float]]:
     """A measure of (scores, truth) for every target and seed where it is defined."""
     found = {target: {seed: measure(*pair) for seed, pair in seeds.items()} for target, seeds in pairs.items()}
-    return {target: {seed: value for seed, value in seeds.items() if value is not None}
-            for target, seeds in found.items()}  # fmt: skip
+    return {
+        target: {seed: value for seed, value in seeds.items() if value is not None} for target, seeds in found.items()
+    }
 
 
 def _mean(values: Targets) -> float | None:
@@ -185,22 +191,39 @@ def _mean(values: Targets) -> float | None:
 
 def _random(board: Board, known: Mapping[str, Truth]) -> list[Judged]:
     """A source drawn blindly: scores that all tie, so every measure is its expectation."""
-    blind = {target: {seed: (dict.fromkeys(one.values, 0.0), one.values) for seed in board.draws.get(target, {})}
-             for target, one in known.items()}  # fmt: skip
+    blind = {
+        target: {seed: (dict.fromkeys(one.values, 0.0), one.values) for seed in board.draws.get(target, {})}
+        for target, one in known.items()
+    }
     regret = statistics.across(_each(blind, statistics.regret))
-    return [Judged(RANDOM, None, regret, _mean(_each(blind, statistics.hit)), None)] if regret else []
+    return (
+        [
+            Judged(
+                name=RANDOM,
+                spearman=None,
+                regret=regret,
+                chose_best=_mean(_each(blind, statistics.hit)),
+                over_static=None,
+            )
+        ]
+        if regret
+        else []
+    )
 
 
 def _nearest(board: Board, known: Mapping[str, Truth]) -> list[Judged]:
     """The student of the truly best source minus the student of `nearest`, on the same seeds."""
     lost = statistics.across(statistics.minus(oracle_nearest(board, known), board.methods.get("nearest", {})))
-    return [Judged(NEAREST, None, lost, None, None)] if lost else []
+    return [Judged(name=NEAREST, spearman=None, regret=lost, chose_best=None, over_static=None)] if lost else []
 
 
 def oracle_nearest(board: Board, known: Mapping[str, Truth]) -> dict[str, dict[int, float]]:
     """The students of the source that turned out best on the test images: an upper bound, no method."""
-    return {target: dict(board.singles(target)[statistics.chosen(one.values)[0]])
-            for target, one in known.items() if one.by == "students"}  # fmt: skip
+    return {
+        target: dict(board.singles(target)[statistics.chosen(one.values)[0]])
+        for target, one in known.items()
+        if one.by == "students"
+    }
 
 
 def static_best(board: Board, known: Mapping[str, Truth]) -> dict[str, dict[int, float]]:

@@ -23,7 +23,7 @@ from edgedistill.records import InputError
 from edgedistill.run import digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """Which cells: every method on every target with every seed."""
 
@@ -42,8 +42,11 @@ def run(bank: Bank, wanted: Wanted, processes: int, minutes: float = float("inf"
     until = time.time() + 60 * minutes
     done = {key_of(line) for line in read("suite")}
     draws = product(dict.fromkeys(wanted.seeds), dict.fromkeys(wanted.targets))
-    jobs = [(bank, target, seed, missing, until) for seed, target in draws
-            if (missing := _missing(bank, target, seed, wanted.methods, done))]  # fmt: skip
+    jobs = [
+        (bank, target, seed, missing, until)
+        for seed, target in draws
+        if (missing := _missing(bank, target, seed=seed, methods=wanted.methods, done=done))
+    ]
     say(f"{sum(len(job[3]) for job in jobs)} cells to run, in {len(jobs)} draws, {processes} processes")
     if processes == 1:
         one_thread()
@@ -70,8 +73,14 @@ def _expanded(bank: Bank, target: str, method: str) -> list[str]:
 def _stub(bank: Bank, target: str, cell: str, seed: int) -> dict[str, Any]:
     """As much of a cell's line as its key is made of."""
     kind = {"kind": "draw"} if cell == "draw" else {"kind": "run", "method": cell}
-    return {**kind, "profile": bank.profile.name, "target": target, "seed": seed,
-            "pack": digest(bank.pictures(target))[:16], "config": bank.profile.config(cell)}  # fmt: skip
+    return {
+        **kind,
+        "profile": bank.profile.name,
+        "target": target,
+        "seed": seed,
+        "pack": digest(bank.pictures(target))[:16],
+        "config": bank.profile.config(cell),
+    }
 
 
 def one_thread() -> None:
@@ -87,7 +96,7 @@ def _work(job: tuple[Bank, str, int, list[str], float]) -> None:
     from benchmarks.suite import cells
 
     bank, target, seed, methods, until = job
-    draw = cells.Draw(bank, target, seed)
+    draw = cells.Draw(bank=bank, target=target, seed=seed)
     for method in methods:
         above = multiprocessing.parent_process()
         if time.time() > until or (above is not None and not above.is_alive()):
@@ -109,9 +118,11 @@ def repeat(bank: Bank, target: str, method: str, seed: int) -> int:
     from benchmarks.suite import cells
 
     one_thread()
-    line = cells.cell(cells.Draw(bank, target, seed), method)
-    known = sorted((one for one in read("suite") if key_of(one) == key_of(line)),
-                   key=lambda one: (one["cpu"] == environment.processor(), one["measured"]))  # fmt: skip
+    line = cells.cell(cells.Draw(bank=bank, target=target, seed=seed), method)
+    known = sorted(
+        (one for one in read("suite") if key_of(one) == key_of(line)),
+        key=lambda one: (one["cpu"] == environment.processor(), one["measured"]),
+    )
     say(f"now: top-1 {line['top1']} balanced {line['balanced_accuracy']} of {line['n_test']} test images")
     if not known:
         raise InputError(f"no line of {target}, {method}, seed {seed} is committed", "nothing to compare with")

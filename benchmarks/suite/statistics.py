@@ -22,7 +22,7 @@ Measure = Callable[[Mapping[str, float], Mapping[str, float]], float | None]
 DRAWS = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """Differences over the seeds of one target: mean, 95 % t-interval (unbounded for one seed), sign-flip p."""
 
@@ -33,7 +33,7 @@ class Paired:
     p: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Across:
     """Over targets: mean of target means, two-level bootstrap interval, sign-flip p of the target means.
 
@@ -75,8 +75,9 @@ def sign_flip(differences: Sequence[float]) -> float:
         raise ValueError("no differences to test")
     if values.size == 1:  # scipy wants two; the two flips of one value are equally far from 0
         return 1.0
-    found = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=2**values.size,
-                             vectorized=True, batch=4096)  # fmt: skip
+    found = permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=2**values.size, vectorized=True, batch=4096
+    )
     return float(found.pvalue)
 
 
@@ -91,9 +92,9 @@ def paired(differences: Sequence[float]) -> Paired:
     values, p = np.asarray(differences, dtype=np.float64), sign_flip(differences)
     n, mean = values.size, float(values.mean())
     if n == 1:
-        return Paired(1, mean, -math.inf, math.inf, p)
+        return Paired(n=1, mean=mean, low=-math.inf, high=math.inf, p=p)
     half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return Paired(n, mean, mean - half, mean + half, p)
+    return Paired(n=n, mean=mean, low=mean - half, high=mean + half, p=p)
 
 
 def two_level(targets: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -137,7 +138,12 @@ def _summary(values: tuple[tuple[str, tuple[float, ...]], ...]) -> Across:
     drawn = two_level([seeds for _, seeds in values])
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Across(
-        float(np.mean(means)), float(low), float(high), sign_flip(means), float(np.mean(drawn > 0)), by_target
+        mean=float(np.mean(means)),
+        low=float(low),
+        high=float(high),
+        p=sign_flip(means),
+        above=float(np.mean(drawn > 0)),
+        by_target=by_target,
     )
 
 

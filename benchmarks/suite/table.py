@@ -108,17 +108,22 @@ def page(text: str, lines: Sequence[Line], pictures: Sequence[str]) -> str:
 def section(table: markdown.Section, by_score: dict[str, list[Board]]) -> str:
     """A table for every profile: the primary score in the open, the other folded."""
     primary, second = board.SCORES
-    parts = [f"Profile `{first.profile}`, {WORDS[primary]}, %:\n\n{table(first)}\n\n"
-             f"<details><summary>The same in {WORDS[second]}</summary>\n\n{table(other)}\n\n</details>"
-             for first, other in zip(by_score[primary], by_score[second], strict=True)]  # fmt: skip
-    return "\n\n".join(parts) or table(Board("", primary, (), {}, {}, 0))
+    parts = [
+        f"Profile `{first.profile}`, {WORDS[primary]}, %:\n\n{table(first)}\n\n"
+        f"<details><summary>The same in {WORDS[second]}</summary>\n\n{table(other)}\n\n</details>"
+        for first, other in zip(by_score[primary], by_score[second], strict=True)
+    ]
+    return "\n\n".join(parts) or table(Board(profile="", score=primary, runs=(), methods={}, draws={}, left_out=0))
 
 
 def _shown(pictures: Sequence[str]) -> str:
     """The plots as images of the page."""
     alt = {"differences": "Points over transfer by target and method", "regret": "Regret of every ranker"}
-    images = [f"![{alt[kind]}, profile {profile}](plots/{name})" for name in pictures
-              for kind, _, profile in [name.removesuffix(".svg").partition("_")]]  # fmt: skip
+    images = [
+        f"![{alt[kind]}, profile {profile}](plots/{name})"
+        for name in pictures
+        for kind, _, profile in [name.removesuffix(".svg").partition("_")]
+    ]
     return "\n\n".join(images) or markdown.NOTHING
 
 

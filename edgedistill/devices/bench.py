@@ -124,8 +124,10 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
     Raises:
         InputError: a model is not in the bundle, or the backend has none of the modes.
     """
-    entries = [{"name": model_name(one), "path": Path(one.path).name, "sha256": one.sha256, "precision": one.precision}
-               for one in models]  # fmt: skip
+    entries = [
+        {"name": model_name(one), "path": Path(one.path).name, "sha256": one.sha256, "precision": one.precision}
+        for one in models
+    ]
     absent = [entry["path"] for entry in entries if entry["path"] not in files]
     if absent or not entries:
         raise InputError(
@@ -199,7 +201,9 @@ def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_
             connect(device, ssh_config, job_name(device, sent)) as transport,
             tqdm(total=rounds, desc=f"bench {device.name}", unit="round", leave=False, disable=None) as bar,
         ):
-            losses = run_through(transport, sent, agent, report, AGENT_TIMEOUT_S, _follow(bar))
+            losses = run_through(
+                transport, sent, argv=agent, result=report, timeout_s=AGENT_TIMEOUT_S, on_line=_follow(bar)
+            )
         raw = read_json(report)
     try:
         answer = TypeAdapter(AgentReport).validate_python(raw)
@@ -253,7 +257,7 @@ def _record(device: Device, answer: AgentReport, one: AgentResult) -> BenchRepor
         artefact=one.name,
         sha256=one.sha256,
         precision=one.precision,
-        latency=Latency(samples_ms, warmup_ms, one.window, one.batch),
+        latency=Latency(samples_ms=samples_ms, warmup_ms=warmup_ms, window=one.window, batch=one.batch),
         accuracy=one.accuracy,
         agreement_with_host=one.agreement_with_host,
         facts={

@@ -109,8 +109,11 @@ def verify_bundle(folder: Path) -> list[Path]:
     Raises:
         InputError: there is no bundle, or a file is missing or altered.
     """
-    wrong = [name for name, known in _sums(folder).items()
-             if not (folder / name).is_file() or sha256_file(folder / name) != known]  # fmt: skip
+    wrong = [
+        name
+        for name, known in _sums(folder).items()
+        if not (folder / name).is_file() or sha256_file(folder / name) != known
+    ]
     if wrong:
         raise InputError(f"{folder}: {', '.join(wrong)}: not as in {SUMS}", "run `edgedistill export` again")
     return [folder / name for name in _sums(folder)]
@@ -124,8 +127,9 @@ def programs() -> dict[str, str]:
 
 def agent_archive() -> bytes:
     """agent.pyz: `python agent.pyz` runs it; the same sources always give the same bytes."""
-    sources = {f"agent/{path.name}": path.read_bytes() for path in sorted(_agent_folder().glob("*.py"))
-               if path.name != LABEL}  # fmt: skip
+    sources = {
+        f"agent/{path.name}": path.read_bytes() for path in sorted(_agent_folder().glob("*.py")) if path.name != LABEL
+    }
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         for name, data in {"__main__.py": ENTRY.encode(), **sources}.items():

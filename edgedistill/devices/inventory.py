@@ -47,7 +47,7 @@ def load(path: Path | None) -> dict[str, Device]:
     problems = [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
     if problems:
         raise InputError("\n".join(problems))
-    return {"local": Device("local"), **{name: _device(name, **entry) for name, entry in raw.items()}}
+    return {"local": Device(name="local"), **{name: _device(name, **entry) for name, entry in raw.items()}}
 
 
 def find(devices: Mapping[str, Device], name: str) -> Device:
@@ -69,7 +69,7 @@ def wanted_backends(device: Device, asked: Sequence[str] = ()) -> tuple[str, ...
 
 
 def _device(name: str, backends: Sequence[str] = (), **place: str) -> Device:
-    return Device(name, **place, backends=tuple(backends))
+    return Device(name=name, **place, backends=tuple(backends))
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -92,8 +92,11 @@ def _problems(name: Any, entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"must be a mapping of {', '.join(KEYS)}"]
     unknown = [f"unknown key {key}{did_you_mean(str(key), KEYS)}" for key in entry if key not in KEYS]
-    texts = [f"{key}: must be a string (got {value!r})" for key, value in entry.items()
-             if key in TEXTS and not isinstance(value, str)]  # fmt: skip
+    texts = [
+        f"{key}: must be a string (got {value!r})"
+        for key, value in entry.items()
+        if key in TEXTS and not isinstance(value, str)
+    ]
     if name == "local" and entry.get("transport") == "ssh":
         return ["transport: local is this machine; give another one another name"]
     return unknown or texts or _place_problems(entry) + _backend_problems(entry.get("backends", []))
@@ -102,8 +105,11 @@ def _problems(name: Any, entry: Any) -> list[str]:
 def _backend_problems(named: Any) -> list[str]:
     if not isinstance(named, list):
         return [f"backends: must be a list, such as [onnxruntime-cpu] (got {named!r})"]
-    problems = [f"backends: no backend is called {name}{did_you_mean(str(name), BACKENDS)}"
-                for name in named if str(name) not in BACKENDS]  # fmt: skip
+    problems = [
+        f"backends: no backend is called {name}{did_you_mean(str(name), BACKENDS)}"
+        for name in named
+        if str(name) not in BACKENDS
+    ]
     return problems or ([] if len(set(named)) == len(named) else ["backends: one is named twice"])
 
 

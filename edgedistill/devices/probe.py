@@ -21,7 +21,7 @@ VERSIONS = {"gpu": "", "driver": "driver ", "jetpack": "JetPack ", "l4t": "Jetso
 COLUMNS = ("device", "reachable", "machine", "Python", "memory", "power mode", "governor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probed:
     """One device: what it says of itself, or why it says nothing. `facts` are those of `agent.pyz --facts`."""
 
@@ -34,8 +34,9 @@ class Probed:
     def missing(self) -> dict[str, str]:
         """Backend that this device is there for -> why it cannot run there, and the fix."""
         found = self.facts.get("backends", {})
-        said = {name: str(found.get(name, f"{ABSENT}: its agent does not know it"))
-                for name in wanted_backends(self.device)}  # fmt: skip
+        said = {
+            name: str(found.get(name, f"{ABSENT}: its agent does not know it")) for name in wanted_backends(self.device)
+        }
         return {name: _reason(state) for name, state in said.items() if not _here(state)}
 
     @property
@@ -56,7 +57,7 @@ def survey(
     """
     answers: queue.Queue[tuple[int, Probed]] = queue.Queue()
     late = f"no answer within {answer_s:g} s; is it overloaded, or its disk full? ask it again"
-    probed = [Probed(device, trouble=f"{device.name}: {late}", reachable=False) for device in devices]
+    probed = [Probed(device=device, trouble=f"{device.name}: {late}", reachable=False) for device in devices]
     for at, device in enumerate(devices):
         # a thread that waits for a device that hangs must not keep the program from ending
         threading.Thread(target=_put, args=(answers, at, device, ask or bench.probe), daemon=True).start()
@@ -74,12 +75,12 @@ def _put(
     answers: queue.Queue[tuple[int, Probed]], at: int, device: Device, ask: Callable[[Device], Mapping[str, Any]]
 ) -> None:
     try:
-        answers.put((at, Probed(device, ask(device))))
+        answers.put((at, Probed(device=device, facts=ask(device))))
     except EdgeDistillError as error:
-        answers.put((at, Probed(device, trouble=str(error), reachable=_was_reached(error))))
+        answers.put((at, Probed(device=device, trouble=str(error), reachable=_was_reached(error))))
     except Exception as error:
         said = f"{device.name}: unexpected {type(error).__name__}: {error}"
-        answers.put((at, Probed(device, trouble=said, reachable=False)))
+        answers.put((at, Probed(device=device, trouble=said, reachable=False)))
 
 
 def _was_reached(error: EdgeDistillError) -> bool:
@@ -123,8 +124,15 @@ def _row(one: Probed) -> tuple[str, ...]:
     facts = one.facts
     machine = facts.get("board") or facts.get("cpu") or facts.get("machine") or NONE
     governor = ", ".join(facts.get("governor", [])) or NONE
-    return (one.device.name, "yes" if one.reachable else "no", str(machine), str(facts.get("python", NONE)),
-            _memory(facts), str(facts.get("power_mode") or NONE), governor)  # fmt: skip
+    return (
+        one.device.name,
+        "yes" if one.reachable else "no",
+        str(machine),
+        str(facts.get("python", NONE)),
+        _memory(facts),
+        str(facts.get("power_mode") or NONE),
+        governor,
+    )
 
 
 def _memory(facts: Mapping[str, Any]) -> str:

@@ -62,8 +62,17 @@ def stream(
     """
     # stderr goes to a file, since a second full pipe would stop the program while this side reads the first
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with subprocess.Popen(argv, cwd=cwd, env=env, stdin=stdin, stdout=to or subprocess.PIPE, stderr=errors,
-                              encoding="utf-8", errors="replace", start_new_session=True) as process:  # fmt: skip
+        with subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=to or subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        ) as process:
             expired = threading.Event()
             timer = threading.Timer(timeout_s, _expire, (process, expired))
             timer.start()
@@ -140,8 +149,10 @@ def remedy(told: str, remedies: Sequence[tuple[str, str]]) -> str:
 
 def one_line(text: str, most: int = 600) -> str:
     """What a program wrote, as one line of at most about `most` characters, the end of it; frames of @ are left out."""
-    lines = [" ".join(line.strip("@ \t").split()) if line.startswith("@") else " ".join(line.split())
-             for line in text.splitlines()]  # fmt: skip
+    lines = [
+        " ".join(line.strip("@ \t").split()) if line.startswith("@") else " ".join(line.split())
+        for line in text.splitlines()
+    ]
     told = " ".join(line for line in lines if line)
     return told if len(told) <= most else "... " + told[-most:]
 

@@ -79,7 +79,7 @@ class ConnectionLostError(EdgeDistillError):
     """A device that had been reached went away; what has been copied and done there waits for another try."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """What the job's folder holds of a file: its sha256, or "-", and the bytes of a part."""
 
@@ -169,7 +169,7 @@ class OpenSsh:
         words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith(f"{scripts.OURS} ")]
         # df -P: ... blocks used available capacity% place; the name in front and the place behind may hold spaces
         free = next((re.search(r" (\d+) +\d+% ", " ".join(line) + " ") for line in words if line[0] == "free"), None)
-        found = [Found(line[1], int(line[2])) for line in words if line[0] == "file"]
+        found = [Found(sha256=line[1], part_bytes=int(line[2])) for line in words if line[0] == "file"]
         if len(found) != len(names):
             raise EdgeDistillError(f"{self.device.name}: its shell answers unlike sh: {one_line(done.stdout)}")
         # a file system that does not tell its room is left to say that it is full

@@ -26,7 +26,7 @@ BINS, LEVELS, STRIDE = 2048, 128, 16
 SHARES = np.linspace(0.2, 1.0, 33)  # of an end of the range; the second look at the upper end starts from the first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What was seen of a tensor: the extremes of every value, and a sample of them, float32 [M]."""
 
@@ -62,7 +62,7 @@ def collect(model: ModelProto, images_NHWC: np.ndarray, names: Sequence[str]) ->
             kept[name].append(_sample(array, at))
     for name in names:
         _refuse_infinite(name, lows[name], highs[name])
-    return {name: Seen(lows[name], highs[name], np.concatenate(kept[name])) for name in names}
+    return {name: Seen(low=lows[name], high=highs[name], values=np.concatenate(kept[name])) for name in names}
 
 
 def _with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:

@@ -35,7 +35,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A layer of an engine as the log lists it: types of the tensors it reads, holds and makes, and its ONNX nodes."""
 
@@ -77,11 +77,12 @@ def layers(log: str) -> list[Layer]:
 def _layer(line: str) -> Layer:
     head, *parts = re.split(r", (Inputs|Constants|Outputs|TacticName|StreamId|Metadata): ", line)
     named = dict(zip(parts[::2], parts[1::2], strict=True))
-    inputs, constants, outputs = (tuple(re.findall(r"Datatype: (\w+)", named.get(part, "")))
-                                  for part in ("Inputs", "Constants", "Outputs"))  # fmt: skip
+    inputs, constants, outputs = (
+        tuple(re.findall(r"Datatype: (\w+)", named.get(part, ""))) for part in ("Inputs", "Constants", "Outputs")
+    )
     nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", named.get("Metadata", "")))
     name, _, kind = head.removeprefix("Name: ").partition(", LayerType: ")
-    return Layer(name, kind, inputs, constants, outputs, nodes)
+    return Layer(name=name, kind=kind, inputs=inputs, constants=constants, outputs=outputs, nodes=nodes)
 
 
 def findings(log: str, graph: ModelProto) -> EngineLayers | None:
@@ -146,7 +147,15 @@ def build(graph: Path, model: OnnxModel, capability: str, folder: Path, timeout_
         made = Path(temporary) / "engine"
         failed, log = _built(graph.resolve(), made, capability, timeout_s)
         seconds = round(time.monotonic() - started, 3)
-        common = Engine(model.name, sha256_file(graph), capability, rtx.version(), rtx.BATCH, seconds, failed=failed)
+        common = Engine(
+            artefact=model.name,
+            onnx_sha256=sha256_file(graph),
+            capability=capability,
+            builder=rtx.version(),
+            batch=rtx.BATCH,
+            seconds=seconds,
+            failed=failed,
+        )
         if failed:
             return common
         with atomic(folder / name) as place:
@@ -163,8 +172,9 @@ def _built(graph: Path, engine: Path, capability: str, timeout_s: float) -> tupl
     with place.open("wb") as stream:
         try:
             # in the package's own folder, so that the child runs this very code and nothing that lies about
-            done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, timeout=timeout_s, check=False,
-                                  cwd=ROOT)  # fmt: skip
+            done = subprocess.run(
+                command, stdout=stream, stderr=subprocess.PIPE, timeout=timeout_s, check=False, cwd=ROOT
+            )
         except subprocess.TimeoutExpired:
             return f"the builder did not end within {timeout_s:g} s", ""
     log = place.read_text(encoding="utf-8", errors="replace")

@@ -40,8 +40,9 @@ class Pair(nn.Module):
     start: Tensor
     moved: Tensor
 
-    def __init__(self, low: float, high: float, target: Target, learned: bool,
-                 limits: tuple[float, float] = ANY) -> None:  # fmt: skip
+    def __init__(
+        self, low: float, high: float, target: Target, learned: bool, limits: tuple[float, float] = ANY
+    ) -> None:
         super().__init__()
         self.target, self.limits = target, limits
         self.register_buffer("start", torch.tensor([min(low, 0.0), max(high, 0.0)]))
@@ -92,8 +93,9 @@ class Graph(nn.Module):
 
     normalisation: Tensor | None
 
-    def __init__(self, model: ModelProto, nodes: list[NodeProto], wanted: Plan, pairs: nn.ModuleDict,
-                 entry: str) -> None:  # fmt: skip
+    def __init__(
+        self, model: ModelProto, nodes: list[NodeProto], wanted: Plan, pairs: nn.ModuleDict, entry: str
+    ) -> None:
         super().__init__()
         self.register_buffer("normalisation", _normalisation(model, entry), persistent=False)
         self.nodes, self.plan, self.pairs, self.entry = nodes, wanted, pairs, entry
@@ -119,7 +121,11 @@ class Graph(nn.Module):
         found: dict[str, Tensor] = {self.entry: images_BCHW}
         behind: dict[str, Tensor] = {}
         for node in self.nodes:
-            given = [self._read(node, at, name, found, behind) for at, name in enumerate(node.input) if name]
+            given = [
+                self._read(node, at, name=name, found=found, behind=behind)
+                for at, name in enumerate(node.input)
+                if name
+            ]
             found[node.output[0]] = OPERATORS[node.op_type](node, *given)
         return found[self.nodes[-1].output[0]]
 
@@ -153,9 +159,11 @@ class Graph(nn.Module):
 
     def _layer(self, node: NodeProto, device: torch.device) -> integer.Layer:
         weight, *bias = (self.learned[key(name)].detach().cpu().numpy() for name in node.input[1:] if name)
-        return integer.layer(node, weight, bias[0] if bias else None, self._affine(node.input[0]), device)
+        return integer.layer(
+            node, weight, bias=bias[0] if bias else None, read=self._affine(node.input[0]), device=device
+        )
 
-    def _read(self, node: NodeProto, at: int, name: str, found: dict[str, Tensor], behind: dict[str, Tensor]) -> Any:
+    def _read(self, node: NodeProto, at: int, *, name: str, found: dict[str, Tensor], behind: dict[str, Tensor]) -> Any:
         if key(name) in self.learned:
             value = self.learned[key(name)]
             return on_grid(value, self._step(node, at)) if self._whole(node, at) else value
@@ -189,8 +197,13 @@ def _normalisation(model: ModelProto, entry: str) -> Tensor | None:
     """What a graph multiplies a pixel by, and what it then adds, [2, 3, 1, 1]; None for a part that no image enters."""
     before, known = set(graphs.preprocessing(model)), graphs.constants(model)
     nodes = [node for node in model.graph.node if node.name in before]
-    found = {node.op_type: known[name] for node in nodes if node.op_type in ("Mul", "Add")
-             for name in node.input if name in known}  # fmt: skip
+    found = {
+        node.op_type: known[name]
+        for node in nodes
+        if node.op_type in ("Mul", "Add")
+        for name in node.input
+        if name in known
+    }
     if found.keys() != {"Mul", "Add"} or not any(entry in node.output for node in nodes):
         return None
     # the constants are of a whole row of pixels (onnx.py): three values, over and over
@@ -228,13 +241,24 @@ def student(model: ModelProto, ranges: qdq.Ranges, target: Target, learned: bool
     entry = next(node.output[0] for node in reversed(ready.graph.node) if node.name in before)
     bounds = qdq.bounds(ready, wanted, ranges)
     limits = qdq.limits(ready)
-    pairs = nn.ModuleDict({key(name): Pair(low, high, target, learned and not fixed, limits.get(name, ANY))
-                           for name, (low, high, fixed) in bounds.items()})  # fmt: skip
+    pairs = nn.ModuleDict(
+        {
+            key(name): Pair(low, high, target=target, learned=learned and not fixed, limits=limits.get(name, ANY))
+            for name, (low, high, fixed) in bounds.items()
+        }
+    )
     features = nodes[-1].input[0]
-    backbone = Graph(ready, nodes[:-1], wanted, pairs, entry)
+    backbone = Graph(ready, nodes[:-1], wanted=wanted, pairs=pairs, entry=entry)
     # one table of pairs, and so one set of ranges, for both parts
-    head = Graph(ready, nodes[-1:], wanted, nn.ModuleDict({name: pairs[name] for name in pairs if name == key(
-        wanted.shares.get(features, features))}), features)  # fmt: skip
+    head = Graph(
+        ready,
+        nodes[-1:],
+        wanted=wanted,
+        pairs=nn.ModuleDict(
+            {name: pairs[name] for name in pairs if name == key(wanted.shares.get(features, features))}
+        ),
+        entry=features,
+    )
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
 

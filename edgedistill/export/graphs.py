@@ -131,9 +131,13 @@ def hard_gated(model: ModelProto) -> set[str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     gates = {node.input[0]: node.output[0] for node in model.graph.node if is_hard_sigmoid(node)}
-    return {name for name, gate in gates.items()
-            if all(node.op_type == "HardSigmoid" or (node.op_type == "Mul" and gate in node.input)
-                   for node in readers[name])}  # fmt: skip
+    return {
+        name
+        for name, gate in gates.items()
+        if all(
+            node.op_type == "HardSigmoid" or (node.op_type == "Mul" and gate in node.input) for node in readers[name]
+        )
+    }
 
 
 def is_hard_sigmoid(node: NodeProto) -> bool:
@@ -234,8 +238,11 @@ def preprocessing(model: ModelProto) -> list[str]:
 def not_float(model: ModelProto) -> set[str]:
     """Activations that are known to be no float32: shapes, counts, masks."""
     shown = onnx.shape_inference.infer_shapes(model).graph
-    return {info.name for info in (*shown.input, *shown.value_info, *shown.output)
-            if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)}  # fmt: skip
+    return {
+        info.name
+        for info in (*shown.input, *shown.value_info, *shown.output)
+        if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
+    }
 
 
 def depths(model: ModelProto) -> dict[str, int]:

@@ -27,7 +27,7 @@ SIMULATED = 500  # images of val for a graph that can only be simulated
 MOST = 4  # at most one layer in so many stays float: with more, fp32 is the better graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """A float graph and ranges out of quantization-aware training.
 
@@ -41,7 +41,7 @@ class Trained:
     agreement: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The graph that a target gets, what the guard says of it, and the layers ranked, worst first, where it asked."""
 
@@ -50,7 +50,7 @@ class Outcome:
     sensitivity: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guard:
     """What an int8 graph is held against.
 
@@ -95,7 +95,7 @@ class Guard:
         before, others = self.wanted[0][rows], self.wanted[1][few]
         points, low, high = (100 * value for value in metrics.drop(self.val[1][rows], before, got, self.score))
         differ = 100 * float(np.mean(np.concatenate([got != before, more != others])))
-        return Drop(points, low, high, len(rows), differ, len(rows) + len(few))
+        return Drop(points=points, low=low, high=high, n=len(rows), differ=differ, images=len(rows) + len(few))
 
     def holds(self, drop: Drop) -> bool:
         """At most the bound is lost on val; or so few labels change on all images that more is not to be believed.
@@ -117,14 +117,25 @@ class Guard:
         """
         whole = make(())
         drop = self.drop(whole, target)
-        plain, model, ranges = Guarded(target, self.holds(drop), self.max_drop, drop), self.model, self.ranges
+        plain, model, ranges = (
+            Guarded(target=target, holds=self.holds(drop), max_drop=self.max_drop, drop=drop),
+            self.model,
+            self.ranges,
+        )
         if trained:
             found = self.drop(trained.make(()), target)
             if found.points <= drop.points:
                 make, whole, model, ranges = trained.make, trained.make(()), trained.model, trained.ranges
-                plain = Guarded(target, self.holds(found), self.max_drop, found, before=drop, qat=trained.agreement)
+                plain = Guarded(
+                    target=target,
+                    holds=self.holds(found),
+                    max_drop=self.max_drop,
+                    drop=found,
+                    before=drop,
+                    qat=trained.agreement,
+                )
         if plain.holds:
-            return Outcome(whole, plain)
+            return Outcome(graph=whole, guarded=plain)
         ranked = sensitivity(model, ranges, target, self.images_NHWC)
         worst = list(ranked)[: max(1, len(ranked) // MOST)]
         counts = _counts(len(worst))
@@ -135,8 +146,8 @@ class Guard:
                 shown(1)
                 if not hopeless and self.holds(found := self.drop(graph, target)):
                     kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=plain.drop)
-                    return Outcome(graph, kept, ranked)
-        return Outcome(whole, plain, ranked)
+                    return Outcome(graph=graph, guarded=kept, sensitivity=ranked)
+        return Outcome(graph=whole, guarded=plain, sensitivity=ranked)
 
 
 def _counts(most: int) -> list[int]:
@@ -168,8 +179,13 @@ def sensitivity(
     read = {node.name: node.input[0] for node in ready.graph.node}
     with bar(f"rank {len(names)} layers", len(names)) as shown:
         for name in names:
-            one = replace(wanted, pairs=(read[name],), behind=frozenset({(name, read[name])}),
-                          weights=frozenset({name}), absorbed=frozenset())  # fmt: skip
+            one = replace(
+                wanted,
+                pairs=(read[name],),
+                behind=frozenset({(name, read[name])}),
+                weights=frozenset({name}),
+                absorbed=frozenset(),
+            )
             got_NC = predict_onnx(graphs.without_unread(qdq.written(ready, one, found)).SerializeToString(), images)
             noise[name] = float(np.sqrt(np.mean((got_NC - plain_NC) ** 2))) / scale
             shown(1)

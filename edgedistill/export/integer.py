@@ -26,7 +26,7 @@ from edgedistill.export.plan import SHAPES
 EXACT = 2**24  # float32 holds every whole number up to here
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """value = step * (byte - zero), float32 []. Tensors both: CUDA divides by a Python number inexactly."""
 
@@ -34,7 +34,7 @@ class Grid:
     zero: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bytes:
     """A quantized tensor of any shape: whole numbers from 0 to 255, in float32, on their grid."""
 
@@ -50,7 +50,7 @@ class Bytes:
         return self.centred() * self.grid.step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """What a Conv or Gemm holds: int8 weights (as float32), an int32 bias [C] or none, the step of each channel [C]."""
 
@@ -61,7 +61,7 @@ class Layer:
 
 def grid(one: qdq.Affine, device: torch.device) -> Grid:
     """A pair's grid, on a device."""
-    return Grid(torch.tensor(one.scale, device=device), torch.tensor(float(one.zero_point), device=device))
+    return Grid(step=torch.tensor(one.scale, device=device), zero=torch.tensor(float(one.zero_point), device=device))
 
 
 def layer(
@@ -74,7 +74,7 @@ def layer(
     stored = np.rint(weight / scales.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])).clip(-127, 127)
     steps = (scales * np.float32(read.scale)).astype(np.float64)
     whole = None if bias is None else torch.from_numpy(np.rint(bias / steps).astype(np.int32)).to(device)
-    return Layer(torch.from_numpy(stored).to(device), whole, torch.from_numpy(scales).to(device))
+    return Layer(weight=torch.from_numpy(stored).to(device), bias=whole, steps=torch.from_numpy(scales).to(device))
 
 
 def renormalised(images_BCHW: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def quantized(values: Tensor, on: Grid) -> Bytes:
 
 
 def _stored(whole: Tensor, on: Grid) -> Bytes:
-    return Bytes(whole.clamp(0, 255), on)
+    return Bytes(values=whole.clamp(0, 255), grid=on)
 
 
 def _requantized(sums: Tensor, ratio: Tensor, on: Grid) -> Bytes:
@@ -177,14 +177,16 @@ def _windows(values: Tensor, asked: Mapping[str, Any], shape: Sequence[int]) -> 
 
 def _concat(node: NodeProto, given: Sequence[Bytes], made: Grid) -> Bytes:
     """QLinearConcat (qlinear_concat.cc): every part goes over to the common grid by itself."""
-    return Bytes(OPERATORS[node.op_type](node, *(quantized(one.floats(), made).values for one in given)), made)
+    return Bytes(
+        values=OPERATORS[node.op_type](node, *(quantized(one.floats(), made).values for one in given)), grid=made
+    )
 
 
 def _hard_sigmoid(node: NodeProto, given: Sequence[Bytes], made: Grid) -> Bytes:
     """QLinearLeakyRelu with slope 1 (qlinear_lookup_table.cc), which qdq.py writes for a HardSigmoid."""
     (one,) = given
-    stored = grid(qdq.Affine(6 / qdq.STEPS, qdq.STEPS // 2), one.values.device)
-    return Bytes(quantized(one.floats(), stored).values, made)
+    stored = grid(qdq.Affine(scale=6 / qdq.STEPS, zero_point=qdq.STEPS // 2), one.values.device)
+    return Bytes(values=quantized(one.floats(), stored).values, grid=made)
 
 
 def _sigmoid(node: NodeProto, given: Sequence[Bytes], made: Grid) -> Bytes:
@@ -195,7 +197,7 @@ def _sigmoid(node: NodeProto, given: Sequence[Bytes], made: Grid) -> Bytes:
 
 def _shaped(node: NodeProto, given: Sequence[Any], made: Grid) -> Bytes:
     """Bytes that only change places, or the largest of them."""
-    return Bytes(OPERATORS[node.op_type](node, given[0].values, *given[1:]), made)
+    return Bytes(values=OPERATORS[node.op_type](node, given[0].values, *given[1:]), grid=made)
 
 
 KERNELS: Mapping[str, Callable[[NodeProto, Sequence[Any], Grid], Bytes]] = {

@@ -89,7 +89,16 @@ def export(
         parity = _parity(student, path, images_NHWC, settings)
         shown(1)
     size_mb = path.stat().st_size / 1e6
-    return OnnxModel(path.name, sha256_file(path), "fp32", "any", opset, "", size_mb, parity)
+    return OnnxModel(
+        path=path.name,
+        sha256=sha256_file(path),
+        precision="fp32",
+        target="any",
+        opset=opset,
+        parent_sha256="",
+        size_mb=size_mb,
+        parity=parity,
+    )
 
 
 def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | None:
@@ -109,7 +118,15 @@ def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | 
         log.warning("export: float16 cannot hold what this student computes; there is no fp16 graph")
         return None
     size_mb = path.stat().st_size / 1e6
-    return OnnxModel(path.name, sha256_file(path), "fp16", "tensorrt", parent.opset, parent.sha256, size_mb)
+    return OnnxModel(
+        path=path.name,
+        sha256=sha256_file(path),
+        precision="fp16",
+        target="tensorrt",
+        opset=parent.opset,
+        parent_sha256=parent.sha256,
+        size_mb=size_mb,
+    )
 
 
 def _ready(model: torch.nn.Module, spec: StudentSpec) -> _Preprocessed:

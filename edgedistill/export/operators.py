@@ -28,8 +28,9 @@ def _conv(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None =
     padding: Any = (top, left)
     if (top, left) != (bottom, right):
         values, padding = functional.pad(values, (left, right, top, bottom)), 0
-    return functional.conv2d(values, weight, bias, asked.get("strides", 1), padding, asked.get("dilations", 1),
-                             asked.get("group", 1))  # fmt: skip
+    return functional.conv2d(
+        values, weight, bias, asked.get("strides", 1), padding, asked.get("dilations", 1), asked.get("group", 1)
+    )
 
 
 def _gemm(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,8 +49,14 @@ def _average_pool(node: NodeProto, values: Tensor) -> Tensor:
     asked = attributes(node)
     pads = asked.get("pads", [0, 0, 0, 0])
     # torch pads both sides alike; what ONNX rounds up beyond the right and lower edge is never counted
-    return functional.avg_pool2d(values, asked["kernel_shape"], asked.get("strides", 1), tuple(pads[:2]),
-                                 bool(asked.get("ceil_mode", 0)), bool(asked.get("count_include_pad", 0)))  # fmt: skip
+    return functional.avg_pool2d(
+        values,
+        asked["kernel_shape"],
+        asked.get("strides", 1),
+        tuple(pads[:2]),
+        bool(asked.get("ceil_mode", 0)),
+        bool(asked.get("count_include_pad", 0)),
+    )
 
 
 def _clip(node: NodeProto, values: Tensor, low: Any = None, high: Any = None) -> Tensor:

@@ -21,13 +21,25 @@ SHAPES = ("MaxPool", "Flatten", "Reshape")  # their output has the values, and s
 SATURATED = ("Relu", "Clip")  # what the saturation of a Q with zero point 0 does by itself
 # What ONNX Runtime has an int8 kernel for on x86 and fuses from pairs on every input and on the output
 # (onnxruntime/core/optimizer/qdq_transformer/selectors_actions); HardSigmoid in the way that qdq.py writes it.
-CPU = ("Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "HardSigmoid",
-       *SHAPES, *SATURATED)  # fmt: skip
+CPU = (
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Mul",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+    "Sigmoid",
+    "HardSigmoid",
+    *SHAPES,
+    *SATURATED,
+)
 # What TensorRT takes from pairs on the inputs (TensorRT developer guide, "Working with Quantized Types")
 TENSORRT = ("Conv", "Gemm", "MatMul", "Add", "MaxPool")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The int8 part of a float graph, by names of its nodes and tensors.
 
@@ -52,7 +64,7 @@ class Plan:
         return sorted({self.shares.get(name, name) for name in self.pairs})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Walk:
     """A float graph, looked up from every side; `int8` are the nodes that may compute in int8."""
 
@@ -106,9 +118,15 @@ def plan(model: ModelProto, target: Target, floats: Collection[str] = ()) -> Pla
 def _beside(model: ModelProto, floats: Collection[str]) -> set[str]:
     """Activations right before and behind a layer in float: they stay with it, or a pair would stand in between."""
     made = graphs.producers(model)
-    return {node.name for node in model.graph.node if node.op_type in SATURATED and (
-        (node.input[0] in made and made[node.input[0]].name in floats)
-        or any(reader.name in floats and node.output[0] in reader.input for reader in model.graph.node))}  # fmt: skip
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in SATURATED
+        and (
+            (node.input[0] in made and made[node.input[0]].name in floats)
+            or any(reader.name in floats and node.output[0] in reader.input for reader in model.graph.node)
+        )
+    }
 
 
 def layers(model: ModelProto) -> list[str]:
@@ -128,12 +146,24 @@ def _walk(model: ModelProto, floats: Collection[str], op_types: Collection[str])
             read.setdefault(name, []).append(node)
     constants = graphs.constants(model)
     kept = frozenset((*floats, *graphs.preprocessing(model)))
-    int8 = frozenset(node.name for node in model.graph.node
-                     if node.op_type in op_types and node.name not in kept and _able(node, constants))  # fmt: skip
+    int8 = frozenset(
+        node.name
+        for node in model.graph.node
+        if node.op_type in op_types and node.name not in kept and _able(node, constants)
+    )
     nodes = {node.name: node for node in model.graph.node}
     outputs = frozenset(output.name for output in model.graph.output)
     others = frozenset(graphs.not_float(model))
-    return _Walk(nodes, graphs.producers(model), read, constants, outputs, kept, int8, others)
+    return _Walk(
+        nodes=nodes,
+        made=graphs.producers(model),
+        read=read,
+        constants=constants,
+        outputs=outputs,
+        kept=kept,
+        int8=int8,
+        others=others,
+    )
 
 
 def _able(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:
@@ -155,10 +185,14 @@ def _cpu(walk: _Walk) -> Plan:
     raw = {name for node in walk.nodes.values() if node.name in walk.kept for name in walk.activations(node)}
     absorbed = frozenset(name for name in walk.int8 if _absorbed(walk.nodes[name], walk, raw))
     hidden = {walk.nodes[name].input[0] for name in absorbed} | walk.outputs
-    pairs = [name for name in walk.tensors() if name not in hidden and walk.read_behind(name)
-             and (walk.makes_int8(name) or walk.feeds_int8(name))]  # fmt: skip
-    behind = frozenset((node.name, name) for name in pairs for node in walk.read.get(name, [])
-                       if node.name not in walk.kept)  # fmt: skip
+    pairs = [
+        name
+        for name in walk.tensors()
+        if name not in hidden and walk.read_behind(name) and (walk.makes_int8(name) or walk.feeds_int8(name))
+    ]
+    behind = frozenset(
+        (node.name, name) for name in pairs for node in walk.read.get(name, []) if node.name not in walk.kept
+    )
     # a node is fused if all that it makes is read behind a pair; float weights are faster in one that is not
     replaced = {walk.nodes[name].input[0]: walk.nodes[name].output[0] for name in absorbed}
     made = {name: replaced.get(one := walk.nodes[name].output[0], one) for name in walk.int8}
@@ -166,7 +200,9 @@ def _cpu(walk: _Walk) -> Plan:
     weights = frozenset(
         name for name in walk.int8 if _weighted(walk.nodes[name], walk.constants) and made[name] in fused
     )
-    return Plan("cpu", tuple(pairs), behind, weights, absorbed, _shares(walk, pairs))
+    return Plan(
+        target="cpu", pairs=tuple(pairs), behind=behind, weights=weights, absorbed=absorbed, shares=_shares(walk, pairs)
+    )
 
 
 def _absorbed(node: NodeProto, walk: _Walk, raw: Collection[str]) -> bool:
@@ -179,12 +215,23 @@ def _absorbed(node: NodeProto, walk: _Walk, raw: Collection[str]) -> bool:
 
 def _tensorrt(walk: _Walk, depths: dict[str, int]) -> Plan:
     """Pairs on what an int8 node reads, but for the main branch of a residual Add."""
-    behind = frozenset((name, tensor) for name in walk.int8 for tensor in walk.activations(walk.nodes[name])
-                       if tensor != _main_branch(walk.nodes[name], walk, depths))  # fmt: skip
+    behind = frozenset(
+        (name, tensor)
+        for name in walk.int8
+        for tensor in walk.activations(walk.nodes[name])
+        if tensor != _main_branch(walk.nodes[name], walk, depths)
+    )
     wanted = {tensor for _, tensor in behind}
     pairs = [name for name in walk.tensors() if name in wanted]
     weights = frozenset(name for name in walk.int8 if _weighted(walk.nodes[name], walk.constants))
-    return Plan("tensorrt", tuple(pairs), behind, weights, frozenset(), _shares(walk, pairs))
+    return Plan(
+        target="tensorrt",
+        pairs=tuple(pairs),
+        behind=behind,
+        weights=weights,
+        absorbed=frozenset(),
+        shares=_shares(walk, pairs),
+    )
 
 
 def _main_branch(node: NodeProto, walk: _Walk, depths: dict[str, int]) -> str:
@@ -195,8 +242,11 @@ def _main_branch(node: NodeProto, walk: _Walk, depths: dict[str, int]) -> str:
     """
     if node.op_type != "Add":
         return ""
-    branches = [name for name in node.input
-                if name in walk.made and walk.made[name].op_type == "Conv" and len(walk.read[name]) == 1]  # fmt: skip
+    branches = [
+        name
+        for name in node.input
+        if name in walk.made and walk.made[name].op_type == "Conv" and len(walk.read[name]) == 1
+    ]
     return max(branches, key=lambda name: depths[name], default="")
 
 

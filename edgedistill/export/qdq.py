@@ -27,7 +27,7 @@ MOST_STEPS = 2.0**30  # of a bias in int32
 SMALLEST_HALF = 2.0**-14  # float16 holds nothing smaller at full precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Affine:
     """value = scale * (stored - zero_point); stored is uint8 or int8 as the target says."""
 
@@ -47,9 +47,9 @@ def affine(low: float, high: float, target: Target) -> Affine:
     """
     least, most = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
     if target == "tensorrt":
-        return Affine(float(max(-least, most, np.float32(SMALLEST_HALF * 127)) / np.float32(127)), 0)
+        return Affine(scale=float(max(-least, most, np.float32(SMALLEST_HALF * 127)) / np.float32(127)), zero_point=0)
     scale = max((most - least) / np.float32(255), np.float32(SMALLEST))
-    return Affine(float(scale), int(np.rint(-least / scale)))
+    return Affine(scale=float(scale), zero_point=int(np.rint(-least / scale)))
 
 
 def bounds(model: ModelProto, wanted: Plan, ranges: Ranges) -> dict[str, tuple[float, float, bool]]:
@@ -165,12 +165,16 @@ class _Writer:
 
     def pair(self, name: str, one: Affine, requantizes: bool = False) -> None:
         """QuantizeLinear and DequantizeLinear behind a tensor; a HardSigmoid is stored in one step, read in another."""
-        read = [self.constant(f"{name}_scale", np.array(one.scale, np.float32)),
-                self.constant(f"{name}_zero_point", np.array(one.zero_point, self.type))]  # fmt: skip
+        read = [
+            self.constant(f"{name}_scale", np.array(one.scale, np.float32)),
+            self.constant(f"{name}_zero_point", np.array(one.zero_point, self.type)),
+        ]
         stored = read
         if requantizes:
-            stored = [self.constant(f"{name}_scale_stored", np.array(6 / STEPS, np.float32)),
-                      self.constant(f"{name}_zero_point_stored", np.array(STEPS // 2, self.type))]  # fmt: skip
+            stored = [
+                self.constant(f"{name}_scale_stored", np.array(6 / STEPS, np.float32)),
+                self.constant(f"{name}_zero_point_stored", np.array(STEPS // 2, self.type)),
+            ]
         self.nodes.append(helper.make_node("QuantizeLinear", [name, *stored], [f"{name}_q"], name=f"{name}_q"))
         self.nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", *read], [f"{name}_dq"], name=f"{name}_dq"))
 
@@ -190,8 +194,11 @@ class _Writer:
             rewired.input[2] = self._behind(f"{node.name}_bias", bias.astype(np.int32), steps, 0)
 
     def _behind(self, name: str, stored: np.ndarray, scales: np.ndarray, axis: int) -> str:
-        read = [self.constant(f"{name}_q", stored), self.constant(f"{name}_scale", scales),
-                self.constant(f"{name}_zero_point", np.zeros(scales.shape, stored.dtype))]  # fmt: skip
+        read = [
+            self.constant(f"{name}_q", stored),
+            self.constant(f"{name}_scale", scales),
+            self.constant(f"{name}_zero_point", np.zeros(scales.shape, stored.dtype)),
+        ]
         self.nodes.append(helper.make_node("DequantizeLinear", read, [f"{name}_dq"], name=f"{name}_dq", axis=axis))
         return f"{name}_dq"
 

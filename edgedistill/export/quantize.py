@@ -31,7 +31,7 @@ LEAST_AGREEMENT = 0.995  # of an int8 graph with the fake-quantized student that
 OLDEST_HALF = 19  # before this opset a Q/DQ pair knows no float16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned:
     """A float graph that was trained on in a target's arithmetic, its ranges, and what the fake-quantized net says.
 
@@ -44,7 +44,7 @@ class Tuned:
     labels_N: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibrated:
     """The ranges, by which rule, and what `auto` saw of each: {rule: {"agreement", "noise"}}."""
 
@@ -54,10 +54,16 @@ class Calibrated:
 
 
 def quantize(
-    fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray, settings: Quantize, folder: Path,
-    val: tuple[np.ndarray, np.ndarray] | None = None, score: str = "top1",
-    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None, half: bool = True,
-) -> list[OnnxModel]:  # fmt: skip
+    fp32: Path,
+    parent: OnnxModel,
+    images_NHWC: np.ndarray,
+    settings: Quantize,
+    folder: Path,
+    val: tuple[np.ndarray, np.ndarray] | None = None,
+    score: str = "top1",
+    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None,
+    half: bool = True,
+) -> list[OnnxModel]:
     """Calibrate once, and write `student.int8-<target>.onnx` for every target, with `calibration.json` beside them.
 
     Args:
@@ -89,7 +95,9 @@ def quantize(
     makers = {target: maker(model, found.ranges, target, half) for target in settings.targets}
     if val is None or not len(val[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
-    guarding = guard.Guard(model, found.ranges, used, val, settings.max_drop, score)
+    guarding = guard.Guard(
+        model=model, ranges=found.ranges, images_NHWC=used, val=val, max_drop=settings.max_drop, score=score
+    )
     outcomes = {}
     for target, make in makers.items():
         trained = _trained(tune(model, found.ranges, target), target, half) if tune else None
@@ -107,14 +115,23 @@ def _trained(one: Tuned, target: Target, half: bool) -> guard.Trained:
     if same < LEAST_AGREEMENT:
         shares = f"{same:.1%} of {len(one.labels_N)} images, less than {LEAST_AGREEMENT:.1%}"
         log.warning(f"quantize.qat: the int8 graph for {target} answers as the student it was trained as on {shares}")
-    return guard.Trained(one.model, one.ranges, make, same)
+    return guard.Trained(model=one.model, ranges=one.ranges, make=make, agreement=same)
 
 
 def record(path: Path, found: Calibrated, used: np.ndarray, complaints: Sequence[str]) -> None:
     """calibration.json: the rule, what `auto` compared, the ranges, and every image by the sha256 of its pixels."""
     hashes = [calibrate.image_hash(image) for image in used]
-    write_json(path, {"method": found.method, "images": len(used), "warnings": list(complaints), "tried": found.tried,
-                      "ranges": found.ranges, "sha256": hashes})  # fmt: skip
+    write_json(
+        path,
+        {
+            "method": found.method,
+            "images": len(used),
+            "warnings": list(complaints),
+            "tried": found.tried,
+            "ranges": found.ranges,
+            "sha256": hashes,
+        },
+    )
 
 
 def _complaints(n: int, settings: Quantize) -> list[str]:
@@ -130,7 +147,7 @@ def calibrated(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize) -
     names = {name for target in settings.targets for name in plan(qdq.prepared(model, target), target).ranged()}
     seen = calibrate.collect(whole, images_NHWC, sorted(names))
     if settings.method != "auto":
-        return Calibrated(settings.method, calibrate.ranges(seen, settings.method), {})
+        return Calibrated(method=settings.method, ranges=calibrate.ranges(seen, settings.method), tried={})
     target = settings.targets[0]
     compared = images_NHWC[:: max(1, len(images_NHWC) // COMPARED)][:COMPARED]
     wanted_NC = predict_onnx(model.SerializeToString(), compared)
@@ -141,7 +158,7 @@ def calibrated(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize) -
             tried[method] = closeness(wanted_NC, answers(maker(model, ranges, target)(()), compared, target))
             shown(1)
     best = max(tried, key=lambda method: (tried[method]["agreement"], -tried[method]["noise"]))
-    return Calibrated(best, candidates[best], tried)
+    return Calibrated(method=best, ranges=candidates[best], tried=tried)
 
 
 def closeness(wanted_NC: np.ndarray, got_NC: np.ndarray) -> dict[str, float]:
@@ -175,4 +192,12 @@ def write(graph: ModelProto, parent: OnnxModel, target: Target, folder: Path) ->
         qdq.refuse_for_tensorrt(graph, str(path))
     graphs.write(graph, path)
     size_mb = path.stat().st_size / 1e6
-    return OnnxModel(path.name, sha256_file(path), "int8", target, parent.opset, parent.sha256, size_mb)
+    return OnnxModel(
+        path=path.name,
+        sha256=sha256_file(path),
+        precision="int8",
+        target=target,
+        opset=parent.opset,
+        parent_sha256=parent.sha256,
+        size_mb=size_mb,
+    )

@@ -54,10 +54,20 @@ def ladder(
     for model in models:
         logits[artefact_name(model)] = predict_onnx(run / model.path, images_NHWC, simulate=_simulated(model))
     parent = next((model.parent_sha256 for model in models if model.precision == "fp32"), "")
-    torch_rung = Rung("torch", parent, "fp32", "any", "torch", _accuracy(labels_N, torch_logits_NC), 1.0)
+    torch_rung = Rung(
+        artefact="torch",
+        sha256=parent,
+        precision="fp32",
+        target="any",
+        backend="torch",
+        accuracy=_accuracy(labels_N, torch_logits_NC),
+        agreement_with_torch=1.0,
+    )
     rungs = [_rung(model, logits[artefact_name(model)], torch_logits_NC, labels_N) for model in models]
     int8 = [logits[artefact_name(model)] for model in models if model.precision == "int8"]
-    return Ladder((torch_rung, *rungs), _gates(logits, settings), _worst(torch_logits_NC, int8)), logits
+    return Ladder(
+        rungs=(torch_rung, *rungs), gates=_gates(logits, settings), worst=_worst(torch_logits_NC, int8)
+    ), logits
 
 
 def _simulated(model: OnnxModel) -> bool:
@@ -87,8 +97,18 @@ def _gates(logits: Mapping[str, np.ndarray], settings: Export) -> tuple[Gate, ..
     agreement = metrics.agreement(logits["torch"].argmax(1), logits["fp32"].argmax(1))
     error = relative_error(logits["torch"], logits["fp32"])
     return (
-        Gate("fp32 agreement", agreement, f">= {settings.min_agreement:g}", agreement >= settings.min_agreement),
-        Gate("fp32 relative error", error, f"<= {settings.max_relative_error:g}", error <= settings.max_relative_error),
+        Gate(
+            name="fp32 agreement",
+            value=agreement,
+            bound=f">= {settings.min_agreement:g}",
+            passed=agreement >= settings.min_agreement,
+        ),
+        Gate(
+            name="fp32 relative error",
+            value=error,
+            bound=f"<= {settings.max_relative_error:g}",
+            passed=error <= settings.max_relative_error,
+        ),
     )
 
 

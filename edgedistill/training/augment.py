@@ -28,7 +28,7 @@ def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     return scaled.permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Places:
     """Where the images at hand stand in a batch of `total`: what is drawn for an image depends on its place alone."""
 

@@ -30,7 +30,7 @@ Images = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Material:
     """What a student learns from, at its own input size.
 
@@ -61,7 +61,7 @@ class Material:
     stream: Stream | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What stays the same over the steps: how to train (`settings`), how long, on what, and from which seed."""
 
@@ -106,7 +106,7 @@ class Task:
         return partial(method, alphas=self.material.alphas, **bound_options(method, self.settings.method.options))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawn:
     """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C].
 
@@ -157,14 +157,20 @@ def draw_batch(task: Task, step: int) -> Drawn:
     behind = slice(*(max(0, end - len(extra)) for end in (second.start, second.stop)))
     streamed = _streamed(task, step, slice(0, task.streamed) if everyones else behind)
     own = streamed.at(behind) if streamed and everyones else streamed
-    drawn = gather(task, material.labeled[at[first]], material.labels[at[first]], extra[second], own)
+    drawn = gather(
+        task, material.labeled[at[first]], labels=material.labels[at[first]], unlabeled=extra[second], streamed=own
+    )
     if team == parallel.ALONE:
         return drawn
     total = len(extra) + task.streamed
     mine = torch.cat([torch.arange(len(at))[first], len(at) + torch.arange(total)[second]])
     whole = _pixels(material.images_NHWC, extra, streamed) if everyones else None
-    return replace(drawn, places=Places(len(at) + total, mine), places_U=Places(total, torch.arange(total)[second]),
-                   all_UHWC=whole)  # fmt: skip
+    return replace(
+        drawn,
+        places=Places(total=len(at) + total, mine=mine),
+        places_U=Places(total=total, mine=torch.arange(total)[second]),
+        all_UHWC=whole,
+    )
 
 
 def _streamed(task: Task, step: int, own: slice) -> Streamed | None:
@@ -189,9 +195,12 @@ def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows, streamed: S
         probs = {name: np.concatenate([one, streamed.probs[name]]) for name, one in probs.items()}
         if teacher is not None and streamed.teacher_UC is not None:
             teacher = np.concatenate([teacher, streamed.teacher_UC])
-    return Drawn(_pixels(task.material.images_NHWC, rows, streamed), torch.from_numpy(padded),
-                 {name: torch.from_numpy(one) for name, one in probs.items()},
-                 None if teacher is None else torch.from_numpy(teacher))  # fmt: skip
+    return Drawn(
+        images_BHWC=_pixels(task.material.images_NHWC, rows, streamed),
+        labels_B=torch.from_numpy(padded),
+        probs={name: torch.from_numpy(one) for name, one in probs.items()},
+        teacher_BC=None if teacher is None else torch.from_numpy(teacher),
+    )
 
 
 def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:

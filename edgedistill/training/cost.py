@@ -13,14 +13,30 @@ if TYPE_CHECKING:
 
 BYTES = 4  # of a float32; an int8 graph takes a quarter of it
 # runtimes compute these in the buffer of the operator before them, or in its epilogue
-FUSED = frozenset({
-    "add", "mul", "div", "sub", "relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "clamp",
-    "_native_batch_norm_legit_no_training", "native_batch_norm", "leaky_relu", "_prelu_kernel",
-})  # fmt: skip
+FUSED = frozenset(
+    {
+        "add",
+        "mul",
+        "div",
+        "sub",
+        "relu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "clamp",
+        "_native_batch_norm_legit_no_training",
+        "native_batch_norm",
+        "leaky_relu",
+        "_prelu_kernel",
+    }
+)
 RISKS = {"hardswish": "hard-swish", "silu": "swish", "hardsigmoid": "squeeze-excite", "sigmoid": "squeeze-excite"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operator:
     """One operator of a forward pass: its name, the buffers it reads and those it makes, in bytes."""
 
@@ -29,7 +45,7 @@ class Operator:
     makes: dict[int, int]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pass:
     """A forward pass as it was seen: operators in order, and the buffers that were there before."""
 
@@ -60,8 +76,13 @@ def measure(build: Callable[[], nn.Module], input_px: int, num_classes: int) -> 
     width = int(features.shape[1])
     head = width * num_classes
     parameters = sum(one.numel() for one in backbone.parameters()) + head + num_classes
-    return Cost((counter.get_total_flops() / 2 + head) / 1e6, parameters / 1e6, parameters * BYTES / 1e6,
-                peak_bytes(seen) / 1e6, int8_risks(seen))  # fmt: skip
+    return Cost(
+        macs_m=(counter.get_total_flops() / 2 + head) / 1e6,
+        params_m=parameters / 1e6,
+        weights_mb=parameters * BYTES / 1e6,
+        activation_mb=peak_bytes(seen) / 1e6,
+        int8_risks=int8_risks(seen),
+    )
 
 
 def watch(module: nn.Module, image: Any) -> tuple[Pass, Any]:
@@ -78,8 +99,10 @@ def watch(module: nn.Module, image: Any) -> tuple[Pass, Any]:
     def buffers(value: Any) -> dict[int, int]:
         tensors = [one for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
         kept.extend(tensors)
-        found = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() // one.element_size() * BYTES
-                 for one in tensors}  # fmt: skip
+        found = {
+            one.untyped_storage()._cdata: one.untyped_storage().nbytes() // one.element_size() * BYTES
+            for one in tensors
+        }
         return {unpadded.get(key, key): size for key, size in found.items() if key not in weights}
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,7 +114,7 @@ def watch(module: nn.Module, image: Any) -> tuple[Pass, Any]:
                 unpadded.update(dict.fromkeys(makes, next(iter(reads))))
             else:
                 new = {buffer: size for buffer, size in makes.items() if buffer not in reads}
-                seen.operators.append(Operator(name, frozenset(reads), new))
+                seen.operators.append(Operator(name=name, reads=frozenset(reads), makes=new))
             return made
 
     with Watch():  # type: ignore[no-untyped-call]

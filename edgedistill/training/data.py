@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TEST_SEED = 20260101
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LabeledImages:
     """A store and the class index of each of its images, int64 [N]."""
 
@@ -38,7 +38,7 @@ class LabeledImages:
     labels_N: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Splits:
     """Which image serves what. Rows (int64, ascending) point into `train`; no two of the three kinds overlap.
 
@@ -103,9 +103,9 @@ def load(section: Data, base: Path, cache: Path, seed: int, px: int) -> Splits:
     _refuse_small_classes(train.labels_N, found.classes, section)
     side = section.store_px or px
     name = f"{section.kind}-{run.digest([found.fingerprint, side, section.fit, section.test_fraction])[:12]}"
-    held = store.build(test, cache / f"{name}-test", side, section.fit, "decode test")
-    kept = store.build(train, cache / f"{name}-train", side, section.fit, "decode train")
-    labeled_test = LabeledImages(held, test.labels_N[held.kept_rows])
+    held = store.build(test, cache / f"{name}-test", px=side, fit=section.fit, desc="decode test")
+    kept = store.build(train, cache / f"{name}-train", px=side, fit=section.fit, desc="decode train")
+    labeled_test = LabeledImages(store=held, labels_N=test.labels_N[held.kept_rows])
     return _divide(found, section, seed, items=train.take(kept.kept_rows), kept=kept, held=labeled_test)
 
 
@@ -203,13 +203,16 @@ def _refuse_small_classes(labels_N: np.ndarray, classes: Sequence[str], section:
     fewest = int(counts_C.argmin())
     have = f"class {classes[fewest]} has {counts_C[fewest]} labeled images to train on"
     if asked is not None and asked < needed:
-        raise InputError(f"data.labels_per_class: {asked} leave none to train on once val has its share",
-                         f"ask for {needed} at least")  # fmt: skip
+        raise InputError(
+            f"data.labels_per_class: {asked} leave none to train on once val has its share",
+            f"ask for {needed} at least",
+        )
     if counts_C[fewest] < needed:
         raise InputError(f"data: {have}, and {needed} are needed", "label more of them, or lower data.val_fraction")
     if asked is not None and counts_C[fewest] < asked:
-        raise InputError(f"data.labels_per_class: {have}, fewer than the {asked} asked for",
-                         f"ask for {counts_C[fewest]} at most")  # fmt: skip
+        raise InputError(
+            f"data.labels_per_class: {have}, fewer than the {asked} asked for", f"ask for {counts_C[fewest]} at most"
+        )
 
 
 def _divide(found: Listing, section: Data, seed: int, *, items: Items, kept: ImageStore, held: LabeledImages) -> Splits:
@@ -222,7 +225,9 @@ def _divide(found: Listing, section: Data, seed: int, *, items: Items, kept: Ima
         log.warning("%d train images have the pixels of a test image and are left out", len(hashes) - len(usable))
     _refuse_small_classes(labels_N[usable], found.classes, section)
     names = [items.names[int(row)] for row in usable]
-    parts = draw(names, labels_N[usable], section.labels_per_class, section.val_fraction, seed)
+    parts = draw(
+        names, labels_N[usable], per_class=section.labels_per_class, val_fraction=section.val_fraction, seed=seed
+    )
     labeled, val, unlabeled = (usable[part] for part in parts)
     return Splits(
         classes=found.classes,
@@ -233,14 +238,14 @@ def _divide(found: Listing, section: Data, seed: int, *, items: Items, kept: Ima
         val_rows=val,
         val_labels=labels_N[val],
         unlabeled_rows=unlabeled,
-        data_hash=_data_hash(hashes, labels_N, labeled, val, unlabeled),
+        data_hash=_data_hash(hashes, labels_N, parts=(labeled, val, unlabeled)),
         corrupt=corrupt,
         duplicates=len(hashes) - len(usable),
         held_out=held,
     )
 
 
-def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, *parts: np.ndarray) -> str:
+def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, parts: Sequence[np.ndarray]) -> str:
     running = hashlib.sha256()
     for part in parts:
         running.update(hashes[part].tobytes())

@@ -109,7 +109,7 @@ def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
         more = _images(unlabeled)
         names = [*train.names, *(f"unlabeled/{name}" for name in more)]
         paths = [*train.paths, *(f"{unlabeled}/{name}" for name in more)]
-        train = Files(names, paths, [*train.labels, *[UNLABELED] * len(more)])
+        train = Files(names=names, paths=paths, labels=[*train.labels, *[UNLABELED] * len(more)])
     return files_listing(classes, train, test, NOT_STATED)
 
 
@@ -125,7 +125,9 @@ def _class_folders(root: Path, known: list[str] | None) -> tuple[list[str], File
     order = known if known is not None else classes
     found = [(name, f"{name}/{image}") for name in classes for image in _images(root / name)]
     names = [name for _, name in found]
-    return order, Files(names, [f"{root}/{name}" for name in names], [order.index(one) for one, _ in found])
+    return order, Files(
+        names=names, paths=[f"{root}/{name}" for name in names], labels=[order.index(one) for one, _ in found]
+    )
 
 
 def _images(place: Path) -> list[str]:
@@ -154,7 +156,9 @@ def cub(base: Path, *, root: Path) -> Listing:
     def part(flag: str) -> Files:
         mine = [identity for identity in paths if training[identity] == flag]
         names = [paths[identity] for identity in mine]
-        return Files(names, [f"{root}/images/{name}" for name in names], [places[labels[one]] for one in mine])
+        return Files(
+            names=names, paths=[f"{root}/images/{name}" for name in names], labels=[places[labels[one]] for one in mine]
+        )
 
     return files_listing(list(classes.values()), part("1"), part("0"), CUB_LICENCE)
 
@@ -196,7 +200,11 @@ def table(
     def part(wanted: str) -> Files:
         mine = [row for row in rows if split is None or row[split] == wanted]
         names = [row[image] for row in mine]
-        return Files(names, [str(place / name) for name in names], [places.get(row[label], UNLABELED) for row in mine])
+        return Files(
+            names=names,
+            paths=[str(place / name) for name in names],
+            labels=[places.get(row[label], UNLABELED) for row in mine],
+        )
 
     for number, row in enumerate(rows, start=2):
         if split is not None and row[split] not in ("train", "test"):
@@ -236,9 +244,11 @@ def elpv(base: Path, *, threshold: float = 0.5) -> Listing:
     text = (data / "labels.csv").read_text(encoding="utf-8")
     rows = [line.split() for line in text.splitlines() if line.strip()]
     labels = [int(float(probability) >= threshold) for _, probability, _ in rows]
-    files = Files([name for name, _, _ in rows], [f"{data}/{name}" for name, _, _ in rows], labels)
+    files = Files(names=[name for name, _, _ in rows], paths=[f"{data}/{name}" for name, _, _ in rows], labels=labels)
     mark = hash_lines(["elpv", metadata.version("elpv-dataset"), repr(threshold), text])
-    return Listing(("functional", "defective"), files.items(), None, "CC BY-NC-SA 4.0", mark)
+    return Listing(
+        classes=("functional", "defective"), train=files.items(), test=None, licence="CC BY-NC-SA 4.0", fingerprint=mark
+    )
 
 
 def digits(base: Path) -> Listing:
@@ -248,9 +258,11 @@ def digits(base: Path) -> Listing:
     bunch = load_digits()
     levels_NHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     names = [f"{at:04d}" for at in range(len(levels_NHW))]
-    items = Items(names, bunch.target.astype(np.int64), lambda i: Image.fromarray(levels_NHW[i]))
+    items = Items(names=names, labels_N=bunch.target.astype(np.int64), load=lambda i: Image.fromarray(levels_NHW[i]))
     licence = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
-    return Listing(tuple("0123456789"), items, None, licence, digits_fingerprint(base))
+    return Listing(
+        classes=tuple("0123456789"), train=items, test=None, licence=licence, fingerprint=digits_fingerprint(base)
+    )
 
 
 def digits_fingerprint(base: Path) -> str:

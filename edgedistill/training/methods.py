@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What a method may see of one step.
 
@@ -91,29 +91,38 @@ def nearest(
 
     lam * CE(labels) + (1 - lam) * CE(source head, pseudo-labels of the source with the largest weight).
     """
-    return mixture(batch, shares_of("nearest", alphas, {}), lam, temperature, normalise)
+    return mixture(batch, shares_of("nearest", alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
 
 
 def single(
     batch: Batch, alphas: Alphas, *, source: str, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
     """As nearest, from the source that is named: what one source alone is worth."""
-    return mixture(batch, shares_of("single", alphas, {"source": source}), lam, temperature, normalise)
+    return mixture(
+        batch, shares_of("single", alphas, {"source": source}), lam=lam, temperature=temperature, normalise=normalise
+    )
 
 
 def random(
-    batch: Batch, alphas: Alphas, *, seed: int = 0, lam: Unit = 0.8, temperature: Positive = 1.0,
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    seed: int = 0,
+    lam: Unit = 0.8,
+    temperature: Positive = 1.0,
     normalise: bool = True,
-) -> Terms:  # fmt: skip
+) -> Terms:
     """As nearest, from a source drawn with `seed`: the control that shows what choosing is worth."""
-    return mixture(batch, shares_of("random", alphas, {"seed": seed}), lam, temperature, normalise)
+    return mixture(
+        batch, shares_of("random", alphas, {"seed": seed}), lam=lam, temperature=temperature, normalise=normalise
+    )
 
 
 def equal(
     batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
 ) -> Terms:
     """All sources with the same weight: the control that shows what the weighting is worth."""
-    return mixture(batch, shares_of("equal", alphas, {}), lam, temperature, normalise)
+    return mixture(batch, shares_of("equal", alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
 
 
 def weighted(
@@ -130,7 +139,7 @@ def weighted(
         temperature: of student and source alike; the source term is scaled by its square (Hinton et al. 2015).
         normalise: divide each source's term by log K, so that 1,000 classes do not outweigh 10.
     """
-    return mixture(batch, alphas, lam, temperature, normalise)
+    return mixture(batch, alphas, lam=lam, temperature=temperature, normalise=normalise)
 
 
 def adapted(batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0) -> Terms:
@@ -149,18 +158,31 @@ def adapted(batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive 
 
 
 def consistent(
-    batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0, threshold: Unit = 0.95,
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    lam: Unit = 0.5,
+    sharpen: Positive = 2.0,
+    threshold: Unit = 0.95,
     weight: Weight = 0.5,
-) -> Terms:  # fmt: skip
+) -> Terms:
     """`adapted`, with FixMatch's consistency on top of it (Wang et al., USB, NeurIPS 2022, on what helps whom)."""
-    return {**adapted(batch, alphas, lam=lam, sharpen=sharpen),
-            "consistency": weight * consistency_loss(batch, threshold)}  # fmt: skip
+    return {
+        **adapted(batch, alphas, lam=lam, sharpen=sharpen),
+        "consistency": weight * consistency_loss(batch, threshold),
+    }
 
 
 def combined(
-    batch: Batch, alphas: Alphas, *, lam: Unit = 0.3, sources: Unit = 0.3, sharpen: Positive = 2.0,
-    temperature: Positive = 1.0, normalise: bool = True,
-) -> Terms:  # fmt: skip
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    lam: Unit = 0.3,
+    sources: Unit = 0.3,
+    sharpen: Positive = 2.0,
+    temperature: Positive = 1.0,
+    normalise: bool = True,
+) -> Terms:
     """`adapted`, with the weighted sources' own label spaces as an auxiliary task (after UNIC, Sariyildiz et al. 2024).
 
     lam * CE(labels) + (1 - lam - sources) * CE(target head, teacher) + sources * sum_s alpha_s CE(head of s, s).
@@ -170,7 +192,7 @@ def combined(
     """
     if lam + sources > 1.0:
         raise InputError("distill.method: lam + sources is over 1", "lower one of them")
-    auxiliary = mixture(batch, alphas, 1.0 - sources, temperature, normalise)
+    auxiliary = mixture(batch, alphas, lam=1.0 - sources, temperature=temperature, normalise=normalise)
     del auxiliary["labels"]
     teacher = (1.0 - lam - sources) * teacher_loss(batch, sharpen)
     return {"labels": lam * label_loss(batch), "teacher": teacher, **auxiliary}

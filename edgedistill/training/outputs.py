@@ -30,7 +30,7 @@ Arrays = NDArray[Any]
 CHUNK = 256  # images between two looks at the disk: a killed pass loses at most these
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """A frozen model with the preprocessing it was trained with; `sha256` is of its weights and its architecture."""
 
@@ -45,7 +45,7 @@ class Network:
         return {"sha256": self.sha256, "input_px": self.input_px, "mean": self.mean, "std": self.std}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceOutputs:
     """What one source says of every image, on disk in `folder`.
 
@@ -70,9 +70,13 @@ def _mapped(folder: Path, name: str) -> Arrays:
 
 
 def outputs(
-    net: Network, images: Callable[[int], Arrays], data_hash: str, cache: Path,
-    progress: Callable[[int], object] = lambda done: None, call: Callable[..., object] | None = None,
-) -> SourceOutputs:  # fmt: skip
+    net: Network,
+    images: Callable[[int], Arrays],
+    data_hash: str,
+    cache: Path,
+    progress: Callable[[int], object] = lambda done: None,
+    call: Callable[..., object] | None = None,
+) -> SourceOutputs:
     """The source's outputs on every image, from the cache or computed once; a killed pass goes on where it stopped.
 
     Args:
@@ -92,7 +96,7 @@ def outputs(
         found = _opened(folder) if meta.exists() else None
         if found is None:
             meta.unlink(missing_ok=True)
-            _compute(net, images(net.input_px), folder, progress, call)
+            _compute(net, images(net.input_px), folder=folder, progress=progress, call=call)
             runs.write_json(meta, view)
             found = _opened(folder)
     assert found is not None, "what was just written can be read"
@@ -106,11 +110,16 @@ def _opened(folder: Path) -> SourceOutputs | None:
             _mapped(folder, name)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return SourceOutputs(folder)
+    return SourceOutputs(folder=folder)
 
 
-def _compute(net: Network, images_NHWC: Arrays, folder: Path, progress: Callable[[int], object],
-             call: Callable[..., object] | None) -> None:  # fmt: skip
+def _compute(
+    net: Network,
+    images_NHWC: Arrays,
+    folder: Path,
+    progress: Callable[[int], object],
+    call: Callable[..., object] | None,
+) -> None:
     """Round by round into two arrays on disk; `at.json` holds how many images are safely there."""
     total, at = len(images_NHWC), folder / "at.json"
     start = int(runs.read_json(at)) if at.exists() and _opened(folder) is not None else 0

@@ -30,7 +30,7 @@ class DismissedError(Exception):
     """The leader gave up what everybody was at; the next order comes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Team:
     """This process among `size` of them; rank 0 leads."""
 
@@ -62,7 +62,7 @@ def team() -> Team:
     found = _accelerator()
     if found.num_processes != int(os.environ["WORLD_SIZE"]):
         raise InputError("WORLD_SIZE is set, and LOCAL_RANK is not", "start the processes with torchrun")
-    return Team(found.process_index, found.num_processes)
+    return Team(rank=found.process_index, size=found.num_processes)
 
 
 @functools.cache
@@ -76,8 +76,10 @@ def _accelerator() -> accelerate.Accelerator:
         raise InputError("several processes need the package accelerate", FIX) from None
     gpus = torch.cuda.device_count()
     if 0 < gpus < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        raise InputError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {gpus} GPUs",
-                         f"--nproc-per-node {gpus} at most")  # fmt: skip
+        raise InputError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {gpus} GPUs",
+            f"--nproc-per-node {gpus} at most",
+        )
     return Accelerator(cpu=not gpus)
 
 
@@ -116,8 +118,10 @@ def _talking() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo's: mostly "connection closed by peer"
         what = str(error).splitlines()[0]
-        raise EdgeDistillError(f"another process of this training cannot be heard ({what})",
-                               "see what it said last; between machines see GLOO_SOCKET_IFNAME") from None  # fmt: skip
+        raise EdgeDistillError(
+            f"another process of this training cannot be heard ({what})",
+            "see what it said last; between machines see GLOO_SOCKET_IFNAME",
+        ) from None
 
 
 def leave() -> None:
@@ -172,8 +176,10 @@ def agreed(value: Any, what: str) -> None:
     """Raise EdgeDistillError where `value` is not the same in every process."""
     found = gathered(value)
     if any(one != found[0] for one in found):
-        raise EdgeDistillError(f"the processes do not agree on {what}: {found}",
-                               "give them one --runs folder on a file system that all of them share")  # fmt: skip
+        raise EdgeDistillError(
+            f"the processes do not agree on {what}: {found}",
+            "give them one --runs folder on a file system that all of them share",
+        )
 
 
 def mean(values: Tensor) -> Tensor:

@@ -40,9 +40,17 @@ OVER, PRUNED = "over budget", "pruned"
 
 
 def search(
-    found: list[StudentSpec], budget: Budget, settings: Search, objective: Objective, *, seed: int, folder: Path,
-    latency: Latency | None = None, name: str = "students", identity: str = "",
-) -> StudentSpec:  # fmt: skip
+    found: list[StudentSpec],
+    budget: Budget,
+    settings: Search,
+    objective: Objective,
+    *,
+    seed: int,
+    folder: Path,
+    latency: Latency | None = None,
+    name: str = "students",
+    identity: str = "",
+) -> StudentSpec:
     """The best student within the budget, by `objective`; every trial is kept in study.journal and trials.csv.
 
     With no more feasible candidates than trials every one of them is scored; otherwise Optuna's TPE (Bergstra et al.
@@ -70,7 +78,7 @@ def search(
     within = feasible(found, budget)
     shared = study.opened(folder, settings, name, identity)
     with study.reachable(shared):
-        now = _work(shared, within, budget, settings, objective, latency, seed)
+        now = _work(shared, within, budget=budget, settings=settings, objective=objective, latency=latency, seed=seed)
     _write_table(folder / "trials.csv", found, budget, now)
     if not now.scored:
         raise _none_left(within, now.out, budget)
@@ -78,8 +86,15 @@ def search(
     return next(spec for spec in within if name_of(spec) == winner)
 
 
-def _work(shared: Shared, within: list[StudentSpec], budget: Budget, settings: Search, objective: Objective,
-          latency: Latency | None, seed: int) -> Standing:  # fmt: skip
+def _work(
+    shared: Shared,
+    within: list[StudentSpec],
+    budget: Budget,
+    settings: Search,
+    objective: Objective,
+    latency: Latency | None,
+    seed: int,
+) -> Standing:
     """Try candidate after candidate until nobody has one left to try; how they stand then."""
     while True:
         now = study.standing(shared)
@@ -88,16 +103,33 @@ def _work(shared: Shared, within: list[StudentSpec], budget: Budget, settings: S
                 return now
             time.sleep(POLL_S)  # somebody else is at the last ones; what dies there is to be taken up here
             continue
-        spec = _next(shared, within, now, settings, seed)
+        spec = _next(shared, within, now=now, settings=settings, seed=seed)
         trial = study.begin(shared, name_of(spec), _params(spec), _space(within))
         if trial is None:
             continue
         with study.beating(shared, trial):
-            _try(shared, trial, spec, budget, settings, objective, latency, seed)
+            _try(
+                shared,
+                trial,
+                spec=spec,
+                budget=budget,
+                settings=settings,
+                objective=objective,
+                latency=latency,
+                seed=seed,
+            )
 
 
-def _try(shared: Shared, trial: optuna.Trial, spec: StudentSpec, budget: Budget, settings: Search,
-         objective: Objective, latency: Latency | None, seed: int) -> None:  # fmt: skip
+def _try(
+    shared: Shared,
+    trial: optuna.Trial,
+    spec: StudentSpec,
+    budget: Budget,
+    settings: Search,
+    objective: Objective,
+    latency: Latency | None,
+    seed: int,
+) -> None:
     """Measure the candidate, then train it; the trial ends as refused, pruned or complete."""
     try:
         if budget.latency_ms:
@@ -107,7 +139,10 @@ def _try(shared: Shared, trial: optuna.Trial, spec: StudentSpec, budget: Budget,
             if took > budget.latency_ms.at_most:
                 _refuse(shared, trial, OVER)
                 return
-        rungs = {step: partial(_compare, shared, trial, name_of(spec), settings, step) for step in rung_steps(settings)}
+        rungs = {
+            step: partial(_compare, shared, trial, name=name_of(spec), settings=settings, step=step)
+            for step in rung_steps(settings)
+        }
         value, facts = objective(spec, seed, rungs)
     except UnfitError as error:
         say(f"  search: {describe(spec)} is out: {error}")
@@ -128,7 +163,7 @@ def _refuse(shared: Shared, trial: optuna.Trial, reason: str) -> None:
     study.end(shared, trial, None, TrialState.FAIL)
 
 
-def _compare(shared: Shared, trial: optuna.Trial, name: str, settings: Search, step: int, value: float) -> None:
+def _compare(shared: Shared, trial: optuna.Trial, value: float, *, name: str, settings: Search, step: int) -> None:
     """Raise TrialPruned where the candidate is not among the best of every `keep_one_in` that came this far."""
     trial.report(value, step)
     if not goes_on(value, study.at_step(shared, step, name), settings.keep_one_in):
@@ -184,8 +219,7 @@ def _none_left(within: list[StudentSpec], out: Trials, budget: Budget) -> EdgeDi
     )
 
 
-def _next(shared: Shared, within: list[StudentSpec], now: Standing, settings: Search,
-          seed: int) -> StudentSpec:  # fmt: skip
+def _next(shared: Shared, within: list[StudentSpec], now: Standing, settings: Search, seed: int) -> StudentSpec:
     """A candidate that was not tried yet. Where all get a turn, the next; else first of each family the largest that
     meets the budget, and then the one nearest to what TPE proposes.
 
@@ -210,8 +244,11 @@ def _next(shared: Shared, within: list[StudentSpec], now: Standing, settings: Se
 
 
 def _params(spec: StudentSpec) -> dict[str, Any]:
-    return {"family": spec.family, f"{spec.family}.input_px": spec.input_px,
-            **{f"{spec.family}.{name}": value for name, value in spec.options.items()}}  # fmt: skip
+    return {
+        "family": spec.family,
+        f"{spec.family}.input_px": spec.input_px,
+        **{f"{spec.family}.{name}": value for name, value in spec.options.items()},
+    }
 
 
 def _space(within: list[StudentSpec]) -> dict[str, BaseDistribution]:
@@ -256,6 +293,8 @@ def why(spec: StudentSpec, folder: Path) -> str:
     best = max(float(row["value"]) for row in tried)
     took = f", {float(own['latency_ms']):.3g} ms on the device" if own["latency_ms"] else ""
     told = "the best" if float(own["value"]) == best else f"within one standard error of the best, {best:.3f}"
-    return (f"{describe(spec)}{took}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
-            f"({float(own['loss']):.3f}); {len(tried)} trained to the end, {pruned} left behind, {refused} refused by "
-            "the budget")  # fmt: skip
+    return (
+        f"{describe(spec)}{took}: score {float(own['value']):.3f} ({told}), with the lowest held-out loss of such "
+        f"({float(own['loss']):.3f}); {len(tried)} trained to the end, {pruned} left behind, {refused} refused by "
+        "the budget"
+    )

@@ -37,7 +37,7 @@ FIX = 'pip install "edgedistill[scale]"'
 AT_ONCE = 64  # images in the hands of the decoding threads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """How a shard's images are decoded: to squares of so many pixels, cropped or squashed."""
 
@@ -45,7 +45,7 @@ class View:
     fit: images.Fit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """A shard that was read once: `count` samples, those in `corrupt` not decodable; `folder` holds the rest."""
 
@@ -88,8 +88,10 @@ def addresses(section: Unlabeled, base: Path) -> list[str]:
     for one in wanted:
         scheme = SCHEME.match(one)
         if scheme and scheme[1].lower() not in REMOTE:  # "pipe:" among them: a recipe starts no programs
-            raise InputError(f"unlabeled.urls: {one}: {scheme[1]} is no kind of address that is read here",
-                             f"name files, or addresses by {', '.join(REMOTE)}")  # fmt: skip
+            raise InputError(
+                f"unlabeled.urls: {one}: {scheme[1]} is no kind of address that is read here",
+                f"name files, or addresses by {', '.join(REMOTE)}",
+            )
         if scheme:
             found.append(one)
         else:
@@ -137,7 +139,7 @@ def squares(url: str, view: View, wanted: Container[int] | None = None) -> Itera
     with ThreadPoolExecutor() as pool:  # Pillow gives up Python's lock while it decodes
         while some := list(itertools.islice(numbered, AT_ONCE)):
             names, encoded = [name for _, name, _ in some], [data for _, _, data in some]
-            items = Items(names, np.full(len(some), UNLABELED), functools.partial(_opened, encoded))
+            items = Items(names=names, labels_N=np.full(len(some), UNLABELED), load=functools.partial(_opened, encoded))
             done = pool.map(functools.partial(store.decode, items, px=view.px, fit=view.fit), range(len(some)))
             yield from ((at, name, square) for (at, name, _), (square, _) in zip(some, done, strict=True))
 
@@ -147,9 +149,12 @@ def _opened(encoded: Sequence[bytes], at: int) -> Image.Image:
 
 
 def label(
-    url: str, view: View, nets: Mapping[str, Network], cache: Path,
+    url: str,
+    view: View,
+    nets: Mapping[str, Network],
+    cache: Path,
     progress: Callable[[int], object] = lambda done: None,
-) -> tuple[Shard, dict[str, SourceOutputs]]:  # fmt: skip
+) -> tuple[Shard, dict[str, SourceOutputs]]:
     """Read a shard once, and ask every source about its images; from the cache where that was done before.
 
     A killed pass goes on where it stopped, within a shard, too. All its squares are in memory, at times twice.
@@ -172,7 +177,9 @@ def label(
         if not (folder / "shard.json").is_file():
             _write_facts(url, folder, decoded())
         facts = run.read_json(folder / "shard.json")
-    shard = Shard(url, folder, facts["count"], tuple(facts["corrupt"]), facts["data_hash"])
+    shard = Shard(
+        url=url, folder=folder, count=facts["count"], corrupt=tuple(facts["corrupt"]), data_hash=facts["data_hash"]
+    )
 
     def resized(px: int) -> Squares:
         found = decoded().squares
@@ -183,7 +190,7 @@ def label(
     return shard, found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoded:
     """A shard in memory: squares [N, P, P, 3] of the samples `kept`, the names of the others, and how many in all."""
 
@@ -203,15 +210,21 @@ def _decoded(url: str, view: View) -> Decoded:
     kept = [(at, square) for at, _, square in found if square is not None]
     if not kept:
         raise InputError(f"{url}: holds no images", "name shards with jpg, png or webp files")
-    return Decoded(np.stack([square for _, square in kept]), np.array([at for at, _ in kept]),
-                   tuple(name for _, name, square in found if square is None), len(found))  # fmt: skip
+    return Decoded(
+        squares=np.stack([square for _, square in kept]),
+        kept=np.array([at for at, _ in kept]),
+        corrupt=tuple(name for _, name, square in found if square is None),
+        count=len(found),
+    )
 
 
 def _write_facts(url: str, folder: Path, decoded: Decoded) -> None:
     if len(decoded.corrupt) > store.MAX_CORRUPT * decoded.count:
         named = ", ".join(decoded.corrupt[: store.NAMED])
-        raise InputError(f"{url}: {len(decoded.corrupt)} of {decoded.count} samples are no images: {named}",
-                         "repair the shard, or leave it out")  # fmt: skip
+        raise InputError(
+            f"{url}: {len(decoded.corrupt)} of {decoded.count} samples are no images: {named}",
+            "repair the shard, or leave it out",
+        )
     hashes = np.array([mark(one) for one in decoded.squares], dtype="S64")
     for name, array in (("kept.npy", decoded.kept), ("hashes.npy", hashes)):
         with run.atomic(folder / name) as temporary, temporary.open("wb") as stream:

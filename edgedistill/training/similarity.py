@@ -69,17 +69,27 @@ def static(
     """
     if source not in prior:
         known = ", ".join(sorted(prior)) or "no source"
-        raise InputError(f"static: the prior has no score for the source {source or '(no name)'}, it knows {known}",
-                         "add it under prior:")  # fmt: skip
+        raise InputError(
+            f"static: the prior has no score for the source {source or '(no name)'}, it knows {known}",
+            "add it under prior:",
+        )
     if not -math.inf < prior[source] <= 1.0:
         raise InputError(f"static: the prior of {source} is {prior[source]}", "write a fraction, 1 for the best")
     return float(prior[source])
 
 
 METRICS: dict[str, Metric] = {
-    "parc": parc, "rsa": rsa, "cka": cka, "leep": leep, "nce": nce, "hscore": hscore, "logme": logme, "knn": knn,
-    "probe": probe, "static": static,
-}  # fmt: skip
+    "parc": parc,
+    "rsa": rsa,
+    "cka": cka,
+    "leep": leep,
+    "nce": nce,
+    "hscore": hscore,
+    "logme": logme,
+    "knn": knn,
+    "probe": probe,
+    "static": static,
+}
 
 
 def _one(labels_N: Ints) -> float:
@@ -100,12 +110,20 @@ def _classes_less_one(labels_N: Ints) -> float:
 
 # the score of a perfect source; LogME's evidence has no bound
 CEILINGS: dict[str, Callable[[Ints], float]] = {
-    "parc": parc_ceiling, "rsa": lambda labels_N: 100.0, "cka": _one, "leep": _zero, "nce": _zero,
-    "hscore": _classes_less_one, "logme": lambda labels_N: math.inf, "knn": _one, "probe": _one, "static": _one,
-}  # fmt: skip
+    "parc": parc_ceiling,
+    "rsa": lambda labels_N: 100.0,
+    "cka": _one,
+    "leep": _zero,
+    "nce": _zero,
+    "hscore": _classes_less_one,
+    "logme": lambda labels_N: math.inf,
+    "knn": _one,
+    "probe": _one,
+    "static": _one,
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """Where a metric's scores lie: within `bounds`, at `chance` for a source that knows nothing.
 
@@ -136,17 +154,17 @@ def _share_of_variance(scores_S: Floats) -> Floats:
 
 
 SCALES: dict[str, Scale] = {
-    "parc": Scale(_within(parc_ceiling)),
-    "rsa": Scale(_within(CEILINGS["rsa"])),
-    "cka": Scale(_within(_one)),
+    "parc": Scale(bounds=_within(parc_ceiling)),
+    "rsa": Scale(bounds=_within(CEILINGS["rsa"])),
+    "cka": Scale(bounds=_within(_one)),
     # e^LEEP and e^NCE are geometric means of the probability of the right label: from e^-H(labels) to 1
-    "leep": Scale(_information, _entropy_below_zero, np.exp),
-    "nce": Scale(_information, _entropy_below_zero, np.exp),
-    "hscore": Scale(_within(_classes_less_one)),
-    "logme": Scale(logme_bounds, logme_chance, _share_of_variance),
-    "knn": Scale(_accuracies),
-    "probe": Scale(_accuracies),
-    "static": Scale(None),
+    "leep": Scale(bounds=_information, chance=_entropy_below_zero, curve=np.exp),
+    "nce": Scale(bounds=_information, chance=_entropy_below_zero, curve=np.exp),
+    "hscore": Scale(bounds=_within(_classes_less_one)),
+    "logme": Scale(bounds=logme_bounds, chance=logme_chance, curve=_share_of_variance),
+    "knn": Scale(bounds=_accuracies),
+    "probe": Scale(bounds=_accuracies),
+    "static": Scale(bounds=None),
 }
 
 
@@ -163,9 +181,16 @@ def share(metric: str, scores_S: Floats, labels_N: Ints) -> Floats:
 
 
 def half_sample_interval(
-    metric: Metric, features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, repeats: int, seed: int,
-    bounds: tuple[float, float] = (-math.inf, math.inf), aligned: Mapping[str, Floats] | None = None,
-) -> tuple[float, float, float]:  # fmt: skip
+    metric: Metric,
+    features_ND: Floats,
+    probs_NK: Floats,
+    labels_N: Ints,
+    *,
+    repeats: int,
+    seed: int,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    aligned: Mapping[str, Floats] | None = None,
+) -> tuple[float, float, float]:
     """Score with a 95 % interval by the half-sample bootstrap: (score, low, high).
 
     Each repeat scores a random half of every class, without replacement. A half has the sampling variance of the
@@ -221,9 +246,14 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
 
 
 def weigh(
-    outputs: Mapping[str, Pair], labels_N: Ints, settings: Weigh, seed: int,
-    progress: Callable[[int], object] = lambda done: None, *, max_images: int = MOST_IMAGES,
-) -> SourceWeights:  # fmt: skip
+    outputs: Mapping[str, Pair],
+    labels_N: Ints,
+    settings: Weigh,
+    seed: int,
+    progress: Callable[[int], object] = lambda done: None,
+    *,
+    max_images: int = MOST_IMAGES,
+) -> SourceWeights:
     """Score every source on the probe by every metric asked for, and turn `settings.metric` into weights.
 
     Args:
@@ -240,19 +270,35 @@ def weigh(
     rows = _at_most(labels_N, max_images)
     outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
     choices = {one.name: one for one in (*settings.also, settings.metric)}
-    scores = {name: _scored(choice, outputs, labels_N, settings.bootstrap, seed, progress)
-              for name, choice in choices.items()}  # fmt: skip
+    scores = {
+        name: _scored(choice, outputs, labels_N=labels_N, repeats=settings.bootstrap, seed=seed, progress=progress)
+        for name, choice in choices.items()
+    }
     alphas = {name: _alphas(name, found, labels_N, settings) for name, found in scores.items()}
     chosen = settings.metric.name
     sources = tuple(
-        SourceWeight(name, float(alphas[chosen][at]), {metric: found[at] for metric, found in scores.items()})
+        SourceWeight(
+            name=name, weight=float(alphas[chosen][at]), scores={metric: found[at] for metric, found in scores.items()}
+        )
         for at, name in enumerate(outputs)
     )
-    return SourceWeights(chosen, len(labels_N), settings.power, sources, _disagreement(chosen, alphas, list(outputs)))
+    return SourceWeights(
+        metric=chosen,
+        probe_images=len(labels_N),
+        power=settings.power,
+        sources=sources,
+        disagreement=_disagreement(chosen, alphas, list(outputs)),
+    )
 
 
-def _scored(choice: Choice, outputs: Mapping[str, Pair], labels_N: Ints, repeats: int, seed: int,
-            progress: Callable[[int], object]) -> list[MetricScore]:  # fmt: skip
+def _scored(
+    choice: Choice,
+    outputs: Mapping[str, Pair],
+    labels_N: Ints,
+    repeats: int,
+    seed: int,
+    progress: Callable[[int], object],
+) -> list[MetricScore]:
     """One metric's scores of all sources, in their order."""
     metric = METRICS[choice.name]
     bound: Metric = partial(metric, **bound_options(metric, choice.options))
@@ -265,9 +311,18 @@ def _scored(choice: Choice, outputs: Mapping[str, Pair], labels_N: Ints, repeats
             score = one(features_ND, probs_NK, labels_N)
             triple = (score, score, score)
         else:
-            triple = half_sample_interval(one, features_ND, probs_NK, labels_N, repeats=repeats, seed=seed,
-                                          bounds=bounds(labels_N), aligned=aligned)  # fmt: skip
-        found.append(MetricScore(*triple, ceiling if math.isfinite(ceiling) else None))
+            triple = half_sample_interval(
+                one,
+                features_ND,
+                probs_NK,
+                labels_N,
+                repeats=repeats,
+                seed=seed,
+                bounds=bounds(labels_N),
+                aligned=aligned,
+            )
+        top = ceiling if math.isfinite(ceiling) else None
+        found.append(MetricScore(score=triple[0], low=triple[1], high=triple[2], ceiling=top))
         progress(1)
     return found
 

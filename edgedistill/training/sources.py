@@ -82,7 +82,7 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
         return features_BD, net.head(features_BD).softmax(dim=1)  # type: ignore[operator]
 
     spec = record.spec
-    return Network(forward, spec.input_px, spec.mean, spec.std, identity)
+    return Network(forward=forward, input_px=spec.input_px, mean=spec.mean, std=spec.std, sha256=identity)
 
 
 def onnx(
@@ -132,7 +132,7 @@ def onnx(
     # a graph that takes bytes normalises by itself, as the ones exported here do
     mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if raw else (IMAGENET_MEAN, IMAGENET_STD)
     identity = runs.digest([runs.sha256_file(file), wanted, logits])
-    return Network(forward, px if isinstance(px, int) else 224, mean, std, identity)
+    return Network(forward=forward, input_px=px if isinstance(px, int) else 224, mean=mean, std=std, sha256=identity)
 
 
 def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
@@ -203,7 +203,7 @@ def _from_timm(net: nn.Module) -> Network:
 
     px, identity = int(config["input_size"][-1]), _hash_state(net, config["architecture"])
     net.to(default())
-    return Network(forward, px, tuple(config["mean"]), tuple(config["std"]), identity)
+    return Network(forward=forward, input_px=px, mean=tuple(config["mean"]), std=tuple(config["std"]), sha256=identity)
 
 
 def _hash_state(net: nn.Module, architecture: str) -> str:
@@ -225,7 +225,11 @@ def load(section: Source, base: Path) -> Network:
     except InputError as error:
         raise InputError(f"sources.{section.name}: {error.message}", error.fix) from None
     placed = Network(
-        net.forward, section.input_px or net.input_px, section.mean or net.mean, section.std or net.std, net.sha256
+        forward=net.forward,
+        input_px=section.input_px or net.input_px,
+        mean=section.mean or net.mean,
+        std=section.std or net.std,
+        sha256=net.sha256,
     )
     try:
         infer(placed, np.zeros((1, placed.input_px, placed.input_px, 3), dtype=np.uint8))

@@ -35,7 +35,7 @@ class Joint(nn.Module):
         return self.model.head(features_BD), self.heads(features_BD)  # type: ignore[operator]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """The student, its source heads, the running mean of its weights, and the optimiser.
 
@@ -82,7 +82,7 @@ def start(model: nn.Module, source_classes: int, settings: Distill, seed: int) -
         lr=settings.lr,
         fused=True,  # one pass over the weights: with twelve source heads the optimiser was a seventh of a step
     )
-    return State(model, heads, ema, optimiser, parallel.wrapped(Joint(model, heads)))
+    return State(model=model, heads=heads, ema=ema, optimiser=optimiser, net=parallel.wrapped(Joint(model, heads)))
 
 
 def freeze(backbone: nn.Module, names: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ NAMED = 5  # names in an error line; all of them are in store.json
 CHUNK = 256  # images decoded and not yet written: bounds the memory a build takes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageStore:
     """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, when they are asked for."""
 
@@ -87,7 +87,7 @@ def build(items: Items, folder: Path, px: int, fit: images.Fit, desc: str) -> Im
         ready = open_store(folder)
         if ready is None:
             with _whole_or_nothing(folder) as workplace:
-                _fill(workplace, items, px, fit, desc)
+                _fill(workplace, items, px=px, fit=fit, desc=desc)
             ready = open_store(folder)
     assert ready is not None, "a store that was just renamed into place is there"
     return ready
@@ -98,7 +98,9 @@ def open_store(folder: Path) -> ImageStore | None:
     if not (folder / "store.json").is_file():
         return None
     facts = run.read_json(folder / "store.json")
-    store = ImageStore(folder, facts["px"], facts["n"], tuple(one["name"] for one in facts["corrupt"]))
+    store = ImageStore(
+        folder=folder, px=facts["px"], n=facts["n"], corrupt=tuple(one["name"] for one in facts["corrupt"])
+    )
     pixels = _pixels(folder, store.px)
     whole = pixels.is_file() and pixels.stat().st_size == store.n * store.px * store.px * 3
     return store if whole else None
@@ -189,9 +191,7 @@ def decode(items: Items, row: int, px: int, fit: images.Fit) -> tuple[np.ndarray
 
 def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, None, None]:
     """work(0), work(1), ... by threads: Pillow gives up Python's lock while it decodes and resizes."""
-    with ThreadPoolExecutor() as pool, tqdm(
-        total=n, desc=desc, unit="image", disable=None, leave=False
-    ) as bar:  # fmt: skip
+    with ThreadPoolExecutor() as pool, tqdm(total=n, desc=desc, unit="image", disable=None, leave=False) as bar:
         for start in range(0, n, CHUNK):
             for result in pool.map(work, range(start, min(start + CHUNK, n))):
                 yield result
@@ -203,8 +203,9 @@ def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int) -> None:
         return
     named = "; ".join(f"{one['name']} ({one['reason']})" for one in corrupt[:NAMED])
     more = f"; and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
-    raise InputError(f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {named}{more}",
-                     "repair or remove them")  # fmt: skip
+    raise InputError(
+        f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {named}{more}", "repair or remove them"
+    )
 
 
 def _write_resized(stored_NHWC: np.ndarray, path: Path, px: int) -> None:

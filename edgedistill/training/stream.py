@@ -28,7 +28,7 @@ Arrays = NDArray[Any]
 SHUFFLE = 4  # keeps these draws apart from those of the train store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Labeled:
     """A shard, which of its rows take part, and what each source says of all its rows."""
 
@@ -37,7 +37,7 @@ class Labeled:
     outputs: Mapping[str, SourceOutputs]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Streamed:
     """Images [U, px, px, 3], each source's probabilities [U, K], and the teacher's [U, C] where there is one."""
 
@@ -48,10 +48,14 @@ class Streamed:
     def at(self, places: Any) -> Streamed:
         """Some of them."""
         teacher = None if self.teacher_UC is None else self.teacher_UC[places]
-        return Streamed(self.images_UHWC[places], {name: one[places] for name, one in self.probs.items()}, teacher)
+        return Streamed(
+            images_UHWC=self.images_UHWC[places],
+            probs={name: one[places] for name, one in self.probs.items()},
+            teacher_UC=teacher,
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """A stretch of an epoch's order: `shards` and `rows` of its images, [W], the first of them at position `begin`."""
 
@@ -65,7 +69,7 @@ class Window:
         return self.begin + len(self.rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Share:
     """Every how many images a step begins, and which places in it this process takes: from `start` up to `stop`."""
 
@@ -79,7 +83,7 @@ class Share:
         return np.flatnonzero((places >= self.start) & (places < self.stop))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Stream:
     """The images of all shards at one input size, in the order of a seed.
 
@@ -114,7 +118,7 @@ class Stream:
         Raises:
             EdgeDistillError: a shard cannot be read any more.
         """
-        share = Share(count, own.start, own.stop) if own else Share(count, 0, count)
+        share = Share(count=count, start=own.start, stop=own.stop) if own else Share(count=count, start=0, stop=count)
         first, end = step * count + share.start, step * count + share.stop
         found = []
         for window in self._windows_from(first):
@@ -152,7 +156,9 @@ class Stream:
             if sum(len(rows) for _, rows in held) >= self.mixed or place == len(order) - 1:
                 shards = np.concatenate([np.full(len(rows), at) for at, rows in held])
                 shuffle = random.permutation(len(shards))
-                window = Window(begin, shards[shuffle], np.concatenate([rows for _, rows in held])[shuffle])
+                window = Window(
+                    begin=begin, shards=shards[shuffle], rows=np.concatenate([rows for _, rows in held])[shuffle]
+                )
                 found.append(window)
                 begin, held = window.end, []
         return [one for one in found if len(one.rows)]
@@ -201,15 +207,18 @@ class Stream:
                 taught = self.teacher({name: np.asarray(one.features_ND[rows]) for name, one in part.outputs.items()})
                 teacher = np.empty((len(places), taught.shape[1]), np.float32) if teacher is None else teacher
                 teacher[here] = taught
-        return Streamed(pixels, probs, teacher)
+        return Streamed(images_UHWC=pixels, probs=probs, teacher_UC=teacher)
 
     def _decoded(self, shard: Shard, rows: Rows) -> Arrays:
         kept, known = shard.kept[rows], shard.hashes[rows].tolist()
         seen = squares(shard.url, self.view, frozenset(kept.tolist()))
         marks = dict(zip(kept.tolist(), known, strict=True))
         # what was said of an image, and that it stands in no val or test, was said of these pixels
-        found = {at: images.resize(square, self.px) for at, _, square in seen
-                 if square is not None and mark(square) == marks[at]}  # fmt: skip
+        found = {
+            at: images.resize(square, self.px)
+            for at, _, square in seen
+            if square is not None and mark(square) == marks[at]
+        }
         if len(found) < len(rows):
             (shard.folder / "shard.json").unlink(missing_ok=True)
             what = f"{len(rows) - len(found)} of its images are not those that were labeled"
@@ -221,6 +230,8 @@ def _joined(parts: list[Streamed]) -> Streamed:
     if len(parts) == 1:
         return parts[0]
     teacher = [one.teacher_UC for one in parts if one.teacher_UC is not None]
-    return Streamed(np.concatenate([one.images_UHWC for one in parts]),
-                    {name: np.concatenate([one.probs[name] for one in parts]) for name in parts[0].probs},
-                    np.concatenate(teacher) if teacher else None)  # fmt: skip
+    return Streamed(
+        images_UHWC=np.concatenate([one.images_UHWC for one in parts]),
+        probs={name: np.concatenate([one.probs[name] for one in parts]) for name in parts[0].probs},
+        teacher_UC=np.concatenate(teacher) if teacher else None,
+    )

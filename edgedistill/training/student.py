@@ -30,14 +30,20 @@ def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
     for family, options in section.items():
         place = (*key, family)
         if family not in FAMILIES:
-            found.append(Problem(place, f"no student family is called {family}{did_you_mean(family, FAMILIES)}"))
+            found.append(
+                Problem(key=place, message=f"no student family is called {family}{did_you_mean(family, FAMILIES)}")
+            )
             continue
         given = dict(options) if isinstance(options, Mapping) else {}  # the schema says so where it is not
         for px in _choices(given.pop("input_px", DEFAULT_INPUT_PX)):
             if not isinstance(px, int) or isinstance(px, bool) or px < 8:
-                found.append(Problem((*place, "input_px"), f"must be whole numbers of pixels, 8 at least (got {px!r})"))
+                found.append(
+                    Problem(
+                        key=(*place, "input_px"), message=f"must be whole numbers of pixels, 8 at least (got {px!r})"
+                    )
+                )
         empty = [name for name, value in given.items() if _choices(value) == ()]
-        found += [Problem((*place, name), "must hold one choice at least") for name in empty]
+        found += [Problem(key=(*place, name), message="must hold one choice at least") for name in empty]
         for one in _combinations({name: value for name, value in given.items() if name not in empty}):
             found += option_problems(FAMILIES[family], one, place)
     return list(dict.fromkeys(found))
@@ -66,8 +72,18 @@ def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
         for one, px in itertools.product(_combinations(options), sizes):
             blueprint = FAMILIES[family](**bound_options(FAMILIES[family], one))
             counted = cost.measure(blueprint.build, px, num_classes)
-            found.append(StudentSpec(family, one, px, num_classes, counted, blueprint.mean, blueprint.std,
-                                     blueprint.initial_weights))  # fmt: skip
+            found.append(
+                StudentSpec(
+                    family=family,
+                    options=one,
+                    input_px=px,
+                    num_classes=num_classes,
+                    cost=counted,
+                    mean=blueprint.mean,
+                    std=blueprint.std,
+                    initial_weights=blueprint.initial_weights,
+                )
+            )
     return found
 
 
@@ -87,8 +103,10 @@ def feasible(found: list[StudentSpec], budget: Budget) -> list[StudentSpec]:
     if kept:
         return kept
     nearest = min(found, key=lambda spec: max(over_budget(spec.cost, budget).values()))
-    missed = ", ".join(f"{name} {getattr(nearest.cost, name):.3g} (budget {getattr(budget, name):g})"
-                       for name in over_budget(nearest.cost, budget))  # fmt: skip
+    missed = ", ".join(
+        f"{name} {getattr(nearest.cost, name):.3g} (budget {getattr(budget, name):g})"
+        for name in over_budget(nearest.cost, budget)
+    )
     raise InputError(
         f"student.budget: no candidate meets it; the nearest is {describe(nearest)} with {missed}",
         "raise the budget, or offer a smaller family or input_px",

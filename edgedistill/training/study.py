@@ -36,7 +36,7 @@ INSTALL = "pip install 'edgedistill[postgres]'"
 MISSED = 3  # heartbeats that a living worker may miss
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Shared:
     """A study with what this process knows of it: how often hearts beat, and when it last saw each of them beat.
 
@@ -49,7 +49,7 @@ class Shared:
     seen: dict[int, tuple[int, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Standing:
     """The candidates by what became of them, at one moment: trained to the end, out (too slow, or behind), in work."""
 
@@ -72,7 +72,9 @@ def opened(folder: Path, settings: Search, name: str = "students", identity: str
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if settings.storage:
-        shared = Shared(_on_database(settings.storage, name, identity), settings.heartbeat_s, identity)
+        shared = Shared(
+            study=_on_database(settings.storage, name, identity), heartbeat_s=settings.heartbeat_s, identity=identity
+        )
         _of_one_recipe(shared)
         return shared
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def opened(folder: Path, settings: Search, name: str = "students", identity: str
     # the run directory is locked: what its journal calls running died with an earlier process
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    return Shared(study)
+    return Shared(study=study)
 
 
 def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optuna.Study:
@@ -150,7 +152,7 @@ def standing(shared: Shared) -> Standing:
     scored = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.COMPLETE}
     out = {str(one.user_attrs[SPEC]): one for one in named if _is_out(one)}
     busy = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.RUNNING}
-    return Standing(scored, {name: one for name, one in out.items() if name not in scored}, busy)
+    return Standing(scored=scored, out={name: one for name, one in out.items() if name not in scored}, busy=busy)
 
 
 def _is_out(trial: FrozenTrial) -> bool:
@@ -190,9 +192,11 @@ def begin(shared: Shared, name: str, params: Mapping[str, Any], space: Space) ->
     """
     token = uuid.uuid4().hex
     made = optuna.trial.create_trial(
-        state=TrialState.RUNNING, params=dict(params), distributions={one: space[one] for one in params},
+        state=TrialState.RUNNING,
+        params=dict(params),
+        distributions={one: space[one] for one in params},
         user_attrs={SPEC: name, "token": token, BEAT: 0},
-    )  # fmt: skip
+    )
     shared.study.add_trial(made)
     trials = shared.study.get_trials(deepcopy=False)
     own = next(one for one in trials if one.user_attrs.get("token") == token)
@@ -271,6 +275,9 @@ def at_step(shared: Shared, step: int, name: str) -> list[float]:
     """What the other candidates had reached after so many steps: one value each; those of dead trials do not count."""
     states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
     trials = shared.study.get_trials(deepcopy=False, states=states)
-    found = {str(one.user_attrs.get(SPEC)): one.intermediate_values[step] for one in trials
-             if step in one.intermediate_values}  # fmt: skip
+    found = {
+        str(one.user_attrs.get(SPEC)): one.intermediate_values[step]
+        for one in trials
+        if step in one.intermediate_values
+    }
     return [value for spec, value in found.items() if spec != name]

@@ -30,7 +30,7 @@ TEMPERATURES = tuple(float(one) for one in np.geomspace(0.02, 1.0, 16))
 NEGLIGIBLE = 0.1  # a source with less than this share of an equal weight adds dimensions and no knowledge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     """What the sources say of every image in the target's classes.
 
@@ -49,7 +49,7 @@ class Teacher:
     answer: Callable[[Features], Floats]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """One fitted probe: probabilities of every image [N, C], and of the labeled ones by the others alone [L, C].
 
@@ -64,18 +64,21 @@ class Probe:
     answer: Callable[[Floats], Floats] | None = None
 
 
-def similarity(
-    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int
-) -> Teacher:  # fmt: skip
+def similarity(features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int) -> Teacher:
     """A probe a source, mixed by the sources' weights (Vemulapalli et al. 2023, arXiv 2311.18237, for one source)."""
     probes = {name: probe(features[name], rows, labels_L, classes) for name, alpha in alphas.items() if alpha > 0.0}
     return _mixed(probes, {name: alphas[name] for name in probes}, labels_L)
 
 
 def stacked(
-    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int, *,
+    features: Features,
+    alphas: Mapping[str, float],
+    rows: Rows,
+    labels_L: Rows,
+    classes: int,
+    *,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
-) -> Teacher:  # fmt: skip
+) -> Teacher:
     """A probe a source, mixed by weights that explain the labels best (stacking, Wolpert 1992; H-ensemble 2312.12489).
 
     Args:
@@ -103,7 +106,7 @@ def _mixed(probes: Mapping[str, Probe], weights: Mapping[str, float], labels_L: 
         return np.asarray(sum(said), dtype=np.float32)
 
     accuracy = metrics.balanced(labels_L, np.asarray(held_LC).argmax(axis=1))[0]
-    return Teacher(np.asarray(probs_NC), shares, accuracy, answer)
+    return Teacher(probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, answer=answer)
 
 
 def _answer(probe: Probe, features_MD: Floats) -> Floats:
@@ -171,7 +174,7 @@ def probe_of_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> 
             if best is None or found > best[0]:
                 best = found, duals_LC / temperature, held_LC / temperature, temperature
     assert best is not None, "there are penalties to try"
-    return Probe(softmax(gram_NL @ best[1]), softmax(best[2]), best[3], best[1])
+    return Probe(probs_NC=softmax(gram_NL @ best[1]), held_LC=softmax(best[2]), temperature=best[3], duals_LC=best[1])
 
 
 def several_of_each(labels_L: Rows) -> bool:
@@ -192,10 +195,18 @@ def log_likelihood(logits_LC: Floats, labels_L: Rows) -> float:
 
 
 def selftrained(
-    features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int, *,
-    rounds: PositiveInt = 5, weight: Positive = 0.2, penalty: Positive = 0.5, dims: PositiveInt = 128,
+    features: Features,
+    alphas: Mapping[str, float],
+    rows: Rows,
+    labels_L: Rows,
+    classes: int,
+    *,
+    rounds: PositiveInt = 5,
+    weight: Positive = 0.2,
+    penalty: Positive = 0.5,
+    dims: PositiveInt = 128,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
-) -> Teacher:  # fmt: skip
+) -> Teacher:
     """`stacked`, and then one joint probe on all sources' features that learns from its own answers, too.
 
     Self-training in feature space: each round fits a ridge probe to the labels and, with less weight, to the last
@@ -213,9 +224,12 @@ def selftrained(
         dims: leading principal directions that each source is reduced to.
         shrink: as for `stacked`.
     """
-    first = stacked(features, alphas, rows, labels_L, classes, shrink=shrink)
-    middles = {name: middle(features[name]) for name, share in first.weights.items()
-               if share >= NEGLIGIBLE / len(first.weights)}  # fmt: skip
+    first = stacked(features, alphas, rows=rows, labels_L=labels_L, classes=classes, shrink=shrink)
+    middles = {
+        name: middle(features[name])
+        for name, share in first.weights.items()
+        if share >= NEGLIGIBLE / len(first.weights)
+    }
     reduced = {name: leading(directions(features[name], middle_D), dims) for name, middle_D in middles.items()}
     joint_ND = np.concatenate([np.sqrt(first.weights[name]) * one for name, (one, _) in reduced.items()], axis=1)
     known_LC = np.eye(classes, dtype=np.float32)[labels_L]
@@ -230,11 +244,13 @@ def selftrained(
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 
     def answer(others: Features) -> Floats:
-        seen = [np.sqrt(first.weights[name]) * (directions(others[name], middle_D) @ reduced[name][1])
-                for name, middle_D in middles.items()]  # fmt: skip
+        seen = [
+            np.sqrt(first.weights[name]) * (directions(others[name], middle_D) @ reduced[name][1])
+            for name, middle_D in middles.items()
+        ]
         return np.asarray(softmax(np.concatenate(seen, axis=1) @ weights_DC / temperature), dtype=np.float32)
 
-    return Teacher(probs_NC, first.weights, first.accuracy, answer)
+    return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, answer=answer)
 
 
 def leading(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:

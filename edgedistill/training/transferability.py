@@ -28,9 +28,13 @@ HUGE = 1e60  # no net's output, and its squares and their products still fit a f
 
 
 def parc(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-    dims: PositiveInt | None = None, compat: Compat = "exact",
-) -> float:  # fmt: skip
+    features_ND: Floats,
+    probs_NK: Floats,
+    labels_N: Ints,
+    *,
+    dims: PositiveInt | None = None,
+    compat: Compat = "exact",
+) -> float:
     """PARC: rank correlation between distances of features and distances of labels, times 100.
 
     Bolya, Mittapalli, Hoffman, "Scalable Diverse Model Selection for Accessible Transfer Learning", NeurIPS 2021.
@@ -68,9 +72,13 @@ def parc_ceiling(labels_N: Ints) -> float:
 
 
 def rsa(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, reference_NE: Floats | None = None, *,
+    features_ND: Floats,
+    probs_NK: Floats,
+    labels_N: Ints,
+    reference_NE: Floats | None = None,
+    *,
     dims: PositiveInt | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """RSA: rank correlation between the distances of two nets' features on the same images, times 100.
 
     Dwivedi, Roig, "Representation Similarity Analysis for Efficient Task Taxonomy & Transfer Learning", CVPR 2019,
@@ -115,8 +123,10 @@ def cka(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, debiased: bool
     """
     features_ND, index_N = checked("cka", features_ND, labels_N)
     if debiased and len(index_N) < 4:
-        raise InputError(f"cka: {len(index_N)} labeled images, and its unbiased estimate needs four",
-                         "label more images, or set debiased: false")  # fmt: skip
+        raise InputError(
+            f"cka: {len(index_N)} labeled images, and its unbiased estimate needs four",
+            "label more images, or set debiased: false",
+        )
     centred_ND = np.where(_varying(features_ND), features_ND - features_ND.mean(axis=0), 0.0)
     centre = _u_centred if debiased else _centred
     first, second = centre(centred_ND @ centred_ND.T), centre((index_N[:, None] == index_N[None, :]).astype(np.float64))
@@ -158,9 +168,15 @@ def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt
 
 
 def probe(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, *,
-    folds: Folds = 5, repeats: PositiveInt = 5, l2: PositiveFloat = 1.0, seed: int = 0,
-) -> float:  # fmt: skip
+    features_ND: Floats,
+    probs_NK: Floats,
+    labels_N: Ints,
+    *,
+    folds: Folds = 5,
+    repeats: PositiveInt = 5,
+    l2: PositiveFloat = 1.0,
+    seed: int = 0,
+) -> float:
     """What a linear head learns: k-fold balanced accuracy of a ridge classifier, 0 at chance and 1 when perfect.
 
     Unlike a rank correlation of distances it is not fooled by an untrained net whose few effective dimensions follow
@@ -185,8 +201,9 @@ def probe(
     targets_NC = one_hot(index_N)
     inverse_NN = np.linalg.inv(_ridge_system(features_ND, index_N, l2))
     solved_NC = inverse_NN @ targets_NC
-    cuts = RepeatedStratifiedKFold(n_splits=min(folds, int(np.bincount(index_N).min())), n_repeats=repeats,
-                                   random_state=seed)  # fmt: skip
+    cuts = RepeatedStratifiedKFold(
+        n_splits=min(folds, int(np.bincount(index_N).min())), n_repeats=repeats, random_state=seed
+    )
     shares = []
     for _, held in cuts.split(targets_NC, index_N):
         # what a ridge regression without the held rows predicts for them, by the inverse of a partitioned matrix:
@@ -219,8 +236,10 @@ def checked(metric: str, features_ND: Floats, labels_N: Ints) -> tuple[Floats, I
     """
     features_ND, labels_N = np.asarray(features_ND, dtype=np.float64), np.asarray(labels_N)
     if features_ND.ndim != 2 or labels_N.shape != features_ND.shape[:1] or not features_ND.size:
-        raise InputError(f"{metric}: features {features_ND.shape} and labels {labels_N.shape} do not fit",
-                         "give one row of features and one label an image")  # fmt: skip
+        raise InputError(
+            f"{metric}: features {features_ND.shape} and labels {labels_N.shape} do not fit",
+            "give one row of features and one label an image",
+        )
     if not np.abs(features_ND).max() < HUGE:
         raise InputError(f"{metric}: the features hold values that are not finite", "leave that source out")
     classes, index_N = np.unique(labels_N, return_inverse=True)

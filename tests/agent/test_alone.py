@@ -35,8 +35,10 @@ def test_a_second_agent_waits_and_then_goes_on() -> None:
     said: list[str] = []
     with subprocess.Popen([sys.executable, "-c", HOLD, lock.LOCK], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(AgentError, match="another measurement has been running here"), lock.alone(
-            said.append, most_s=0.2, pause_s=0.05):  # fmt: skip
+        with (
+            pytest.raises(AgentError, match="another measurement has been running here"),
+            lock.alone(said.append, most_s=0.2, pause_s=0.05),
+        ):
             raise AssertionError("two at once")
         assert said == ["waiting for another measurement on this device"]
         # however the other one ends, its lock ends with it

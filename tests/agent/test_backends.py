@@ -79,13 +79,20 @@ def runtime(monkeypatch: pytest.MonkeyPatch, provider: str, starts: bool = True,
             raise RuntimeError("this session has nodes that only the CPU can run")
         got = [name for name, _ in providers] if starts else []
         one = SimpleNamespace(name="images")
-        return SimpleNamespace(get_providers=lambda: [*got, "CPUExecutionProvider"], get_inputs=lambda: [one],
-                               get_outputs=lambda: [one], run=lambda outputs, feed: [np.zeros((1, 3))])  # fmt: skip
+        return SimpleNamespace(
+            get_providers=lambda: [*got, "CPUExecutionProvider"],
+            get_inputs=lambda: [one],
+            get_outputs=lambda: [one],
+            run=lambda outputs, feed: [np.zeros((1, 3))],
+        )
 
     found = ModuleType("onnxruntime")
     vars(found).update(
-        __version__="1.99", SessionOptions=Options, InferenceSession=session,
-        get_available_providers=lambda: [provider, "CPUExecutionProvider"])  # fmt: skip
+        __version__="1.99",
+        SessionOptions=Options,
+        InferenceSession=session,
+        get_available_providers=lambda: [provider, "CPUExecutionProvider"],
+    )
     monkeypatch.setitem(sys.modules, "onnxruntime", found)
     return asked
 
@@ -119,8 +126,9 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPa
         backends.create("onnxruntime-cuda").build(Path("m.onnx"), 1)
 
 
-@pytest.mark.parametrize(("file", "int8", "half"), [("a.fp32.onnx", "0", "0"), ("a.fp16.onnx", "0", "1"),
-                                                    ("a.int8-tensorrt.onnx", "1", "1")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "int8", "half"), [("a.fp32.onnx", "0", "0"), ("a.fp16.onnx", "0", "1"), ("a.int8-tensorrt.onnx", "1", "1")]
+)
 def test_tensorrt_inside_onnxruntime_gets_the_graphs_precision_and_a_cache(
     file: str, int8: str, half: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,12 +14,20 @@ from edgedistill.agent.__main__ import main
 from edgedistill.agent.job import AgentError
 
 GOOD: dict[str, Any] = {
-    "version": 2, "backend": "onnxruntime-cpu", "modes": ["host-to-host"],
-    "images": "images.npy", "labels": "labels.npy",
+    "version": 2,
+    "backend": "onnxruntime-cpu",
+    "modes": ["host-to-host"],
+    "images": "images.npy",
+    "labels": "labels.npy",
     "models": [{"name": "fp32", "path": "m.onnx", "sha256": hashlib.sha256(b"graph").hexdigest(), "precision": "fp32"}],
     "host_predictions": {"fp32": "host.fp32.npy"},
-    "threads": 1, "processes": 3, "rounds": 5, "samples": 300, "seconds": 2.0, "accuracy_images": 500,
-}  # fmt: skip
+    "threads": 1,
+    "processes": 3,
+    "rounds": 5,
+    "samples": 300,
+    "seconds": 2.0,
+    "accuracy_images": 500,
+}
 
 
 def write(folder: Path, **changed: Any) -> Path:

@@ -54,24 +54,43 @@ def program(root: Path, name: str, body: str) -> None:
 
 
 def test_an_orin_nano(root: Path) -> None:
-    put(root, {
-        "board": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0", "l4t": RELEASE,
-        "memory": MEMINFO, "power_modes": MODES, "power_mode": "pmode:0000\n",
-        "cpus/cpu0/cpufreq/scaling_governor": "schedutil\n", "cpus/cpu0/cpufreq/scaling_cur_freq": "729600\n",
-        "cpus/cpu0/cpufreq/scaling_min_freq": "729600\n", "cpus/cpu0/cpufreq/scaling_max_freq": "1728000\n",
-        "devfreq/17000000.gpu/cur_freq": "624750000\n", "devfreq/17000000.gpu/min_freq": "624750000\n",
-        "devfreq/17000000.gpu/max_freq": "624750000\n", "devfreq/15340000.vic/cur_freq": "115200000\n",
-        "thermal/thermal_zone0/type": "cpu-thermal\n", "thermal/thermal_zone0/temp": "50031\n",
-        "thermal/thermal_zone2/type": "cv0-thermal\n", "thermal/thermal_zone2/temp": "-256000\n",
-        "cpus/cpu1/cpufreq/scaling_min_freq": "1728000\n", "cpus/cpu1/cpufreq/scaling_max_freq": "1728000\n",
-        "thermal/cooling_device0/type": "pwm-fan\n", "thermal/cooling_device0/cur_state": "2\n",
-        "thermal/cooling_device3/type": "cpu-fan\n", "thermal/cooling_device3/cur_state": "3\n",
-        "thermal/cooling_device1/type": "cpu-throttle-alert\n", "thermal/cooling_device1/cur_state": "1\n",
-        "thermal/cooling_device1/max_state": "1\n", "thermal/cooling_device2/type": "devfreq-17000000.gpu\n",
-        "thermal/cooling_device2/cur_state": "0\n", "thermal/cooling_device2/max_state": "6\n",
-        "hwmon/hwmon3/name": "soctherm_oc\n", "hwmon/hwmon3/oc1_event_cnt": "0\n",
-        "hwmon/hwmon3/oc3_event_cnt": "27390\n",
-    })  # fmt: skip
+    put(
+        root,
+        {
+            "board": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
+            "l4t": RELEASE,
+            "memory": MEMINFO,
+            "power_modes": MODES,
+            "power_mode": "pmode:0000\n",
+            "cpus/cpu0/cpufreq/scaling_governor": "schedutil\n",
+            "cpus/cpu0/cpufreq/scaling_cur_freq": "729600\n",
+            "cpus/cpu0/cpufreq/scaling_min_freq": "729600\n",
+            "cpus/cpu0/cpufreq/scaling_max_freq": "1728000\n",
+            "devfreq/17000000.gpu/cur_freq": "624750000\n",
+            "devfreq/17000000.gpu/min_freq": "624750000\n",
+            "devfreq/17000000.gpu/max_freq": "624750000\n",
+            "devfreq/15340000.vic/cur_freq": "115200000\n",
+            "thermal/thermal_zone0/type": "cpu-thermal\n",
+            "thermal/thermal_zone0/temp": "50031\n",
+            "thermal/thermal_zone2/type": "cv0-thermal\n",
+            "thermal/thermal_zone2/temp": "-256000\n",
+            "cpus/cpu1/cpufreq/scaling_min_freq": "1728000\n",
+            "cpus/cpu1/cpufreq/scaling_max_freq": "1728000\n",
+            "thermal/cooling_device0/type": "pwm-fan\n",
+            "thermal/cooling_device0/cur_state": "2\n",
+            "thermal/cooling_device3/type": "cpu-fan\n",
+            "thermal/cooling_device3/cur_state": "3\n",
+            "thermal/cooling_device1/type": "cpu-throttle-alert\n",
+            "thermal/cooling_device1/cur_state": "1\n",
+            "thermal/cooling_device1/max_state": "1\n",
+            "thermal/cooling_device2/type": "devfreq-17000000.gpu\n",
+            "thermal/cooling_device2/cur_state": "0\n",
+            "thermal/cooling_device2/max_state": "6\n",
+            "hwmon/hwmon3/name": "soctherm_oc\n",
+            "hwmon/hwmon3/oc1_event_cnt": "0\n",
+            "hwmon/hwmon3/oc3_event_cnt": "27390\n",
+        },
+    )
     program(root, "dpkg-query", "[ \"$*\" = '-W -f=${Version} nvidia-jetpack' ] && printf '6.2+b77'")
     identity, state = machine.identity(), machine.state()
     assert machine.is_jetson()
@@ -87,14 +106,28 @@ def test_an_orin_nano(root: Path) -> None:
 
 
 def test_a_server(root: Path) -> None:
-    put(root, {f"cpus/cpu{at}/thermal_throttle/{kind}_throttle_count": f"{count}\n"
-               for at, counts in enumerate([(3, 10), (4, 10)])
-               for kind, count in zip(("core", "package"), counts, strict=True)})  # fmt: skip
-    put(root, {"thermal/cooling_device0/type": "Processor\n", "thermal/cooling_device0/cur_state": "0\n",
-               "thermal/cooling_device1/type": "TCC Offset\n", "thermal/cooling_device1/cur_state": "5\n",
-               "thermal/cooling_device2/type": "intel_powerclamp\n", "thermal/cooling_device2/cur_state": "-1\n",
-               "thermal/cooling_device3/type": "Processor\n", "thermal/cooling_device3/cur_state": "3\n",
-               "thermal/cooling_device3/max_state": "10\n"})  # fmt: skip
+    put(
+        root,
+        {
+            f"cpus/cpu{at}/thermal_throttle/{kind}_throttle_count": f"{count}\n"
+            for at, counts in enumerate([(3, 10), (4, 10)])
+            for kind, count in zip(("core", "package"), counts, strict=True)
+        },
+    )
+    put(
+        root,
+        {
+            "thermal/cooling_device0/type": "Processor\n",
+            "thermal/cooling_device0/cur_state": "0\n",
+            "thermal/cooling_device1/type": "TCC Offset\n",
+            "thermal/cooling_device1/cur_state": "5\n",
+            "thermal/cooling_device2/type": "intel_powerclamp\n",
+            "thermal/cooling_device2/cur_state": "-1\n",
+            "thermal/cooling_device3/type": "Processor\n",
+            "thermal/cooling_device3/cur_state": "3\n",
+            "thermal/cooling_device3/max_state": "10\n",
+        },
+    )
     state = machine.state()
     assert state["throttle_counts"] == {"core thermal throttle": 7, "package thermal throttle": 20}
     assert state["throttling"] == ["Processor at step 3 of 10"]
@@ -109,27 +142,42 @@ def test_a_raspberry_pi(root: Path) -> None:
     assert state["throttled_since_boot"] == ["under-voltage", "throttled"]
 
 
-@pytest.mark.parametrize(("said", "now", "since"), [
-    ("throttled=0x0", [], []), ("", [], []), ("error=1 error_msg=\"Command not registered\"", [], []),
-    ("throttled=0xE0008", ["soft temperature limit"], ["clock capped", "throttled", "soft temperature limit"]),
-    ("throttled=0x20002", ["clock capped"], ["clock capped"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "now", "since"),
+    [
+        ("throttled=0x0", [], []),
+        ("", [], []),
+        ('error=1 error_msg="Command not registered"', [], []),
+        ("throttled=0xE0008", ["soft temperature limit"], ["clock capped", "throttled", "soft temperature limit"]),
+        ("throttled=0x20002", ["clock capped"], ["clock capped"]),
+    ],
+)
 def test_the_bits_of_get_throttled(said: str, now: list[str], since: list[str]) -> None:
     assert machine.throttled(said) == (now, since)
 
 
-@pytest.mark.parametrize(("release", "version"), [
-    (RELEASE, "36.4.3"), ("# R32(release), REVISION: 6.1, GCID: 27863751, BOARD: t186ref, EABI:aarch64", "32.6.1"),
-    ("# R35 (release), REVISION: 4.1", "35.4.1"), ("PRETTY_NAME=Debian", ""), ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        (RELEASE, "36.4.3"),
+        ("# R32(release), REVISION: 6.1, GCID: 27863751, BOARD: t186ref, EABI:aarch64", "32.6.1"),
+        ("# R35 (release), REVISION: 4.1", "35.4.1"),
+        ("PRETTY_NAME=Debian", ""),
+        ("", ""),
+    ],
+)
 def test_the_release_of_jetson_linux(release: str, version: str) -> None:
     assert machine.l4t(release) == version
 
 
-@pytest.mark.parametrize(("printed", "mode"), [
-    ("NV Power Mode: MAXN_SUPER\n2\n", "MAXN_SUPER"), ("NVPM WARN: fan mode is not set!\nNV Power Mode: 7W\n1\n", "7W"),
-    ("NVPM ERROR: failed to open status file\n", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("printed", "mode"),
+    [
+        ("NV Power Mode: MAXN_SUPER\n2\n", "MAXN_SUPER"),
+        ("NVPM WARN: fan mode is not set!\nNV Power Mode: 7W\n1\n", "7W"),
+        ("NVPM ERROR: failed to open status file\n", ""),
+    ],
+)
 def test_the_program_is_asked_for_the_power_mode_where_no_file_says_it(root: Path, printed: str, mode: str) -> None:
     program(root, "nvpmodel", f"[ \"$1\" = -q ] && printf '{printed}'")
     assert machine.power_mode() == mode
@@ -142,7 +190,13 @@ def test_a_program_that_is_missing_or_fails_has_said_nothing(root: Path) -> None
 
 
 def test_files_that_hold_no_number_are_left_out(root: Path) -> None:
-    put(root, {"cpus/cpu0/cpufreq/scaling_cur_freq": "<unknown>\n", "hwmon/hwmon0/oc1_event_cnt": "",
-               "cpus/cpu0/thermal_throttle/core_throttle_count": "N/A\n"})  # fmt: skip
+    put(
+        root,
+        {
+            "cpus/cpu0/cpufreq/scaling_cur_freq": "<unknown>\n",
+            "hwmon/hwmon0/oc1_event_cnt": "",
+            "cpus/cpu0/thermal_throttle/core_throttle_count": "N/A\n",
+        },
+    )
     (root / "hwmon" / "hwmon0" / "oc2_event_cnt").mkdir()  # cannot be read, as a part without power
     assert "throttle_counts" not in machine.state()

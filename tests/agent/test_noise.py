@@ -22,7 +22,7 @@ def process(before: dict[str, Any] | None = None, after: dict[str, Any] | None =
 def said(
     cells: Any = STILL, *processes: dict[str, Any], settled: bool = True, threads: int = 1, cpu: bool = True
 ) -> str:
-    return noise.verdict(cells, [settled] * 3, processes or (process(),), threads, cpu)
+    return noise.verdict(cells, [settled] * 3, processes=processes or (process(),), threads=threads, on_processor=cpu)
 
 
 def test_a_still_machine_is_quiet() -> None:
@@ -110,10 +110,17 @@ def test_chance_is_rarely_called_drift() -> None:
     assert sum(noise.drift(trial * slope) > noise.MOST_DRIFT for trial in trials) >= 900
 
 
-@pytest.mark.parametrize(("name", "remedy"), [
-    ("core thermal throttle", "hot"), ("package thermal throttle", "hot"), ("under-voltage alarm", "supply"),
-    ("peak over-current alarm", "current"), (POLICIES[0], "capped"), (POLICIES[1], "hot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("core thermal throttle", "hot"),
+        ("package thermal throttle", "hot"),
+        ("under-voltage alarm", "supply"),
+        ("peak over-current alarm", "current"),
+        (POLICIES[0], "capped"),
+        (POLICIES[1], "hot"),
+    ],
+)
 def test_a_limit_whose_counter_rose_is_noise(name: str, remedy: str) -> None:
     rose = process({"throttle_counts": {name: 7}}, {"throttle_counts": {name: 19}})
     # what had happened before is no concern; a counter that was reset or that is new says nothing
@@ -122,10 +129,16 @@ def test_a_limit_whose_counter_rose_is_noise(name: str, remedy: str) -> None:
     assert said(STILL, same, rose) == (f"noisy, because the counter of {name} rose by 12; do: {noise.REMEDIES[remedy]}")
 
 
-@pytest.mark.parametrize(("name", "remedy"), [
-    (RASPBERRY[0], "supply"), (RASPBERRY[2], "hot"), ("cpu-throttle-alert at step 1 of 1", "hot"),
-    ("GPU power cap", "capped"), ("GPU thermal slowdown by the hardware", "hot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (RASPBERRY[0], "supply"),
+        (RASPBERRY[2], "hot"),
+        ("cpu-throttle-alert at step 1 of 1", "hot"),
+        ("GPU power cap", "capped"),
+        ("GPU thermal slowdown by the hardware", "hot"),
+    ],
+)
 def test_a_limit_that_holds_is_noise(name: str, remedy: str) -> None:
     assert said(STILL, process({}, {"throttling": [name]})) == (
         f"noisy, because throttling: {name}; do: {noise.REMEDIES[remedy]}"
@@ -136,15 +149,32 @@ def test_a_limit_that_holds_is_noise(name: str, remedy: str) -> None:
 NOISY = [[[1.0] * 2 + [1.45] * 98]]
 
 
-@pytest.mark.parametrize(("before", "after", "seen", "remedy"), [
-    ({"clock_mhz": [800.0, 1500.0]}, {"clock_mhz": [1100.0, 900.0]}, "the clock fell from 1500 to 1100 MHz", "clock"),
-    ({"gpu": {"clock_mhz": 1980}}, {"gpu": {"clock_mhz": 1200}}, "the GPU's clock fell from 1980 to 1200 MHz", "clock"),
-    ({"temperature_c": {"a": 45.0, "b": 48.0}}, {"temperature_c": {"a": 83.5, "b": 50.0}},
-     "it warmed up from 48 to 84 degrees Celsius", "drift"),
-    ({"load_average": [3.2, 1.0, 1.0]}, {}, "the load average was 3.2 with 1 of our threads", "load"),
-    ({}, {"governor": ["powersave"]}, "the governor is powersave", "governor"),
-    ({}, {"power_mode": "MAXN", "fixed_clocks": {"cpu": True, "gpu": False}}, "the clocks are not fixed", "loose"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after", "seen", "remedy"),
+    [
+        (
+            {"clock_mhz": [800.0, 1500.0]},
+            {"clock_mhz": [1100.0, 900.0]},
+            "the clock fell from 1500 to 1100 MHz",
+            "clock",
+        ),
+        (
+            {"gpu": {"clock_mhz": 1980}},
+            {"gpu": {"clock_mhz": 1200}},
+            "the GPU's clock fell from 1980 to 1200 MHz",
+            "clock",
+        ),
+        (
+            {"temperature_c": {"a": 45.0, "b": 48.0}},
+            {"temperature_c": {"a": 83.5, "b": 50.0}},
+            "it warmed up from 48 to 84 degrees Celsius",
+            "drift",
+        ),
+        ({"load_average": [3.2, 1.0, 1.0]}, {}, "the load average was 3.2 with 1 of our threads", "load"),
+        ({}, {"governor": ["powersave"]}, "the governor is powersave", "governor"),
+        ({}, {"power_mode": "MAXN", "fixed_clocks": {"cpu": True, "gpu": False}}, "the clocks are not fixed", "loose"),
+    ],
+)
 def test_what_explains_noise_stands_beside_it(before: Any, after: Any, seen: str, remedy: str) -> None:
     assert said(NOISY, process(before, after)) == (
         f"noisy, because p50/min is 1.45 (at most 1.3) and {seen}; "
@@ -152,14 +182,23 @@ def test_what_explains_noise_stands_beside_it(before: Any, after: Any, seen: str
     )
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ({"clock_mhz": [1500.0]}, {"clock_mhz": [1400.0]}), ({"gpu": {"clock_mhz": 345}}, {"gpu": {"clock_mhz": 1980}}),
-    ({"clock_mhz": [1500.0]}, {}), ({"temperature_c": {"a": 45.0}}, {"temperature_c": {"a": 54.0}}),
-    ({"load_average": [1.4, 1.0, 1.0]}, {}), ({}, {"governor": ["performance"]}),
-    ({}, {"governor": ["schedutil"], "fixed_clocks": {"cpu": True}}),
-    ({}, {"power_mode": "MAXN_SUPER", "power_modes": {"0": "15W", "2": "MAXN_SUPER"}, "fixed_clocks": {"cpu": True}}),
-    ({}, {"power_mode": "15W", "power_modes": {"0": "15W", "1": "7W"}, "fixed_clocks": {"cpu": True}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"clock_mhz": [1500.0]}, {"clock_mhz": [1400.0]}),
+        ({"gpu": {"clock_mhz": 345}}, {"gpu": {"clock_mhz": 1980}}),
+        ({"clock_mhz": [1500.0]}, {}),
+        ({"temperature_c": {"a": 45.0}}, {"temperature_c": {"a": 54.0}}),
+        ({"load_average": [1.4, 1.0, 1.0]}, {}),
+        ({}, {"governor": ["performance"]}),
+        ({}, {"governor": ["schedutil"], "fixed_clocks": {"cpu": True}}),
+        (
+            {},
+            {"power_mode": "MAXN_SUPER", "power_modes": {"0": "15W", "2": "MAXN_SUPER"}, "fixed_clocks": {"cpu": True}},
+        ),
+        ({}, {"power_mode": "15W", "power_modes": {"0": "15W", "1": "7W"}, "fixed_clocks": {"cpu": True}}),
+    ],
+)
 def test_what_is_as_it_should_be_is_not_named(before: Any, after: Any) -> None:
     assert said(NOISY, process(before, after)) == (
         f"noisy, because p50/min is 1.45 (at most 1.3); do: {noise.REMEDIES['spread']}"
@@ -169,8 +208,9 @@ def test_what_is_as_it_should_be_is_not_named(before: Any, after: Any) -> None:
 def test_the_power_mode_to_choose_is_named_by_its_number() -> None:
     modes = {"0": "15W", "1": "25W", "2": "MAXN_SUPER"}
     after = {"power_mode": "15W", "power_modes": modes, "fixed_clocks": {"cpu": True, "gpu": True}}
-    assert said(NOISY, process({}, after)).endswith("and the power mode is 15W; do: "
-                                                    f"{noise.REMEDIES['spread']}; sudo nvpmodel -m 2")  # fmt: skip
+    assert said(NOISY, process({}, after)).endswith(
+        f"and the power mode is 15W; do: {noise.REMEDIES['spread']}; sudo nvpmodel -m 2"
+    )
 
 
 def test_a_process_without_a_processor_and_a_shared_gpu() -> None:
@@ -189,8 +229,10 @@ def test_several_causes_share_a_line_and_their_remedy() -> None:
     line = said(spread, process({"load_average": [7.0]}, {"governor": ["ondemand"]}), settled=False)
     assert "\n" not in line
     seen, _, todo = line.partition("; do: ")
-    assert seen == ("noisy, because p99/p50 is 7.50 (at most 1.5), warm-up did not become stable in 3 of 3 processes, "
-                    "the load average was 7.0 with 1 of our threads and the governor is ondemand")  # fmt: skip
+    assert seen == (
+        "noisy, because p99/p50 is 7.50 (at most 1.5), warm-up did not become stable in 3 of 3 processes, "
+        "the load average was 7.0 with 1 of our threads and the governor is ondemand"
+    )
     assert todo.split("; ") == [noise.REMEDIES[name] for name in ("spread", "unsettled", "load", "governor")]
     both = said(STILL, process({}, {"throttling": ["throttled", "soft temperature limit"]}))
     assert both.partition("; do: ")[2] == noise.REMEDIES["hot"]

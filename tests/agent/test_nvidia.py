@@ -41,10 +41,20 @@ def test_what_a_board_says(library: ctypes.CDLL) -> None:
     with nvidia.opened() as gpu:
         assert library.opened() == 1
         assert gpu is not None
-        assert nvidia.identity(gpu) == {"gpu": "NVIDIA GeForce RTX 4090", "driver": "550.54.14",
-                                        "gpu_memory_mb": 25757, "gpu_power_limit_w": 450.0}  # fmt: skip
-        assert nvidia.state(gpu) == {"clock_mhz": 2520, "memory_clock_mhz": 10501, "temperature_c": 47,
-                                     "power_w": 61.25, "memory_used_mb": 757, "programs": 2}  # fmt: skip
+        assert nvidia.identity(gpu) == {
+            "gpu": "NVIDIA GeForce RTX 4090",
+            "driver": "550.54.14",
+            "gpu_memory_mb": 25757,
+            "gpu_power_limit_w": 450.0,
+        }
+        assert nvidia.state(gpu) == {
+            "clock_mhz": 2520,
+            "memory_clock_mhz": 10501,
+            "temperature_c": 47,
+            "power_w": 61.25,
+            "memory_used_mb": 757,
+            "programs": 2,
+        }
         # that it idles, or runs at the clocks that somebody chose, slows nothing down
         assert nvidia.throttling(gpu) == ["GPU power cap", "GPU thermal slowdown by the hardware"]
         assert nvidia.throttle_counts(gpu) == {"GPU power cap (ms)": 120}
@@ -78,10 +88,20 @@ def test_what_a_driver_lacks_costs_that_field_alone(library: ctypes.CDLL) -> Non
         assert nvidia.state(gpu)["power_w"] == 61.25
 
 
-@pytest.mark.parametrize(("visible", "order", "certain"), [
-    (None, None, False), ("0", "PCI_BUS_ID", True), ("1,0", "PCI_BUS_ID", True), ("1", "FASTEST_FIRST", False),
-    ("GPU-5fd4c3a2", None, True), ("GPU-other", None, None), ("", None, None), ("-1", None, None), ("7", None, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("visible", "order", "certain"),
+    [
+        (None, None, False),
+        ("0", "PCI_BUS_ID", True),
+        ("1,0", "PCI_BUS_ID", True),
+        ("1", "FASTEST_FIRST", False),
+        ("GPU-5fd4c3a2", None, True),
+        ("GPU-other", None, None),
+        ("", None, None),
+        ("-1", None, None),
+        ("7", None, None),
+    ],
+)
 def test_which_gpu_is_meant(
     library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, visible: str | None, order: str | None, certain: bool | None
 ) -> None:

@@ -35,12 +35,15 @@ THOR = (
 )
 
 
-@pytest.mark.parametrize(("line", "watts"), [
-    (ORIN_NANO, 4.824),  # the input of the module
-    (AGX_ORIN, 3.150 + 14.312 + 4.968),  # no input: the rails, without the one that another feeds
-    (AGX_XAVIER, 1.083 + 0.619 + 1.083 + 0.309 + 1.922),
-    (THOR, 23.0),  # the input of the carrier board
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "watts"),
+    [
+        (ORIN_NANO, 4.824),  # the input of the module
+        (AGX_ORIN, 3.150 + 14.312 + 4.968),  # no input: the rails, without the one that another feeds
+        (AGX_XAVIER, 1.083 + 0.619 + 1.083 + 0.309 + 1.922),
+        (THOR, 23.0),  # the input of the carrier board
+    ],
+)
 def test_the_whole_from_a_line_of_tegrastats(line: str, watts: float) -> None:
     assert rails.whole(rails.tegrastats(line)) == pytest.approx(watts)
 
@@ -64,11 +67,20 @@ def put(root: Path, files: Mapping[str, str]) -> Path:
 
 def monitor(at: int, *channels: tuple[str, int, int], name: str = "ina3221") -> dict[str, str]:
     """The files of an INA3221: label, mV and mA of each channel, and the sums that the driver adds."""
-    files = {f"hwmon{at}/name": f"{name}\n", f"hwmon{at}/in7_label": "sum of shunt voltages\n",
-             f"hwmon{at}/in7_input": "760\n", f"hwmon{at}/curr4_input": "360\n"}  # fmt: skip
+    files = {
+        f"hwmon{at}/name": f"{name}\n",
+        f"hwmon{at}/in7_label": "sum of shunt voltages\n",
+        f"hwmon{at}/in7_input": "760\n",
+        f"hwmon{at}/curr4_input": "360\n",
+    }
     for n, (label, millivolts, milliamperes) in enumerate(channels, start=1):
-        files.update({f"hwmon{at}/in{n}_label": f"{label}\n", f"hwmon{at}/in{n}_input": f"{millivolts}\n",
-                      f"hwmon{at}/curr{n}_input": f"{milliamperes}\n"})  # fmt: skip
+        files.update(
+            {
+                f"hwmon{at}/in{n}_label": f"{label}\n",
+                f"hwmon{at}/in{n}_input": f"{millivolts}\n",
+                f"hwmon{at}/curr{n}_input": f"{milliamperes}\n",
+            }
+        )
     return files
 
 
@@ -94,8 +106,13 @@ def test_a_channel_that_is_switched_off_is_left_out(tmp_path: Path) -> None:
     assert [rail.label for rail in rails.rails(tmp_path)] == ["VDD_IN"]
 
 
-@given(st.floats(0, 50), st.floats(-5, 5), st.lists(st.floats(0.01, 0.9), min_size=4, max_size=30), st.floats(0, 1),
-       st.floats(0, 1))  # fmt: skip
+@given(
+    st.floats(0, 50),
+    st.floats(-5, 5),
+    st.lists(st.floats(0.01, 0.9), min_size=4, max_size=30),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
 def test_power_that_changes_evenly_is_integrated_exactly(
     base: float, slope: float, gaps: list[float], early: float, late: float
 ) -> None:
@@ -169,8 +186,13 @@ def test_without_a_meter_nothing_is_known(root: Path, backend: str) -> None:
 
 def rapl(root: Path, **counters: tuple[str, int]) -> Callable[[str, int], None]:
     for place, (name, microjoules) in counters.items():
-        put(root, {f"powercap/intel-rapl:{place.replace('_', ':')[1:]}/{key}": f"{value}\n" for key, value in
-                   {"name": name, "energy_uj": microjoules, "max_energy_range_uj": 262143328850}.items()})  # fmt: skip
+        put(
+            root,
+            {
+                f"powercap/intel-rapl:{place.replace('_', ':')[1:]}/{key}": f"{value}\n"
+                for key, value in {"name": name, "energy_uj": microjoules, "max_energy_range_uj": 262143328850}.items()
+            },
+        )
     return lambda place, value: put(root, {f"powercap/intel-rapl:{place}/energy_uj": f"{value}\n"}) and None
 
 
@@ -189,8 +211,9 @@ def test_the_counters_of_a_processor_around_its_cells(root: Path, monkeypatch: p
         return 100.0
 
     with power.start("onnxruntime-cpu") as meter_:
-        measured = meter.interleave({"A": query, "B": query}, meter.Plan(2, 10, 0.0), on_edge=meter_.mark,
-                                    clock=clock.monotonic)  # fmt: skip
+        measured = meter.interleave(
+            {"A": query, "B": query}, meter.Plan(2, 10, 0.0), on_edge=meter_.mark, clock=clock.monotonic
+        )
         joules = {name: power.over(meter_, one.windows_s) for name, one in measured.items()}
         assert power.over(meter_, [(0.0, 1.0)]) is None  # before the first mark
     assert meter_.name == "energy counters of RAPL"
@@ -245,9 +268,14 @@ def test_monitors_of_another_board_are_not_the_whole(root: Path) -> None:
 
 
 def test_tegrastats_where_the_monitors_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(root, {"l4t": "# R36 (release), REVISION: 4.3", "bin/tegrastats":
-               f"#!/bin/sh\necho $$ > {root}/pid\n[ \"$1 $2\" = '--interval 100' ] || exit 2\n"
-               f"for n in 1 2 3 4; do echo '{ORIN_NANO}'; sleep 0.1; done\nexec sleep 600\n"})  # fmt: skip
+    put(
+        root,
+        {
+            "l4t": "# R36 (release), REVISION: 4.3",
+            "bin/tegrastats": f"#!/bin/sh\necho $$ > {root}/pid\n[ \"$1 $2\" = '--interval 100' ] || exit 2\n"
+            f"for n in 1 2 3 4; do echo '{ORIN_NANO}'; sleep 0.1; done\nexec sleep 600\n",
+        },
+    )
     (root / "bin" / "tegrastats").chmod(0o755)
     monkeypatch.setenv("PATH", f"{root / 'bin'}:{os.environ['PATH']}")
     with power.start("tensorrt") as meter_:

@@ -19,9 +19,13 @@ from edgedistill.agent.job import AgentError
 from edgedistill.agent.tensorrt import MODES, TensorRt
 
 VERSIONS = [
-    ("tensorrt", "8.6.1"), ("tensorrt", "10.3.0"), ("tensorrt", "10.13.3.9"), ("tensorrt", "10.16.1.11"),
-    ("tensorrt", "11.4.0.106"), ("tensorrt_rtx", "1.7.1.116"),
-]  # fmt: skip
+    ("tensorrt", "8.6.1"),
+    ("tensorrt", "10.3.0"),
+    ("tensorrt", "10.13.3.9"),
+    ("tensorrt", "10.16.1.11"),
+    ("tensorrt", "11.4.0.106"),
+    ("tensorrt_rtx", "1.7.1.116"),
+]
 RTX = VERSIONS[-1]
 
 
@@ -138,8 +142,14 @@ def test_every_mode_says_what_its_window_holds() -> None:
 
 def test_facts_before_and_after_building(trt: Any, fake: Fake, tmp_path: Path) -> None:
     backend = TensorRt(trt.__name__)
-    here = {"version": trt.__version__, "device": "Fake Orin", "compute_capability": "8.7", "multiprocessors": 8,
-            "driver_cuda": "12.6", "cudart": "12.4"}  # fmt: skip
+    here = {
+        "version": trt.__version__,
+        "device": "Fake Orin",
+        "compute_capability": "8.7",
+        "multiprocessors": 8,
+        "driver_cuda": "12.6",
+        "cudart": "12.4",
+    }
     assert backend.facts() == here
     assert fake.live() == {}
     backend.build(tiny_onnx.write(tmp_path / "m.int8-tensorrt.onnx", "int8"), 1)
@@ -220,8 +230,9 @@ def test_an_enqueue_that_fails_is_no_answer(
             backend.infer(tiny_onnx.images(1, 0), mode)
     monkeypatch.delenv("DOUBLE_REFUSES")
     for mode in MODES:
-        np.testing.assert_array_equal(backend.infer(tiny_onnx.images(1, 5), mode),
-                                      expected(tmp_path / "m.onnx", tiny_onnx.images(1, 5)))  # fmt: skip
+        np.testing.assert_array_equal(
+            backend.infer(tiny_onnx.images(1, 5), mode), expected(tmp_path / "m.onnx", tiny_onnx.images(1, 5))
+        )
     backend.close()
     assert fake.live() == {}
 

@@ -58,10 +58,13 @@ def test_a_second_building_takes_the_engine_from_disk(trt: Any, tmp_path: Path) 
     said = json.loads(record.read_text())
     assert set(said) == {"key", "engine_sha256", "engine_bytes", "build_seconds"}
     assert said["key"] == {
-        "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "package": "tensorrt", "version": "10.3.0",
-        "device": ["Fake Orin", "8.7", 8], "batch": 1,
+        "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "package": "tensorrt",
+        "version": "10.3.0",
+        "device": ["Fake Orin", "8.7", 8],
+        "batch": 1,
         "settings": {"network_flags": ["STRONGLY_TYPED"], "builder_flags": [], "workspace_mb": 1024},
-    }  # fmt: skip
+    }
     assert said["engine_sha256"] == hashlib.sha256(engine.read_bytes()).hexdigest()
     assert engine.parent.stat().st_mode & 0o777 == 0o700
     renamed = path.rename(tmp_path / "the same.onnx")  # what counts is what is in it

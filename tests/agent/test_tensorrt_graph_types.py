@@ -68,8 +68,10 @@ def test_uint8_that_is_not_quantization_is_fine(tmp_path: Path) -> None:
         found = graph_types.read(tiny_onnx.write(tmp_path / "m.onnx", precision).read_bytes())
         assert found == GraphTypes(precision == "int8", precision == "fp16", ())
     look_up = numpy_helper.from_array(np.arange(4, dtype=np.uint8), "table")
-    nodes = [helper.make_node("Cast", ["table"], ["floats"], to=TensorProto.FLOAT),
-             helper.make_node("Add", ["x", "floats"], ["y"])]  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["table"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "floats"], ["y"]),
+    ]
     assert graph_types.read(serialized(nodes, [look_up])) == GraphTypes(False, False, ())
 
 

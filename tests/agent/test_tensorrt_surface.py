@@ -38,15 +38,26 @@ WHEELS = {
 }
 # what the backend calls its objects -> their class
 OBJECTS = {
-    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "tensor": "ITensor", "timing": "ITimingCache", "runtime": "Runtime",
-    "engine": "ICudaEngine", "context": "IExecutionContext", "inspector": "EngineInspector",
-    "runtime_config": "IRuntimeConfig", "runtime_cache": "IRuntimeCache",
-}  # fmt: skip
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "tensor": "ITensor",
+    "timing": "ITimingCache",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "inspector": "EngineInspector",
+    "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
+}
 Surface = tuple[str, str, dict[str, str]]
 GUARDS = ("timing_cache", "just_in_time")
-FACTORIES = re.compile(r"create\w+_INTERNAL|get\w*PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins|"
-                       r"_ZN\d+nv(uff|caffe)parser\w+")  # fmt: skip
+FACTORIES = re.compile(
+    r"create\w+_INTERNAL|get\w*PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins|"
+    r"_ZN\d+nv(uff|caffe)parser\w+"
+)
 LIST = """
 import importlib, json, sys
 module = importlib.import_module(sys.argv[1])
@@ -122,8 +133,14 @@ def surface(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (bindings,) = site.glob(f"{package}*/{package}.so")
     stub(bindings, folder)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", LIST, bindings.parent.name], env=environment, text=True,
-                          capture_output=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIST, bindings.parent.name],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["version"] == version
@@ -195,9 +212,18 @@ def test_names_are_collected_and_guards_kept_apart() -> None:
 def test_the_double_has_what_the_backend_uses(package: str, version: str) -> None:
     names = wanted(package, version, [path.read_text() for path in MODULES])
     assert len(names) > 50 and {name.partition(".")[0] for name in names} > set(OBJECTS.values()) - {
-        "ITimingCache", "IRuntimeConfig", "IRuntimeCache"}  # fmt: skip
-    assert sorted(names - set(double_names(package, version)) - {"ILogger.Severity.ERROR", "ILogger.Severity.WARNING",
-                                                               "ILogger.Severity.INTERNAL_ERROR"}) == []  # fmt: skip
+        "ITimingCache",
+        "IRuntimeConfig",
+        "IRuntimeCache",
+    }
+    assert (
+        sorted(
+            names
+            - set(double_names(package, version))
+            - {"ILogger.Severity.ERROR", "ILogger.Severity.WARNING", "ILogger.Severity.INTERNAL_ERROR"}
+        )
+        == []
+    )
 
 
 @pytest.mark.slow

@@ -30,15 +30,37 @@ def test_disagreement_is_said_below_99_percent() -> None:
 def job(*models: tuple[str, str], modes: tuple[str, ...] = ("host-to-host",)) -> Job:
     some = Path("x")
     entries = tuple(Model(name, some, "0" * 64, precision) for name, precision in models)
-    return Job("onnxruntime-cpu", entries, modes, some, some, {}, 1, 2, 2, 8, 0.1, 4)
+    return Job(
+        backend="onnxruntime-cpu",
+        models=entries,
+        modes=modes,
+        images=some,
+        labels=some,
+        host_predictions={},
+        threads=1,
+        processes=2,
+        rounds=2,
+        samples=8,
+        seconds=0.1,
+        accuracy_images=4,
+    )
 
 
 def part(
     predicted: list[int] | None, joules: float | None = None, batch: int = 1, **rounds: list[list[float]]
 ) -> dict[str, Any]:
-    variants = {name.replace("_", ", "): {"warmup_ms": [9.0, 4.0], "settled": name != "int8", "rounds_ms": cells,
-                                          "predicted": predicted, "joules": joules, "batch": batch,
-                                          "window": "session.run"} for name, cells in rounds.items()}  # fmt: skip
+    variants = {
+        name.replace("_", ", "): {
+            "warmup_ms": [9.0, 4.0],
+            "settled": name != "int8",
+            "rounds_ms": cells,
+            "predicted": predicted,
+            "joules": joules,
+            "batch": batch,
+            "window": "session.run",
+        }
+        for name, cells in rounds.items()
+    }
     state = {"governor": ["ondemand"]}
     process = {"before": state, "after": state, "cpu_over_wall": 0.99, "energy": {"meter": "RAPL", "covers": "all"}}
     return {"variants": variants, "process": process}
@@ -66,14 +88,21 @@ def test_results_put_the_processes_together() -> None:
 
 
 def test_a_mode_is_compared_with_fp32_in_the_same_mode() -> None:
-    rounds = {"fp32": [[4.0], [4.0]], "fp32_offline-8": [[16.0], [16.0]], "fp16": [[3.0], [3.0]],
-              "fp16_offline-8": [[8.0], [8.0]]}  # fmt: skip
+    rounds = {
+        "fp32": [[4.0], [4.0]],
+        "fp32_offline-8": [[16.0], [16.0]],
+        "fp16": [[3.0], [3.0]],
+        "fp16_offline-8": [[8.0], [8.0]],
+    }
     parts = [part([0], 1.0, 8, **rounds), part(None, 1.0, 8, **rounds)]
     asked = job(("fp32", "fp32"), ("fp16", "fp16"), modes=("host-to-host", "offline-8"))
     results = verdict.results(asked, parts, np.array([0]), {})
     assert [(one["name"], one["mode"]) for one in results] == [
-        ("fp32", "host-to-host"), ("fp32", "offline-8"), ("fp16", "host-to-host"), ("fp16", "offline-8"),
-    ]  # fmt: skip
+        ("fp32", "host-to-host"),
+        ("fp32", "offline-8"),
+        ("fp16", "host-to-host"),
+        ("fp16", "offline-8"),
+    ]
     assert [one["ratio_to_fp32"] for one in results[2:]] == [pytest.approx((4 / 3,) * 3), (2.0, 2.0, 2.0)]
     # 2 J over two queries of eight images in each of two processes
     assert results[1]["energy"]["mj_per_image"] == 62.5

@@ -42,10 +42,16 @@ ENUMS = {
     "DynamicShapesKernelSpecializationStrategy": "LAZY EAGER",
 }
 JIT = {
-    "BuilderFlag.REQUIRE_USER_ALLOCATION", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy",
-    "IRuntimeConfig", "IRuntimeCache", "ICudaEngine.create_runtime_config", "IExecutionContext.is_stream_capturable",
-    "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
-}  # fmt: skip
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "IRuntimeConfig",
+    "IRuntimeCache",
+    "ICudaEngine.create_runtime_config",
+    "IExecutionContext.is_stream_capturable",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+}
 PRECISION = {"BuilderFlag.FP16", "BuilderFlag.INT8"}
 TIMINGS = {"ITimingCache", *(f"IBuilderConfig.{verb}_timing_cache" for verb in ("create", "set", "get"))}
 OLD = {"ICudaEngine.device_memory_size", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
@@ -117,8 +123,10 @@ class OnnxParser:
         except Exception as error:
             self._errors.append(f"In node -1 (parse): not a model: {type(error).__name__}")
             return False
-        self._errors += [f"In node 0 with name: {node.name} and operator: {node.op_type}\n(check): UNSUPPORTED_NODE"
-                         for node in unknown]  # fmt: skip
+        self._errors += [
+            f"In node 0 with name: {node.name} and operator: {node.op_type}\n(check): UNSUPPORTED_NODE"
+            for node in unknown
+        ]
         return not unknown
 
     def get_error(self, index: int) -> Any:
@@ -213,9 +221,12 @@ class Builder:
             config._timing._data = b"timings of this device"
         self._trt.log.append(("build", sorted(config._flags), config._pools))
         head = {
-            "package": self._trt.__name__, "version": self._trt.__version__, "profiles": config._profiles,
-            "capturable": "REQUIRE_USER_ALLOCATION" in config._flags, "detailed": config._verbosity.name == "DETAILED",
-        }  # fmt: skip
+            "package": self._trt.__name__,
+            "version": self._trt.__version__,
+            "profiles": config._profiles,
+            "capturable": "REQUIRE_USER_ALLOCATION" in config._flags,
+            "detailed": config._verbosity.name == "DETAILED",
+        }
         return self._trt.IHostMemory(json.dumps(head).encode() + b"\n" + network._model.SerializeToString())
 
     def _refusal(self, network: Any, config: Any) -> str:
@@ -239,9 +250,22 @@ class Builder:
 
 
 CLASSES = [
-    ILogger, IHostMemory, ITensor, INetworkDefinition, OnnxParser, IOptimizationProfile, ITimingCache, IBuilderConfig,
-    Builder, Runtime, ICudaEngine, EngineInspector, IRuntimeCache, IRuntimeConfig, IExecutionContext,
-]  # fmt: skip
+    ILogger,
+    IHostMemory,
+    ITensor,
+    INetworkDefinition,
+    OnnxParser,
+    IOptimizationProfile,
+    ITimingCache,
+    IBuilderConfig,
+    Builder,
+    Runtime,
+    ICudaEngine,
+    EngineInspector,
+    IRuntimeCache,
+    IRuntimeConfig,
+    IExecutionContext,
+]
 
 
 def module(package: str, version: str, cudart: Any = None) -> Any:
@@ -259,8 +283,11 @@ def module(package: str, version: str, cudart: Any = None) -> Any:
             setattr(made, name, enum.IntEnum(name, kept))
     for known in CLASSES:
         left = {*vars(known).get("__slots__", ()), "__dict__", "__weakref__"}
-        held = {name: value for name, value in vars(known).items()
-                if name not in left and f"{known.__name__}.{name}" not in lacks}  # fmt: skip
+        held = {
+            name: value
+            for name, value in vars(known).items()
+            if name not in left and f"{known.__name__}.{name}" not in lacks
+        }
         if package == "tensorrt_rtx" and known is ICudaEngine:
             held["create_execution_context"] = with_runtime_config
         if known.__name__ not in lacks:

@@ -87,8 +87,10 @@ class EngineInspector:
         as_11 = {"DataType": "Int8", "Format": "Thirty-two wide channel vectorized"}
         int8 = as_11 if self._trt.numbers >= (11, 0) else as_10
         side = {"Name": "y", "Format/Datatype": "Row major linear FP32"}
-        layers = [{"Name": node.name, "Inputs": [int8 if node.op_type == "DequantizeLinear" else {}], "Outputs": [side]}
-                  for node in nodes]  # fmt: skip
+        layers = [
+            {"Name": node.name, "Inputs": [int8 if node.op_type == "DequantizeLinear" else {}], "Outputs": [side]}
+            for node in nodes
+        ]
         return json.dumps({"Layers": layers})
 
 

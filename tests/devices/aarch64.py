@@ -43,7 +43,10 @@ class Python:
 
 
 # the oldest runtime that a graph of this project's opset must load in, and the one that is used here
-PYTHONS = (Python("bookworm", "3.11", "1.19.2"), Python("trixie", "3.13", metadata.version("onnxruntime")))
+PYTHONS = (
+    Python(suite="bookworm", version="3.11", onnxruntime="1.19.2"),
+    Python(suite="trixie", version="3.13", onnxruntime=metadata.version("onnxruntime")),
+)
 
 
 class MissingError(Exception):
@@ -87,7 +90,7 @@ def _qemu(folder: Path, end: float) -> Path:
         if path.exists() and _major(path) >= OLDEST_QEMU:
             return path
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _unpacked(Path(temporary) / "qemu", QEMU_FROM, "amd64", ["qemu-user"], end)
+        _unpacked(Path(temporary) / "qemu", QEMU_FROM, architecture="amd64", packages=["qemu-user"], end=end)
         # a program for every processor there is: one, linked statically, is all that is kept
         (Path(temporary) / "qemu/usr/bin/qemu-aarch64").rename(fetched)
     if _major(fetched) < OLDEST_QEMU:
@@ -105,13 +108,28 @@ def _build(which: Python, home: Path, end: float) -> None:
     with tempfile.TemporaryDirectory(dir=home.parent) as temporary:
         (made := Path(temporary) / "made").mkdir()
         packages = [f"python{which.version}-minimal", f"libpython{which.version}-stdlib", "libstdc++6"]
-        _unpacked(made / "root", which.suite, "arm64", packages, end)
+        _unpacked(made / "root", which.suite, architecture="arm64", packages=packages, end=end)
         wheels = [f"onnxruntime=={which.onnxruntime}", "numpy", "pillow"]
         tags = [part for tag in TAGS for part in ("--platform", tag)]
-        _call([
-            sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--target",
-            str(made / "site"), "--only-binary=:all:", "--python-version", which.version, *tags, *wheels,
-        ], end)  # fmt: skip
+        _call(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(made / "site"),
+                "--only-binary=:all:",
+                "--python-version",
+                which.version,
+                *tags,
+                *wheels,
+            ],
+            end,
+        )
         made.rename(home)
 
 
@@ -139,13 +157,22 @@ def _unpacked(root: Path, suite: str, architecture: str, packages: Sequence[str]
 
 def _private(folder: Path, architecture: str) -> list[str]:
     settings = {
-        "Dir::State": folder, "Dir::State::lists": folder / "lists", "Dir::State::status": folder / "status",
-        "Dir::Cache": folder, "Dir::Cache::archives": folder / "archives",
-        "Dir::Etc::sourcelist": folder / "sources.list", "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::Etc::preferencesparts": "/dev/null", "APT::Architecture": architecture,
-        "APT::Architectures": architecture, "APT::Install-Recommends": "false", "APT::Sandbox::User": "root",
-        "Acquire::Languages": "none", "Acquire::Retries": "2", "Acquire::http::Timeout": "60",
-    }  # fmt: skip
+        "Dir::State": folder,
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": folder / "status",
+        "Dir::Cache": folder,
+        "Dir::Cache::archives": folder / "archives",
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::preferencesparts": "/dev/null",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "2",
+        "Acquire::http::Timeout": "60",
+    }
     return [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
 
 

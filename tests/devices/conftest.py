@@ -37,15 +37,25 @@ def brightest_channel(path: Path, weight: float) -> None:
 
 
 def record(path: Path, precision: str, target: str) -> OnnxModel:
-    return OnnxModel(f"export/{path.name}", sha256_file(path), precision, target, 18, "", 0.001)  # type: ignore[arg-type]
+    return OnnxModel(
+        path=f"export/{path.name}",
+        sha256=sha256_file(path),
+        precision=precision,
+        target=target,
+        opset=18,
+        parent_sha256="",
+        size_mb=0.001,
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> list[tuple[Path, OnnxModel]]:
     """fp32, and one that calls itself int8 for the CPU."""
     made = []
-    for file, precision, target, weight in (("student.fp32.onnx", "fp32", "any", 0.1),
-                                            ("student.int8-cpu.onnx", "int8", "cpu", 0.2)):  # fmt: skip
+    for file, precision, target, weight in (
+        ("student.fp32.onnx", "fp32", "any", 0.1),
+        ("student.int8-cpu.onnx", "int8", "cpu", 0.2),
+    ):
         path = tmp_path / "export" / file
         path.parent.mkdir(exist_ok=True)
         brightest_channel(path, weight)
@@ -67,5 +77,7 @@ def bundle(tmp_path: Path, models: list[tuple[Path, OnnxModel]], pictures: np.nd
     labels_N[:3] = 0  # images 1 and 2 bear a wrong label: 28 of 30 are right
     host = {"fp32": np.arange(N) % 3, "int8-cpu": np.arange(N) % 3}
     folder = tmp_path / "bundle"
-    write_bundle(folder, models, DESCRIPTION, pictures, labels_N, host)
+    write_bundle(
+        folder, models, description=DESCRIPTION, images_NHWC=pictures, labels_N=labels_N, host_predictions=host
+    )
     return folder

@@ -85,16 +85,29 @@ def taught(images_NHWC: np.ndarray, labels_N: np.ndarray) -> torch.nn.Module:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     folder = tmp_path_factory.mktemp("aarch64")
     images_NHWC, labels_N = tinted(N)
-    fp32 = export(taught(images_NHWC, labels_N), SPEC, folder / "student.fp32.onnx", images_NHWC[:8], Export())
+    fp32 = export(
+        taught(images_NHWC, labels_N),
+        SPEC,
+        path=folder / "student.fp32.onnx",
+        images_NHWC=images_NHWC[:8],
+        settings=Export(),
+    )
     path, settings = folder / fp32.path, Quantize(targets=("cpu",), method="minmax", calibration_images=N)
-    (int8,) = quantize(path, fp32, images_NHWC, settings, folder)
+    (int8,) = quantize(path, fp32, images_NHWC=images_NHWC, settings=settings, folder=folder)
     models = [(path, fp32), (folder / int8.path, int8)]
     about = {"classes": [f"tint{at}" for at in range(CLASSES)], "input_px": PX, "store_px": PX, "fit": "crop"}
-    write_bundle(bundle := folder / "bundle", models, about, images_NHWC, labels_N, {})
+    write_bundle(
+        bundle := folder / "bundle",
+        models,
+        description=about,
+        images_NHWC=images_NHWC,
+        labels_N=labels_N,
+        host_predictions={},
+    )
     here = {one.name: answered(Path(sys.executable), bundle, one) for _, one in models}
     host = {name: logits_NC.argmax(axis=1) for name, logits_NC in here.items()}
-    write_bundle(bundle, models, about, images_NHWC, labels_N, host)
-    return Shipped(bundle, [one for _, one in models], labels_N, here)
+    write_bundle(bundle, models, description=about, images_NHWC=images_NHWC, labels_N=labels_N, host_predictions=host)
+    return Shipped(folder=bundle, models=[one for _, one in models], labels_N=labels_N, here=here)
 
 
 @pytest.fixture(scope="module", params=aarch64.PYTHONS, ids=lambda one: one.name)
@@ -132,8 +145,10 @@ def attribute(node: onnx.NodeProto, name: str) -> int:
 
 
 def test_the_bundle_is_benched_there(shipped: Shipped, python: Path, tmp_path: Path) -> None:
-    device = Device("emulated", python=str(python))
-    reports = bench(shipped.folder, device, "onnxruntime-cpu", QUICK, shipped.models, tmp_path)
+    device = Device(name="emulated", python=str(python))
+    reports = bench(
+        shipped.folder, device, backend="onnxruntime-cpu", settings=QUICK, models=shipped.models, out=tmp_path
+    )
     assert [report.artefact for report in reports] == ["fp32", "int8-cpu"]
     for report in reports:
         assert report.facts["machine"] == "aarch64"
@@ -159,8 +174,14 @@ def test_the_example_labels_a_picture_there(shipped: Shipped, python: Path, tmp_
     pictures = [str(tmp_path / f"{at}.png") for at in range(CLASSES)]
     said = []
     for program in (Path(sys.executable), python):
-        done = subprocess.run([program, "label.py", *pictures], cwd=shipped.folder, capture_output=True, text=True,
-                              timeout=600, check=False)  # fmt: skip
+        done = subprocess.run(
+            [program, "label.py", *pictures],
+            cwd=shipped.folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         said.append([line.split(": ")[1].split()[0] for line in done.stdout.splitlines()])
     assert said[0] == said[1] and len(said[1]) == CLASSES

@@ -20,7 +20,7 @@ from edgedistill.records import BenchReport, Device, EdgeDistillError, InputErro
 from edgedistill.run import read_record, sha256_file
 
 QUICK = Bench(processes=2, rounds=3, samples=100, seconds=0.02, accuracy_images=24)
-LOCAL = Device("local")
+LOCAL = Device(name="local")
 Models = list[tuple[Path, OnnxModel]]
 
 
@@ -30,7 +30,9 @@ def records(models: Models) -> list[OnnxModel]:
 
 
 def test_bench_measures_and_writes_what_it_returns(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
-    reports = stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records, tmp_path / "out")
+    reports = stage.bench(
+        bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=tmp_path / "out"
+    )
     names = ["onnxruntime-cpu-fp32.json", "onnxruntime-cpu-int8-cpu.json"]
     assert [read_record(tmp_path / "out" / "local" / name, BenchReport) for name in names] == reports
     for report, model in zip(reports, records, strict=True):
@@ -54,7 +56,9 @@ def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[Onnx
     # the host says it computed the other graph's answers for class 0 alone: two thirds differ
     np.save(bundle / "host.fp32.npy", np.zeros(30, np.int64))
     _sum_again(bundle)
-    (report,) = stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records[:1], tmp_path / "out")
+    (report,) = stage.bench(
+        bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records[:1], out=tmp_path / "out"
+    )
     assert report.agreement_with_host == pytest.approx(8 / 24)
     assert any(warning.startswith("answers differ") for warning in report.warnings)
     # a latency whose answers are another function's is no latency of this model
@@ -63,10 +67,15 @@ def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[Onnx
 
 def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     settings = QUICK.model_copy(update={"offline": (4,)})
-    reports = stage.bench(bundle, LOCAL, "onnxruntime-cpu", settings, records, tmp_path / "out")
+    reports = stage.bench(
+        bundle, LOCAL, backend="onnxruntime-cpu", settings=settings, models=records, out=tmp_path / "out"
+    )
     assert [(one.artefact, one.mode, one.latency.batch) for one in reports] == [
-        ("fp32", "host-to-host", 1), ("fp32", "offline-4", 4),
-        ("int8-cpu", "host-to-host", 1), ("int8-cpu", "offline-4", 4)]  # fmt: skip
+        ("fp32", "host-to-host", 1),
+        ("fp32", "offline-4", 4),
+        ("int8-cpu", "host-to-host", 1),
+        ("int8-cpu", "offline-4", 4),
+    ]
     # 24 images in batches of four answer as one by one; the ratio is to fp32 in the same batches
     assert all(one.accuracy and one.accuracy.n == 24 and one.agreement_with_host == 1.0 for one in reports)
     assert reports[1].ratio_to_fp32 is None and reports[3].ratio_to_fp32 is not None
@@ -93,20 +102,20 @@ def _sum_again(bundle: Path) -> None:
 def test_an_altered_bundle_is_refused_before_anything_runs(bundle: Path, records: list[OnnxModel]) -> None:
     (bundle / "agent.pyz").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"agent\.pyz"):
-        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, records, bundle.parent / "out")
+        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=bundle.parent / "out")
     assert not (bundle.parent / "out").exists()
 
 
 def test_a_model_that_is_not_in_the_bundle(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     absent = dataclasses.replace(records[0], path="export/other.onnx")
     with pytest.raises(InputError, match=r"no other\.onnx"):
-        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [absent], tmp_path / "out")
+        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[absent], out=tmp_path / "out")
 
 
 def test_another_graph_of_the_same_name_is_refused_on_the_device(bundle: Path, records: list[OnnxModel]) -> None:
     other = dataclasses.replace(records[0], sha256="0" * 64)
     with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*fp32\.onnx: sha256 is"):
-        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [other], bundle.parent / "out")
+        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[other], out=bundle.parent / "out")
 
 
 def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
@@ -114,7 +123,9 @@ def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[Onnx
     _sum_again(bundle)
     broken = dataclasses.replace(records[0], sha256=sha256_file(bundle / "student.fp32.onnx"))
     with pytest.raises(EdgeDistillError, match=r"exited with 1: agent: InvalidProtobuf: .*fp32\.onnx"):
-        stage.bench(bundle, LOCAL, "onnxruntime-cpu", QUICK, [broken], bundle.parent / "out")
+        stage.bench(
+            bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[broken], out=bundle.parent / "out"
+        )
 
 
 def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
@@ -123,7 +134,9 @@ def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed: the provider is not missing here")
     with pytest.raises(EdgeDistillError) as caught:
-        stage.bench(bundle, LOCAL, "onnxruntime-cuda", QUICK, records, bundle.parent / "out")
+        stage.bench(
+            bundle, LOCAL, backend="onnxruntime-cuda", settings=QUICK, models=records, out=bundle.parent / "out"
+        )
     assert "exited with 2: agent: onnxruntime" in str(caught.value)
     assert "has no CUDAExecutionProvider" in str(caught.value)
 
@@ -133,7 +146,14 @@ def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[On
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages: no numpy
     bare.chmod(0o755)
     with pytest.raises(EdgeDistillError, match=r"No module named 'numpy'; .* -m pip install numpy"):
-        stage.bench(bundle, Device("local", python=str(bare)), "onnxruntime-cpu", QUICK, records, tmp_path / "out")
+        stage.bench(
+            bundle,
+            Device(name="local", python=str(bare)),
+            backend="onnxruntime-cpu",
+            settings=QUICK,
+            models=records,
+            out=tmp_path / "out",
+        )
 
 
 def test_probe_says_what_is_there() -> None:
@@ -144,16 +164,37 @@ def test_probe_says_what_is_there() -> None:
 
 
 ANSWER: dict[str, Any] = {
-    "version": 2, "backend": "onnxruntime-cpu", "backend_version": "1", "facts": {},
-    "results": [{"name": "fp32", "mode": "host-to-host", "batch": 1, "window": "", "sha256": "ab",
-                 "precision": "fp32", "samples_ms": [1.0] * 4, "cells": [[0, 0, 4]],
-                 "warmup_ms": [], "agreement_with_host": None, "ratio_to_fp32": None, "warnings": [],
-                 "accuracy": {"n": 3, "top1": 1, "top1_ci95": [0, 1], "balanced": 1, "balanced_ci95": [0, 1]}}],
-}  # fmt: skip
+    "version": 2,
+    "backend": "onnxruntime-cpu",
+    "backend_version": "1",
+    "facts": {},
+    "results": [
+        {
+            "name": "fp32",
+            "mode": "host-to-host",
+            "batch": 1,
+            "window": "",
+            "sha256": "ab",
+            "precision": "fp32",
+            "samples_ms": [1.0] * 4,
+            "cells": [[0, 0, 4]],
+            "warmup_ms": [],
+            "agreement_with_host": None,
+            "ratio_to_fp32": None,
+            "warnings": [],
+            "accuracy": {"n": 3, "top1": 1, "top1_ci95": [0, 1], "balanced": 1, "balanced_ci95": [0, 1]},
+        }
+    ],
+}
 JOB: dict[str, Any] = {
-    "version": 2, "backend": "onnxruntime-cpu", "modes": ["host-to-host"], "models": [{"name": "fp32", "sha256": "ab"}],
-    "samples": 4, "seconds": 0.004, "accuracy_images": 3,
-}  # fmt: skip
+    "version": 2,
+    "backend": "onnxruntime-cpu",
+    "modes": ["host-to-host"],
+    "models": [{"name": "fp32", "sha256": "ab"}],
+    "samples": 4,
+    "seconds": 0.004,
+    "accuracy_images": 3,
+}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,18 @@ from edgedistill.devices.bundle import agent_archive, model_name, verify_bundle,
 from edgedistill.records import EdgeDistillError, InputError, OnnxModel
 
 Models = list[tuple[Path, OnnxModel]]
-HELD = {"student.fp32.onnx", "student.int8-cpu.onnx", "agent.pyz", "label.py", "images.npy", "labels.npy",
-        "host.fp32.npy", "host.int8-cpu.npy", "bundle.json", "SHA256SUMS"}  # fmt: skip
+HELD = {
+    "student.fp32.onnx",
+    "student.int8-cpu.onnx",
+    "agent.pyz",
+    "label.py",
+    "images.npy",
+    "labels.npy",
+    "host.fp32.npy",
+    "host.int8-cpu.npy",
+    "bundle.json",
+    "SHA256SUMS",
+}
 
 
 def test_it_holds_what_a_device_needs_and_nothing_else(bundle: Path) -> None:
@@ -63,7 +73,9 @@ def test_the_agent_archive_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 def test_stale_files_go_and_foreign_ones_stay(bundle: Path, models: Models, pictures: np.ndarray) -> None:
     (bundle / "picture.jpg").write_bytes(b"someone's own")
     about = {"classes": ["a", "b", "c"], "input_px": 8, "store_px": 8, "fit": "crop"}
-    files = write_bundle(bundle, models[:1], about, pictures, np.zeros(30, int), {})
+    files = write_bundle(
+        bundle, models[:1], description=about, images_NHWC=pictures, labels_N=np.zeros(30, int), host_predictions={}
+    )
     left = {path.name for path in bundle.iterdir()}
     assert left == {path.name for path in files} | {"picture.jpg"}
     assert "student.int8-cpu.onnx" not in left
@@ -99,5 +111,12 @@ def test_a_graph_that_is_not_its_record_is_refused(tmp_path: Path, models: Model
     other = [(path, dataclasses.replace(record, sha256="0" * 64))]
     about = {"classes": ["a"], "input_px": 8, "store_px": 8, "fit": "crop"}
     with pytest.raises(EdgeDistillError, match="not the graph that was entered"):
-        write_bundle(tmp_path / "new", other, about, pictures, np.zeros(30, int), {})
+        write_bundle(
+            tmp_path / "new",
+            other,
+            description=about,
+            images_NHWC=pictures,
+            labels_N=np.zeros(30, int),
+            host_predictions={},
+        )
     assert not (tmp_path / "new").exists()

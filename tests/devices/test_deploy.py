@@ -60,8 +60,11 @@ def problems(text: str, context: Path) -> list[str]:
 
 def packages(text: str) -> dict[str, Requirement]:
     given = dict(rest.split("=") for word, rest in instructions(text) if word == "ARG")
-    runs = [re.sub(r"\$\{(\w+)\}", lambda match: given[match[1]], rest) for word, rest in instructions(text)
-            if word == "RUN" and "pip install" in rest]  # fmt: skip
+    runs = [
+        re.sub(r"\$\{(\w+)\}", lambda match: given[match[1]], rest)
+        for word, rest in instructions(text)
+        if word == "RUN" and "pip install" in rest
+    ]
     words = [word for run in runs for word in shlex.split(run) if word not in {"pip", "install"} and word[0] != "-"]
     return {one.name: one for one in map(Requirement, words)}
 
@@ -131,7 +134,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("name", "gpu"), [("docker", "--gpus all"), ("podman", "--device nvidia.com/gpu=all")])
 def test_a_container_is_a_device(tmp_path: Path, programs: Path, name: str, gpu: str) -> None:
     engine(programs, name)
-    device = Device("box", python=str(WRAPPER), workdir=str(tmp_path / "work dir"))
+    device = Device(name="box", python=str(WRAPPER), workdir=str(tmp_path / "work dir"))
     assert bench.probe(device)["python"] == ".".join(map(str, sys.version_info[:3]))
     words = (programs / f"{name}.log").read_text().splitlines()
     assert words[0] == "run" and gpu in " ".join(words)
@@ -140,8 +143,11 @@ def test_a_container_is_a_device(tmp_path: Path, programs: Path, name: str, gpu:
     assert Path(place).parent == tmp_path / "work dir"
     # the lock, so that one measurement at a time holds inside and outside
     lock = f"{tmp_path}/edgedistill-agent.lock"
-    assert volumes == [f"{place}:{place}", f"{tmp_path}/my cache:{tmp_path}/my cache",
-                       f"{lock}:/tmp/edgedistill-agent.lock"]  # fmt: skip
+    assert volumes == [
+        f"{place}:{place}",
+        f"{tmp_path}/my cache:{tmp_path}/my cache",
+        f"{lock}:/tmp/edgedistill-agent.lock",
+    ]
     assert Path(lock).stat().st_mode & 0o777 == 0o644
     assert f"EDGEDISTILL_CACHE={tmp_path}/my cache" in words and (tmp_path / "my cache").is_dir()
     image = words.index("edgedistill-gpu")
@@ -151,27 +157,35 @@ def test_a_container_is_a_device(tmp_path: Path, programs: Path, name: str, gpu:
 def test_no_container_engine_is_said(programs: Path) -> None:
     assert os.environ["PATH"] == str(programs)
     with pytest.raises(EdgeDistillError, match="exited with 2: python-in-container: neither docker nor podman is here"):
-        bench.probe(Device("box", python=str(WRAPPER)))
+        bench.probe(Device(name="box", python=str(WRAPPER)))
 
 
 ORIN = {
-    "machine": "aarch64", "board": "NVIDIA Jetson Orin Nano Developer Kit Super", "python": "3.10.12", "l4t": "36.4.3",
-    "jetpack": "6.2.1+b38", "memory_mb": 7990, "memory_available_mb": 6120, "power_mode": "MAXN_SUPER",
-    "governor": ["schedutil"], "fixed_clocks": {"cpu": True, "gpu": True},
+    "machine": "aarch64",
+    "board": "NVIDIA Jetson Orin Nano Developer Kit Super",
+    "python": "3.10.12",
+    "l4t": "36.4.3",
+    "jetpack": "6.2.1+b38",
+    "memory_mb": 7990,
+    "memory_available_mb": 6120,
+    "power_mode": "MAXN_SUPER",
+    "governor": ["schedutil"],
+    "fixed_clocks": {"cpu": True, "gpu": True},
     "backends": {"onnxruntime-cpu": "1.23.2", "tensorrt": "10.3.0", "tensorrt-rtx": "not here: tensorrt_rtx"},
-}  # fmt: skip
+}
 
 
 def test_the_guide_shows_what_the_program_prints() -> None:
-    device = Device("orin-nano", "ssh", "orin-nano", backends=("tensorrt", "onnxruntime-cpu"))
+    device = Device(name="orin-nano", transport="ssh", host="orin-nano", backends=("tensorrt", "onnxruntime-cpu"))
     shown = re.search(r"<!-- sample: begin -->\n```\n(.*?)```\n<!-- sample: end -->", GUIDE.read_text(), re.DOTALL)
-    probed = [probe.Probed(device, ORIN)]
+    probed = [probe.Probed(device=device, facts=ORIN)]
     assert probed[0].usable
     assert shown is not None and shown[1] == probe.table(probed) + "\n"
 
 
-SOURCES = "\n".join(path.read_text() for folder in ("agent", "devices")
-                    for path in sorted((ROOT / "edgedistill" / folder).glob("*.py")))  # fmt: skip
+SOURCES = "\n".join(
+    path.read_text() for folder in ("agent", "devices") for path in sorted((ROOT / "edgedistill" / folder).glob("*.py"))
+)
 
 
 def troubles() -> list[str]:

@@ -21,9 +21,9 @@ def load(tmp_path: Path, text: str) -> dict[str, Device]:
 
 
 def test_local_is_always_there(tmp_path: Path) -> None:
-    assert inventory.load(None) == {"local": Device("local")}
-    assert load(tmp_path, "") == {"local": Device("local")}
-    assert inventory.load(SHIPPED) == {"local": Device("local")}
+    assert inventory.load(None) == {"local": Device(name="local")}
+    assert load(tmp_path, "") == {"local": Device(name="local")}
+    assert inventory.load(SHIPPED) == {"local": Device(name="local")}
 
 
 def uncommented(text: str) -> str:
@@ -38,7 +38,14 @@ def test_the_shipped_examples_are_right_once_uncommented(tmp_path: Path) -> None
     wanted = {"local", "orin-nano", "orin-agx", "pi5", "gpu-host", "gpu-container", "here-in-container"}
     assert set(devices) == wanted
     python = "/home/edge/venv/bin/python"
-    nano = Device("orin-nano", "ssh", "orin-nano", python, "", ("tensorrt", "onnxruntime-cpu"))
+    nano = Device(
+        name="orin-nano",
+        transport="ssh",
+        host="orin-nano",
+        python=python,
+        workdir="",
+        backends=("tensorrt", "onnxruntime-cpu"),
+    )
     assert devices["orin-nano"] == nano
     assert devices["orin-agx"].workdir == "/mnt/nvme/edgedistill"
     assert devices["pi5"].host == "pi@pi5.local"
@@ -54,7 +61,7 @@ def test_a_workdir_may_have_spaces_and_quotes(tmp_path: Path, workdir: str) -> N
 
 
 def test_what_a_device_is_measured_with() -> None:
-    bare, there = Device("pi"), Device("orin", backends=("tensorrt", "onnxruntime-cpu"))
+    bare, there = Device(name="pi"), Device(name="orin", backends=("tensorrt", "onnxruntime-cpu"))
     assert inventory.wanted_backends(bare) == ("onnxruntime-cpu",)
     assert inventory.wanted_backends(there) == ("tensorrt", "onnxruntime-cpu")
     assert inventory.wanted_backends(there, ["onnxruntime-cuda"]) == ("onnxruntime-cuda",)
@@ -102,7 +109,7 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_device_gets_the_nearest_name() -> None:
-    devices = {"local": Device("local"), "orin-nano": Device("orin-nano", "ssh", "orin")}
+    devices = {"local": Device(name="local"), "orin-nano": Device(name="orin-nano", transport="ssh", host="orin")}
     assert inventory.find(devices, "local").name == "local"
     with pytest.raises(InputError, match="no device is called orin-nao; did you mean orin-nano"):
         inventory.find(devices, "orin-nao")

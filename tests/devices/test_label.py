@@ -93,8 +93,9 @@ def command(bundle: Path, *argv: str) -> list[str]:
 
 
 def run(bundle: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(bundle, *argv), capture_output=True, text=True, check=False, timeout=60,
-                          env={**os.environ, **env})  # fmt: skip
+    return subprocess.run(
+        command(bundle, *argv), capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env}
+    )
 
 
 @pytest.fixture
@@ -169,8 +170,9 @@ def test_a_recording_may_end(bundle: Path, modules: str, tmp_path: Path) -> None
 
 def test_ctrl_c_ends_a_camera_in_peace(bundle: Path, modules: str) -> None:
     env = {**os.environ, "PYTHONPATH": modules, "FRAMES": "1000000000"}
-    with subprocess.Popen(command(bundle, "--camera", "0"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        command(bundle, "--camera", "0"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
@@ -209,8 +211,12 @@ def test_another_provider_takes_a_graph_for_any_target(
     preloaded, *_, session = done.stderr.splitlines()
     models = {model["file"]: model["sha256"] for model in description["models"]}
     kept = str(bundle / "engines" / models[file][:16])
-    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": kept,
-               "trt_int8_enable": int8, "trt_fp16_enable": half}  # fmt: skip
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": kept,
+        "trt_int8_enable": int8,
+        "trt_fp16_enable": half,
+    }
     assert (preloaded, session) == ("preloaded", f"{file} {[('TensorrtExecutionProvider', options)]}")
     done = run(bundle, str(picture), "--provider", "cuda", *asked, PYTHONPATH=modules, STARTS="no")
     assert done.returncode == 2 and "CUDAExecutionProvider did not start" in done.stderr

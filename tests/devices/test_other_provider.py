@@ -33,14 +33,16 @@ def test_openvino_measures_the_bundle(
 ) -> None:
     quick = Bench(processes=2, rounds=2, samples=40, seconds=0.02, accuracy_images=30)
     records = [record for _, record in models]
-    device = Device("local", python=python)
-    reports = stage.bench(bundle, device, "onnxruntime-openvino", quick, records, tmp_path / "out")
+    device = Device(name="local", python=python)
+    reports = stage.bench(
+        bundle, device, backend="onnxruntime-openvino", settings=quick, models=records, out=tmp_path / "out"
+    )
     runtime = reports[0].facts["runtime"]
     assert runtime["providers"][0] == "OpenVINOExecutionProvider"
     assert isinstance(runtime["whole_graph"], bool)
     assert [one.agreement_with_host for one in reports] == [1.0, 1.0]
     assert (tmp_path / "out/local/onnxruntime-openvino-int8-cpu.json").is_file()
     assert stage.probe(device)["backends"]["onnxruntime-openvino"] == reports[0].backend_version
-    assert stage.probe(Device("local", python=sys.executable))["backends"]["onnxruntime-openvino"].startswith(
+    assert stage.probe(Device(name="local", python=sys.executable))["backends"]["onnxruntime-openvino"].startswith(
         "not here"
     )

@@ -18,13 +18,24 @@ from edgedistill.devices import bench, probe
 from edgedistill.records import Device, EdgeDistillError
 
 FACTS = {
-    "machine": "aarch64", "board": "NVIDIA Jetson Orin Nano", "python": "3.10.12", "memory_mb": 7990.0,
-    "memory_available_mb": 6120.0, "power_mode": "MAXN_SUPER", "l4t": "36.4.3", "governor": ["schedutil"],
-    "gpu": {"clock_mhz": 306.0}, "fixed_clocks": {"cpu": False, "gpu": True}, "throttling": ["cpu at step 1 of 3"],
-    "backends": {"onnxruntime-cpu": "1.23.2", "onnxruntime-cuda": "not here: no CUDA; install it",
-                 "tensorrt": "not here: No module named 'tensorrt'; install python3-libnvinfer"},
-}  # fmt: skip
-ORIN = Device("orin", "ssh", "orin", backends=("onnxruntime-cpu", "tensorrt"))
+    "machine": "aarch64",
+    "board": "NVIDIA Jetson Orin Nano",
+    "python": "3.10.12",
+    "memory_mb": 7990.0,
+    "memory_available_mb": 6120.0,
+    "power_mode": "MAXN_SUPER",
+    "l4t": "36.4.3",
+    "governor": ["schedutil"],
+    "gpu": {"clock_mhz": 306.0},
+    "fixed_clocks": {"cpu": False, "gpu": True},
+    "throttling": ["cpu at step 1 of 3"],
+    "backends": {
+        "onnxruntime-cpu": "1.23.2",
+        "onnxruntime-cuda": "not here: no CUDA; install it",
+        "tensorrt": "not here: No module named 'tensorrt'; install python3-libnvinfer",
+    },
+}
+ORIN = Device(name="orin", transport="ssh", host="orin", backends=("onnxruntime-cpu", "tensorrt"))
 
 
 def test_devices_are_asked_at_the_same_time_and_answer_in_order() -> None:
@@ -35,7 +46,7 @@ def test_devices_are_asked_at_the_same_time_and_answer_in_order() -> None:
         time.sleep(0.2 if device.name == "a" else 0.0)
         return {"cpu": device.name}
 
-    probed = probe.survey([Device("a"), Device("b"), Device("c")], ask)
+    probed = probe.survey([Device(name="a"), Device(name="b"), Device(name="c")], ask)
     assert [(one.device.name, one.facts["cpu"]) for one in probed] == [("a", "a"), ("b", "b"), ("c", "c")]
 
 
@@ -49,7 +60,7 @@ def test_a_device_that_hangs_costs_no_more_than_its_time() -> None:
 
     begun = time.monotonic()
     try:
-        hung, fine = probe.survey([Device("hung"), Device("fine")], ask, answer_s=0.5)
+        hung, fine = probe.survey([Device(name="hung"), Device(name="fine")], ask, answer_s=0.5)
     finally:
         ended.set()
     assert 0.4 < time.monotonic() - begun < 10
@@ -66,7 +77,7 @@ def test_an_error_of_one_device_is_its_own() -> None:
             raise ValueError("what is this")
         return FACTS
 
-    broken, odd, fine = probe.survey([Device("broken"), Device("odd"), Device("fine")], ask)
+    broken, odd, fine = probe.survey([Device(name="broken"), Device(name="odd"), Device(name="fine")], ask)
     assert (broken.trouble, broken.usable) == ("broken: python: exited with 2; install numpy", False)
     assert (odd.trouble, odd.usable) == ("odd: unexpected ValueError: what is this", False)
     assert fine.usable
@@ -96,8 +107,13 @@ def test_devices_over_ssh(tmp_path: Path) -> None:
         ask = partial(bench.probe, ssh_config=server.config)
         at, place = sys.executable, str(tmp_path / "remote")
         fine, dead, no_python = probe.survey(
-            [Device("fine", "ssh", sshd.HOST, at, place), Device("dead", "ssh", "dead", at, place),
-             Device("no-python", "ssh", sshd.HOST, "/no/python", place)], ask)  # fmt: skip
+            [
+                Device(name="fine", transport="ssh", host=sshd.HOST, python=at, workdir=place),
+                Device(name="dead", transport="ssh", host="dead", python=at, workdir=place),
+                Device(name="no-python", transport="ssh", host=sshd.HOST, python="/no/python", workdir=place),
+            ],
+            ask,
+        )
     assert fine.usable and fine.facts["backends"]["onnxruntime-cpu"][0].isdigit()
     assert (dead.reachable, dead.usable) == (False, False) and "refused" in dead.trouble
     assert (no_python.reachable, no_python.usable) == (True, False) and "no Python" in no_python.trouble
@@ -107,7 +123,11 @@ def test_devices_over_ssh(tmp_path: Path) -> None:
 def test_this_machine_answers_for_itself(tmp_path: Path) -> None:
     python = tmp_path / "python"
     fine, broken, lacking = probe.survey(
-        [Device("fine"), Device("broken", python=str(python)), Device("lacking", backends=("tensorrt-rtx",))]
+        [
+            Device(name="fine"),
+            Device(name="broken", python=str(python)),
+            Device(name="lacking", backends=("tensorrt-rtx",)),
+        ]
     )
     assert fine.usable and fine.facts["backends"]["onnxruntime-cpu"][0].isdigit()
     assert set(fine.facts["backends"]) == set(BACKENDS)
@@ -117,16 +137,21 @@ def test_this_machine_answers_for_itself(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_only_what_the_device_is_there_for() -> None:
-    assert probe.Probed(Device("pi"), FACTS).missing == {}
-    one = probe.Probed(ORIN, FACTS)
+    assert probe.Probed(device=Device(name="pi"), facts=FACTS).missing == {}
+    one = probe.Probed(device=ORIN, facts=FACTS)
     assert one.missing == {"tensorrt": "No module named 'tensorrt'; install python3-libnvinfer"}
-    assert (one.usable, probe.Probed(Device("pi"), FACTS).usable) == (False, True)
-    former = probe.Probed(Device("pi", backends=("tensorrt-rtx",)), FACTS)
+    assert (one.usable, probe.Probed(device=Device(name="pi"), facts=FACTS).usable) == (False, True)
+    former = probe.Probed(device=Device(name="pi", backends=("tensorrt-rtx",)), facts=FACTS)
     assert list(former.missing) == ["tensorrt-rtx"]
 
 
 def test_the_table() -> None:
-    unreached = probe.Probed(Device("pi", "ssh", "pi"), {}, "pi: OpenSSH to pi: refused", False)
+    unreached = probe.Probed(
+        device=Device(name="pi", transport="ssh", host="pi"),
+        facts={},
+        trouble="pi: OpenSSH to pi: refused",
+        reachable=False,
+    )
     shown = """\
 device  reachable  machine                  Python   memory              power mode  governor
 orin    yes        NVIDIA Jetson Orin Nano  3.10.12  6.1 of 8.0 GB free  MAXN_SUPER  schedutil
@@ -137,18 +162,25 @@ orin: runs onnxruntime-cpu 1.23.2
 orin: missing tensorrt: No module named 'tensorrt'; install python3-libnvinfer
 orin: without onnxruntime-cuda; `edgedistill devices orin` says why
 pi: OpenSSH to pi: refused"""
-    assert probe.table([probe.Probed(ORIN, FACTS), unreached]) == shown
-    named = probe.table([probe.Probed(ORIN, FACTS)], why=True).splitlines()
+    assert probe.table([probe.Probed(device=ORIN, facts=FACTS), unreached]) == shown
+    named = probe.table([probe.Probed(device=ORIN, facts=FACTS)], why=True).splitlines()
     assert named[-1] == "orin: without onnxruntime-cuda: no CUDA; install it"
 
 
 def test_for_programs() -> None:
-    orin, pi = probe.as_json([probe.Probed(ORIN, FACTS), probe.Probed(Device("pi"), {}, "pi: refused", False)])
+    orin, pi = probe.as_json(
+        [
+            probe.Probed(device=ORIN, facts=FACTS),
+            probe.Probed(device=Device(name="pi"), facts={}, trouble="pi: refused", reachable=False),
+        ]
+    )
     assert (orin["reachable"], orin["usable"], list(orin["missing"])) == (True, False, ["tensorrt"])
     assert (orin["wanted"], orin["facts"]) == (["onnxruntime-cpu", "tensorrt"], FACTS)
     assert (pi["reachable"], pi["usable"], pi["trouble"], pi["missing"]) == (False, False, "pi: refused", {})
 
 
 def test_a_fact_that_is_not_there_is_a_dash() -> None:
-    row = probe.table([probe.Probed(Device("old"), {"machine": "armv7l", "memory_mb": 1000.0})]).splitlines()[1]
+    row = probe.table(
+        [probe.Probed(device=Device(name="old"), facts={"machine": "armv7l", "memory_mb": 1000.0})]
+    ).splitlines()[1]
     assert row.split() == ["old", "yes", "armv7l", "-", "1.0", "GB", "-", "-"]

@@ -40,7 +40,7 @@ def cable(server: Server) -> Iterator[Cable]:
 
 @pytest.fixture
 def device(tmp_path: Path) -> Device:
-    return Device("edge", "ssh", HOST, sys.executable, str(tmp_path / "remote"))
+    return Device(name="edge", transport="ssh", host=HOST, python=sys.executable, workdir=str(tmp_path / "remote"))
 
 
 @pytest.fixture
@@ -49,7 +49,15 @@ def measure(server: Server, bundle: Path, models: Models, tmp_path: Path) -> Mea
 
     def measured(device: Device, settings: Bench) -> list[BenchReport]:
         out = tmp_path / "out"
-        return stage.bench(bundle, device, "onnxruntime-cpu", settings, records, out, ssh_config=server.config)
+        return stage.bench(
+            bundle,
+            device,
+            backend="onnxruntime-cpu",
+            settings=settings,
+            models=records,
+            out=out,
+            ssh_config=server.config,
+        )
 
     return measured
 
@@ -141,7 +149,7 @@ def test_two_never_work_at_once(
     pulled.start()
     with connect(device, server.config) as there:
         argv = [sys.executable, "beats.py", str(beats)]
-        losses = run_through(there, [tmp_path / "beats.py"], argv, tmp_path / "result", 60.0)
+        losses = run_through(there, [tmp_path / "beats.py"], argv=argv, result=tmp_path / "result", timeout_s=60.0)
     pulled.join()
     assert len(losses) == 1
     workers = beats.read_text().split()
@@ -202,7 +210,7 @@ def test_a_device_that_goes_away_again_and_again(
     argv = ["sh", "-c", "echo loaded; sleep 30"]
     with pytest.raises(ssh.ConnectionLostError, match="lost 3 times; does its power supply hold under load"):  # noqa: SIM117
         with connect(device, server.config) as there:
-            run_through(there, [], argv, tmp_path / "none", 60.0, lambda _: cable.cut())
+            run_through(there, [], argv=argv, result=tmp_path / "none", timeout_s=60.0, on_line=lambda _: cable.cut())
     assert cable.connections >= 3
     assert len(list(Path(device.workdir).iterdir())) == 1
 
@@ -215,13 +223,20 @@ def test_another_host_key_after_a_reboot_ends_it_at_once(
         cable.cut()
 
     with connect(device, server.config) as there, pytest.raises(EdgeDistillError, match="ssh-keygen -R") as caught:
-        run_through(there, [], ["sh", "-c", "echo loaded; sleep 30"], tmp_path / "none", 60.0, swap)
+        run_through(
+            there,
+            [],
+            argv=["sh", "-c", "echo loaded; sleep 30"],
+            result=tmp_path / "none",
+            timeout_s=60.0,
+            on_line=swap,
+        )
     assert not isinstance(caught.value, ssh.ConnectionLostError)
 
 
 def test_no_python(measure: Measure, device: Device) -> None:
     with pytest.raises(EdgeDistillError) as caught:
-        measure(Device("edge", "ssh", HOST, "python9", device.workdir), QUICK)
+        measure(Device(name="edge", transport="ssh", host=HOST, python="python9", workdir=device.workdir), QUICK)
     fix = "install Python 3.8 or later there, or name it in deploy/devices.yaml (python:)"
     assert str(caught.value) == f"edge: no Python: python9: not found; {fix}"
 
@@ -237,7 +252,7 @@ def test_too_old_a_python(measure: Measure, device: Device, tmp_path: Path) -> N
     run = "runpy.run_path(sys.argv[0], run_name='__main__')"
     old = script(tmp_path / "old python", f'{sys.executable} -c "{body}{run}"')
     with pytest.raises(EdgeDistillError) as caught:
-        measure(Device("edge", "ssh", HOST, old, device.workdir), QUICK)
+        measure(Device(name="edge", transport="ssh", host=HOST, python=old, workdir=device.workdir), QUICK)
     too_old = "agent: Python 3.6.9 is too old, 3.8 or later is needed; name another in deploy/devices.yaml (python:)"
     assert str(caught.value).endswith(f"exited with 2: {too_old}")
 
@@ -245,13 +260,13 @@ def test_too_old_a_python(measure: Measure, device: Device, tmp_path: Path) -> N
 def test_no_numpy_and_no_runtime(measure: Measure, device: Device, tmp_path: Path) -> None:
     bare = script(tmp_path / "bare", f"{sys.executable} -I -S")
     with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*'numpy'; .* -m pip install numpy$"):
-        measure(Device("edge", "ssh", HOST, bare, device.workdir), QUICK)
+        measure(Device(name="edge", transport="ssh", host=HOST, python=bare, workdir=device.workdir), QUICK)
     # before the one that is installed, for the agent and the processes it starts
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
     python = script(tmp_path / "with numpy", f"env PYTHONPATH={tmp_path}/site {sys.executable}")
     with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: onnxruntime .* -m pip install onnxruntime"):
-        measure(Device("edge", "ssh", HOST, python, device.workdir), QUICK)
+        measure(Device(name="edge", transport="ssh", host=HOST, python=python, workdir=device.workdir), QUICK)
     assert list(Path(device.workdir).iterdir()) == []
 
 

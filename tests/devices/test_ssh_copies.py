@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def device(tmp_path: Path) -> Device:
-    return Device("edge", "ssh", HOST, sys.executable, str(tmp_path / "remote"))
+    return Device(name="edge", transport="ssh", host=HOST, python=sys.executable, workdir=str(tmp_path / "remote"))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_copy_goes_on_by_itself_once_the_device_is_back(
     with sshd.cable(server) as cable, connect(device, server.config) as there:
         cable.cut_at = cable.sent_bytes + 5 * MB
         count = [sys.executable, "-c", "import os; open('n', 'w').write(str(os.path.getsize('images.npy')))"]
-        losses = transport.run_through(there, files, count, tmp_path / "n", 60.0)
+        losses = transport.run_through(there, files, argv=count, result=tmp_path / "n", timeout_s=60.0)
         assert cable.connections == 2
     assert (tmp_path / "n").read_text() == str(8 * MB)
     assert len(losses) == 1 and losses[0].startswith("edge: OpenSSH to edge-test: ")

@@ -13,7 +13,7 @@ from edgedistill.devices import transport as carriers
 from edgedistill.devices.transport import connect, interpreter
 from edgedistill.records import Device, EdgeDistillError, InputError
 
-LOCAL = Device("local")
+LOCAL = Device(name="local")
 PYTHON = interpreter(LOCAL)
 
 
@@ -31,7 +31,7 @@ def test_put_run_get(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_in_workdir_and_removed(tmp_path: Path) -> None:
-    device = Device("local", workdir=str(tmp_path / "new" / "work"))
+    device = Device(name="local", workdir=str(tmp_path / "new" / "work"))
     with pytest.raises(RuntimeError, match="own"), connect(device) as transport:
         where = transport.run([PYTHON, "-c", "import os; print(os.getcwd())"], 60.0).stdout.strip()
         assert Path(where).parent == Path(device.workdir).resolve()
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_what_is_altered_before_a_run_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text("open('ran', 'w')")
-    with connect(Device("local", workdir=str(tmp_path / "work"))) as transport:
+    with connect(Device(name="local", workdir=str(tmp_path / "work"))) as transport:
         transport.put([tmp_path / "agent.py"])
         (folder,) = (tmp_path / "work").iterdir()
         (folder / "agent.py").write_text("open('ran', 'w');")
@@ -96,12 +96,15 @@ def test_nothing_outlives_its_time() -> None:
 
 def test_a_workdir_that_cannot_be_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="workdir"), connect(Device("local", workdir=str(tmp_path / "file" / "x"))):
+    with (
+        pytest.raises(InputError, match="workdir"),
+        connect(Device(name="local", workdir=str(tmp_path / "file" / "x"))),
+    ):
         pass
 
 
 def test_interpreters() -> None:
     assert interpreter(LOCAL) == sys.executable
-    assert interpreter(Device("pi", "ssh", "pi")) == "python3"
-    assert interpreter(Device("pi", "ssh", "pi", python="/opt/py")) == "/opt/py"
+    assert interpreter(Device(name="pi", transport="ssh", host="pi")) == "python3"
+    assert interpreter(Device(name="pi", transport="ssh", host="pi", python="/opt/py")) == "/opt/py"
     assert os.access(PYTHON, os.X_OK)

@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def device(tmp_path: Path, host: str = HOST, folder: str = "remote") -> Device:
-    return Device("edge", "ssh", host, sys.executable, str(tmp_path / folder))
+    return Device(name="edge", transport="ssh", host=host, python=sys.executable, workdir=str(tmp_path / folder))
 
 
 def square(device: Device, config: Path, tmp_path: Path, name: str) -> list[str]:

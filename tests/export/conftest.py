@@ -25,7 +25,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         if name not in made:
             path = tmp_path_factory.mktemp(name) / "student.fp32.onnx"
             images, model = pictures(24), build(name)
-            made[name] = Exported(model, path, export(model, SPEC, path, images, Export()), images)
+            made[name] = Exported(
+                model=model,
+                path=path,
+                record=export(model, SPEC, path=path, images_NHWC=images, settings=Export()),
+                images_NHWC=images,
+            )
         return made[name]
 
     return get

@@ -14,7 +14,15 @@ from timm.layers import SelectAdaptivePool2d
 from edgedistill.records import Cost, OnnxModel, StudentSpec
 
 PX, CLASSES = 48, 5
-SPEC = StudentSpec("test", {}, PX, CLASSES, Cost(0.0, 0.0, 0.0), (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
+SPEC = StudentSpec(
+    family="test",
+    options={},
+    input_px=PX,
+    num_classes=CLASSES,
+    cost=Cost(macs_m=0.0, params_m=0.0, weights_mb=0.0),
+    mean=(0.5, 0.45, 0.4),
+    std=(0.25, 0.2, 0.3),
+)
 
 
 @dataclass(frozen=True)

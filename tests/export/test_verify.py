@@ -20,9 +20,21 @@ from edgedistill.recipe import Export, Quantize
 from edgedistill.records import EdgeDistillError, Ladder, OnnxModel
 from edgedistill.run import read_record, write_record
 
-FP32 = OnnxModel("fp32.onnx", "a" * 64, "fp32", "any", 20, "c" * 64, 1.0)
-CPU = OnnxModel("cpu.onnx", "b" * 64, "int8", "cpu", 20, "a" * 64, 0.3)
-TENSORRT = OnnxModel("tensorrt.onnx", "d" * 64, "int8", "tensorrt", 20, "a" * 64, 0.3)
+FP32 = OnnxModel(
+    path="fp32.onnx", sha256="a" * 64, precision="fp32", target="any", opset=20, parent_sha256="c" * 64, size_mb=1.0
+)
+CPU = OnnxModel(
+    path="cpu.onnx", sha256="b" * 64, precision="int8", target="cpu", opset=20, parent_sha256="a" * 64, size_mb=0.3
+)
+TENSORRT = OnnxModel(
+    path="tensorrt.onnx",
+    sha256="d" * 64,
+    precision="int8",
+    target="tensorrt",
+    opset=20,
+    parent_sha256="a" * 64,
+    size_mb=0.3,
+)
 
 
 def test_names_of_artefacts() -> None:
@@ -43,7 +55,14 @@ def climb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Ladder, dict[s
         monkeypatch.setattr(verify, "predict_onnx", predict)
         models = [model for model in (FP32, CPU, TENSORRT) if Path(model.path).stem in files]
         n = len(torch_NC)
-        result = ladder(torch_NC, models, Path("run"), pictures(n, px=8), np.zeros(n, int), Export())
+        result = ladder(
+            torch_NC,
+            models,
+            run=Path("run"),
+            images_NHWC=pictures(n, px=8),
+            labels_N=np.zeros(n, int),
+            settings=Export(),
+        )
         assert simulated == {name: name == "tensorrt" for name in files}
         return result
 
@@ -87,7 +106,9 @@ def test_no_more_than_twelve_images_are_named(climb: Callable[..., tuple[Ladder,
 def test_the_ladder_over_real_files(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     made = exported("resnet")
     settings = Quantize(calibration_images=24)
-    records = quantize(made.path, made.record, made.images_NHWC, settings, tmp_path / "quantize")
+    records = quantize(
+        made.path, made.record, images_NHWC=made.images_NHWC, settings=settings, folder=tmp_path / "quantize"
+    )
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / made.path.name).write_bytes(made.path.read_bytes())
     models = [dataclasses.replace(made.record, path=f"export/{made.record.path}")]
@@ -95,7 +116,9 @@ def test_the_ladder_over_real_files(exported: Callable[[str], Exported], tmp_pat
     images = pictures(20, seed=4)
     with torch.inference_mode():
         torch_NC = made.model(normalized(images)).numpy()
-    result, logits = ladder(torch_NC, models, tmp_path, images, torch_NC.argmax(1), Export())
+    result, logits = ladder(
+        torch_NC, models, run=tmp_path, images_NHWC=images, labels_N=torch_NC.argmax(1), settings=Export()
+    )
     assert all(gate.passed for gate in result.gates)
     assert [rung.accuracy.top1 for rung in result.rungs] == [rung.agreement_with_torch for rung in result.rungs]
     for name in ("int8-cpu", "int8-tensorrt"):

@@ -35,7 +35,7 @@ def section(root: str = "set", kind: str = "folder", **options: object) -> Data:
 
 
 def load(place: Path, wanted: Data, seed: int = 0) -> data.Splits:
-    return data.load(wanted, place, place / "cache", seed, 12)
+    return data.load(wanted, place, cache=place / "cache", seed=seed, px=12)
 
 
 @given(labels=LABELS, budget=BUDGETS, fraction=FRACTIONS, seed=SEEDS)
@@ -43,7 +43,7 @@ def test_draw_parts_all_images_and_counts_per_class(
     labels: list[int], budget: int | None, fraction: float, seed: int
 ) -> None:
     labels_N = np.array(labels)
-    labeled, val, unlabeled = data.draw(names_of(labels), labels_N, budget, fraction, seed)
+    labeled, val, unlabeled = data.draw(names_of(labels), labels_N, per_class=budget, val_fraction=fraction, seed=seed)
     assert sorted([*labeled, *val, *unlabeled]) == list(range(len(labels)))
     assert not np.isin(labels_N[np.concatenate([labeled, val])], -1).any()
     for label in range(4):
@@ -58,8 +58,8 @@ def test_draw_parts_all_images_and_counts_per_class(
 def test_a_larger_budget_contains_the_smaller(
     labels: list[int], small: int, more: int, fraction: float, seed: int
 ) -> None:
-    few = data.draw(names_of(labels), np.array(labels), small, fraction, seed)
-    many = data.draw(names_of(labels), np.array(labels), small + more, fraction, seed)
+    few = data.draw(names_of(labels), np.array(labels), per_class=small, val_fraction=fraction, seed=seed)
+    many = data.draw(names_of(labels), np.array(labels), per_class=small + more, val_fraction=fraction, seed=seed)
     assert set(few[0]) <= set(many[0]) and set(few[1]) <= set(many[1])
 
 
@@ -70,15 +70,20 @@ def test_the_order_of_listing_does_not_matter(
     names = names_of(labels)
     order = list(range(len(labels)))
     shuffle.shuffle(order)
-    first = data.draw(names, np.array(labels), budget, 0.2, seed)
-    second = data.draw([names[at] for at in order], np.array(labels)[order], budget, 0.2, seed)
+    first = data.draw(names, np.array(labels), per_class=budget, val_fraction=0.2, seed=seed)
+    second = data.draw(
+        [names[at] for at in order], np.array(labels)[order], per_class=budget, val_fraction=0.2, seed=seed
+    )
     for mine, other in zip(first, second, strict=True):
         assert {names[row] for row in mine} == {names[order[row]] for row in other}
 
 
 def test_seeds_draw_differently() -> None:
     labels = [0, 1] * 50
-    drawn = [frozenset(data.draw(names_of(labels), np.array(labels), 10, 0.2, seed)[0]) for seed in range(5)]
+    drawn = [
+        frozenset(data.draw(names_of(labels), np.array(labels), per_class=10, val_fraction=0.2, seed=seed)[0])
+        for seed in range(5)
+    ]
     assert len(set(drawn)) == 5
 
 
@@ -107,8 +112,7 @@ def test_official_split_unlabeled_images_and_labels_of_every_row(tmp_path: Path)
     by_label = {label: pixels(splits, splits.labeled_rows[splits.labeled_labels == label]) for label in (0, 1)}
     ants = {images.to_square(noise(f"trainant{at}"), 12, "crop").tobytes() for at in range(6)}
     assert by_label[0] <= ants and not by_label[1] & ants
-    np.testing.assert_array_equal(splits.test().store.images_NHWC[3],
-                                  images.to_square(noise("testbee1"), 12, "crop"))  # fmt: skip
+    np.testing.assert_array_equal(splits.test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop"))
     assert splits.test().labels_N.tolist() == [0, 0, 1, 1]
 
 

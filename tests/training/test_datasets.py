@@ -202,8 +202,13 @@ def test_fingerprint_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_fingerprints_need_no_heavy_import(tmp_path: Path) -> None:
     cub_tree(tmp_path)
-    kinds = [{"kind": "digits"}, {"kind": "cub", "root": "."}, {"kind": "hf", "path": "owner/set"},
-             {"kind": "hf", "path": "."}, {"kind": "torchvision", "name": "MNIST", "root": "."}]  # fmt: skip
+    kinds = [
+        {"kind": "digits"},
+        {"kind": "cub", "root": "."},
+        {"kind": "hf", "path": "owner/set"},
+        {"kind": "hf", "path": "."},
+        {"kind": "torchvision", "name": "MNIST", "root": "."},
+    ]
     program = f"""
 import sys
 from pathlib import Path

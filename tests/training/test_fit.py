@@ -152,7 +152,10 @@ def test_draws_differ_by_seed_stream_and_epoch() -> None:
     rows = np.arange(50)
     draws = [draw_rows(rows, 50, *at) for at in ((0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2))]
     assert len({tuple(one) for one in draws}) == 4
-    assert draw_rows(rows, 0, 0, 0, 1).size == 0 and draw_rows(rows[:0], 5, 0, 0, 1).size == 0
+    assert (
+        draw_rows(rows, 0, seed=0, step=0, stream=1).size == 0
+        and draw_rows(rows[:0], 5, seed=0, step=0, stream=1).size == 0
+    )
 
 
 def marked() -> batches.Material:
@@ -220,7 +223,7 @@ def test_dropout_draws_from_the_steps_seed(monkeypatch: pytest.MonkeyPatch) -> N
         model = with_dropout()
         state = start(model, sum(one.shape[1] for one in wanted.material.probs.values()), wanted.settings, wanted.seed)
         for step in range(3):
-            fit.train_step(state, wanted.loss(), draw_batch(wanted, step), wanted, step)
+            fit.train_step(state, wanted.loss(), drawn=draw_batch(wanted, step), task=wanted, step=step)
         ends.append(model.head.weight.detach().clone())  # type: ignore[union-attr]
     assert torch.equal(*ends)
 

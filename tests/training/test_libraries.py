@@ -39,8 +39,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def write_parquet(library: Any, path: Path, labels: list[Any], label_type: Any, broken: int = -1) -> None:
     folder, split = path.parent, path.name
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [{"bytes": b"no picture" if row == broken else png(f"{split}{row}"), "path": None}
-             for row in range(len(labels))]  # fmt: skip
+    cells = [
+        {"bytes": b"no picture" if row == broken else png(f"{split}{row}"), "path": None} for row in range(len(labels))
+    ]
     features = library.Features({"image": library.Image(), "label": label_type})
     part = library.Dataset.from_dict({"image": cells, "label": labels}, features=features)
     part.to_parquet(folder / f"{split}-00000-of-00001.parquet")

@@ -28,12 +28,15 @@ ALPHAS = {"a": 0.75, "b": 0.25}
 def batch(labels: tuple[int, int] = (0, 0)) -> Batch:
     logits = torch.tensor([[0.0, 0.0], [LN3, 0.0]])
     return Batch(
-        logits.clone().requires_grad_(),
-        torch.tensor(labels),
-        {"a": logits.clone().requires_grad_(), "b": torch.zeros(2, 3, requires_grad=True)},
-        {"a": torch.tensor([[1.0, 0.0], [0.5, 0.5]]), "b": torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])},
-        torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
-        torch.tensor([[math.log(9), 0.0]] * sum(label < 0 for label in labels)).reshape(-1, 2),
+        target_logits_BC=logits.clone().requires_grad_(),
+        labels_B=torch.tensor(labels),
+        source_logits={"a": logits.clone().requires_grad_(), "b": torch.zeros(2, 3, requires_grad=True)},
+        source_probs={
+            "a": torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
+            "b": torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]),
+        },
+        teacher_probs_BC=torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
+        weak_logits_UC=torch.tensor([[math.log(9), 0.0]] * sum(label < 0 for label in labels)).reshape(-1, 2),
     )
 
 

@@ -30,8 +30,8 @@ def group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_shares_make_a_whole(size: int) -> None:
     rows = list(range(12))
-    assert [row for rank in range(size) for row in rows[parallel.Team(rank, size).share(12)]] == rows
-    assert [parallel.Team(rank, size).leads for rank in range(size)] == [True, *[False] * (size - 1)]
+    assert [row for rank in range(size) for row in rows[parallel.Team(rank=rank, size=size).share(12)]] == rows
+    assert [parallel.Team(rank=rank, size=size).leads for rank in range(size)] == [True, *[False] * (size - 1)]
 
 
 def test_alone_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,5 +110,5 @@ def test_an_image_is_augmented_by_its_place_in_the_batch() -> None:
     images, settings = torch.randn(8, 3, 16, 16), Augment(min_area=0.5, jitter=0.3)
     whole = augment(images, settings, torch.Generator().manual_seed(1))
     for mine in (torch.tensor([0, 1, 4, 5]), torch.tensor([2, 3, 6, 7])):
-        part = augment(images[mine], settings, torch.Generator().manual_seed(1), Places(8, mine))
+        part = augment(images[mine], settings, torch.Generator().manual_seed(1), Places(total=8, mine=mine))
         np.testing.assert_allclose(part, whole[mine], rtol=1e-5, atol=1e-6)

@@ -28,7 +28,15 @@ Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 def space(widths: int = 4, sizes: tuple[int, ...] = (32, 64, 96)) -> list[StudentSpec]:
     """Two families; MACs are width * px / 100 millions."""
     return [
-        StudentSpec(family, {"width": 8 * at}, px, 2, Cost(8 * at * px / 100, 1.0, 4.0), HALF, HALF)
+        StudentSpec(
+            family=family,
+            options={"width": 8 * at},
+            input_px=px,
+            num_classes=2,
+            cost=Cost(macs_m=8 * at * px / 100, params_m=1.0, weights_mb=4.0),
+            mean=HALF,
+            std=HALF,
+        )
         for family in ("micro", "resnet")
         for at in range(1, widths + 1)
         for px in sizes
@@ -52,8 +60,13 @@ def remember(seen: list[str], killed_at: int = -1) -> Objective:
     return objective
 
 
-def run(folder: Path, objective: Objective, trials: int, found: list[StudentSpec] | None = None,
-        budget: Budget | None = None) -> StudentSpec:  # fmt: skip
+def run(
+    folder: Path,
+    objective: Objective,
+    trials: int,
+    found: list[StudentSpec] | None = None,
+    budget: Budget | None = None,
+) -> StudentSpec:
     return search(found or space(), budget or Budget(), Search(trials=trials), objective, seed=11, folder=folder)
 
 
@@ -75,8 +88,15 @@ def test_the_winner_is_the_best_that_was_scored(tmp_path: Path) -> None:
 def test_the_largest_of_each_family_comes_first(tmp_path: Path) -> None:
     seen: list[str] = []
     run(tmp_path, remember(seen), trials=4, budget=Budget(macs_m=20.0))  # at most 24 wide at 64 px, 32 wide at 32 px
-    expected = [name_of(max((spec for spec in space() if spec.family == family and spec.cost.macs_m <= 20.0),
-                            key=lambda spec: spec.cost.macs_m)) for family in ("micro", "resnet")]  # fmt: skip
+    expected = [
+        name_of(
+            max(
+                (spec for spec in space() if spec.family == family and spec.cost.macs_m <= 20.0),
+                key=lambda spec: spec.cost.macs_m,
+            )
+        )
+        for family in ("micro", "resnet")
+    ]
     assert seen[:2] == expected
 
 
@@ -84,8 +104,15 @@ def test_where_the_largest_of_a_family_is_too_slow_the_next_one_comes(tmp_path: 
     """A refusal by the device says nothing of a family's worth."""
     seen: list[str] = []
     budget = Budget.model_validate({"latency_ms": 15})
-    search(space(), budget, Search(trials=2), remember(seen), seed=11, folder=tmp_path,
-           latency=lambda spec: spec.cost.macs_m)  # fmt: skip
+    search(
+        space(),
+        budget,
+        Search(trials=2),
+        remember(seen),
+        seed=11,
+        folder=tmp_path,
+        latency=lambda spec: spec.cost.macs_m,
+    )
     assert [json.loads(one)[0] for one in seen] == ["micro", "resnet"]
 
 

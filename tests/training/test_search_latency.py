@@ -33,8 +33,9 @@ class Bench:
 
     def search(self, folder: Path, at_most: float, trials: int, budget: Budget | None = None) -> StudentSpec:
         wanted = budget or Budget(latency_ms=at_most)  # type: ignore[arg-type]
-        return search(space(), wanted, Search(trials=trials), self.objective, seed=3, folder=folder,
-                      latency=self.latency)  # fmt: skip
+        return search(
+            space(), wanted, Search(trials=trials), self.objective, seed=3, folder=folder, latency=self.latency
+        )
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

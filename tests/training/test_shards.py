@@ -30,7 +30,7 @@ from edgedistill.training.shards import View
 from edgedistill.training.stream import Labeled, Stream
 
 PX = 8
-VIEW = View(PX, "crop")
+VIEW = View(px=PX, fit="crop")
 
 
 def encoded(number: int) -> bytes:
@@ -42,8 +42,11 @@ def encoded(number: int) -> bytes:
 
 def shard(folder: Path, at: int, count: int) -> str:
     """Images numbered 100 * at and on, each with a caption beside it."""
-    samples = {f"{at}-{i:02d}.{kind}": data for i in range(count)
-               for kind, data in (("png", encoded(100 * at + i)), ("txt", b"a caption"))}  # fmt: skip
+    samples = {
+        f"{at}-{i:02d}.{kind}": data
+        for i in range(count)
+        for kind, data in (("png", encoded(100 * at + i)), ("txt", b"a caption"))
+    }
     return tars.write(folder / f"{at:02d}.tar", samples)
 
 
@@ -58,7 +61,7 @@ def net(name: str, asked: Callable[[int], object] = lambda images: None) -> Netw
         asked(len(images_BCHW))
         return images_BCHW.mean(dim=(2, 3)), torch.ones(len(images_BCHW), 2) / 2
 
-    return Network(forward, PX, (0.0,) * 3, (1.0,) * 3, name)
+    return Network(forward=forward, input_px=PX, mean=(0.0,) * 3, std=(1.0,) * 3, sha256=name)
 
 
 def test_addresses(tmp_path: Path) -> None:
@@ -72,9 +75,14 @@ def test_addresses(tmp_path: Path) -> None:
     ]
     far = "https://example.org/a-{0..1}.tar?key=1"
     assert expand(Unlabeled(kind="wds", urls=(far, "00.tar")))[:2] == [far.replace("{0..1}", str(at)) for at in (0, 1)]
-    for urls, told in (("{00..03}.tar", "03.tar: No such file"), (("00.tar", "0{0..1}.tar"), "named twice"),
-                       ((), "names no shard"), ("a{0..1.tar", "close every brace"),
-                       ("pipe:touch x", "pipe is no kind of address"), ("s3://a/b.tar", "s3 is no kind")):  # fmt: skip
+    for urls, told in (
+        ("{00..03}.tar", "03.tar: No such file"),
+        (("00.tar", "0{0..1}.tar"), "named twice"),
+        ((), "names no shard"),
+        ("a{0..1.tar", "close every brace"),
+        ("pipe:touch x", "pipe is no kind of address"),
+        ("s3://a/b.tar", "s3 is no kind"),
+    ):
         with pytest.raises(InputError, match=told):
             expand(Unlabeled(kind="wds", urls=urls))
 
@@ -141,8 +149,10 @@ def test_a_killed_pass_goes_on_within_a_shard(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_image_that_is_known_takes_no_part(tmp_path: Path) -> None:
-    urls = [tars.write(tmp_path / f"{at}.tar", {f"{name}.png": encoded(i) for name, i in enumerate(given)})
-            for at, given in enumerate(([1, 2, 3], [3, 4, 4, 5]))]  # fmt: skip
+    urls = [
+        tars.write(tmp_path / f"{at}.tar", {f"{name}.png": encoded(i) for name, i in enumerate(given)})
+        for at, given in enumerate(([1, 2, 3], [3, 4, 4, 5]))
+    ]
     found = [shards.label(url, VIEW, {}, tmp_path / "cache")[0] for url in urls]
     rows = shards.fresh(found, found[0].hashes[1:2])  # image 2 stands in test
     assert [one.tolist() for one in rows] == [[0, 2], [1, 3]]
@@ -155,11 +165,13 @@ def parts(tmp_path: Path) -> tuple[Labeled, ...]:
     for at in range(5):
         found, _ = shards.label(shard(tmp_path, at, 7 + at), VIEW, {}, tmp_path / "cache")
         numbers = 100 * at + np.arange(7 + at, dtype=np.float32)
-        said = SourceOutputs(tmp_path / f"said{at}")
+        said = SourceOutputs(folder=tmp_path / f"said{at}")
         said.folder.mkdir()
         np.save(said.folder / "features.npy", numbers[:, None] * np.ones(3))
         np.save(said.folder / "probs.npy", np.stack([numbers, -numbers], axis=1))
-        made.append(Labeled(found, np.arange(1, 7 + at), {"one": said}))  # the first of each takes no part
+        made.append(
+            Labeled(shard=found, rows=np.arange(1, 7 + at), outputs={"one": said})
+        )  # the first of each takes no part
     return tuple(made)
 
 
@@ -167,8 +179,18 @@ def stream(parts: tuple[Labeled, ...], **changed: Any) -> Stream:
     def teacher(features: Mapping[str, Any]) -> Any:
         return features["one"][:, :1]
 
-    return Stream(**{"parts": parts, "view": VIEW, "px": 4, "seed": 3, "mixed": 15, "sources": ("one",),
-                     "teacher": teacher, **changed})  # fmt: skip
+    return Stream(
+        **{
+            "parts": parts,
+            "view": VIEW,
+            "px": 4,
+            "seed": 3,
+            "mixed": 15,
+            "sources": ("one",),
+            "teacher": teacher,
+            **changed,
+        }
+    )
 
 
 def drawn(one: Stream, steps: range, count: int, own: slice | None = None) -> list[list[int]]:

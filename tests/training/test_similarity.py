@@ -95,8 +95,9 @@ def test_interval_is_narrower_with_more_images(name: str) -> None:
     assert 0.0 < widths[1] < widths[0] / 1.5
 
 
-def weighed(metric: object, outputs: dict[str, tuple[np.ndarray, np.ndarray]], labels_N: np.ndarray,
-            **more: object) -> list[MetricScore]:  # fmt: skip
+def weighed(
+    metric: object, outputs: dict[str, tuple[np.ndarray, np.ndarray]], labels_N: np.ndarray, **more: object
+) -> list[MetricScore]:
     """The scores of the one metric, source by source."""
     section = Weigh.model_validate({"metric": metric, "also": [], "bootstrap": 5, **more})
     return [next(iter(one.scores.values())) for one in weigh(outputs, labels_N, section, seed=0).sources]
@@ -131,7 +132,10 @@ def test_static_is_given_the_name_of_each_source() -> None:
     outputs = dict.fromkeys(("birds", "digits"), (features_ND, probs_NK))
     found = weighed({"name": "static", "prior": {"birds": 0.8, "digits": 0.3}}, outputs, labels_N)
     # it looks at no label, and no label makes it doubtful
-    assert found == [MetricScore(0.8, 0.8, 0.8, 1.0), MetricScore(0.3, 0.3, 0.3, 1.0)]
+    assert found == [
+        MetricScore(score=0.8, low=0.8, high=0.8, ceiling=1.0),
+        MetricScore(score=0.3, low=0.3, high=0.3, ceiling=1.0),
+    ]
     with pytest.raises(InputError, match="no score for the source digits, it knows birds"):
         weighed({"name": "static", "prior": {"birds": 0.8}}, outputs, labels_N)
     with pytest.raises(InputError, match="source: unknown key"):

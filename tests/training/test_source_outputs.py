@@ -29,12 +29,13 @@ def network(seen: list[int], dies_after: int = 10**6) -> Network:
         features_BD = images_BCHW.mean(dim=(2, 3))
         return features_BD, features_BD.softmax(dim=1)
 
-    return Network(forward, 8, ZERO, ONE, "sha")
+    return Network(forward=forward, input_px=8, mean=ZERO, std=ONE, sha256="sha")
 
 
-def compute(net: Network, cache: Path, data_hash: str = "data",
-            progress: Callable[[int], object] = lambda done: None) -> SourceOutputs:  # fmt: skip
-    return outputs(net, lambda px: IMAGES, data_hash, cache, progress)
+def compute(
+    net: Network, cache: Path, data_hash: str = "data", progress: Callable[[int], object] = lambda done: None
+) -> SourceOutputs:
+    return outputs(net, lambda px: IMAGES, data_hash=data_hash, cache=cache, progress=progress)
 
 
 def check(found: SourceOutputs) -> None:

@@ -43,8 +43,12 @@ def timm_net(classes: int = 7) -> torch.nn.Module:
     return model.eval()
 
 
-def expected_probs(model: torch.nn.Module, images_NHWC: np.ndarray, mean: tuple[float, ...] = IMAGENET_MEAN,
-                   std: tuple[float, ...] = IMAGENET_STD) -> np.ndarray:  # fmt: skip
+def expected_probs(
+    model: torch.nn.Module,
+    images_NHWC: np.ndarray,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> np.ndarray:
     scaled = (images_NHWC / 255.0 - np.array(mean)) / np.array(std)
     with torch.no_grad():
         logits_NK = model(torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float())
@@ -103,8 +107,11 @@ def test_weights_of_another_net_name_the_tensor(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
-    for options in ({"kind": "timm", "pretrained": False}, {"kind": "timm"},
-                    {"kind": "weights", "file": "a.safetensors"}):  # fmt: skip
+    for options in (
+        {"kind": "timm", "pretrained": False},
+        {"kind": "timm"},
+        {"kind": "weights", "file": "a.safetensors"},
+    ):
         with pytest.raises(
             InputError, match=r"sources\.birds: timm has no model test_resnett; did you mean test_resnet"
         ):
@@ -135,9 +142,17 @@ def trained_run(folder: Path) -> torch.nn.Module:
     (folder / "distill").mkdir(parents=True)
     save_file(model.state_dict(), folder / "distill/student.safetensors")
     sha256 = runs.sha256_file(folder / "distill/student.safetensors")
-    perfect = Accuracy(9, 1.0, (0.7, 1.0), 1.0, (0.7, 1.0))
+    perfect = Accuracy(n=9, top1=1.0, top1_ci95=(0.7, 1.0), balanced=1.0, balanced_ci95=(0.7, 1.0))
     record = Checkpoint(
-        "distill/student.safetensors", sha256, spec, ("a", "b", "c"), perfect, perfect, "weighted", 1, 1.0
+        path="distill/student.safetensors",
+        sha256=sha256,
+        spec=spec,
+        classes=("a", "b", "c"),
+        val=perfect,
+        test=perfect,
+        method="weighted",
+        steps=1,
+        train_seconds=1.0,
     )
     runs.write_record(folder / "distill/result.json", record)
     runs.write_json(folder / "recipe.lock.json", {})
@@ -174,11 +189,12 @@ def onnx_file(
         helper.make_node("MatMul", ["pooled", "matrix"], ["scores"]),
     ]
     graph = helper.make_graph(
-        nodes, "net",
+        nodes,
+        "net",
         [helper.make_tensor_value_info("images", kind, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in ("scores", "pooled")],
         [numpy_helper.from_array(MATRIX, "matrix")],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
@@ -290,7 +306,13 @@ def test_fingerprint_of_a_run_is_that_of_its_student(tmp_path: Path) -> None:
 
 
 def test_a_network_says_what_it_is() -> None:
-    net = Network(lambda images_BCHW: (images_BCHW, images_BCHW), 8, IMAGENET_MEAN, IMAGENET_STD, "ab")
+    net = Network(
+        forward=lambda images_BCHW: (images_BCHW, images_BCHW),
+        input_px=8,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        sha256="ab",
+    )
     assert net.facts() == {"sha256": "ab", "input_px": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 

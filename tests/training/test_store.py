@@ -28,7 +28,7 @@ from edgedistill.training.items import Items
 
 
 def test_images_are_mapped_in_order_and_hashed(tmp_path: Path) -> None:
-    built = store.build(memory_items(600), tmp_path / "s", 8, "squash", "")
+    built = store.build(memory_items(600), tmp_path / "s", px=8, fit="squash", desc="")
     assert isinstance(built.images_NHWC, np.memmap) and not built.images_NHWC.flags.writeable
     assert built.images_NHWC.shape == (600, 8, 8, 3)
     for row in (0, 255, 256, 599):
@@ -44,12 +44,12 @@ def test_second_open_touches_no_image(tmp_path: Path) -> None:
     def refuse(row: int) -> Image.Image:
         raise AssertionError("an image was opened again")
 
-    first = store.build(items, tmp_path / "s", 8, "crop", "")
-    assert store.build(replace(items, load=refuse), tmp_path / "s", 8, "crop", "") == first
+    first = store.build(items, tmp_path / "s", px=8, fit="crop", desc="")
+    assert store.build(replace(items, load=refuse), tmp_path / "s", px=8, fit="crop", desc="") == first
 
 
 def test_few_corrupt_images_are_left_out_and_named(tmp_path: Path) -> None:
-    built = store.build(memory_items(200, frozenset({7, 150})), tmp_path / "s", 8, "crop", "")
+    built = store.build(memory_items(200, frozenset({7, 150})), tmp_path / "s", px=8, fit="crop", desc="")
     assert built.n == 198 and built.corrupt == ("0007", "0150")
     assert not set(built.kept_rows) & {7, 150}
     np.testing.assert_array_equal(built.images_NHWC[7], images.to_square(noise("8"), 8, "crop"))
@@ -59,7 +59,7 @@ def test_few_corrupt_images_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_more_than_one_percent_stops_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"more than 1% of 200 images cannot be decoded: 0007 \(OSError.*; 0150"):
-        store.build(memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", 8, "crop", "")
+        store.build(memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", px=8, fit="crop", desc="")
     assert [path.name for path in tmp_path.iterdir()] == [".s.lock"]
 
 
@@ -70,14 +70,14 @@ def test_real_broken_files_are_told_from_good_ones(tmp_path: Path) -> None:
     names = ["a.png", *broken]
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-    items = Items(names, np.zeros(5, dtype=np.int64), lambda row: Image.open(tmp_path / names[row]))
+    items = Items(names=names, labels_N=np.zeros(5, dtype=np.int64), load=lambda row: Image.open(tmp_path / names[row]))
     decoded = [store.decode(items, row, 8, "crop") for row in range(5)]
     assert [square is not None for square, _ in decoded] == [True, False, False, False, False]
     assert all(reason for _, reason in decoded[1:])
 
 
 def test_another_size_is_made_once_from_the_stored_squares(tmp_path: Path) -> None:
-    built = store.build(memory_items(3), tmp_path / "s", 10, "crop", "")
+    built = store.build(memory_items(3), tmp_path / "s", px=10, fit="crop", desc="")
     small = built.at(6)
     assert isinstance(small, np.memmap) and small.shape == (3, 6, 6, 3)
     np.testing.assert_array_equal(small[2], images.resize(np.asarray(built.images_NHWC[2]), 6))
@@ -93,7 +93,7 @@ def ask_for_size(built: store.ImageStore, start: Any) -> None:
 
 
 def test_several_processes_may_ask_for_a_size_at_once(tmp_path: Path) -> None:
-    built = store.build(memory_items(300), tmp_path / "s", 16, "crop", "")
+    built = store.build(memory_items(300), tmp_path / "s", px=16, fit="crop", desc="")
     context = multiprocessing.get_context("spawn")
     start = context.Event()
     workers = [context.Process(target=ask_for_size, args=(built, start)) for _ in range(2)]
@@ -107,7 +107,7 @@ def test_several_processes_may_ask_for_a_size_at_once(tmp_path: Path) -> None:
 
 
 def test_a_store_is_small_when_it_is_pickled(tmp_path: Path) -> None:
-    built = store.build(memory_items(100), tmp_path / "s", 32, "crop", "")
+    built = store.build(memory_items(100), tmp_path / "s", px=32, fit="crop", desc="")
     assert len(pickle.dumps(built)) < 1000 < built.images_NHWC.nbytes
 
 
@@ -138,20 +138,20 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
     assert list(tmp_path.glob(".s.*.tmp")), "the half-built folder is what this test is about"
     assert store.open_store(folder) is None
-    assert store.build(memory_items(4), folder, 8, "crop", "").n == 4
+    assert store.build(memory_items(4), folder, px=8, fit="crop", desc="").n == 4
     assert not list(tmp_path.glob(".s.*.tmp"))
 
 
 def test_pixels_cut_short_are_made_again(tmp_path: Path) -> None:
-    built = store.build(memory_items(4), tmp_path / "s", 8, "crop", "")
+    built = store.build(memory_items(4), tmp_path / "s", px=8, fit="crop", desc="")
     os.truncate(tmp_path / "s/images.8.u8", 100)
     assert store.open_store(tmp_path / "s") is None
-    again = store.build(memory_items(4), tmp_path / "s", 8, "crop", "")
+    again = store.build(memory_items(4), tmp_path / "s", px=8, fit="crop", desc="")
     assert again == built and again.images_NHWC.shape == (4, 8, 8, 3)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = store.build(memory_items(4), tmp_path / "old", 8, "crop", "")
+    built = store.build(memory_items(4), tmp_path / "old", px=8, fit="crop", desc="")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
 
     def full(handle: int) -> None:
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
-        store.build(memory_items(4), tmp_path / "new", 8, "crop", "")
+        store.build(memory_items(4), tmp_path / "new", px=8, fit="crop", desc="")
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
         built.at(4)
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
@@ -168,4 +168,4 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path: Path, monkey
 
 def test_no_images_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are no images"):
-        store.build(memory_items(0), tmp_path / "s", 8, "crop", "decode train")
+        store.build(memory_items(0), tmp_path / "s", px=8, fit="crop", desc="decode train")

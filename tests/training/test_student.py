@@ -104,7 +104,15 @@ def test_the_space_is_every_combination() -> None:
 
 def spec_of(px: int, macs_m: float, params_m: float) -> StudentSpec:
     half = (0.5, 0.5, 0.5)
-    return StudentSpec("micro", {"width": 8}, px, 2, Cost(macs_m, params_m, 4 * params_m), half, half)
+    return StudentSpec(
+        family="micro",
+        options={"width": 8},
+        input_px=px,
+        num_classes=2,
+        cost=Cost(macs_m=macs_m, params_m=params_m, weights_mb=4 * params_m),
+        mean=half,
+        std=half,
+    )
 
 
 def test_the_budget_by_hand() -> None:
@@ -201,8 +209,11 @@ def test_imagenet_weights_are_really_loaded() -> None:
     if missing:
         pytest.skip(missing)
     [spec] = candidates(Section(families={"efficientnet_lite": {"input_px": 64}}), 2)
-    own = {name: value for name, value in build(spec, initialise=True).get_submodule("backbone").state_dict().items()
-           if not name.endswith("num_batches_tracked")}  # fmt: skip
+    own = {
+        name: value
+        for name, value in build(spec, initialise=True).get_submodule("backbone").state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     given = [value for name, value in package_state(LITE0).items() if not name.endswith("num_batches_tracked")]
     assert spec.initial_weights == f"ImageNet ({LITE0})"
     assert len(given) == len(own) + 2  # all but the classifier's weight and bias

@@ -74,7 +74,13 @@ def test_stacking_finds_the_source_that_knows() -> None:
     good, truth = clusters(3.0)
     noise = np.random.default_rng(5).normal(size=good.shape)
     rows = np.arange(30)
-    found = TEACHERS["stacked"]({"good": good, "noise": noise}, {"good": 0.5, "noise": 0.5}, rows, truth[rows], 3)
+    found = TEACHERS["stacked"](
+        features={"good": good, "noise": noise},
+        alphas={"good": 0.5, "noise": 0.5},
+        rows=rows,
+        labels_L=truth[rows],
+        classes=3,
+    )
     assert found.weights["good"] > 0.8 and sum(found.weights.values()) == pytest.approx(1.0)
     assert found.probs_NC.sum(axis=1) == pytest.approx(np.ones(len(truth)))
     assert found.accuracy > 0.7 and shares(found.probs_NC, truth) > 0.7
@@ -84,10 +90,14 @@ def test_similarity_follows_the_weights() -> None:
     good, truth = clusters(3.0)
     noise = np.random.default_rng(5).normal(size=good.shape)
     rows, sources = np.arange(30), {"good": good, "noise": noise}
-    alone = TEACHERS["similarity"](sources, {"good": 1.0, "noise": 0.0}, rows, truth[rows], 3)
+    alone = TEACHERS["similarity"](
+        features=sources, alphas={"good": 1.0, "noise": 0.0}, rows=rows, labels_L=truth[rows], classes=3
+    )
     assert alone.weights == {"good": 1.0}
     assert np.array_equal(alone.probs_NC, teachers.probe(good, rows, truth[rows], 3).probs_NC)
-    worse = TEACHERS["similarity"](sources, {"good": 0.2, "noise": 0.8}, rows, truth[rows], 3)
+    worse = TEACHERS["similarity"](
+        features=sources, alphas={"good": 0.2, "noise": 0.8}, rows=rows, labels_L=truth[rows], classes=3
+    )
     assert worse.accuracy < alone.accuracy
 
 
@@ -98,7 +108,9 @@ def test_other_images_are_answered_as_those_it_was_fitted_on(name: str, dims: in
     sources = {"a": features, "b": clusters(1.0, seed=3)[0]}
     options = {"dims": dims} if name == "selftrained" else {}
     rows = np.arange(30)
-    found = TEACHERS[name](sources, {"a": 0.7, "b": 0.3}, rows, truth[rows], 3, **options)
+    found = TEACHERS[name](
+        features=sources, alphas={"a": 0.7, "b": 0.3}, rows=rows, labels_L=truth[rows], classes=3, **options
+    )
     again = found.answer({name: one[100:140] for name, one in sources.items()})
     tolerance = 0.02 if name == "selftrained" and dims < 12 else 1e-4  # a randomised SVD's directions are not exact
     np.testing.assert_allclose(again, found.probs_NC[100:140], atol=tolerance)
@@ -111,8 +123,10 @@ def test_self_training_gains_from_the_unlabeled_images() -> None:
     for seed in range(4):
         features, truth = clusters(3.5, n=600, dims=40, seed=seed)
         rows = np.arange(9)
-        plain, trained = (TEACHERS[name]({"a": features}, {"a": 1.0}, rows, truth[rows], 3)
-                          for name in ("stacked", "selftrained"))  # fmt: skip
+        plain, trained = (
+            TEACHERS[name](features={"a": features}, alphas={"a": 1.0}, rows=rows, labels_L=truth[rows], classes=3)
+            for name in ("stacked", "selftrained")
+        )
         gains.append(shares(trained.probs_NC, truth) - shares(plain.probs_NC, truth))
     assert min(gains) > 0.0 and np.mean(gains) > 0.03
 
@@ -122,7 +136,9 @@ def test_a_class_without_labels_and_constant_features_stay_finite(name: str) -> 
     features, truth = clusters(2.0, n=60)
     rows = np.flatnonzero(truth < 2)[:10]
     sources = {"a": features, "constant": np.ones((60, 4), dtype=np.float32)}
-    found = TEACHERS[name](sources, {"a": 0.5, "constant": 0.5}, rows, truth[rows], 3)
+    found = TEACHERS[name](
+        features=sources, alphas={"a": 0.5, "constant": 0.5}, rows=rows, labels_L=truth[rows], classes=3
+    )
     assert np.isfinite(found.probs_NC).all() and found.probs_NC.sum(axis=1) == pytest.approx(np.ones(60))
 
 
@@ -137,7 +153,9 @@ def test_options_are_checked_by_the_signature() -> None:
 def test_one_label_a_class_keeps_what_the_source_knows(name: str) -> None:
     features, truth = clusters(6.0, n=300)
     sources = {"good": features, "noise": np.random.default_rng(3).normal(size=features.shape)}
-    found = TEACHERS[name](sources, {"good": 0.9, "noise": 0.1}, np.arange(3), truth[:3], 3)
+    found = TEACHERS[name](
+        features=sources, alphas={"good": 0.9, "noise": 0.1}, rows=np.arange(3), labels_L=truth[:3], classes=3
+    )
     assert shares(found.probs_NC, truth) > 0.9
 
 

@@ -42,10 +42,12 @@ def draws() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def shares(name: str) -> np.ndarray:
     """Shares of a perfect source, [draws, 2]: the untrained net's and the trained one's."""
-    return np.array([
-        share(name, np.array([METRICS[name](one_ND, NO_PROBS, labels_N) for one_ND in pair]), labels_N)
-        for *pair, labels_N in draws()
-    ])  # fmt: skip
+    return np.array(
+        [
+            share(name, np.array([METRICS[name](one_ND, NO_PROBS, labels_N) for one_ND in pair]), labels_N)
+            for *pair, labels_N in draws()
+        ]
+    )
 
 
 def test_a_head_learns_more_from_the_trained_net_and_no_more_from_brightness_than_there_is() -> None:

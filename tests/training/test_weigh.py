@@ -130,7 +130,12 @@ def test_a_wrong_metric_option_is_refused() -> None:
 
 def test_effective_number_of_sources() -> None:
     def mixture(*weights: float) -> SourceWeights:
-        return SourceWeights("probe", 8, 1.0, tuple(SourceWeight(str(at), one, {}) for at, one in enumerate(weights)))
+        return SourceWeights(
+            metric="probe",
+            probe_images=8,
+            power=1.0,
+            sources=tuple(SourceWeight(name=str(at), weight=one, scores={}) for at, one in enumerate(weights)),
+        )
 
     assert mixture(0.25, 0.25, 0.25, 0.25).effective_sources == pytest.approx(4.0)
     assert mixture(1.0, 0.0).effective_sources == pytest.approx(1.0)

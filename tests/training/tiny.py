@@ -46,7 +46,14 @@ def material(probs: Mapping[str, np.ndarray] | None = None, alphas: Mapping[str,
 
 def task(steps: int, what: Material | None = None, **settings: object) -> Task:
     """A short run of `weighted` on the material."""
-    defaults: dict[str, object] = {"method": "weighted", "batch_labeled": 8, "batch_unlabeled": 4, "lr": 0.01,
-                                   "checkpoint_every": 5, "evaluate_every": 4, "ema_decay": 0.9}  # fmt: skip
+    defaults: dict[str, object] = {
+        "method": "weighted",
+        "batch_labeled": 8,
+        "batch_unlabeled": 4,
+        "lr": 0.01,
+        "checkpoint_every": 5,
+        "evaluate_every": 4,
+        "ema_decay": 0.9,
+    }
     wanted = Distill.model_validate({**defaults, **settings})
-    return Task(micro_spec(), what or material(), wanted, steps, seed=7)
+    return Task(spec=micro_spec(), material=what or material(), settings=wanted, steps=steps, seed=7)

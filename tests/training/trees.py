@@ -88,4 +88,6 @@ def memory_items(count: int, broken: frozenset[int] = frozenset(), classes: int 
             raise OSError("image file is truncated (3 bytes not processed)")
         return noise(str(row))
 
-    return Items([f"{row:04d}" for row in range(count)], np.arange(count, dtype=np.int64) % classes, load)
+    return Items(
+        names=[f"{row:04d}" for row in range(count)], labels_N=np.arange(count, dtype=np.int64) % classes, load=load
+    )

@@ -24,9 +24,11 @@ def default(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
     import nncf  # type: ignore[import-not-found, unused-ignore]
 
     quantized = nncf.quantize(
-        ov.convert_model(str(model)), nncf.Dataset(images_NHWC, lambda image_HWC: image_HWC[None]),
-        target_device=nncf.TargetDevice.CPU, subset_size=len(images_NHWC),
-    )  # fmt: skip
+        ov.convert_model(str(model)),
+        nncf.Dataset(images_NHWC, lambda image_HWC: image_HWC[None]),
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(images_NHWC),
+    )
     ov.save_model(quantized, str(out))
 
 

@@ -52,10 +52,16 @@ def preset(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(model), str(prepared))
         quantize_static(
-            str(prepared), str(out), Reader(images_NHWC), quant_format=QuantFormat.QDQ, per_channel=True,
-            reduce_range=not has_vnni(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            str(prepared),
+            str(out),
+            Reader(images_NHWC),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=not has_vnni(),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-        )  # fmt: skip
+        )
 
 
 def has_vnni() -> bool:
