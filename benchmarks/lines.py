@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgedistill import environment
-from edgedistill.progress import say
-from edgedistill.records import EdgeDistillError
+from edgedistill.console import say
+from edgedistill.errors import EdgeDistillError
+from edgedistill.run import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -47,14 +47,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.lines import append
-from edgedistill import images as pictures
-from edgedistill import recipe
-from edgedistill.progress import bar, say
+from edgedistill.console import bar, say
+from edgedistill.data import images as data_images
+from edgedistill.data.pixels import normalise
+from edgedistill.distill import loop, state
+from edgedistill.distill.augment import augment
+from edgedistill.distill.batches import Images, Material, Task, draw_batch
+from edgedistill.distributed.device import default_device
+from edgedistill.recipe import schema
+from edgedistill.recipe.schema import Augment, Choice, Distill, Source
 from edgedistill.records import StudentSpec
-from edgedistill.training import fit, outputs, sources, state, student
-from edgedistill.training.augment import augment, normalise
-from edgedistill.training.batches import Images, Material, Task, draw_batch
-from edgedistill.training.device import default
+from edgedistill.sources import outputs, registry
+from edgedistill.students import space
+from edgedistill.students.build import build_student
 
 SOURCES, IMAGES, BATCH, TARGET_CLASSES, ROUNDS, LAM, CLAIM = 8, 192, 64, 10, 5, 0.8, 5.0
 NAMES = tuple(f"source{at}" for at in range(SOURCES))
@@ -70,7 +75,7 @@ class Setting:
     epochs: int
     source: str = "tf_efficientnet_lite0"
     source_px: int = 128
-    augment: recipe.Augment = field(default_factory=recipe.Augment)
+    augment: Augment = field(default_factory=Augment)
 
 
 SETTINGS = (
@@ -124,14 +129,14 @@ def cache(setting: Setting, spec: StudentSpec, images_NHWC: Images, folder: Path
     view, probs = {"input_px": setting.source_px, "mean": spec.mean, "std": spec.std}, {}
     for seed, name in enumerate(NAMES):
         said = {"name": name, "kind": "timm", "model": setting.source, "pretrained": False, "seed": seed, **view}
-        net = sources.load(recipe.Source.model_validate(said), Path())
+        net = registry.load(Source.model_validate(said), Path())
         probs[name] = outputs.outputs(net, partial(resized, images_NHWC), "noise", folder).probs_NK
     return probs
 
 
 def resized(images_NHWC: Images, px: int) -> Images:
     """The images at a source's input size, by Pillow as everywhere in edgedistill."""
-    return np.stack([pictures.resize(image, px) for image in images_NHWC])
+    return np.stack([data_images.resize(image, px) for image in images_NHWC])
 
 
 def our_task(setting: Setting, spec: StudentSpec, images_NHWC: Images, probs: dict[str, NDArray[Any]]) -> Task:
@@ -146,11 +151,11 @@ def our_task(setting: Setting, spec: StudentSpec, images_NHWC: Images, probs: di
         unlabeled=nothing,
         val=nothing,
         val_labels=nothing,
-        probs=probs,
+        source_probs=probs,
         alphas=alphas,
     )
-    method = recipe.Choice.model_validate({"name": "weighted", "lam": LAM})
-    settings = recipe.Distill(method=method, batch_labeled=BATCH, batch_unlabeled=0, augment=setting.augment)
+    method = Choice.model_validate({"name": "weighted", "lam": LAM})
+    settings = Distill(method=method, batch_labeled=BATCH, batch_unlabeled=0, augment=setting.augment)
     return Task(spec=spec, material=material, settings=settings, steps=1, seed=0)
 
 
@@ -158,13 +163,13 @@ def our_epochs(job: Task, live: state.State, epochs: int) -> float:
     """Mean seconds of an epoch of edgedistill, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(epochs * (len(job.material.labeled) // BATCH)):
-        fit.train_step(live, loss, drawn=draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, drawn=draw_batch(job, step), task=job, step=step)
     return (time.perf_counter() - started) / epochs
 
 
 def their_epoch(box: Any, batches: int | None = None) -> float:
     """Seconds of an epoch (or of its first batches) of a DistillationBox, as torchdistill's examples write the loop."""
-    device, started = default(), time.perf_counter()
+    device, started = default_device(), time.perf_counter()
     box.pre_epoch_process(epoch=0)
     for images_BCHW, labels_B, extra in itertools.islice(box.train_data_loader, batches):
         loss = box.forward_process(images_BCHW.to(device), labels_B.to(device), extra)
@@ -193,7 +198,7 @@ def teacher(setting: Setting) -> Sources:
 
 def stage(job: Task) -> dict[str, Any]:
     """torchdistill's configuration of a training stage with edgedistill's loss: what its users write in YAML."""
-    classes = {name: probs.shape[1] for name, probs in job.material.probs.items()}
+    classes = {name: probs.shape[1] for name, probs in job.material.source_probs.items()}
     terms = {
         name: {
             "criterion": {
@@ -257,7 +262,9 @@ def distillation_box(setting: Setting, job: Task, live: state.State) -> Any:
     registry.register_collate_func(partial(collate, job=job, random=torch.Generator().manual_seed(0)), key=COLLATE)
     images_NHWC, labels_N = job.material.images_NHWC, job.material.labels
     data = torch.utils.data.TensorDataset(torch.from_numpy(images_NHWC), torch.from_numpy(labels_N))
-    return get_distillation_box(teacher(setting), Student(live), {"train": data}, stage(job), default(), None, False, 1)
+    return get_distillation_box(
+        teacher(setting), Student(live), {"train": data}, stage(job), default_device(), None, False, 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,15 +279,15 @@ class Sides:
 
 def prepare(setting: Setting, folder: Path) -> Sides:
     """Noise for images, random nets for sources: neither changes what an epoch costs."""
-    section = recipe.Student(families={setting.family: dict(setting.options)})
-    spec = student.candidates(section, TARGET_CLASSES)[0]
+    section = schema.Student(families={setting.family: dict(setting.options)})
+    spec = space.candidates(section, TARGET_CLASSES)[0]
     images_NHWC = np.random.default_rng(0).integers(0, 256, (IMAGES, spec.input_px, spec.input_px, 3), dtype=np.uint8)
     cache(setting, spec, images_NHWC[:1], folder / "warm-up")
     started = time.perf_counter()
     probs = cache(setting, spec, images_NHWC, folder / "cache")
     taken = time.perf_counter() - started
     job = our_task(setting, spec, images_NHWC, probs)
-    live = state.start(student.build(spec), sum(one.shape[1] for one in probs.values()), job.settings, 0)
+    live = state.start(build_student(spec), sum(one.shape[1] for one in probs.values()), job.settings, 0)
     return Sides(job=job, live=live, box=distillation_box(setting, job, live), cache_seconds=taken)
 
 
@@ -392,7 +399,7 @@ def main() -> None:
     """Measure every setting and append the lines."""
     if util.find_spec("torchdistill") is None:
         sys.exit("torchdistill is not installed here; pip install torchdistill")
-    if default().type != "cpu":
+    if default_device().type != "cpu":
         sys.exit("this compares on the CPU (edgedistill alone would use bfloat16 on a GPU); set CUDA_VISIBLE_DEVICES=")
     for setting in SETTINGS:
         line = measure(setting)

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lines import append
-from edgedistill import report, run
+from edgedistill.report import render
+from edgedistill.run.directory import find_run
+from edgedistill.run.files import read_json
 
 
 def record(path: Path) -> Path:
     """Append what a finished run measured."""
-    found = run.find(path)
-    content, manifest = report.collect(found), found.manifest()
+    found = find_run(path)
+    content, manifest = render.collect(found), found.manifest()
     seconds = {name: entry["seconds"] for name, entry in manifest["steps"].items()}
     memory = max(entry["peak_memory_mb"] for entry in manifest["steps"].values())
     kept = {name: content[name] for name in ("sources", "student", "models", "ladder", "bench", "data")}
-    raw = {
-        path.name: run.read_json(path)["latency"]["samples_ms"] for path in sorted((found / "bench").rglob("*.json"))
-    }
+    raw = {path.name: read_json(path)["latency"]["samples_ms"] for path in sorted((found / "bench").rglob("*.json"))}
     for one in kept["bench"]:
         one["facts"] = {
             name: fact for name, fact in one["facts"].items() if name in {"cpu", "cpus", "machine", "threads"}

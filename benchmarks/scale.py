@@ -26,10 +26,16 @@ from PIL import Image
 
 from benchmarks import step_cost
 from benchmarks.lines import append
-from edgedistill import environment, recipe
-from edgedistill.progress import bar, say
-from edgedistill.training import batches, fit, outputs, parallel, shards, sources, state, student
-from edgedistill.training.device import default
+from edgedistill.console import bar, say
+from edgedistill.data import shards
+from edgedistill.distill import batches, loop, state
+from edgedistill.distributed import processes
+from edgedistill.distributed.device import default_device
+from edgedistill.recipe.schema import Source, Student
+from edgedistill.run import environment
+from edgedistill.sources import outputs, registry
+from edgedistill.students import space
+from edgedistill.students.build import build_student
 
 SOURCES = (("tf_efficientnet_lite0", 128), ("tf_efficientnet_lite0", 224), ("resnet50", 224), ("convnext_tiny", 224))
 STUDENT = {"variant": 0, "input_px": 128, "weights": "none"}
@@ -41,7 +47,7 @@ def where() -> str:
     """What sources are asked on."""
     import torch
 
-    return torch.cuda.get_device_name() if default().type == "cuda" else f"{environment.processor()}, one thread"
+    return torch.cuda.get_device_name() if default_device().type == "cuda" else f"{environment.processor()}, one thread"
 
 
 def asking(model: str, px: int) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def asking(model: str, px: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     said = {"name": "one", "kind": "timm", "model": model, "pretrained": False, "input_px": px}
-    net = sources.load(recipe.Source.model_validate(said), Path())
+    net = registry.load(Source.model_validate(said), Path())
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, px, px, 3), dtype=np.uint8)
     features, probs = outputs.infer(net, images)
     taken = []
@@ -105,13 +111,13 @@ def reading() -> dict[str, Any]:
 
 def steps() -> list[float]:
     """Seconds of each of STEPS steps, by as many processes as were started."""
-    spec = student.candidates(recipe.Student(families={"efficientnet_lite": STUDENT}), step_cost.TARGET_CLASSES)[0]
+    spec = space.candidates(Student(families={"efficientnet_lite": STUDENT}), step_cost.TARGET_CLASSES)[0]
     job = step_cost.task(spec, 1)
-    live, loss, taken = state.start(student.build(spec), step_cost.CLASSES, job.settings, 0), job.loss(), []
+    live, loss, taken = state.start(build_student(spec), step_cost.CLASSES, job.settings, 0), job.loss(), []
     for step in range(WARM + STEPS):
-        parallel.gathered(None)
+        processes.gathered(None)
         started = time.perf_counter()
-        fit.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
         taken.append(round(time.perf_counter() - started, 5))
     return taken[WARM:]
 
@@ -167,7 +173,7 @@ def main() -> None:
     """Measure everything and append the lines."""
     if sys.argv[1:] == ["steps"]:
         taken = steps()
-        if parallel.team().leads:
+        if processes.team().leads:
             print(json.dumps(taken))
         return
     for model, px in SOURCES:

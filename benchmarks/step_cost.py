@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lines import append
-from edgedistill import recipe
-from edgedistill.progress import bar, say
+from edgedistill.console import bar, say
+from edgedistill.distill import batches, loop, state
+from edgedistill.recipe.schema import Choice, Distill, Student
 from edgedistill.records import StudentSpec
-from edgedistill.training import batches, fit, state, student
+from edgedistill.students import space
+from edgedistill.students.build import build_student
 
 IMAGES, CLASSES, TARGET_CLASSES, ROUNDS, STEPS = 512, 1000, 10, 12, 4
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -42,10 +44,10 @@ def task(spec: StudentSpec, sources: int) -> batches.Task:
         unlabeled=rows[120:],
         val=rows[100:120],
         val_labels=labels[100:120],
-        probs=probs,
+        source_probs=probs,
         alphas=dict.fromkeys(names, 1 / sources),
     )
-    settings = recipe.Distill(method=recipe.Choice(name="weighted"), batch_labeled=16, batch_unlabeled=48)
+    settings = Distill(method=Choice(name="weighted"), batch_labeled=16, batch_unlabeled=48)
     return batches.Task(spec=spec, material=material, settings=settings, steps=ROUNDS * STEPS, seed=0)
 
 
@@ -53,17 +55,17 @@ def seconds(job: batches.Task, live: state.State, first: int) -> float:
     """STEPS steps from `first` on, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        fit.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
     return time.perf_counter() - started
 
 
 def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
     """Interleaved rounds of one and twelve sources for one student; the ratio with its 95 % interval."""
-    spec = student.candidates(recipe.Student(families={family: options}), TARGET_CLASSES)[0]
+    spec = space.candidates(Student(families={family: options}), TARGET_CLASSES)[0]
     runs = []
     for sources in (1, 12):
         job = task(spec, sources)
-        live = state.start(student.build(spec), sources * CLASSES, job.settings, 0)
+        live = state.start(build_student(spec), sources * CLASSES, job.settings, 0)
         seconds(job, live, 0)
         runs.append(partial(seconds, job, live))
     with bar(f"step cost of {family}", ROUNDS) as advance:

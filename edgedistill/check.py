@@ -5,14 +5,17 @@ Problems are gathered, so that a person mends a recipe once and not five times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgedistill import presets, recipe, recipe_file
-from edgedistill.recipe import Key, Problem, Recipe, choose, option_problems
-from edgedistill.recipe_file import Document
-from edgedistill.records import EdgeDistillError, InputError
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.recipe import presets
+from edgedistill.recipe.file import Document, read_recipe, validate_recipe
+from edgedistill.recipe.options import Key, Problem, choose, option_problems
+from edgedistill.recipe.schema import Choice, Data, Open, Recipe, Source
+
+Functions = Mapping[str, Callable[..., Any]]
 
 
 def load(document: Document) -> Recipe:
@@ -21,7 +24,7 @@ def load(document: Document) -> Recipe:
     Raises:
         RecipeError: everything that is wrong with it, a line each.
     """
-    found, problems = recipe_file.validate(document)
+    found, problems = validate_recipe(document)
     problems += unbound(document.raw)
     if problems or found is None:
         raise document.error(problems)
@@ -38,19 +41,18 @@ def unbound(raw: Mapping[str, Any]) -> list[Problem]:
 
 
 def _data(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.datasets import DATASETS
+    from edgedistill.data.datasets import DATASETS
 
-    yield from _plugin(raw.get("data"), "kind", known=DATASETS, what="data kind", key=("data",), schema=recipe.Data)
+    listings = {name: kind.listing for name, kind in DATASETS.items()}
+    yield from _plugin(raw.get("data"), "kind", functions=listings, what="data kind", key=("data",), schema=Data)
 
 
 def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.sources import SOURCES
+    from edgedistill.sources.registry import SOURCES
 
     given = raw.get("sources")
     for at, section in enumerate(given if isinstance(given, list) else []):
-        yield from _plugin(
-            section, "kind", known=SOURCES, what="source kind", key=("sources", at), schema=recipe.Source
-        )
+        yield from _plugin(section, "kind", functions=SOURCES, what="source kind", key=("sources", at), schema=Source)
         if isinstance(section, dict) and section.get("kind") == "run" and not section.keys() & {"path", "recipe"}:
             yield Problem(
                 key=("sources", at), message="kind run needs `path` (a run directory) or `recipe` (to train one)"
@@ -58,38 +60,41 @@ def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _weigh(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.similarity import METRICS
+    from edgedistill.similarity.metrics import METRICS
 
-    section = _mapping(raw.get("weigh"))
+    section, scores = _mapping(raw.get("weigh")), {name: metric.score for name, metric in METRICS.items()}
     also = section.get("also")
-    yield from _choice(section.get("metric"), METRICS, "metric", ("weigh", "metric"))
-    for at, given in enumerate(also if isinstance(also, list) else []):
-        yield from _choice(given, METRICS, "metric", ("weigh", "also", at))
+    yield from _choice(section.get("metric"), scores, "metric", ("weigh", "metric"))
+    for index, choice in enumerate(also if isinstance(also, list) else []):
+        yield from _choice(choice, scores, "metric", ("weigh", "also", index))
 
 
 def _student(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training import student
+    from edgedistill.students import space
 
     families = _mapping(_mapping(raw.get("student")).get("families"))
-    yield from student.problems(families, ("student", "families"))
+    yield from space.problems(families, ("student", "families"))
 
 
 def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    from edgedistill.training.methods import ASKS_SOURCES, METHODS, method_problem
-    from edgedistill.training.teachers import TEACHERS
+    from edgedistill.distill.methods import METHODS
+    from edgedistill.distill.teachers import TEACHERS
 
     section = _mapping(raw.get("distill"))
-    given = section.get("method", "auto")
-    yield from _choice(given, {**METHODS, "auto": presets.auto}, "method", ("distill", "method"))
-    yield from _choice(section.get("teacher"), TEACHERS, "teacher", ("distill", "teacher"))
-    name = given.get("name") if isinstance(given, dict) else given
-    if isinstance(name, str) and name in ASKS_SOURCES and not raw.get("sources"):
+    choice = section.get("method", "auto")
+    losses = {name: method.loss for name, method in METHODS.items()}
+    fits = {name: teacher.fit for name, teacher in TEACHERS.items()}
+    yield from _choice(choice, {**losses, "auto": presets.auto}, "method", ("distill", "method"))
+    yield from _choice(section.get("teacher"), fits, "teacher", ("distill", "teacher"))
+    name = choice.get("name") if isinstance(choice, dict) else choice
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if method and method.asks_sources and not raw.get("sources"):
         yield Problem(
             key=("distill", "method"), message=f"{name} learns from sources, and the recipe lists none; add `sources:`"
         )
-    elif isinstance(given, dict) and isinstance(name, str):
-        named = [str(one.get("name")) for one in raw.get("sources") or [] if isinstance(one, dict)]
-        if problem := method_problem(name, given, named):
+    elif method and isinstance(choice, dict):
+        sources = [str(source.get("name")) for source in raw.get("sources") or [] if isinstance(source, dict)]
+        if problem := method.problem(choice, sources):
             yield Problem(key=("distill", "method"), message=problem)
 
 
@@ -130,30 +135,31 @@ def _mapping(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
-def _choice(given: Any, known: Mapping[str, Any], what: str, key: Key) -> Iterator[Problem]:
+def _choice(choice: Any, functions: Functions, what: str, key: Key) -> Iterator[Problem]:
     """`weighted`, or a mapping with a name and the options of what it names."""
     yield from _plugin(
-        {"name": given} if isinstance(given, str) else given,
+        {"name": choice} if isinstance(choice, str) else choice,
         "name",
-        known=known,
+        functions=functions,
         what=what,
         key=key,
-        schema=recipe.Choice,
+        schema=Choice,
     )
 
 
 def _plugin(
-    given: Any, name_key: str, known: Mapping[str, Any], what: str, key: Key, schema: type[recipe.Open]
+    plain: Any, name_key: str, functions: Functions, what: str, key: Key, schema: type[Open]
 ) -> Iterator[Problem]:
-    section = _mapping(given)
+    """What is wrong with the name in a section, or with the options beside it."""
+    section = _mapping(plain)
     name = section.get(name_key)
     if not isinstance(name, str):
         return
-    unknown = choose(name, known, what, (*key, name_key) if name_key in section else key)
+    unknown = choose(name, functions, what, (*key, name_key) if name_key in section else key)
     yield from unknown
     if not unknown:
         options = {option: value for option, value in section.items() if option not in schema.model_fields}
-        yield from option_problems(known[name], options, key)
+        yield from option_problems(functions[name], options, key)
 
 
 def missing(wanted: Recipe, base: Path) -> list[str]:
@@ -177,15 +183,15 @@ def bench(wanted: Recipe, base: Path) -> None:
 
 
 def _images(wanted: Recipe, base: Path) -> list[str]:
-    from edgedistill.training import data
+    from edgedistill.data.splits import glance
 
-    data.glance(wanted.data, base, wanted.data.store_px or 64)
+    glance(wanted.data, base, wanted.data.store_px or 64)
     return []
 
 
 def _shards(wanted: Recipe, base: Path) -> list[str]:
     """The first image of the first shard."""
-    from edgedistill.training import shards
+    from edgedistill.data import shards
 
     if wanted.unlabeled:
         url = shards.addresses(wanted.unlabeled, base)[0]
@@ -198,25 +204,25 @@ def _shards(wanted: Recipe, base: Path) -> list[str]:
 
 def _storage(wanted: Recipe, base: Path) -> list[str]:
     if wanted.search.storage:
-        from edgedistill.training import study
+        from edgedistill.search import study
 
         study.reach(wanted.search.storage)
     return []
 
 
 def _each_source(wanted: Recipe, base: Path) -> list[str]:
-    from edgedistill.training import sources
+    from edgedistill.sources import registry
 
     problems = []
     for section in wanted.sources:
         try:
             if section.options.get("recipe"):
-                document = recipe_file.read(base / section.options["recipe"])
+                document = read_recipe(base / section.options["recipe"])
                 problems += missing(load(document), document.base)
             elif section.kind == "timm" and section.options.get("pretrained", True):
-                sources.reachable(section.options["model"])
+                registry.reachable(section.options["model"])
             else:
-                sources.load(section, base)
+                registry.load(section, base)
         except EdgeDistillError as error:
             problems.append(str(error) if str(error).startswith("sources.") else f"sources.{section.name}: {error}")
     return problems
@@ -224,21 +230,26 @@ def _each_source(wanted: Recipe, base: Path) -> list[str]:
 
 def _initial_weights(wanted: Recipe, base: Path) -> list[str]:
     """Every candidate's initial weights; how many classes the target has does not matter for that."""
-    from edgedistill.training import student
+    from edgedistill.students import space
+    from edgedistill.students.build import weights_problem
 
-    candidates = student.candidates(wanted.student, num_classes=2)
-    return sorted({problem for one in candidates if (problem := student.reachable(one))})
+    candidates = space.candidates(wanted.student, num_classes=2)
+    return sorted({problem for one in candidates if (problem := weights_problem(one))})
 
 
 def _first_batch(wanted: Recipe, base: Path) -> list[str]:
     """One batch of real images through the smallest student that the budget admits."""
-    from edgedistill.training import data, datasets, fit, student
+    from edgedistill.data import datasets
+    from edgedistill.data.splits import glance
+    from edgedistill.distill import evaluate
+    from edgedistill.students import space
+    from edgedistill.students.build import build_student
 
     classes = len(datasets.listing(wanted.data, base).classes)
-    within = student.feasible(student.candidates(wanted.student, classes), wanted.student.budget)
+    within = space.feasible(space.candidates(wanted.student, classes), wanted.student.budget)
     spec = min(within, key=lambda one: one.cost.macs_m)
-    _, images_NHWC, _ = data.glance(wanted.data, base, spec.input_px)
-    fit.logits(student.build(spec), spec, images_NHWC)
+    _, images_NHWC, _ = glance(wanted.data, base, spec.input_px)
+    evaluate.logits(build_student(spec), spec, images_NHWC)
     return []
 
 

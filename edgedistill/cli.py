@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgedistill import __version__
-from edgedistill.records import EdgeDistillError
+from edgedistill.errors import EdgeDistillError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgedistill.context import Context
-    from edgedistill.recipe import Recipe
-    from edgedistill.recipe_file import Document
-    from edgedistill.steps import Step
+    from edgedistill.recipe.file import Document
+    from edgedistill.recipe.schema import Recipe
+    from edgedistill.steps.context import Context
+    from edgedistill.steps.step import Step
 
 ABOUT = "Few labels, many pictures and the models you have in: a measured int8 student out."
 app = typer.Typer(
@@ -76,11 +76,11 @@ def options(
 @app.command()
 def check(recipe: RecipeFile, sets: Overrides = None) -> None:
     """Validate a recipe, bind every name, load one batch; do no work."""
-    from edgedistill import check as checks
-    from edgedistill.records import InputError
+    from edgedistill import check as edgedistill_check
+    from edgedistill.errors import InputError
 
     document, found = _load(recipe, sets)
-    problems = checks.missing(found, document.base)
+    problems = edgedistill_check.missing(found, document.base)
     if problems:
         raise InputError("\n".join(f"{recipe}: {problem}" for problem in dict.fromkeys(problems)))
     print(f"{recipe}: ready to run")
@@ -160,18 +160,18 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="text, json, or html.")] = Format.text,
 ) -> None:
     """What came out of a run, or of several side by side."""
-    from edgedistill import report as reports
-    from edgedistill.run import find
+    from edgedistill.report import render
+    from edgedistill.run.directory import find_run
 
-    found = [find(path) for path in runs or [LATEST]]
+    found = [find_run(path) for path in runs or [LATEST]]
     if form is Format.json:
-        collected = [reports.collect(one) for one in found]
+        collected = [render.collect(one) for one in found]
         print(json.dumps(collected if len(collected) > 1 else collected[0], indent=1))
     elif form is Format.html:
         for one in found:
-            print(next(path for path in reports.write(one) if path.suffix == ".html"))
+            print(next(path for path in render.write(one) if path.suffix == ".html"))
     else:
-        print(reports.text(found[0]) if len(found) == 1 else reports.compare(found))
+        print(render.text(found[0]) if len(found) == 1 else render.compare(found))
 
 
 @app.command()
@@ -181,9 +181,9 @@ def predict(
 ) -> None:
     """Label pictures with the exported student; torch is not needed."""
     from edgedistill.predict import predict as label
-    from edgedistill.run import find
+    from edgedistill.run.directory import find_run
 
-    for one in label(find(run), images):
+    for one in label(find_run(run), images):
         print(f"{one.path}  {one.label}  {100 * one.probability:.1f} %")
 
 
@@ -198,25 +198,26 @@ def devices(
     form: Annotated[Listing, typer.Option("--format", help="text or json.")] = Listing.text,
 ) -> None:
     """Probe the devices: reachable, runtimes and versions, power mode, memory, what is missing; 1 when one lacks it."""
-    from edgedistill.devices import inventory as inventories
-    from edgedistill.devices import probe
+    from edgedistill.devices import inventory as devices_inventory
+    from edgedistill.devices import survey
 
-    known = inventories.load(inventory or inventories.path_for(None, Path()))
-    chosen = [inventories.find(known, name) for name in dict.fromkeys(names or known)]
-    probed = probe.survey(chosen)
+    known = devices_inventory.load(inventory or devices_inventory.path_for(None, Path()))
+    chosen = [devices_inventory.find(known, name) for name in dict.fromkeys(names or known)]
+    probed = survey.survey(chosen)
     if form is Listing.json:
-        print(json.dumps(probe.as_json(probed), indent=1))
+        print(json.dumps(survey.as_json(probed), indent=1))
     else:
-        print(probe.table(probed, why=bool(names)))
+        print(survey.table(probed, why=bool(names)))
     if not all(one.usable for one in probed):
         raise typer.Exit(1)
 
 
 def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Context], Sequence[Step]]) -> None:
     """Train, go on with `then`, and show what came out; of several processes (torchrun) the first one does so."""
-    from edgedistill import crew, session
+    from edgedistill import session
+    from edgedistill.steps import workers
 
-    with crew.assembled() as leads:
+    with workers.assembled() as leads:
         if leads:
             document, found = _load(path, sets)
             context = session.train(document, found, runs)
@@ -225,18 +226,18 @@ def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Con
 
 
 def _load(path: Path, sets: list[str] | None) -> tuple[Document, Recipe]:
-    from edgedistill import check as checks
-    from edgedistill import recipe_file
+    from edgedistill import check as edgedistill_check
+    from edgedistill.recipe.file import read_recipe
 
-    document = recipe_file.read(path, sets or [])
-    return document, checks.load(document)
+    document = read_recipe(path, sets or [])
+    return document, edgedistill_check.load(document)
 
 
 def _show(path: Path) -> None:
-    from edgedistill import report as reports
-    from edgedistill.run import Run
+    from edgedistill.report import render
+    from edgedistill.run.directory import Run
 
-    print(reports.text(Run(path=path)))
+    print(render.text(Run(path=path)))
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgedistill import images
 from edgedistill.agent import backends
+from edgedistill.data import images
 from edgedistill.devices.bundle import verify_bundle
-from edgedistill.records import InputError
-from edgedistill.run import Run, read_json
+from edgedistill.errors import InputError
+from edgedistill.run.directory import Run
+from edgedistill.run.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,33 +19,6 @@ Target = Literal["any", "cpu", "tensorrt"]
 HOST_TO_HOST = "host-to-host"  # the mode of measuring that every backend has: what an application waits for
 
 
-class EdgeDistillError(Exception):
-    """What went wrong and, where one is known, the fix; printed as one line, never as a traceback."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message if not fix else f"{message}; {fix}")
-        self.message = message
-        self.fix = fix
-
-
-class InputError(EdgeDistillError):
-    """The input is wrong; nothing was written."""
-
-    exit_code = 2
-
-
-class UnfitError(EdgeDistillError):
-    """A candidate that cannot become a student, for a reason of its own; the others still can."""
-
-
-class GateError(EdgeDistillError):
-    """The work is done and on disk, but a gate refuses the result."""
-
-    exit_code = 3
-
-
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Accuracy over n images, as `agent.metrics.accuracy` computes it; all fractions, with 95 % intervals."""
@@ -326,3 +299,45 @@ class BenchReport:
     def called(self) -> str:
         """The artefact, with the mode where it is another than host to host."""
         return self.artefact if self.mode == HOST_TO_HOST else f"{self.artefact}, {self.mode}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayers:
+    """What a builder's log says of an engine's layers.
+
+    `types` counts them by precision. `weighted` is the precision of every ONNX node with weights, by name. Of the
+    graph's `pairs`, its Q and DQ nodes of activations, `unfused` have a kernel to themselves, and the log does not
+    speak of those in `unknown`.
+    """
+
+    total: int
+    types: dict[str, int]
+    weighted: dict[str, str]
+    pairs: int
+    unfused: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def share(self, precision: str) -> float:
+        """The share of the layers in a precision."""
+        return self.types.get(precision, 0) / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine built ahead of time of one graph for one compute capability ("sm89"), for batches of `batch` alone.
+
+    `path` is the file beside this record; where there is none, `failed` says why. `seconds` are the whole builder's.
+    `layers` is None where its log lists none.
+    """
+
+    artefact: str
+    onnx_sha256: str
+    capability: str
+    builder: str
+    batch: int
+    seconds: float
+    path: str = ""
+    sha256: str = ""
+    size_mb: float = 0.0
+    layers: EngineLayers | None = None
+    failed: str = ""

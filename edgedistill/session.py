@@ -10,15 +10,20 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from edgedistill import check, crew, environment, recipe, recipe_file, run
-from edgedistill.context import Context
+from edgedistill import check
+from edgedistill.console import say
+from edgedistill.errors import GateError, InputError
 from edgedistill.pipeline import TRAIN, nothing, report_step
-from edgedistill.progress import say
-from edgedistill.records import GateError, InputError
-from edgedistill.steps import Step, advance
+from edgedistill.recipe.file import Document, read_recipe
+from edgedistill.recipe.schema import Bench, Recipe, Source
+from edgedistill.run import artifacts, environment
+from edgedistill.run.directory import find_run, point_latest, run_directory, usable_root
+from edgedistill.steps import workers
+from edgedistill.steps.context import Context
+from edgedistill.steps.step import Step, run_steps
 
 
-def train(document: recipe_file.Document, wanted: recipe.Recipe, root: Path) -> Context:
+def train(document: Document, wanted: Recipe, root: Path) -> Context:
     """weigh, search, distill: from a recipe to a trained student in its run directory under `root`.
 
     A source that is given as a recipe is trained first, in a run directory beside this one.
@@ -27,26 +32,26 @@ def train(document: recipe_file.Document, wanted: recipe.Recipe, root: Path) -> 
         InputError: the recipe asks for what is not there.
         EdgeDistillError: another process works in the run directory, or a step failed.
     """
-    run.usable_root(root)
-    asked = Context(recipe=wanted, base=document.base, run=run.directory(wanted, root))
+    usable_root(root)
+    asked = Context(recipe=wanted, base=document.base, run=run_directory(wanted, root))
     if not asked.run.hashes("search"):
         affordable(asked)
     context = replace(asked, recipe=with_trained_sources(wanted, (document,), root))
     learn(context, document)
-    run.point_latest(context.run)
+    point_latest(context.run)
     return context
 
 
-def learn(context: Context, document: recipe_file.Document) -> None:
+def learn(context: Context, document: Document) -> None:
     """The steps up to the trained student, under the run directory's lock."""
-    crew.shared_evenly(context.recipe)
+    workers.divide_batches(context.recipe)
     if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
         prepare(context)
     with context.run.lock():
         context.run.keep(context.recipe, document)
         if not context.run.up_to_date("distill", TRAIN[-1].key(context)):
-            run.write_json(context.run / "env.json", environment.describe())
-        advance(context, TRAIN)
+            artifacts.ENVIRONMENT.write(context.run, environment.describe())
+        run_steps(context, TRAIN)
 
 
 def prepare(context: Context) -> None:
@@ -58,34 +63,34 @@ def prepare(context: Context) -> None:
 def affordable(context: Context) -> None:
     """Raise InputError where no candidate meets the budget, or the device that bounds it is not in the inventory."""
     from edgedistill.devices import inventory
-    from edgedistill.training import student
+    from edgedistill.students import space
 
     bound = context.recipe.student.budget.latency_ms
     if bound:
         inventory.find(inventory.load(context.inventory), bound.device)
-    student.feasible(context.candidates, context.recipe.student.budget)
+    space.feasible(context.candidates, context.recipe.student.budget)
 
 
-def with_trained_sources(wanted: recipe.Recipe, within: tuple[recipe_file.Document, ...], root: Path) -> recipe.Recipe:
+def with_trained_sources(wanted: Recipe, within: tuple[Document, ...], root: Path) -> Recipe:
     """The recipe with every `recipe:` source replaced by the run that it was trained in, here and now if need be.
 
     `within` are the recipe's own document and those that led to it, innermost last: none of them can be its source.
     """
 
-    def trained(section: recipe.Source) -> recipe.Source:
+    def trained(section: Source) -> Source:
         given = section.options.get("recipe")
         if section.kind != "run" or not given:
             return section
-        document = recipe_file.read(within[-1].base / given)
+        document = read_recipe(within[-1].base / given)
         if any(document.path.samefile(outer.path) for outer in within):
             raise InputError(f"{within[-1].path}: sources.{section.name}: {document.path} would be a source of itself")
         inner = check.load(document)
         say(f"source {section.name}: {document.path.name}")
         whole = with_trained_sources(inner, (*within, document), root)
-        context = Context(recipe=whole, base=document.base, run=run.directory(inner, root))
+        context = Context(recipe=whole, base=document.base, run=run_directory(inner, root))
         learn(context, document)
         path = str(context.run.path.resolve())
-        return recipe.Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
+        return Source.model_validate({**section.model_dump(exclude={"recipe"}), "path": path})
 
     return wanted.model_copy(update={"sources": tuple(trained(section) for section in wanted.sources)})
 
@@ -107,11 +112,11 @@ def finish(
         for step in again(context):
             context.run.forget(step.name)
         try:
-            advance(context, steps(context))
+            run_steps(context, steps(context))
         except GateError:
-            advance(context, (report_step(context),))
+            run_steps(context, (report_step(context),))
             raise
-        advance(context, (report_step(context),))
+        run_steps(context, (report_step(context),))
 
 
 def bench_settings(sets: Sequence[str]) -> dict[str, Any]:
@@ -124,12 +129,12 @@ def bench_settings(sets: Sequence[str]) -> dict[str, Any]:
     for given in sets:
         key, equals, value = given.partition("=")
         section, _, name = key.strip().partition(".")
-        if not equals or section != "bench" or name not in recipe.Bench.model_fields:
-            known = ", ".join(f"bench.{name}" for name in recipe.Bench.model_fields)
+        if not equals or section != "bench" or name not in Bench.model_fields:
+            known = ", ".join(f"bench.{name}" for name in Bench.model_fields)
             raise InputError(f"--set {given}: is none of bench's settings", f"KEY=VALUE, KEY one of: {known}")
         try:
             found[name] = yaml.safe_load(value)
-            recipe.Bench.model_validate({name: found[name]})
+            Bench.model_validate({name: found[name]})
         except (yaml.YAMLError, ValidationError) as error:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no YAML"
             raise InputError(f"--set {given}: {why}") from None
@@ -138,13 +143,13 @@ def bench_settings(sets: Sequence[str]) -> dict[str, Any]:
 
 def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
     """An existing run with some recipe settings replaced: {"quantize": {"enabled": True}}."""
-    found = run.find(path)
+    found = find_run(path)
     if not found.hashes("distill"):
         raise InputError(f"{path}: has no trained student yet", "run `edgedistill train` with its recipe to the end")
     known, base = found.recipe()
     changed = known.model_dump(mode="json")
     for name, values in sections.items():
         changed[name] |= values
-    wanted = recipe.Recipe.model_validate(changed)
+    wanted = Recipe.model_validate(changed)
     check.bench(wanted, base)
     return Context(recipe=wanted, base=base, run=found)

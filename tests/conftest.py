@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+
+# a tiny net trains fastest with one thread, and the two workers of a test run share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
-import miniature
 import pytest
 from filelock import FileLock
-from miniature import Project
+
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ import pickle
 import shutil
 from pathlib import Path
 
-import miniature
 import pytest
-from miniature import Project
+
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 
 @pytest.fixture
@@ -50,10 +51,10 @@ def test_everything_that_is_missing_comes_at_once(project: Project) -> None:
 
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_a_budget_no_candidate_meets_names_the_nearest_and_its_cost(project: Project, verb: str) -> None:
-    from edgedistill.recipe import Student
-    from edgedistill.training import student
+    from edgedistill.recipe.schema import Student
+    from edgedistill.students import space
 
-    (small,) = student.candidates(Student(families={"micro": {"width": 4, "input_px": 32}}), 2)
+    (small,) = space.candidates(Student(families={"micro": {"width": 4, "input_px": 32}}), 2)
     (line,) = check(project, "student.budget={macs_m: 0.001}", verb=verb)
     nearest = f"micro width=4 at 32 px with macs_m {small.cost.macs_m:.3g} (budget 0.001)"
     assert line == (

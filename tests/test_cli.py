@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import miniature
 import pytest
-from miniature import Project
 from typer.main import get_command
 
 from edgedistill import cli, session
 from edgedistill.agent.backends import BACKENDS
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 # what scripts may rely on: changing a line is a change of the interface
 VERBS = """\
@@ -158,8 +158,8 @@ def test_bench_knows_its_devices_and_backends(copied: Project, option: str, said
 
 
 def test_a_second_process_in_a_run_directory_refuses(copied: Project) -> None:
-    hold = "from pathlib import Path\nfrom edgedistill.run import Run\nimport sys\n"
-    hold += "with Run(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    hold = "from pathlib import Path\nfrom edgedistill.run.directory import Run\nimport sys\n"
+    hold += "with Run(path=Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
     before = (copied.run / "recipe.lock.json").stat().st_mtime_ns
     with subprocess.Popen(
         [sys.executable, "-c", hold, copied.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

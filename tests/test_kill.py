@@ -9,11 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import miniature
 import pytest
-from miniature import Project
 
-from edgedistill import run
+from edgedistill.run.files import sha256_file
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 # long enough that a kill strikes in the middle
 LONGER = miniature.RECIPE.replace("  steps: 30\n", "  steps: 400\n").replace("steps: 2}", "steps: 60}")
@@ -103,8 +103,8 @@ def test_a_kill_in_mid_distill_goes_on_from_the_checkpoint(tmp_path: Path) -> No
     kill_at_step(project, 23)
     checkpoint = project.run / "distill/last.pt"
     assert checkpoint.is_file() and not (project.run / "distill/student.safetensors").exists()
-    stamp, reached = run.sha256_file(checkpoint), max(steps_done(project))
+    stamp, reached = sha256_file(checkpoint), max(steps_done(project))
     kill_at_step(project, reached + 20)
-    assert run.sha256_file(checkpoint) != stamp
+    assert sha256_file(checkpoint) != stamp
     further = steps_done(project)
     assert further == list(range(1, further[-1] + 1)) and further[-1] >= reached + 20

@@ -6,17 +6,19 @@ import csv
 import json
 import platform
 
-import miniature
 import numpy as np
 import onnxruntime
 import pytest
-from miniature import Project
 from PIL import Image
 
-from edgedistill import pipeline, run, session
-from edgedistill.export import rtx
+from edgedistill import session
+from edgedistill.export import rtx_builder
 from edgedistill.records import BenchReport, Checkpoint, Kept, Ladder, OnnxModel, SourceWeights, StudentSpec
-from edgedistill.run import Run
+from edgedistill.run.directory import Run
+from edgedistill.run.files import read_json, read_record, sha256_file, write_json
+from edgedistill.steps import keep
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 LEFT = """\
 recipe.yaml recipe.lock.json manifest.json env.json log.jsonl data.json report.json report.html
@@ -32,7 +34,7 @@ bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.on
 """
 LEFT += " ".join(
     [f"engines/{name}.sm89.{end}" for name in ("fp32", "fp16", "int8-tensorrt") for end in ("engine", "json")]
-    if rtx.version()
+    if rtx_builder.version()
     else ["engines/none.json"]
 )
 STEPS = [
@@ -79,7 +81,7 @@ def test_every_file_is_there_and_readable(finished: Project) -> None:
         ("distill/result.json", Checkpoint),
         ("bench/local/onnxruntime-cpu-fp32.json", BenchReport),
     ):
-        run.read_record(here / name, kind)
+        read_record(here / name, kind)
     assert not list(here.rglob("*.tmp"))
 
 
@@ -87,7 +89,7 @@ def test_the_manifest_implies_the_files(finished: Project) -> None:
     manifest = finished.manifest()
     assert list(manifest) == STEPS
     entered = {name: known for step in manifest.values() for name, known in step["outputs"].items()}
-    assert {name: run.sha256_file(finished.run / name) for name in entered} == entered
+    assert {name: sha256_file(finished.run / name) for name in entered} == entered
     scratch = {
         "recipe.yaml",
         "recipe.lock.json",
@@ -102,28 +104,28 @@ def test_the_manifest_implies_the_files(finished: Project) -> None:
 
 def test_records_point_at_each_other(finished: Project) -> None:
     here = finished.run
-    trained = run.read_record(here / "distill/result.json", Checkpoint)
-    assert run.sha256_file(here / trained.path) == trained.sha256
-    fp32 = run.read_record(here / "export/models.json", tuple[OnnxModel, ...])[0]
-    int8 = [OnnxModel(**one) for one in run.read_json(here / "quantize/models.json")]
+    trained = read_record(here / "distill/result.json", Checkpoint)
+    assert sha256_file(here / trained.path) == trained.sha256
+    fp32 = read_record(here / "export/models.json", tuple[OnnxModel, ...])[0]
+    int8 = [OnnxModel(**one) for one in read_json(here / "quantize/models.json")]
     assert fp32.parent_sha256 == trained.sha256 and {one.parent_sha256 for one in int8} == {fp32.sha256}
     for one in (fp32, *int8):
-        assert run.sha256_file(here / one.path) == one.sha256
-    measured = run.read_record(here / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
+        assert sha256_file(here / one.path) == one.sha256
+    measured = read_record(here / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
     assert measured.sha256 == int8[0].sha256 and measured.agreement_with_host == 1.0
     assert measured.accuracy is not None and measured.accuracy.n == 16
-    weights = run.read_record(here / "weigh/weights.json", SourceWeights)
+    weights = read_record(here / "weigh/weights.json", SourceWeights)
     assert sum(weights.alphas.values()) == pytest.approx(1) and sorted(weights.alphas) == ["first", "second"]
 
 
 def test_the_student_learned_and_the_graphs_agree(finished: Project) -> None:
-    ladder = run.read_record(finished.run / "verify/ladder.json", Ladder)
+    ladder = read_record(finished.run / "verify/ladder.json", Ladder)
     assert [rung.artefact for rung in ladder.rungs] == ["torch", "fp32", "fp16", "int8-cpu", "int8-tensorrt"]
     assert {gate.name: gate.passed for gate in ladder.gates} == {"fp32 agreement": True, "fp32 relative error": True}
     fp32 = ladder.rungs[1]
     assert fp32.agreement_with_torch == 1.0
     assert fp32.accuracy.n == 16 and fp32.accuracy.top1 >= 0.8  # the stripes are easy; chance is 0.5
-    trained = run.read_record(finished.run / "distill/result.json", Checkpoint)
+    trained = read_record(finished.run / "distill/result.json", Checkpoint)
     assert trained.test == ladder.rungs[0].accuracy
 
 
@@ -140,13 +142,13 @@ def test_the_fp32_graph_gives_the_class_of_a_picture(finished: Project) -> None:
 def test_calibration_saw_no_test_image(finished: Project) -> None:
     from edgedistill.export.calibrate import image_hash
 
-    seen = run.read_json(finished.run / "quantize/calibration.json")["sha256"]
+    seen = read_json(finished.run / "quantize/calibration.json")["sha256"]
     tests = np.load(finished.run / "bundle/images.npy")
     assert len(set(seen)) == 16 and not set(seen) & {image_hash(image) for image in tests}
 
 
 def test_what_is_kept_is_what_the_device_runs(finished: Project) -> None:
-    kept = {one.target: one for one in run.read_record(finished.run / "keep/kept.json", tuple[Kept, ...])}
+    kept = {one.target: one for one in read_record(finished.run / "keep/kept.json", tuple[Kept, ...])}
     assert set(kept) == {"cpu", "tensorrt"}
     assert json.loads((finished.run / "bundle/bundle.json").read_text())["default"] == kept["cpu"].artefact
     cpu = kept["cpu"]
@@ -158,14 +160,14 @@ def test_what_is_kept_is_what_the_device_runs(finished: Project) -> None:
 
 def test_a_loss_beyond_the_bound_keeps_fp32(copied: Project) -> None:
     path = copied.run / "quantize/guard.json"
-    found = run.read_json(path)
+    found = read_json(path)
     for one in found:
         one["holds"] = False
         one["drop"] |= {"points": 3.0, "low": 1.0, "high": 5.0}
     context = session.reopen(copied.run, {})
-    run.write_json(path, found)
-    pipeline.keep(context)
-    kept = run.read_record(copied.run / "keep/kept.json", tuple[Kept, ...])
+    write_json(path, found)
+    keep.STEP.work(context)
+    kept = read_record(copied.run / "keep/kept.json", tuple[Kept, ...])
     assert [one.artefact for one in kept] == ["fp32", "fp16"]
     assert all("at most 1 may be lost" in one.why for one in kept)
 
@@ -216,25 +218,25 @@ def test_a_longer_training_is_another_run(copied: Project) -> None:
     assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
     assert len(copied.directories()) == 2 and "not run yet" in said.out
     other = (copied.runs / "latest").resolve()
-    assert run.read_record(other / "distill/result.json", Checkpoint).steps == 4
+    assert read_record(other / "distill/result.json", Checkpoint).steps == 4
 
 
 def test_a_changed_image_retrains(copied: Project) -> None:
-    before, known = run.sha256_file(copied.run / "distill/student.safetensors"), copied.manifest()["weigh"]["key"]
+    before, known = sha256_file(copied.run / "distill/student.safetensors"), copied.manifest()["weigh"]["key"]
     miniature.picture(False, 777).save(copied.root / "pictures/train/lying/00.png")
     said = miniature.call("train", copied.recipe, "--runs", copied.runs)
     assert said.code == 0, said.err
     assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
-    assert run.sha256_file(copied.run / "distill/student.safetensors") != before
+    assert sha256_file(copied.run / "distill/student.safetensors") != before
     assert len(copied.directories()) == 1 and copied.manifest()["weigh"]["key"] != known
 
 
 def test_the_same_recipe_elsewhere_gives_the_same_student(finished: Project, copied: Project) -> None:
-    known = run.sha256_file(copied.run / "distill/student.safetensors")
+    known = sha256_file(copied.run / "distill/student.safetensors")
     for name in ("runs/latest", *(f"runs/{copied.run.name}/{file}" for file in ("manifest.json", "distill/last.pt"))):
         (copied.root / name).unlink()
     assert miniature.call("train", copied.recipe, "--runs", copied.runs).code == 0
-    assert run.sha256_file(copied.run / "distill/student.safetensors") == known
+    assert sha256_file(copied.run / "distill/student.safetensors") == known
 
 
 def test_a_gate_that_fails_is_reported_and_exits_with_3(copied: Project) -> None:
@@ -253,7 +255,7 @@ def test_a_gate_that_fails_is_reported_and_exits_with_3(copied: Project) -> None
 def test_export_without_int8_and_what_it_remembers(copied: Project) -> None:
     said = miniature.call("export", copied.run, "--no-int8")
     assert said.code == 0, said.err
-    assert run.read_json(copied.run / "quantize/models.json") == []
+    assert read_json(copied.run / "quantize/models.json") == []
     assert not list((copied.run / "quantize").glob("*.onnx"))
     assert not list((copied.run / "bundle").glob("*int8*"))
     assert (copied.run / "bundle/student.fp32.onnx").is_file()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import miniature
 import numpy as np
 import onnxruntime
 import pytest
-from miniature import Project
 
-from edgedistill import images
+from edgedistill.data import images
+from edgedistill.errors import InputError
 from edgedistill.predict import predict
-from edgedistill.records import InputError
-from edgedistill.run import Run
+from edgedistill.run.directory import Run
+from tests.helpers import miniature
+from tests.helpers.miniature import Project
 
 CLASSES = ("lying", "upright")
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from edgedistill import check, cli, recipe_file
+from edgedistill import check, cli
+from edgedistill.recipe.file import read_recipe
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("*/README.md")),
@@ -60,7 +61,7 @@ def test_every_command_shown_exists(path: Path, line: str) -> None:
     given = parse(line)
     shown = given.get("recipe")
     if shown is not None:
-        document = recipe_file.read(ROOT / shown, given["sets"] or [])
+        document = read_recipe(ROOT / shown, given["sets"] or [])
         check.load(document)
 
 

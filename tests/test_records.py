@@ -8,7 +8,8 @@ import inspect
 import pytest
 
 from edgedistill import records
-from edgedistill.records import Accuracy, EdgeDistillError, GateError, InputError, SourceWeight, SourceWeights
+from edgedistill.errors import EdgeDistillError, GateError, InputError
+from edgedistill.records import Accuracy, SourceWeight, SourceWeights
 
 RECORDS = [one for _, one in inspect.getmembers(records, dataclasses.is_dataclass)]
 

@@ -26,8 +26,8 @@ from benchmarks.meter.compare import Plan, Reading
 from benchmarks.meter.graphs import Graph
 from benchmarks.quantize.environments import Built, PeerError, environment
 from edgedistill.agent import machine
-from edgedistill.progress import say
-from edgedistill.records import EdgeDistillError
+from edgedistill.console import say
+from edgedistill.errors import EdgeDistillError
 
 FAST = Plan(rounds=2, samples=30, seconds=0.2)
 SCENARIOS = {"SingleStream": "host-to-host", "Offline": "offline"}

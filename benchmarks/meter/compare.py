@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgedistill.agent import metrics
-from edgedistill.progress import bar
+from edgedistill.console import bar
 
 Reading = dict[str, Any]
 MOST = 0.05

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgedistill import recipe
+from edgedistill.console import say
 from edgedistill.devices.bundle import write_bundle
-from edgedistill.progress import say
-from edgedistill.records import InputError, OnnxModel
-from edgedistill.run import sha256_file
+from edgedistill.errors import InputError
+from edgedistill.recipe.schema import Export, Student
+from edgedistill.records import OnnxModel
+from edgedistill.run.files import sha256_file
 
 IMAGES, CLASSES, SEED = 64, 10, 0
 FP32 = "student.fp32.onnx"
@@ -54,12 +55,13 @@ def students(runs: Path) -> list[Graph]:
 
 def _export(family: dict[str, Any], folder: Path) -> None:
     from edgedistill.export.onnx import export
-    from edgedistill.training import student
+    from edgedistill.students import space
+    from edgedistill.students.build import build_student
 
-    spec = student.candidates(recipe.Student.model_validate({"families": family}), CLASSES)[0]
+    spec = space.candidates(Student.model_validate({"families": family}), CLASSES)[0]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"unfinished.{FP32}"
-    export(student.build(spec, SEED), spec, path=unfinished, images_NHWC=noise(spec.input_px), settings=recipe.Export())
+    export(build_student(spec, SEED), spec, path=unfinished, images_NHWC=noise(spec.input_px), settings=Export())
     unfinished.rename(folder / FP32)
 
 

@@ -15,7 +15,7 @@ from benchmarks.quantize.environments import told
 from edgedistill.agent import metrics
 from edgedistill.devices.bench import bench
 from edgedistill.devices.bundle import AGENT, IMAGES
-from edgedistill.recipe import Bench
+from edgedistill.recipe.schema import Bench
 from edgedistill.records import HOST_TO_HOST, Device
 
 DRIVER = Path(__file__).parent / "driver.py"

@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.lines import append, read, to_the_end
 from benchmarks.quantize import interleave, ours, score, students, table
 from benchmarks.quantize.environments import PEERS, Artefact, PeerError, make
-from edgedistill.progress import say
-from edgedistill.recipe import Quantize
+from edgedistill.console import say
+from edgedistill.recipe.schema import Quantize
 
 FAST, FAST_IMAGES = interleave.Plan(processes=1, rounds=1, queries=5, warm=0.2), 40
 SHOWN = ("artefact", "failed", "untimed", "build_seconds", "runtime", "placement", "facts")

@@ -19,11 +19,11 @@ import onnx
 from benchmarks.lines import append
 from benchmarks.quantize import students
 from edgedistill.agent import metrics
-from edgedistill.export import fake, quantize
+from edgedistill.console import say
+from edgedistill.distill import evaluate
+from edgedistill.export import fake_quant, quantize
 from edgedistill.export.infer import predict_onnx
-from edgedistill.progress import say
-from edgedistill.recipe import Quantize
-from edgedistill.training import fit
+from edgedistill.recipe.schema import Quantize
 
 KIND, TARGET, ASKED = "quantize-alike", "cpu", 0.995
 
@@ -34,11 +34,11 @@ def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
     model, images = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
     test, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
     found = quantize.calibrated(model, images, Quantize(targets=(TARGET,)))
-    net = fake.student(model, found.ranges, TARGET, learned=False)
+    net = fake_quant.student(model, found.ranges, TARGET, learned=False)
     graph = quantize.maker(model, found.ranges, TARGET)(()).SerializeToString()
     spec = students.spec_of(name, students.PX, onnx_classes(model))
     answers = {
-        "fake": fit.logits(net, spec, test).argmax(1),
+        "fake": evaluate.logits(net, spec, test).argmax(1),
         "int8": predict_onnx(graph, test).argmax(1),
         "literal": predict_onnx(graph, test, simulate=True).argmax(1),
     }

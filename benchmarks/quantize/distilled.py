@@ -25,11 +25,11 @@ from benchmarks.suite.protocol import load
 from benchmarks.suite.runner import one_thread
 from benchmarks.suite.statistics import Across, across, minus
 from edgedistill.agent import metrics
-from edgedistill.export import onnx as exporter
+from edgedistill.console import say
 from edgedistill.export import quantize
 from edgedistill.export.infer import predict_onnx
-from edgedistill.progress import say
-from edgedistill.recipe import Export, Quantize
+from edgedistill.export.onnx import export
+from edgedistill.recipe.schema import Export, Quantize
 
 KIND, BASE = "quantize-distilled", "transfer"
 METHODS = (BASE, "weighted", "selftrained")
@@ -66,7 +66,7 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     images = np.asarray(splits.train.at(px)[rows])
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
         path = Path(folder) / "student.onnx"
-        exporter.export(fitted.model, draw.spec, path=path, images_NHWC=images[:32], settings=Export(min_agreement=0.0))
+        export(fitted.model, draw.spec, path=path, images_NHWC=images[:32], settings=Export(min_agreement=0.0))
         model = onnx.load(path)
     ranges = quantize.calibrated(model, images, SETTINGS).ranges
     fp32_NC = predict_onnx(model.SerializeToString(), test, threads=1)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgedistill.progress import say
+from edgedistill.console import say
 
 SCRIPTS = Path(__file__).parent / "peers"
 SERVE = SCRIPTS / "serve.py"

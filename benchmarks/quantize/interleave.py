@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.quantize.environments import SERVE, Artefact, PeerError, last_line
 from edgedistill.agent.metrics import ratio_interval
-from edgedistill.progress import bar
+from edgedistill.console import bar
 
 Samples = dict[str, list[list[list[float]]]]  # ms by model, process, round
 

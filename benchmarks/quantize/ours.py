@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgedistill import run
 from edgedistill.export import quantize
-from edgedistill.recipe import Quantize
+from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Guarded, OnnxModel
+from edgedistill.run.files import read_json, read_record, sha256_file
 
 TARGETS = {"cpu": "ours", "tensorrt": "ours-tensorrt"}
 
@@ -34,7 +34,7 @@ def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, 
     )
     parent = OnnxModel(
         path=fp32.name,
-        sha256=run.sha256_file(fp32),
+        sha256=sha256_file(fp32),
         precision="fp32",
         target="any",
         opset=0,
@@ -43,7 +43,7 @@ def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, 
     )
     models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, val=val)
     seconds = round(time.monotonic() - started, 2)
-    said = run.read_json(out / "calibration.json")
+    said = read_json(out / "calibration.json")
     guarded = {one.target: one for one in _guarded(out)} if len(val[1]) else {}
     return [
         (
@@ -65,4 +65,4 @@ def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, 
 
 
 def _guarded(out: Path) -> tuple[Guarded, ...]:
-    return run.read_record(out / "guard.json", tuple[Guarded, ...])
+    return read_record(out / "guard.json", tuple[Guarded, ...])

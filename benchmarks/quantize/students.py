@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from benchmarks.suite.bank import Bank
 from benchmarks.suite.cells import Draw
 from benchmarks.suite.protocol import load
-from edgedistill import recipe
+from edgedistill.console import bar, say
+from edgedistill.distill import batches, loop
 from edgedistill.export import onnx
-from edgedistill.progress import bar, say
+from edgedistill.recipe.schema import Distill, Export, Student
 from edgedistill.records import StudentSpec
-from edgedistill.training import batches, fit, student
-from edgedistill.training.weights import package_state
+from edgedistill.students import space
+from edgedistill.students.build import build_student
+from edgedistill.students.pretrained import package_state
 
 PX, SEED, FIRST_IMAGES = 224, 0, 32
 SCORED = 1000  # test images, evenly spread: a simulated graph takes a tenth of a second for each
@@ -101,13 +103,13 @@ def _classifier() -> torch.nn.Module:
 
 def _spec(family: dict[str, Any], px: int, classes: int) -> StudentSpec:
     section = {name: {**options, "input_px": px} for name, options in family.items()}
-    return student.candidates(recipe.Student.model_validate({"families": section}), classes)[0]
+    return space.candidates(Student.model_validate({"families": section}), classes)[0]
 
 
 def _trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
     draw = drawn(packs, bank)
     classes = len(draw.splits.classes)
-    model = student.build(_spec(TRAINED[name].family, PX, classes), SEED)
+    model = build_student(_spec(TRAINED[name].family, PX, classes), SEED)
     for stage, (px, steps, images, lr) in enumerate(TRAINED[name].stages):
         kept = folder / f"stage{stage}.safetensors"
         if not kept.exists():
@@ -134,14 +136,14 @@ def _trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
 def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, how: tuple[int, int, float]) -> torch.nn.Module:
     steps, images, lr = how
     with bar(f"{spec.family} at {spec.input_px} px", steps) as shown:
-        fitted = fit.fit(model, lesson(draw, spec, steps=steps, images=images, lr=lr), on_step=lambda *_: shown(1))
+        fitted = loop.fit(model, lesson(draw, spec, steps=steps, images=images, lr=lr), on_step=lambda *_: shown(1))
     say(f"  {spec.family} at {spec.input_px} px: {fitted.val.top1:.1%} on {fitted.val.n} images of val")
     return fitted.model
 
 
 def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) -> batches.Task:
     """What a student is trained by: so many images a step, half of them labeled, all with the teacher's answers."""
-    settings = recipe.Distill.model_validate(
+    settings = Distill.model_validate(
         {
             **draw.bank.profile.distill,
             **TEACHER,
@@ -161,7 +163,7 @@ def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) ->
         unlabeled=splits.unlabeled_rows,
         val=splits.val_rows,
         val_labels=splits.val_labels,
-        probs={},
+        source_probs={},
         alphas={},
         teacher_NC=draw.teacher(settings.teacher),
     )
@@ -188,7 +190,7 @@ def _write(
     test: tuple[np.ndarray, np.ndarray],
 ) -> None:
     onnx.export(
-        model, spec, path=folder / "student.fp32.onnx", images_NHWC=calibration[:FIRST_IMAGES], settings=recipe.Export()
+        model, spec, path=folder / "student.fp32.onnx", images_NHWC=calibration[:FIRST_IMAGES], settings=Export()
     )
     arrays = {"calibration": calibration, "val": val[0], "val_labels": val[1], "test": test[0], "test_labels": test[1]}
     for name, array in arrays.items():

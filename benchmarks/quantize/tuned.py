@@ -20,11 +20,11 @@ import onnx
 from benchmarks.lines import append
 from benchmarks.quantize import students
 from edgedistill.agent import metrics
-from edgedistill.export import fake, quantize
+from edgedistill.console import bar, say
+from edgedistill.distill import evaluate, loop
+from edgedistill.export import fake_quant, quantize
 from edgedistill.export.infer import predict_onnx
-from edgedistill.progress import bar, say
-from edgedistill.recipe import Quantize
-from edgedistill.training import fit
+from edgedistill.recipe.schema import Quantize
 
 KIND, TARGET = "quantize-qat", "cpu"
 IMAGES, RATE, LOST, WON = 32, 1e-4, 1.0, 0.5
@@ -38,18 +38,18 @@ def run(name: str, packs: Path, runs: Path, bank: Path, steps: int, method: str)
     settings = Quantize.model_validate({"method": method, "targets": (TARGET,)})
     found = quantize.calibrated(model, images, settings)
     spec = students.spec_of(name, students.PX, len(draw.splits.classes))
-    net = fake.student(model, found.ranges, "cpu", learned=True)
+    net = fake_quant.student(model, found.ranges, "cpu", learned=True)
     started = time.monotonic()
     with bar(f"{name} in int8", steps) as shown:
-        fitted = fit.fit(
+        fitted = loop.fit(
             net, students.lesson(draw, spec, steps=steps, images=IMAGES, lr=RATE), on_step=lambda *_: shown(1)
         )
     seconds = time.monotonic() - started
-    trained, learned = fake.trained(model, fitted.model)
+    trained, learned = fake_quant.trained(model, fitted.model)
     graphs = {"ptq": quantize.maker(model, found.ranges, "cpu")(()), "qat": quantize.maker(trained, learned, "cpu")(())}
     fp32_N = predict_onnx(folder / "student.fp32.onnx", test).argmax(1)
     said = {which: predict_onnx(graph.SerializeToString(), test).argmax(1) for which, graph in graphs.items()}
-    fake_N = fit.logits(fitted.model, spec, test).argmax(1)
+    fake_N = evaluate.logits(fitted.model, spec, test).argmax(1)
     # the literal reading rounds in another order: how far two exact ones part
     literal_N = predict_onnx(graphs["qat"].SerializeToString(), test, simulate=True).argmax(1)
     line = {

@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from benchmarks.lines import append
-from edgedistill import run as runs_of
-from edgedistill.progress import say
+from edgedistill.console import say
+from edgedistill.run.directory import find_run
+from edgedistill.run.files import read_json
 
 KIND, PACK, MINUTES = "quantize-whole", "tinyimagenet60", 4.0
 RECIPE = {
@@ -42,8 +43,8 @@ def run(packs: Path, runs: Path) -> None:
         _edgedistill("train", str(recipe), "--runs", folder)
         latest = Path(folder) / "latest"
         seconds = [_edgedistill("export", str(latest), "--int8") for _ in range(2)]
-        steps = runs_of.find(latest).manifest()["steps"]
-        data, calibration = (runs_of.read_json(latest / name) for name in ("data.json", "quantize/calibration.json"))
+        steps = find_run(latest).manifest()["steps"]
+        data, calibration = (read_json(latest / name) for name in ("data.json", "quantize/calibration.json"))
     took = {name: round(steps[name]["seconds"], 1) for name in ("export", "quantize", "keep", "verify", "bundle")}
     line = {
         "student": "efficientnet-lite0 at 224 px",

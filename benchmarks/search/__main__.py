@@ -20,10 +20,10 @@ from pathlib import Path
 
 from benchmarks.lines import append, to_the_end
 from benchmarks.search import exhaustive, replay
-from edgedistill import rehearsal
-from edgedistill.progress import say
-from edgedistill.records import InputError
-from edgedistill.training.search import name_of, search
+from edgedistill.console import say
+from edgedistill.errors import InputError
+from edgedistill.search.search import name_of, search
+from edgedistill.steps import candidate
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def real(packs: Path, runs: Path, pack: str, seed: int) -> int:
             context.candidates,
             asked.student.budget,
             how,
-            partial(rehearsal.score, context),
+            partial(candidate.score, context),
             seed=seed,
             folder=Path(folder),
         )

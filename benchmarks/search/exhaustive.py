@@ -16,20 +16,26 @@ import numpy as np
 from filelock import FileLock
 
 from benchmarks.lines import append, read
-from edgedistill import check, recipe_file, rehearsal, run, session
-from edgedistill.context import Context
+from edgedistill import check, session
+from edgedistill.console import say
+from edgedistill.distill import batches, evaluate, loop
 from edgedistill.pipeline import TRAIN
-from edgedistill.progress import say
+from edgedistill.recipe.file import Document, read_recipe
 from edgedistill.records import StudentSpec
-from edgedistill.steps import advance
-from edgedistill.training import batches, fit, student
-from edgedistill.training.search import name_of, rung_steps
+from edgedistill.run.directory import run_directory
+from edgedistill.run.files import digest
+from edgedistill.search.search import name_of, rung_steps
+from edgedistill.steps import candidate
+from edgedistill.steps.context import Context
+from edgedistill.steps.step import run_steps
+from edgedistill.students import space
+from edgedistill.students.build import build_student
 
 SPACE = Path(__file__).parent / "space.yaml"
 LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20}  # labels a class; gtsrb's smallest class has 15 images
 
 
-def settings(packs: Path, pack: str, seed: int) -> recipe_file.Document:
+def settings(packs: Path, pack: str, seed: int) -> Document:
     """The recipe of one column of the table."""
     changed = {
         "name": f"space-{pack}",
@@ -37,7 +43,7 @@ def settings(packs: Path, pack: str, seed: int) -> recipe_file.Document:
         "data.path": (packs / pack).resolve(),
         "data.labels_per_class": LABELS[pack],
     }
-    return recipe_file.read(SPACE, [f"{key}={value}" for key, value in changed.items()])
+    return read_recipe(SPACE, [f"{key}={value}" for key, value in changed.items()])
 
 
 @functools.lru_cache(maxsize=1)
@@ -45,13 +51,13 @@ def context_of(packs: Path, runs: Path, pack: str, seed: int) -> Context:
     """The run of one pack and seed, up to the weighing of its sources."""
     document = settings(packs, pack, seed)
     wanted = check.load(document)
-    context = Context(recipe=wanted, base=document.base, run=run.directory(wanted, runs))
+    context = Context(recipe=wanted, base=document.base, run=run_directory(wanted, runs))
     context.run.path.mkdir(parents=True, exist_ok=True)
     with FileLock(context.run / ".weigh.lock"):
         if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
             session.prepare(context)
             context.run.keep(wanted, document)
-            advance(context, TRAIN[:1])
+            run_steps(context, TRAIN[:1])
     return context
 
 
@@ -67,7 +73,7 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
 
         return look
 
-    value, facts = rehearsal.score(context, spec, recipe.seed, {step: at(step) for step in rung_steps(recipe.search)})
+    value, facts = candidate.score(context, spec, recipe.seed, {step: at(step) for step in rung_steps(recipe.search)})
     task = batches.Task(
         spec=spec,
         material=context.material(spec.input_px),
@@ -75,9 +81,9 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
         steps=recipe.distill.steps,
         seed=recipe.seed,
     )
-    fitted = fit.fit(student.build(spec, recipe.seed, initialise=True), task)
+    fitted = loop.fit(build_student(spec, recipe.seed, initialise=True), task)
     images_NHWC, labels_N = context.test_images(spec.input_px)
-    test = fit.score(fit.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
+    test = evaluate.score(evaluate.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
     return {
         "student": name_of(spec),
         "macs_m": round(spec.cost.macs_m, 3),
@@ -95,10 +101,10 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
     }
 
 
-def config(document: recipe_file.Document) -> str:
+def config(document: Document) -> str:
     """Names all that a line depends on besides pack, seed and student."""
     said = {name: section for name, section in document.raw.items() if name not in {"name", "seed", "about"}}
-    return run.digest({**said, "data": {**said["data"], "path": ""}})[:16]
+    return digest({**said, "data": {**said["data"], "path": ""}})[:16]
 
 
 def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes: int) -> None:
@@ -108,7 +114,7 @@ def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes:
     for seed in seeds:
         for pack in names:
             mark, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
-            found = student.feasible(context.candidates, context.recipe.student.budget)
+            found = space.feasible(context.candidates, context.recipe.student.budget)
             jobs += [
                 (packs, runs, pack, seed, spec, mark) for spec in found if (pack, seed, name_of(spec), mark) not in done
             ]

@@ -1,7 +1,7 @@
 """The search, played again over the exhaustive table: the product's own code, with training looked up.
 
 What a candidate would have scored, and what it would have cost, stands in the table's lines; which candidate comes
-next, who is left behind and who wins is decided by edgedistill.training.search. Random search gets the same seconds.
+next, who is left behind and who wins is decided by edgedistill.search.search. Random search gets the same seconds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from optuna.trial import create_trial
 
 from benchmarks.lines import read
 from benchmarks.search.exhaustive import SPACE, config, settings
-from edgedistill import recipe_file
-from edgedistill.recipe import Recipe, Search
+from edgedistill.recipe.file import read_recipe, validate_recipe
+from edgedistill.recipe.schema import Recipe, Search
 from edgedistill.records import StudentSpec
-from edgedistill.training import student
-from edgedistill.training.search import Rungs, name_of, one_standard_error, search
+from edgedistill.search.search import Rungs, name_of, one_standard_error, search
+from edgedistill.students import space as students_space
 
 REPEATS = 10
 POLICIES: dict[str, dict[str, int]] = {
@@ -68,7 +68,7 @@ class Column:
 
 def wanted() -> Recipe:
     """The recipe of the table."""
-    found, problems = recipe_file.validate(recipe_file.read(SPACE))
+    found, problems = validate_recipe(read_recipe(SPACE))
     assert found is not None and not problems, problems
     return found
 
@@ -122,7 +122,7 @@ def replays(packs: Iterable[str] = tuple(CLASSES)) -> Iterator[dict[str, Any]]:
     for (pack, seed), lines in columns().items():
         if pack not in packs:
             continue
-        space = student.feasible(student.candidates(asked.student, CLASSES[pack]), asked.student.budget)
+        space = students_space.feasible(students_space.candidates(asked.student, CLASSES[pack]), asked.student.budget)
         assert {name_of(spec) for spec in space} == set(lines), "the table is of this space"
         place = [*pack.encode(), seed]
         mark = {"pack": pack, "seed": seed, "config": lines[name_of(space[0])]["config"]}

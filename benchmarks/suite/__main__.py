@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.lines import to_the_end
 from benchmarks.suite import table
 from benchmarks.suite.protocol import Profile, load
-from edgedistill.recipe import did_you_mean
-from edgedistill.records import InputError
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import did_you_mean
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -21,11 +21,16 @@ import numpy as np
 from filelock import FileLock
 
 from benchmarks.suite.protocol import RECIPES, Profile
-from edgedistill import check, recipe, recipe_file, run, session
-from edgedistill.records import InputError
-from edgedistill.training import data, sources
-from edgedistill.training.device import default
-from edgedistill.training.outputs import Network, SourceOutputs, outputs
+from edgedistill import check
+from edgedistill import session as edgedistill_session
+from edgedistill.data.splits import Splits, load_splits
+from edgedistill.distributed.device import default_device
+from edgedistill.errors import InputError
+from edgedistill.recipe.file import read_recipe
+from edgedistill.recipe.schema import Data, Source
+from edgedistill.run.files import digest, read_json, sha256_file, write_json
+from edgedistill.sources import registry
+from edgedistill.sources.outputs import Network, SourceOutputs, compute_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +45,14 @@ class Bank:
         """The sources that may teach a target: all but the one trained on its own pack."""
         return [*self.profile.ready, *(name for name in self.profile.finetuned if name != target)]
 
-    def section(self, name: str) -> recipe.Source:
+    def section(self, name: str) -> Source:
         """A source as a recipe would name it; one that is fine-tuned is trained first, once."""
         given = self.profile.ready.get(name)
         if given is None:
             steps = self.profile.finetuned[name]
             trained = self.train("pack", f"source-{name}", name, {"distill.steps": steps})
             given = {"kind": "run", "path": str(trained.resolve())}
-        return recipe.Source.model_validate({"name": name, **given})
+        return Source.model_validate({"name": name, **given})
 
     def train(self, kind: str, name: str, pack: str, settings: dict[str, Any]) -> Path:
         """Train recipes/sources/<kind>.yaml on a pack, once; returns the run directory.
@@ -56,14 +61,14 @@ class Bank:
         recipes have other defaults, takes the same weights.
         """
         changed = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
-        document = recipe_file.read(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
+        document = read_recipe(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
         said = {**document.raw, "data": {**document.raw["data"], "path": self.pictures(pack)}}
-        link = self.runs / "trained" / f"{name}-{run.digest(said)[:12]}"
+        link = self.runs / "trained" / f"{name}-{digest(said)[:12]}"
         link.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{link}.lock"):  # two processes that want the same net: one trains it, the other waits
             if not link.exists():
                 with contextlib.redirect_stderr(io.StringIO()):
-                    trained = session.train(document, check.load(document), self.runs).run.path
+                    trained = edgedistill_session.train(document, check.load(document), self.runs).run.path
                 link.symlink_to(trained.resolve())
         return link.resolve()
 
@@ -89,7 +94,7 @@ class Bank:
         for pack in dict.fromkeys((*targets, *self.profile.finetuned, *filter(None, [self.profile.initial]))):
             self.pictures(pack)
 
-    def splits(self, target: str, seed: int, labels: int | None = None) -> data.Splits:
+    def splits(self, target: str, seed: int, labels: int | None = None) -> Splits:
         """A pack divided for one seed, with so many labels a class; all of them where `labels` is None."""
         return _splits(
             self.packs / target, self.runs / "cache/images", seed=seed, labels=labels, px=self.profile.store_px
@@ -106,17 +111,16 @@ class Bank:
     def outputs(self, source: str, target: str) -> SourceOutputs:
         """What a source says of every train image of a pack, from the cache or computed once."""
         store = self.splits(target, 0).train
-        images_hash = run.digest([one.decode() for one in store.hashes.tolist()])
-        return outputs(self.network(source), store.at, images_hash, self.runs / "cache/sources")
+        return compute_outputs(self.network(source), store.at, store.pixels_hash, self.runs / "cache/sources")
 
     def network(self, source: str) -> Network:
         """A source that is loaded when it is first asked; what names its outputs in the cache is kept on disk."""
         section = self.section(source)
-        known = self.runs / "facts" / f"{run.digest(section.model_dump(mode='json'))[:16]}.json"
-        load = functools.cache(lambda: sources.load(section, Path()))
+        known = self.runs / "facts" / f"{digest(section.model_dump(mode='json'))[:16]}.json"
+        load = functools.cache(lambda: registry.load(section, Path()))
         if not known.exists():
-            run.write_json(known, load().facts())
-        facts = run.read_json(known)
+            write_json(known, load().facts())
+        facts = read_json(known)
         ready = functools.cache(lambda: faster(load()))
         return Network(
             forward=lambda images: ready().forward(images),
@@ -127,15 +131,15 @@ class Bank:
         )
 
 
-_hash_of = functools.cache(run.sha256_file)  # every cell of a target names its pack
+_hash_of = functools.cache(sha256_file)  # every cell of a target names its pack
 
 
 @functools.lru_cache(maxsize=4)  # a draw asks for the listing of its pack once a source
-def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> data.Splits:
-    section = recipe.Data.model_validate(
+def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> Splits:
+    section = Data.model_validate(
         {"kind": "hf", "path": str(pack.resolve()), "val_fraction": 0.1, "labels_per_class": labels}
     )
-    return data.load(section, Path(), cache=cache, seed=seed, px=px)
+    return load_splits(section, Path(), cache=cache, seed=seed, px=px)
 
 
 def faster(net: Network) -> Network:
@@ -146,7 +150,7 @@ def faster(net: Network) -> Network:
     import onnxruntime
     import torch
 
-    if default().type == "cuda":
+    if default_device().type == "cuda":
         return net
 
     class Wrapped(torch.nn.Module):

@@ -14,11 +14,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.suite.bank import Bank
-from edgedistill import recipe, run
+from edgedistill.data.splits import Splits
+from edgedistill.distill import batches, evaluate, loop, methods, teachers
+from edgedistill.recipe.options import Problem, option_problems
+from edgedistill.recipe.schema import Choice, Distill, Student
 from edgedistill.records import SourceWeights, StudentSpec
-from edgedistill.training import batches, fit, methods, similarity, student, teachers
-from edgedistill.training.data import Splits
-from edgedistill.training.weights import read_state
+from edgedistill.run.files import digest
+from edgedistill.similarity.weigh import weigh_sources
+from edgedistill.students import space
+from edgedistill.students.build import build_student
+from edgedistill.students.pretrained import read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,8 @@ class Draw:
     def spec(self) -> StudentSpec:
         """The profile's student for this target."""
         options = dict(self.bank.profile.student)
-        section = recipe.Student(families={options.pop("family"): options})
-        return student.candidates(section, len(self.splits.classes))[0]
+        section = Student(families={options.pop("family"): options})
+        return space.candidates(section, len(self.splits.classes))[0]
 
     @cached_property
     def outputs(self) -> dict[str, Any]:
@@ -64,15 +69,15 @@ class Draw:
         probe = {
             name: (self.features[name][rows], np.asarray(one.probs_NK)[rows]) for name, one in self.outputs.items()
         }
-        return similarity.weigh(probe, labels, self.bank.profile.weigh, self.seed)
+        return weigh_sources(probe, labels, self.bank.profile.weigh, self.seed)
 
-    def teacher(self, choice: recipe.Choice) -> np.ndarray:
+    def teacher(self, choice: Choice) -> np.ndarray:
         """What the sources' probes say of every train image in the target's classes, float32 [N, C]."""
         found = self.__dict__.setdefault("teachers", {})
         key = choice.model_dump_json()
         if key not in found:
             rows, labels = self.labeled
-            made = teachers.TEACHERS[choice.name](
+            made = teachers.TEACHERS[choice.name].fit(
                 features=self.features,
                 alphas=self.weights.alphas,
                 rows=rows,
@@ -83,11 +88,11 @@ class Draw:
             found[key] = made.probs_NC.astype(np.float32)
         return np.asarray(found[key])
 
-    def material(self, settings: recipe.Distill) -> batches.Material:
+    def material(self, settings: Distill) -> batches.Material:
         """What a student learns from under these settings; no image is spared for val, the labeled ones stand there."""
         rows, labels = self.labeled
         probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
-        needs = methods.NEEDS[settings.method.name]
+        needs = methods.METHODS[settings.method.name].needs
         return batches.Material(
             images_NHWC=np.asarray(self.splits.train.at(self.spec.input_px)),
             labeled=rows,
@@ -95,19 +100,19 @@ class Draw:
             unlabeled=self.splits.unlabeled_rows,
             val=rows,
             val_labels=labels,
-            probs=probs if "sources" in needs else {},
+            source_probs=probs if "sources" in needs else {},
             alphas=self.weights.alphas if "sources" in needs else {},
             teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
         )
 
 
-def trained(draw: Draw, method: str) -> tuple[fit.Fitted, batches.Task]:
+def trained(draw: Draw, method: str) -> tuple[loop.Fitted, batches.Task]:
     """One student, and what it was trained by."""
     settings = draw.bank.profile.settings(method, draw.target, draw.seed)
     task = batches.Task(
         spec=draw.spec, material=draw.material(settings), settings=settings, steps=settings.steps, seed=draw.seed
     )
-    return fit.fit(initial(draw), task), task
+    return loop.fit(initial(draw), task), task
 
 
 def cell(draw: Draw, method: str) -> dict[str, Any]:
@@ -117,8 +122,8 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
     fitted, task = trained(draw, method)
     seconds, settings = time.monotonic() - started, task.settings
     test = draw.splits.test()
-    logits_NC = fit.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
-    found = fit.score(logits_NC, test.labels_N)
+    logits_NC = evaluate.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
+    found = evaluate.score(logits_NC, test.labels_N)
     views = 2 if "weak" in task.needs else 1
     samples = settings.steps * (
         settings.batch_labeled + views * (settings.batch_unlabeled if len(task.unlabeled) else 0)
@@ -130,14 +135,14 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
         "method": method,
         "seed": draw.seed,
         "labels_per_class": profile.labels(draw.target),
-        "student": student.describe(draw.spec),
+        "student": space.describe(draw.spec),
         "top1": round(found.top1, 6),
         "balanced_accuracy": round(found.balanced, 6),
         "n_test": found.n,
         "steps": settings.steps,
         "samples": samples,
         "train_seconds": round(seconds, 2),
-        "pack": run.digest(draw.bank.pictures(draw.target))[:16],
+        "pack": digest(draw.bank.pictures(draw.target))[:16],
         "config": profile.config(method),
     }
 
@@ -147,19 +152,19 @@ def rounded(value: float) -> float | None:
     return round(value, 6) if np.isfinite(value) else None
 
 
-def settings_problems(settings: recipe.Distill) -> list[recipe.Problem]:
+def settings_problems(settings: Distill) -> list[Problem]:
     """Options of a method or a teacher that its function does not take."""
     method, teacher = settings.method, settings.teacher
     return [
-        *recipe.option_problems(methods.METHODS[method.name], method.options, (method.name,)),
-        *recipe.option_problems(teachers.TEACHERS[teacher.name], teacher.options, (teacher.name,)),
+        *option_problems(methods.METHODS[method.name].loss, method.options, (method.name,)),
+        *option_problems(teachers.TEACHERS[teacher.name].fit, teacher.options, (teacher.name,)),
     ]
 
 
 def initial(draw: Draw) -> Any:
     """The student before its first step: the profile's initial weights under a head drawn by the seed."""
     trained = draw.bank.initial()
-    model = student.build(draw.spec, draw.seed, initialise=trained is None)
+    model = build_student(draw.spec, draw.seed, initialise=trained is None)
     if trained:
         state = read_state(trained / "distill/student.safetensors")
         parts = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
@@ -175,11 +180,11 @@ def draw_line(draw: Draw) -> dict[str, Any]:
     profile, found = draw.bank.profile, draw.weights
     rows, labels = draw.labeled
     hidden, truth = draw.splits.unlabeled_rows, draw.bank.truth(draw.target)
-    kinds = [recipe.Choice.model_validate(one) for one in profile.teachers.values()]
+    kinds = [Choice.model_validate(one) for one in profile.teachers.values()]
     classes = len(draw.splits.classes)
 
     def judged(probs_NC: np.ndarray) -> dict[str, float]:
-        one = asdict(fit.score(probs_NC[hidden], truth[hidden]))
+        one = asdict(evaluate.score(probs_NC[hidden], truth[hidden]))
         return {"top1": round(one["top1"], 6), "balanced_accuracy": round(one["balanced"], 6)}
 
     probes = {
@@ -204,6 +209,6 @@ def draw_line(draw: Draw) -> dict[str, Any]:
         "effective_sources": round(found.effective_sources, 3),
         "source_probes": probes,
         "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
-        "pack": run.digest(draw.bank.pictures(draw.target))[:16],
+        "pack": digest(draw.bank.pictures(draw.target))[:16],
         "config": profile.config("draw"),
     }

@@ -15,11 +15,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from edgedistill import run
-from edgedistill.recipe import Distill, Weigh, did_you_mean
-from edgedistill.records import InputError
-from edgedistill.training.methods import METHODS, NEEDS
-from edgedistill.training.teachers import TEACHERS
+from edgedistill.distill.methods import METHODS
+from edgedistill.distill.teachers import TEACHERS
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import did_you_mean
+from edgedistill.recipe.schema import Distill, Weigh
+from edgedistill.run.files import digest
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes/sources"
@@ -81,17 +82,19 @@ class Profile(BaseModel):
         shared = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning", "distill"})
         shared["recipes"] = [(RECIPES / f"{name}.yaml").read_text(encoding="utf-8") for name in ("pack", "micro")]
         if cell == "draw":
-            taught = {name: written_out(TEACHERS, one) for name, one in self.teachers.items()}
-            return run.digest([shared, taught])
+            taught = {name: written_out(TEACHERS[one["name"]].fit, one) for name, one in self.teachers.items()}
+            return digest([shared, taught])
         del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
         kind, _, source = cell.partition(":")
         settings = self.settings(f"{kind}:every" if source else kind, "", 0)
-        method = written_out(METHODS, settings.method.model_dump())
+        chosen = METHODS[settings.method.name]
+        method = written_out(chosen.loss, settings.method.model_dump())
         unused = {"method", "teacher", "checkpoint_every", "evaluate_every"}
-        unused |= set() if "weak" in NEEDS[method["name"]] else {"strong"}
+        unused |= set() if "weak" in chosen.needs else {"strong"}
         said = settings.model_dump(mode="json", exclude=unused)
-        teacher = written_out(TEACHERS, settings.teacher.model_dump()) if "teacher" in NEEDS[method["name"]] else None
-        return run.digest([shared, said, method, teacher])
+        fit = TEACHERS[settings.teacher.name].fit
+        teacher = written_out(fit, settings.teacher.model_dump()) if "teacher" in chosen.needs else None
+        return digest([shared, said, method, teacher])
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -100,9 +103,9 @@ class Profile(BaseModel):
         return {one["name"]: one for one in given}
 
 
-def written_out(known: Mapping[str, Callable[..., Any]], choice: Mapping[str, Any]) -> dict[str, Any]:
-    """A named function's options with its defaults in place, the name among them."""
-    parameters = inspect.signature(known[choice["name"]]).parameters.values()
+def written_out(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice by name with the defaults of the function's options in place."""
+    parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY} | dict(choice)
 
 

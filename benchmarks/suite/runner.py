@@ -17,10 +17,10 @@ from filelock import FileLock
 
 from benchmarks.lines import append, read
 from benchmarks.suite.bank import Bank
-from edgedistill import environment
-from edgedistill.progress import say
-from edgedistill.records import InputError
-from edgedistill.run import digest
+from edgedistill.console import say
+from edgedistill.errors import InputError
+from edgedistill.run import environment
+from edgedistill.run.files import digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,22 +18,13 @@ from tqdm import tqdm
 from edgedistill.agent import backends as agent_backends
 from edgedistill.agent.job import VERSION, variant
 from edgedistill.agent.verdict import disagreement
+from edgedistill.console import say
 from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
 from edgedistill.devices.transport import connect, interpreter, job_name, run_through
-from edgedistill.progress import say
-from edgedistill.recipe import Bench
-from edgedistill.records import (
-    HOST_TO_HOST,
-    Accuracy,
-    BenchReport,
-    Device,
-    EdgeDistillError,
-    Energy,
-    InputError,
-    Latency,
-    OnnxModel,
-)
-from edgedistill.run import read_json, write_json, write_record
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.recipe.schema import Bench
+from edgedistill.records import HOST_TO_HOST, Accuracy, BenchReport, Device, Energy, Latency, OnnxModel
+from edgedistill.run.files import read_json, write_json, write_record
 
 AGENT_TIMEOUT_S = 4 * 3600.0  # a bound on hanging, not on slow devices: an agent that works prints its progress
 JOB, REPORT = "job.json", "report.json"

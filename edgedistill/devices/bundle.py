@@ -22,8 +22,9 @@ import numpy as np
 from edgedistill import agent
 from edgedistill.agent import backends
 from edgedistill.agent.job import AgentError
-from edgedistill.records import EdgeDistillError, InputError, OnnxModel, Target
-from edgedistill.run import atomic, sha256_file
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import OnnxModel, Target
+from edgedistill.run.files import atomic, sha256_file
 
 SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
 IMAGES, LABELS = "images.npy", "labels.npy"
@@ -91,7 +92,7 @@ def write_bundle(
     contents = {model_path.name: _graph(model_path, record) for model_path, record in models}
     contents |= {name: _npy(array) for name, array in arrays.items()}
     contents[AGENT] = agent_archive()
-    contents[LABEL] = _agent_folder().joinpath(LABEL).read_bytes()
+    contents[LABEL] = agent_folder().joinpath(LABEL).read_bytes()
     contents[DESCRIPTION] = json.dumps(_describe(models, description), indent=1).encode() + b"\n"
     _remove_stale(folder, set(contents))
     for name, data in contents.items():
@@ -121,14 +122,14 @@ def verify_bundle(folder: Path) -> list[Path]:
 
 def programs() -> dict[str, str]:
     """sha256 of every program of the bundle, by file name."""
-    contents = {AGENT: agent_archive(), LABEL: _agent_folder().joinpath(LABEL).read_bytes()}
+    contents = {AGENT: agent_archive(), LABEL: agent_folder().joinpath(LABEL).read_bytes()}
     return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
 
 def agent_archive() -> bytes:
     """agent.pyz: `python agent.pyz` runs it; the same sources always give the same bytes."""
     sources = {
-        f"agent/{path.name}": path.read_bytes() for path in sorted(_agent_folder().glob("*.py")) if path.name != LABEL
+        f"agent/{path.name}": path.read_bytes() for path in sorted(agent_folder().glob("*.py")) if path.name != LABEL
     }
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
@@ -140,7 +141,8 @@ def agent_archive() -> bytes:
     return held.getvalue()
 
 
-def _agent_folder() -> Path:
+def agent_folder() -> Path:
+    """Where the agent's modules are in this installation."""
     return Path(str(agent.__file__)).parent
 
 

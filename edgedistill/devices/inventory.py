@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from edgedistill.agent.backends import BACKENDS
-from edgedistill.recipe import did_you_mean
-from edgedistill.records import Device, InputError
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import did_you_mean
+from edgedistill.records import Device
 
 TRANSPORTS = ("local", "ssh")
 TEXTS = ("transport", "host", "python", "workdir")

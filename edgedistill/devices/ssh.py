@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgedistill.devices import scripts
-from edgedistill.devices.programs import (
+from edgedistill.devices import shell
+from edgedistill.devices.subprocesses import (
     INVENTORY,
     SPARE_BYTES,
     Completed,
@@ -33,8 +33,9 @@ from edgedistill.devices.programs import (
     said,
     stream,
 )
-from edgedistill.records import Device, EdgeDistillError, InputError
-from edgedistill.run import atomic, sha256_file
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import Device
+from edgedistill.run.files import atomic, sha256_file
 
 COPY_TIMEOUT_S = 1800.0
 CONNECTION = (
@@ -128,21 +129,21 @@ class OpenSsh:
         seen = _AfterStart(on_line)
         values = {**self.place, "count": str(len(self.sums))}
         done = self._call(
-            scripts.command(scripts.RUN, values, [*sent, *argv]), timeout_s, argv[0], seen, stdin=subprocess.PIPE
+            shell.command(shell.RUN, values, [*sent, *argv]), timeout_s, argv[0], seen, stdin=subprocess.PIPE
         )
         if not seen.started:
             raise self._refused(done)
         if done.returncode in (HANGUP, TERMINATED):
             raise ConnectionLostError(f"{self.device.name}: {argv[0]} was ended from outside there", "is it rebooting?")
-        done.stdout = done.stdout.partition(f"{scripts.STARTED}\n")[2]
+        done.stdout = done.stdout.partition(f"{shell.STARTED}\n")[2]
         return checked(self.device, argv, done)
 
     def get(self, name: str, to: Path) -> None:
         """Copy a file of the folder to `to`, whole or not at all."""
         with tempfile.TemporaryFile() as sink:
-            done = self._call(self._command(scripts.GET, name=name), COPY_TIMEOUT_S, f"fetching {name}", to=sink)
+            done = self._call(self._command(shell.GET, name=name), COPY_TIMEOUT_S, f"fetching {name}", to=sink)
             sink.seek(0)
-            _, begun, content = sink.read().partition(f"{scripts.STARTED}\n".encode())
+            _, begun, content = sink.read().partition(f"{shell.STARTED}\n".encode())
         if done.returncode or not begun:
             raise EdgeDistillError(f"{self.device.name}: fetching {name}: {one_line(done.stderr)}")
         with said(self.device, f"fetching {name}"), atomic(to) as temporary:
@@ -153,7 +154,7 @@ class OpenSsh:
         try:
             if self.reached and not keep:
                 with contextlib.suppress(EdgeDistillError):
-                    self._call(self._command(scripts.REMOVE), 60.0, "removing the folder")
+                    self._call(self._command(shell.REMOVE), 60.0, "removing the folder")
         finally:
             self._hang_up()
             if self.sockets is not None:
@@ -162,11 +163,11 @@ class OpenSsh:
 
     def _prepare(self, names: Sequence[str]) -> tuple[int, dict[str, Found]]:
         """Bytes free on the device, and what is there of each name."""
-        done = self._call(scripts.command(scripts.PREPARE, self.place, names), 300.0, "making its folder")
+        done = self._call(shell.command(shell.PREPARE, self.place, names), 300.0, "making its folder")
         if done.returncode:
             raise self._refused(done)
         self.reached = True
-        words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith(f"{scripts.OURS} ")]
+        words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith(f"{shell.OURS} ")]
         # df -P: ... blocks used available capacity% place; the name in front and the place behind may hold spaces
         free = next((re.search(r" (\d+) +\d+% ", " ".join(line) + " ") for line in words if line[0] == "free"), None)
         found = [Found(sha256=line[1], part_bytes=int(line[2])) for line in words if line[0] == "file"]
@@ -177,7 +178,7 @@ class OpenSsh:
 
     def _send(self, file: Path, sum256: str, begun: int) -> None:
         size = str(file.stat().st_size)
-        script = self._command(scripts.SEND, name=file.name, sum256=sum256, size=size)
+        script = self._command(shell.SEND, name=file.name, sum256=sum256, size=size)
         # a part that does not become the file is removed there, and the file sent whole
         for begin in (begun, 0):
             with said(self.device, f"copying {file.name}"), file.open("rb", buffering=0) as source:
@@ -185,7 +186,7 @@ class OpenSsh:
                 done = self._call(script, COPY_TIMEOUT_S, f"copying {file.name}", stdin=source)
             if done.returncode == 0:
                 return
-            if done.returncode != scripts.ALTERED:
+            if done.returncode != shell.ALTERED:
                 raise self._not_copied(file, done)
         raise altered(self.device, [file.name])
 
@@ -198,7 +199,7 @@ class OpenSsh:
     def _refused(self, done: Completed) -> EdgeDistillError:
         """Why one of our scripts did not come to its end; what start-up files print is in no way."""
         told = one_line(done.stderr) or f"sh exited with {done.returncode}, nothing on stderr"
-        if done.returncode == scripts.ALTERED:
+        if done.returncode == shell.ALTERED:
             return altered(self.device, [done.stderr.splitlines()[-1]])
         if done.returncode == 127:
             fix = f"install Python 3.8 or later there, or name it in {INVENTORY} (python:)"
@@ -207,7 +208,7 @@ class OpenSsh:
         return EdgeDistillError(f"{self.device.name}: {place}: {told}", f"name another workdir in {INVENTORY}")
 
     def _command(self, script: str, **values: str) -> str:
-        return scripts.command(script, {**self.place, **values})
+        return shell.command(script, {**self.place, **values})
 
     def _call(
         self,
@@ -260,7 +261,7 @@ class _AfterStart:
     def __call__(self, line: str) -> None:
         if self.started and self.on_line is not None:
             self.on_line(line)
-        self.started = self.started or line == scripts.STARTED
+        self.started = self.started or line == shell.STARTED
 
 
 def _short_folder() -> str:

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edgedistill.devices.programs import (
+from edgedistill.console import say
+from edgedistill.devices.ssh import ConnectionLostError, OpenSsh
+from edgedistill.devices.subprocesses import (
     NO_PROGRAM,
     SPARE_BYTES,
     Completed,
@@ -27,10 +29,9 @@ from edgedistill.devices.programs import (
     said,
     stream,
 )
-from edgedistill.devices.ssh import ConnectionLostError, OpenSsh
-from edgedistill.progress import say
-from edgedistill.records import Device, InputError
-from edgedistill.run import digest, sha256_file
+from edgedistill.errors import InputError
+from edgedistill.records import Device
+from edgedistill.run.files import digest, sha256_file
 
 # a Jetson is back after a minute or two; someone may have to find its plug
 RECONNECT_S = 600.0

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from edgedistill.console import slices
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import infer
-from edgedistill.progress import slices
-from edgedistill.records import EdgeDistillError
 
 Range = tuple[float, float]
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from edgedistill.engine_records import Engine, EngineLayers
-from edgedistill.export import graphs, qdq, rtx
-from edgedistill.progress import bar
-from edgedistill.records import OnnxModel
-from edgedistill.run import atomic, sha256_file, write_json, write_record
+from edgedistill.console import bar
+from edgedistill.export import graphs, qdq, rtx_builder
+from edgedistill.records import Engine, EngineLayers, OnnxModel
+from edgedistill.run import artifacts
+from edgedistill.run.files import atomic, sha256_file, write_json, write_record
 
 TIMEOUT_S = 900.0
 GENERATED = "kgen"  # a kernel made of elementwise operators and reductions
@@ -151,8 +151,8 @@ def build(graph: Path, model: OnnxModel, capability: str, folder: Path, timeout_
             artefact=model.name,
             onnx_sha256=sha256_file(graph),
             capability=capability,
-            builder=rtx.version(),
-            batch=rtx.BATCH,
+            builder=rtx_builder.version(),
+            batch=rtx_builder.BATCH,
             seconds=seconds,
             failed=failed,
         )
@@ -168,7 +168,7 @@ def build(graph: Path, model: OnnxModel, capability: str, folder: Path, timeout_
 def _built(graph: Path, engine: Path, capability: str, timeout_s: float) -> tuple[str, str]:
     """Run the builder; ("" or why there is no engine, its log)."""
     place = engine.with_name("log")
-    command = [sys.executable, "-m", "edgedistill.export.rtx", str(graph), str(engine), capability]
+    command = [sys.executable, "-m", "edgedistill.export.rtx_builder", str(graph), str(engine), capability]
     with place.open("wb") as stream:
         try:
             # in the package's own folder, so that the child runs this very code and nothing that lies about
@@ -188,7 +188,7 @@ def why(code: int, said: str, log: str) -> str:
     errors = re.findall(r"\[E\] (.+)", log)
     if code < 0:
         last = f"the builder was ended by signal {-code}" + (f" after: {errors[-1]}" if errors else "")
-    elif last == rtx.NOTHING and errors:
+    elif last == rtx_builder.NOTHING and errors:
         last = errors[-1]
     return " ".join(last.split()) or f"the builder ended with exit code {code} and said nothing"
 
@@ -204,12 +204,12 @@ def write(models: Sequence[OnnxModel], root: Path, folder: Path, capabilities: S
         folder: where the engines go.
         capabilities: such as ["sm86", "sm89"].
     """
-    missing = f"{rtx.PACKAGE} is not installed: pip install 'edgedistill[rtx]'"
-    reason = "" if rtx.version() else missing
+    missing = f"{rtx_builder.PACKAGE} is not installed: pip install 'edgedistill[rtx]'"
+    reason = "" if rtx_builder.version() else missing
     if not capabilities:
         reason = "export.engines is empty"
     if reason:
-        write_json(folder / "none.json", {"why": reason})
+        write_json(folder / artifacts.NO_ENGINES.name, {"why": reason})
         return []
     wanted = [(model, one) for model in models if model.target != "cpu" for one in capabilities]
     found = []

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgedistill.records import EdgeDistillError
-from edgedistill.run import atomic
+from edgedistill.errors import EdgeDistillError
+from edgedistill.run.files import atomic
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SPATIAL = {2, 3}

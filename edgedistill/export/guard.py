@@ -14,10 +14,10 @@ import numpy as np
 from onnx import ModelProto
 
 from edgedistill.agent import metrics
+from edgedistill.console import bar
 from edgedistill.export import calibrate, graphs, qdq
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.plan import layers, plan
-from edgedistill.progress import bar
+from edgedistill.export.placement import layers, plan
 from edgedistill.records import Drop, Guarded, Target
 
 RANKED_ON = 32  # images that a layer is ranked on

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgedistill.agent import machine
-from edgedistill.progress import bar
-from edgedistill.records import EdgeDistillError, InputError, OnnxModel
+from edgedistill.console import bar
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import OnnxModel
 
 BATCH = 4  # more at a time leave the caches: 1.8 times the time of an EfficientNet-Lite0 at 224 px
 

@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 import torch
 
+from edgedistill.console import bar
+from edgedistill.errors import EdgeDistillError, GateError
 from edgedistill.export import graphs
 from edgedistill.export.infer import BATCH, check_images, predict_onnx, relative_error
-from edgedistill.progress import bar
-from edgedistill.recipe import Export
-from edgedistill.records import EdgeDistillError, GateError, OnnxModel, StudentSpec
-from edgedistill.run import sha256_file
+from edgedistill.recipe.schema import Export
+from edgedistill.records import OnnxModel, StudentSpec
+from edgedistill.run.files import sha256_file
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs
-from edgedistill.export.plan import Plan, plan
-from edgedistill.records import EdgeDistillError, Target
+from edgedistill.export.placement import Plan, plan
+from edgedistill.records import Target
 
 Ranges = Mapping[str, tuple[float, float]]
 # HardSigmoid(x) = x / 6 + 1 / 2, bounded by 0 and 1. Quantized with a step of 6 / 254 about zero point 127, x

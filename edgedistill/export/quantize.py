@@ -16,13 +16,14 @@ import onnx
 from onnx import ModelProto
 
 from edgedistill.agent import metrics
+from edgedistill.console import bar
 from edgedistill.export import calibrate, graphs, guard, qdq
 from edgedistill.export.infer import check_images, predict_onnx
-from edgedistill.export.plan import plan
-from edgedistill.progress import bar
-from edgedistill.recipe import Quantize
+from edgedistill.export.placement import plan
+from edgedistill.recipe.schema import Quantize
 from edgedistill.records import OnnxModel, Target
-from edgedistill.run import sha256_file, write_json
+from edgedistill.run import artifacts
+from edgedistill.run.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def quantize(
     for line in complaints:
         log.warning(line)
     found = calibrated(model, used, settings)
-    record(folder / "calibration.json", found, used, complaints)
+    record(folder / artifacts.CALIBRATION.name, found, used, complaints)
     makers = {target: maker(model, found.ranges, target, half) for target in settings.targets}
     if val is None or not len(val[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
@@ -102,7 +103,7 @@ def quantize(
     for target, make in makers.items():
         trained = _trained(tune(model, found.ranges, target), target, half) if tune else None
         outcomes[target] = guarding.hold(target, make, trained)
-    write_json(folder / "guard.json", [asdict(one.guarded) for one in outcomes.values()])
+    write_json(folder / artifacts.GUARD.name, [asdict(one.guarded) for one in outcomes.values()])
     ranked = {target: one.sensitivity for target, one in outcomes.items() if one.sensitivity}
     write_json(folder / "sensitivity.json", ranked)
     return [write(one.graph, parent, target, folder) for target, one in outcomes.items()]

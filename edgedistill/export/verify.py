@@ -12,7 +12,7 @@ import numpy as np
 
 from edgedistill.agent import metrics
 from edgedistill.export.infer import artefact_name, check_images, predict_onnx, relative_error
-from edgedistill.recipe import Export
+from edgedistill.recipe.schema import Export
 from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, Rung
 
 __all__ = ["artefact_name", "ladder", "predict_onnx"]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_cuda import Fake, compiled
 
 from edgedistill.agent import cuda
+from tests.helpers.fake_cuda import Fake, compiled
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import cuda_headers
 import numpy as np
 import pytest
-from fake_cuda import Fake
-from wheels import unpacked
 
 from edgedistill.agent import cuda
 from edgedistill.agent.job import AgentError
+from tests.helpers import cuda_headers
+from tests.helpers.fake_cuda import Fake
+from tests.helpers.wheels import unpacked
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

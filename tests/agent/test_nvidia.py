@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from edgedistill.agent import machine, nvidia, power
+from tests.helpers.paths import HELPERS
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
+SOURCE = HELPERS / "fake_nvml.c"
 
 
 @pytest.fixture(params=["BOARD"])

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_onnx
-import trt_double
-from fake_cuda import Fake
 
 from edgedistill.agent import engines, tensorrt_build
 from edgedistill.agent.job import AgentError
 from edgedistill.agent.tensorrt import TensorRt
+from tests.helpers import tiny_onnx, trt_double
+from tests.helpers.fake_cuda import Fake
 
 
 @pytest.fixture

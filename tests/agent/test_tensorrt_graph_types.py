@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import tiny_onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgedistill.agent import graph_types
 from edgedistill.agent.graph_types import GraphTypes
 from edgedistill.agent.job import AgentError
+from tests.helpers import tiny_onnx
 
 POINTS: dict[str, Any] = {"int8": np.int8(0), "uint8": np.uint8(0), "uint16": np.uint16(0), "int16": np.int16(0)}
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_onnx
-import trt_double
-from wheels import unpacked
 
 from edgedistill.agent import graph_types, tensorrt, tensorrt_build
 from edgedistill.agent.job import AgentError
+from tests.helpers import tiny_onnx, trt_double
+from tests.helpers.wheels import unpacked
 
 MODULES = [Path(str(module.__file__)) for module in (tensorrt, tensorrt_build)]
 WHEELS = {

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgedistill.devices.bundle import write_bundle
 from edgedistill.records import OnnxModel
-from edgedistill.run import sha256_file
+from edgedistill.run.files import sha256_file
 
 PX, N = 8, 30
 DESCRIPTION = {"classes": ["red", "green", "blue"], "input_px": PX, "store_px": 2 * PX, "fit": "crop"}

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import aarch64
 import numpy as np
 import onnx
 import pytest
@@ -18,16 +17,14 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "export"))
-
-from export_nets import CLASSES, PX, SPEC, build, normalized, pictures
-
 from edgedistill.devices.bench import bench
 from edgedistill.devices.bundle import write_bundle
 from edgedistill.export.onnx import export
 from edgedistill.export.quantize import quantize
-from edgedistill.recipe import Bench, Export, Quantize
+from edgedistill.recipe.schema import Bench, Export, Quantize
 from edgedistill.records import Device, OnnxModel
+from tests.helpers import aarch64
+from tests.helpers.export_nets import CLASSES, PX, SPEC, build, normalized, pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 N = 100

@@ -14,10 +14,11 @@ import pytest
 from tqdm import tqdm
 
 from edgedistill.agent import worker
-from edgedistill.devices import bench as stage
-from edgedistill.recipe import Bench
-from edgedistill.records import BenchReport, Device, EdgeDistillError, InputError, OnnxModel
-from edgedistill.run import read_record, sha256_file
+from edgedistill.devices import bench
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.recipe.schema import Bench
+from edgedistill.records import BenchReport, Device, OnnxModel
+from edgedistill.run.files import read_record, sha256_file
 
 QUICK = Bench(processes=2, rounds=3, samples=100, seconds=0.02, accuracy_images=24)
 LOCAL = Device(name="local")
@@ -30,7 +31,7 @@ def records(models: Models) -> list[OnnxModel]:
 
 
 def test_bench_measures_and_writes_what_it_returns(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
-    reports = stage.bench(
+    reports = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=tmp_path / "out"
     )
     names = ["onnxruntime-cpu-fp32.json", "onnxruntime-cpu-int8-cpu.json"]
@@ -56,7 +57,7 @@ def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[Onnx
     # the host says it computed the other graph's answers for class 0 alone: two thirds differ
     np.save(bundle / "host.fp32.npy", np.zeros(30, np.int64))
     _sum_again(bundle)
-    (report,) = stage.bench(
+    (report,) = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records[:1], out=tmp_path / "out"
     )
     assert report.agreement_with_host == pytest.approx(8 / 24)
@@ -67,7 +68,7 @@ def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[Onnx
 
 def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     settings = QUICK.model_copy(update={"offline": (4,)})
-    reports = stage.bench(
+    reports = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=settings, models=records, out=tmp_path / "out"
     )
     assert [(one.artefact, one.mode, one.latency.batch) for one in reports] == [
@@ -86,11 +87,11 @@ def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[Onn
 
 
 def test_a_backend_measures_the_modes_that_it_has() -> None:
-    assert stage.modes_of("onnxruntime-cpu", QUICK) == ["host-to-host"]
-    assert stage.modes_of("tensorrt", QUICK) == ["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
+    assert bench.modes_of("onnxruntime-cpu", QUICK) == ["host-to-host"]
+    assert bench.modes_of("tensorrt", QUICK) == ["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
     only = Bench(modes=("compute",))
     with pytest.raises(InputError, match=r"bench\.modes: onnxruntime-cpu has only host-to-host"):
-        stage.modes_of("onnxruntime-cpu", only)
+        bench.modes_of("onnxruntime-cpu", only)
 
 
 def _sum_again(bundle: Path) -> None:
@@ -102,20 +103,20 @@ def _sum_again(bundle: Path) -> None:
 def test_an_altered_bundle_is_refused_before_anything_runs(bundle: Path, records: list[OnnxModel]) -> None:
     (bundle / "agent.pyz").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"agent\.pyz"):
-        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=bundle.parent / "out")
+        bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=bundle.parent / "out")
     assert not (bundle.parent / "out").exists()
 
 
 def test_a_model_that_is_not_in_the_bundle(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     absent = dataclasses.replace(records[0], path="export/other.onnx")
     with pytest.raises(InputError, match=r"no other\.onnx"):
-        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[absent], out=tmp_path / "out")
+        bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[absent], out=tmp_path / "out")
 
 
 def test_another_graph_of_the_same_name_is_refused_on_the_device(bundle: Path, records: list[OnnxModel]) -> None:
     other = dataclasses.replace(records[0], sha256="0" * 64)
     with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*fp32\.onnx: sha256 is"):
-        stage.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[other], out=bundle.parent / "out")
+        bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[other], out=bundle.parent / "out")
 
 
 def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
@@ -123,7 +124,7 @@ def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[Onnx
     _sum_again(bundle)
     broken = dataclasses.replace(records[0], sha256=sha256_file(bundle / "student.fp32.onnx"))
     with pytest.raises(EdgeDistillError, match=r"exited with 1: agent: InvalidProtobuf: .*fp32\.onnx"):
-        stage.bench(
+        bench.bench(
             bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[broken], out=bundle.parent / "out"
         )
 
@@ -134,7 +135,7 @@ def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed: the provider is not missing here")
     with pytest.raises(EdgeDistillError) as caught:
-        stage.bench(
+        bench.bench(
             bundle, LOCAL, backend="onnxruntime-cuda", settings=QUICK, models=records, out=bundle.parent / "out"
         )
     assert "exited with 2: agent: onnxruntime" in str(caught.value)
@@ -146,7 +147,7 @@ def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[On
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages: no numpy
     bare.chmod(0o755)
     with pytest.raises(EdgeDistillError, match=r"No module named 'numpy'; .* -m pip install numpy"):
-        stage.bench(
+        bench.bench(
             bundle,
             Device(name="local", python=str(bare)),
             backend="onnxruntime-cpu",
@@ -157,7 +158,7 @@ def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[On
 
 
 def test_probe_says_what_is_there() -> None:
-    facts = stage.probe(LOCAL)
+    facts = bench.probe(LOCAL)
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["backends"]["onnxruntime-cpu"][0].isdigit()
     assert "machine" in facts
@@ -210,13 +211,13 @@ JOB: dict[str, Any] = {
     ],
 )
 def test_a_report_of_something_else_is_refused(changed: dict[str, Any], said: str) -> None:
-    good = stage.AgentReport.model_validate(ANSWER)
-    stage.check_report(good, JOB, 30, LOCAL)
+    good = bench.AgentReport.model_validate(ANSWER)
+    bench.check_report(good, JOB, 30, LOCAL)
     raw = json.loads(json.dumps(ANSWER))
     place = raw if "backend" in changed else raw["results"][0]
     place.update(changed)
     with pytest.raises(EdgeDistillError, match="the report is not of this job") as caught:
-        stage.check_report(stage.AgentReport.model_validate(raw), JOB, 30, LOCAL)
+        bench.check_report(bench.AgentReport.model_validate(raw), JOB, 30, LOCAL)
     assert said in str(caught.value)
 
 
@@ -228,7 +229,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_process(
     job.mkdir()
     for path in bundle.iterdir():
         (job / path.name).write_bytes(path.read_bytes())
-    (job / "job.json").write_text(json.dumps(stage.make_job(files, "onnxruntime-cpu", QUICK, records)))
+    (job / "job.json").write_text(json.dumps(bench.make_job(files, "onnxruntime-cpu", QUICK, records)))
     run = [sys.executable, "agent.pyz", "job.json"]
     one = subprocess.run([*run, "--worker", "0", "--part", "part-0.json"], cwd=job, capture_output=True, check=True)
     assert one.stdout.count(b"progress") == QUICK.rounds
@@ -252,7 +253,7 @@ def test_batches_are_views_and_the_last_one_is_filled_up_from_the_first() -> Non
 
 def test_what_the_agent_says_besides_its_progress_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=4, disable=True) as bar:
-        follow = stage._follow(bar)
+        follow = bench._follow(bar)
         for line in ("waiting for another measurement on this device", "progress 3/4", ""):
             follow(line)
         assert "waiting for another measurement" in capsys.readouterr().err

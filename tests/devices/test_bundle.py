@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from edgedistill.devices.bundle import agent_archive, model_name, verify_bundle, write_bundle
-from edgedistill.records import EdgeDistillError, InputError, OnnxModel
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import OnnxModel
 
 Models = list[tuple[Path, OnnxModel]]
 HELD = {

@@ -18,11 +18,12 @@ from packaging.version import Version
 
 from edgedistill.agent import meter, noise, tensorrt_build, verdict
 from edgedistill.agent.backends import BACKENDS, create
-from edgedistill.devices import bench, probe
-from edgedistill.recipe import Bench
-from edgedistill.records import Device, EdgeDistillError
+from edgedistill.devices import bench, survey
+from edgedistill.errors import EdgeDistillError
+from edgedistill.recipe.schema import Bench
+from edgedistill.records import Device
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 WRAPPER = DEPLOY / "python-in-container"
 GUIDE, DOC, BUNDLE = DEPLOY / "jetson.md", ROOT / "docs" / "devices.md", DEPLOY / "bundle" / "README.md"
@@ -178,9 +179,9 @@ ORIN = {
 def test_the_guide_shows_what_the_program_prints() -> None:
     device = Device(name="orin-nano", transport="ssh", host="orin-nano", backends=("tensorrt", "onnxruntime-cpu"))
     shown = re.search(r"<!-- sample: begin -->\n```\n(.*?)```\n<!-- sample: end -->", GUIDE.read_text(), re.DOTALL)
-    probed = [probe.Probed(device=device, facts=ORIN)]
+    probed = [survey.Probed(device=device, facts=ORIN)]
     assert probed[0].usable
-    assert shown is not None and shown[1] == probe.table(probed) + "\n"
+    assert shown is not None and shown[1] == survey.table(probed) + "\n"
 
 
 SOURCES = "\n".join(

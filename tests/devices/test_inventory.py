@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgedistill.devices import inventory
-from edgedistill.records import Device, InputError
+from edgedistill.errors import InputError
+from edgedistill.records import Device
+from tests.helpers.paths import ROOT
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "devices.yaml"
+SHIPPED = ROOT / "deploy/devices.yaml"
 
 
 def load(tmp_path: Path, text: str) -> dict[str, Device]:

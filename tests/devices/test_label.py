@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgedistill import images
 from edgedistill.agent import label
-
-ROOT = Path(__file__).parents[2]
-
+from edgedistill.data import images
+from tests.helpers.paths import ROOT
 
 # a camera that sees blue: OpenCV gives BGR, so its first channel is bright; FRAMES of them, or no end
 CAMERA = """

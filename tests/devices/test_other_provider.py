@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.devices import bench as stage
-from edgedistill.recipe import Bench
+from edgedistill.devices import bench
+from edgedistill.recipe.schema import Bench
 from edgedistill.records import Device, OnnxModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,7 +34,7 @@ def test_openvino_measures_the_bundle(
     quick = Bench(processes=2, rounds=2, samples=40, seconds=0.02, accuracy_images=30)
     records = [record for _, record in models]
     device = Device(name="local", python=python)
-    reports = stage.bench(
+    reports = bench.bench(
         bundle, device, backend="onnxruntime-openvino", settings=quick, models=records, out=tmp_path / "out"
     )
     runtime = reports[0].facts["runtime"]
@@ -42,7 +42,7 @@ def test_openvino_measures_the_bundle(
     assert isinstance(runtime["whole_graph"], bool)
     assert [one.agreement_with_host for one in reports] == [1.0, 1.0]
     assert (tmp_path / "out/local/onnxruntime-openvino-int8-cpu.json").is_file()
-    assert stage.probe(device)["backends"]["onnxruntime-openvino"] == reports[0].backend_version
-    assert stage.probe(Device(name="local", python=sys.executable))["backends"]["onnxruntime-openvino"].startswith(
+    assert bench.probe(device)["backends"]["onnxruntime-openvino"] == reports[0].backend_version
+    assert bench.probe(Device(name="local", python=sys.executable))["backends"]["onnxruntime-openvino"].startswith(
         "not here"
     )

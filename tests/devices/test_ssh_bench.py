@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-from sshd import HOST, Cable, Server
 
-from edgedistill.devices import bench as stage
-from edgedistill.devices import ssh, transport
+from edgedistill.devices import bench, ssh, transport
 from edgedistill.devices.transport import connect, run_through
-from edgedistill.recipe import Bench
-from edgedistill.records import BenchReport, Device, EdgeDistillError, OnnxModel
+from edgedistill.errors import EdgeDistillError
+from edgedistill.recipe.schema import Bench
+from edgedistill.records import BenchReport, Device, OnnxModel
+from tests.helpers import sshd
+from tests.helpers.sshd import HOST, Cable, Server
 
 pytestmark = sshd.TIER
 QUICK = Bench(processes=2, rounds=2, samples=40, seconds=0.01, accuracy_images=10)
@@ -49,7 +49,7 @@ def measure(server: Server, bundle: Path, models: Models, tmp_path: Path) -> Mea
 
     def measured(device: Device, settings: Bench) -> list[BenchReport]:
         out = tmp_path / "out"
-        return stage.bench(
+        return bench.bench(
             bundle,
             device,
             backend="onnxruntime-cpu",
@@ -68,7 +68,7 @@ def test_bench_over_ssh_is_bench(measure: Measure, device: Device, server: Serve
     assert [report.facts["interruptions"] for report in reports] == [[], []]
     assert (tmp_path / "out" / "edge" / "onnxruntime-cpu-int8-cpu.json").is_file()
     assert list(Path(device.workdir).iterdir()) == []
-    assert stage.probe(device, ssh_config=server.config)["backends"]["onnxruntime-cpu"][0].isdigit()
+    assert bench.probe(device, ssh_config=server.config)["backends"]["onnxruntime-cpu"][0].isdigit()
 
 
 def once_half_done(device: Device, action: Callable[[], None]) -> threading.Thread:

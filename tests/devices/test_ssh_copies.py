@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-from sshd import HOST, Server
 
 from edgedistill.devices import ssh, transport
-from edgedistill.devices.scripts import PART
+from edgedistill.devices.shell import PART
 from edgedistill.devices.transport import connect, job_name
-from edgedistill.records import Device, EdgeDistillError
+from edgedistill.errors import EdgeDistillError
+from edgedistill.records import Device
+from tests.helpers import sshd
+from tests.helpers.sshd import HOST, Server
 
 pytestmark = sshd.TIER
 MB = 1 << 20

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.devices import transport as carriers
+from edgedistill.devices import transport as transport_module
 from edgedistill.devices.transport import connect, interpreter
-from edgedistill.records import Device, EdgeDistillError, InputError
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import Device
 
 LOCAL = Device(name="local")
 PYTHON = interpreter(LOCAL)
@@ -80,7 +81,7 @@ def test_what_is_altered_before_a_run_is_not_run(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(bytes(1000))
-    monkeypatch.setattr(carriers, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(transport_module, "SPARE_BYTES", 1 << 60)
     with connect(LOCAL) as transport, pytest.raises(EdgeDistillError, match=r"no space left in its work folder: .* MB"):
         transport.put([tmp_path / "model.onnx"])
 

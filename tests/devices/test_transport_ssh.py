@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-from sshd import HOST, Server
 
 from edgedistill.devices import ssh
 from edgedistill.devices.transport import connect
-from edgedistill.records import Device, EdgeDistillError, InputError
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import Device
+from tests.helpers import sshd
+from tests.helpers.sshd import HOST, Server
 
 pytestmark = sshd.TIER
 ODD = ["a b", "$HOME", "`id`", "it's", '"', "*", "", "-n", "x;y", "\\", "a\\'b!c", "!!", "é"]

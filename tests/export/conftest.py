@@ -6,14 +6,11 @@ from collections.abc import Callable
 
 import onnx
 import pytest
-from export_nets import SPEC, Exported, build, pictures
-from onnx import ModelProto
 
 from edgedistill.export import calibrate, qdq
 from edgedistill.export.onnx import export
-from edgedistill.recipe import Export
-
-Ranged = tuple[ModelProto, dict[str, calibrate.Range]]
+from edgedistill.recipe.schema import Export
+from tests.helpers.export_nets import SPEC, Exported, Ranged, build, pictures
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from export_nets import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import calibrate, infer
 from edgedistill.export.calibrate import METHODS, Seen
-from edgedistill.records import EdgeDistillError
+from tests.helpers.export_nets import Exported
 
 NAMES = ["relu", "getitem", "permute", "logits"]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from export_nets import Exported
 from onnx import ModelProto, helper
-from small_graphs import chain, model_of
 
-from edgedistill.engine_records import Engine, EngineLayers
-from edgedistill.export import calibrate, engines, graphs, qdq, rtx
-from edgedistill.records import EdgeDistillError, OnnxModel
-from edgedistill.run import read_json, read_record, sha256_file
+from edgedistill.errors import EdgeDistillError
+from edgedistill.export import calibrate, engines, graphs, qdq, rtx_builder
+from edgedistill.records import Engine, EngineLayers, OnnxModel
+from edgedistill.run.files import read_json, read_record, sha256_file, write_record
+from tests.helpers.export_nets import Exported
+from tests.helpers.small_graphs import chain, model_of
 
 Ranged = tuple[ModelProto, dict[str, calibrate.Range]]
 FP32 = OnnxModel(
@@ -127,8 +127,8 @@ def test_a_product_inside_a_generated_kernel_is_no_int8() -> None:
     ("code", "said", "log", "wanted"),
     [
         (1, "In node 6: INVALID_NODE: no\n  such thing", "[T] [E] another", "such thing"),
-        (1, rtx.NOTHING, "[T] [V] a\n[T] [E] first\n[T] [E] no  profile\nb", "no profile"),
-        (1, rtx.NOTHING, "", rtx.NOTHING),
+        (1, rtx_builder.NOTHING, "[T] [V] a\n[T] [E] first\n[T] [E] no  profile\nb", "no profile"),
+        (1, rtx_builder.NOTHING, "", rtx_builder.NOTHING),
         (-11, "", "[T] [E] bad", "the builder was ended by signal 11 after: bad"),
         (-9, "", "", "the builder was ended by signal 9"),
         (3, "", "", "the builder ended with exit code 3 and said nothing"),
@@ -190,8 +190,8 @@ def test_a_graph_for_the_cpu_never_reaches_the_builder(tmp_path: Path, monkeypat
 
 
 def test_without_the_package_a_reason_stands_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtx, "PACKAGE", "no-such-package")
-    assert rtx.version() == "" and engines.write([FP32], tmp_path, tmp_path / "engines", ["sm89"]) == []
+    monkeypatch.setattr(rtx_builder, "PACKAGE", "no-such-package")
+    assert rtx_builder.version() == "" and engines.write([FP32], tmp_path, tmp_path / "engines", ["sm89"]) == []
     assert read_json(tmp_path / "engines/none.json") == {
         "why": "no-such-package is not installed: pip install 'edgedistill[rtx]'"
     }
@@ -215,7 +215,7 @@ def test_every_graph_but_the_cpus_for_every_capability(
             failed=why,
         )
 
-    monkeypatch.setattr(rtx, "version", lambda: "a builder 1")
+    monkeypatch.setattr(rtx_builder, "version", lambda: "a builder 1")
     monkeypatch.setattr(engines, "build", built)
     cpu = replace(FP32, precision="int8", target="cpu")
     found = engines.write([FP32, cpu, INT8], tmp_path, tmp_path / "engines", ["sm120", "sm86"])
@@ -233,7 +233,7 @@ def installed() -> None:
 def test_the_names_in_a_recipe_are_the_builders_own() -> None:
     from typing import get_args
 
-    from edgedistill.recipe import Capability
+    from edgedistill.recipe.schema import Capability
 
     installed()
     import tensorrt_rtx as trt
@@ -252,7 +252,7 @@ def test_a_real_build(ranged: Callable[[str], Ranged], tmp_path: Path) -> None:
     installed()
     float_graph, ranges = ranged("resnet")
     found = real(tmp_path, graphs.half(qdq.int8_graph(float_graph, ranges, "tensorrt")), INT8)
-    assert found.failed == "" and found.builder == rtx.version()
+    assert found.failed == "" and found.builder == rtx_builder.version()
     path = tmp_path / "engines" / found.path
     assert path.stat().st_size == round(found.size_mb * 1e6) > 10_000
     known = found.layers
@@ -294,7 +294,7 @@ def test_the_record_is_plain_json(tmp_path: Path) -> None:
         size_mb=1.5,
         layers=layers,
     )
-    engines.write_record(tmp_path / "one.json", one)
+    write_record(tmp_path / "one.json", one)
     assert read_record(tmp_path / "one.json", Engine) == one
     assert json.loads((tmp_path / "one.json").read_text())["layers"]["weighted"] == {"conv": "int8"}
     assert Counter(layers.weighted.values())["int8"] == 1 and np.isclose(layers.share("int8"), 2 / 3)

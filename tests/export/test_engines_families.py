@@ -9,14 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_nets import pictures
 
-from edgedistill.engine_records import Engine
 from edgedistill.export import engines, graphs, quantize
 from edgedistill.export.onnx import export
-from edgedistill.recipe import Export, Quantize
-from edgedistill.records import Cost, OnnxModel, StudentSpec
-from edgedistill.training.families import FAMILIES
+from edgedistill.recipe.schema import Export, Quantize
+from edgedistill.records import Cost, Engine, OnnxModel, StudentSpec
+from edgedistill.students.families import FAMILIES
+from tests.helpers.export_nets import pictures
 
 pytestmark = pytest.mark.slow
 CAPABILITIES = ("sm86", "sm89", "sm120")

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from export_nets import Exported
 from onnx import ModelProto, TensorProto, helper
-from small_graphs import answer, chain, model_of, ops, types
 
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs
 from edgedistill.export.infer import predict_onnx
-from edgedistill.records import EdgeDistillError
+from tests.helpers.export_nets import Exported
+from tests.helpers.small_graphs import answer, chain, model_of, ops, types
 
 
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3, -2]])

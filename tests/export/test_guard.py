@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 import pytest
-from export_nets import Exported, pictures
 from onnx import ModelProto, numpy_helper
-from small_graphs import chain
 
 from edgedistill.export import calibrate, graphs, guard, qdq, quantize
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.plan import layers, plan
-from edgedistill.recipe import Quantize
+from edgedistill.export.placement import layers, plan
+from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Drop, Target
+from tests.helpers.export_nets import Exported, pictures
+from tests.helpers.small_graphs import chain
 
 TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
 BROKEN = 6  # of the layers of the residual net: the one that reads a channel a thousand times as large as the others

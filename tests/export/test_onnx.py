@@ -11,15 +11,15 @@ import onnx
 import pytest
 import timm
 import torch
-from export_nets import NETS, SPEC, Exported, build, normalized, pictures
 
+from edgedistill.errors import EdgeDistillError, GateError, InputError
 from edgedistill.export import graphs
-from edgedistill.export import onnx as stage
+from edgedistill.export import onnx as exporter
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.onnx import export
-from edgedistill.recipe import Export
-from edgedistill.records import EdgeDistillError, GateError, InputError
-from edgedistill.run import sha256_file
+from edgedistill.recipe.schema import Export
+from edgedistill.run.files import sha256_file
+from tests.helpers.export_nets import NETS, SPEC, Exported, build, normalized, pictures
 
 
 def ops(path: Path) -> list[str]:
@@ -86,9 +86,9 @@ def test_equal_weights_give_equal_bytes_and_leak_no_path(tmp_path: Path, exporte
 
 def test_opset_17_is_17_in_the_ir_of_its_time(tmp_path: Path, exported: Callable[[str], Exported]) -> None:
     made, path = exported("lite"), tmp_path / "student.onnx"
-    model = stage._lower(onnx.load(made.path), 17)
+    model = exporter._lower(onnx.load(made.path), 17)
     graphs.write(model, path)
-    assert stage._opset(model, 17) == 17
+    assert exporter._opset(model, 17) == 17
     assert model.ir_version == 8
     assert "Pad" not in ops(path)  # TensorFlow-style padding is in the convolutions
     np.testing.assert_array_equal(
@@ -100,9 +100,9 @@ def test_an_opset_the_exporter_does_not_keep_is_refused() -> None:
     graph = onnx.helper.make_model(
         onnx.helper.make_graph([], "empty", [], []), opset_imports=[onnx.helper.make_opsetid("", 20)]
     )
-    assert stage._opset(graph, None) == 20
+    assert exporter._opset(graph, None) == 20
     with pytest.raises(EdgeDistillError, match=r"asked for 19, the exporter gave 20"):
-        stage._opset(graph, 19)
+        exporter._opset(graph, 19)
 
 
 def test_branches_are_merged_before_export(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_the_gate_refuses_other_weights_and_names_the_worst_image(exported: Call
     perturbed = build("resnet")
     with torch.no_grad():
         perturbed[-1].bias[2] += 0.05
-    student = stage._ready(perturbed, SPEC)
+    student = exporter._ready(perturbed, SPEC)
     with pytest.raises(GateError, match=r"worst is image \d+, class 2: [-\d.]+ in torch, [-\d.]+ in ONNX"):
-        stage._parity(student, made.path, made.images_NHWC, Export())
+        exporter._parity(student, made.path, made.images_NHWC, Export())
 
 
 def test_the_gate_looks_at_labels_and_at_values_apart(exported: Callable[[str], Exported]) -> None:
@@ -134,10 +134,10 @@ def test_the_gate_looks_at_labels_and_at_values_apart(exported: Callable[[str], 
     shifted = build("resnet")
     with torch.no_grad():
         shifted[-1].bias += 100.0  # every label stays, every value moves
-    student = stage._ready(shifted, SPEC)
-    assert stage._parity(student, made.path, made.images_NHWC, Export(max_relative_error=2.0))["agreement"] == 1.0
+    student = exporter._ready(shifted, SPEC)
+    assert exporter._parity(student, made.path, made.images_NHWC, Export(max_relative_error=2.0))["agreement"] == 1.0
     with pytest.raises(GateError, match=r"agreement 1\.0000"):
-        stage._parity(student, made.path, made.images_NHWC, Export())
+        exporter._parity(student, made.path, made.images_NHWC, Export())
 
 
 def test_logits_that_are_not_finite_fail_the_gate(exported: Callable[[str], Exported]) -> None:
@@ -145,7 +145,7 @@ def test_logits_that_are_not_finite_fail_the_gate(exported: Callable[[str], Expo
     with torch.no_grad():
         broken[-1].bias[0] = float("nan")
     with pytest.raises(GateError, match="relative error inf"):
-        stage._parity(stage._ready(broken, SPEC), made.path, made.images_NHWC, Export(min_agreement=0.0))
+        exporter._parity(exporter._ready(broken, SPEC), made.path, made.images_NHWC, Export(min_agreement=0.0))
 
 
 @pytest.mark.parametrize(

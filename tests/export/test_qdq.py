@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Ranged
-from export_nets import NETS, Exported, pictures
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from small_graphs import answer, as_run, chain, model_of, ops, types
 
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs, qdq
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.plan import plan
-from edgedistill.records import EdgeDistillError, Target
+from edgedistill.export.placement import plan
+from edgedistill.records import Target
+from tests.helpers.export_nets import NETS, Exported, Ranged, pictures
+from tests.helpers.small_graphs import answer, as_run, chain, model_of, ops, types
 
 TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
 BOUNDS = st.floats(-1e6, 1e6, width=32)

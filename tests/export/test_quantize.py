@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Ranged
-from export_nets import Exported, pictures
 from onnx import ModelProto
 
+from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.export import calibrate, graphs, qdq
-from edgedistill.export import quantize as stage
+from edgedistill.export import quantize as quantization
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.quantize import quantize
-from edgedistill.recipe import Quantize
-from edgedistill.records import EdgeDistillError, InputError, OnnxModel
-from edgedistill.run import sha256_file
+from edgedistill.recipe.schema import Quantize
+from edgedistill.records import OnnxModel
+from edgedistill.run.files import sha256_file
+from tests.helpers.export_nets import Exported, Ranged, pictures
 
 SETTINGS = Quantize(calibration_images=24)
 GRAPHS = ["student.int8-cpu.onnx", "student.int8-tensorrt.onnx"]
@@ -86,7 +86,7 @@ def test_before_opset_19_the_graph_for_tensorrt_is_in_float32(ranged: Callable[[
     model, ranges = ranged("lite")
     old = onnx.version_converter.convert_version(model, 18)
     for given, types in ((model, {np.float32, np.float16}), (old, {np.float32})):
-        constants = graphs.constants(stage.maker(given, ranges, "tensorrt")(())).values()
+        constants = graphs.constants(quantization.maker(given, ranges, "tensorrt")(())).values()
         assert {array.dtype.type for array in constants if array.dtype.kind == "f"} == types
 
 
@@ -129,7 +129,7 @@ def test_a_terrible_rule_is_tried_and_not_chosen(
     monkeypatch.setattr(calibrate, "METHODS", rules)
     for target in ("cpu", "tensorrt"):
         settings = Quantize(calibration_images=24, targets=(target,))
-        got = stage.calibrated(onnx.load(made.path), made.images_NHWC, settings)
+        got = quantization.calibrated(onnx.load(made.path), made.images_NHWC, settings)
         assert got.method == "minmax"
         assert got.tried["terrible"]["noise"] > 3 * got.tried["minmax"]["noise"]
 
@@ -150,9 +150,9 @@ def test_auto_takes_the_most_equal_labels_and_among_those_the_least_noise(
         return got_NC
 
     monkeypatch.setattr(calibrate, "METHODS", dict.fromkeys(shift, calibrate.minmax))
-    monkeypatch.setattr(stage, "answers", answers)
+    monkeypatch.setattr(quantization, "answers", answers)
     settings = Quantize(calibration_images=24, targets=("cpu",))
-    got = stage.calibrated(onnx.load(made.path), made.images_NHWC, settings)
+    got = quantization.calibrated(onnx.load(made.path), made.images_NHWC, settings)
     assert got.method == "best"
     assert {name: one["agreement"] for name, one in got.tried.items()} == {
         "quiet": pytest.approx(23 / 24),
@@ -164,7 +164,7 @@ def test_auto_takes_the_most_equal_labels_and_among_those_the_least_noise(
 
 def test_closeness_by_hand() -> None:
     # standard deviation of 0, 2, 2, 0 is 1; one of four values is off by 4, so the root mean square is 2
-    got = stage.closeness(np.array([[0.0, 2.0], [2.0, 0.0]]), np.array([[4.0, 2.0], [2.0, 0.0]]))
+    got = quantization.closeness(np.array([[0.0, 2.0], [2.0, 0.0]]), np.array([[4.0, 2.0], [2.0, 0.0]]))
     assert got == {"agreement": 0.5, "noise": pytest.approx(2.0)}
 
 
@@ -244,9 +244,11 @@ def test_a_graph_that_tensorrt_would_misread_is_not_written(
 ) -> None:
     cpu = qdq.int8_graph(*ranged("resnet"), "cpu")
     with pytest.raises(EdgeDistillError, match=r"student\.int8-tensorrt\.onnx: node .* uint8 instead of int8"):
-        stage.write(cpu, exported("resnet").record, "tensorrt", tmp_path)
+        quantization.write(cpu, exported("resnet").record, "tensorrt", tmp_path)
     assert not list(tmp_path.iterdir())
-    assert stage.write(cpu, dataclasses.replace(exported("resnet").record, opset=21), "cpu", tmp_path).opset == 21
+    assert (
+        quantization.write(cpu, dataclasses.replace(exported("resnet").record, opset=21), "cpu", tmp_path).opset == 21
+    )
 
 
 def test_images_of_another_type_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
@@ -262,11 +264,11 @@ AGAIN = """
 import sys, numpy as np
 from pathlib import Path
 from edgedistill.export.quantize import quantize
-from edgedistill.recipe import Quantize
+from edgedistill.recipe.schema import Quantize
 from edgedistill.records import OnnxModel
 fp32, images, folder = map(Path, sys.argv[1:])
-parent = OnnxModel("", "", "fp32", "any", 20, "", 0.0)
-quantize(fp32, parent, np.load(images), Quantize(calibration_images=24), folder)
+parent = OnnxModel(path="", sha256="", precision="fp32", target="any", opset=20, parent_sha256="", size_mb=0.0)
+quantize(fp32, parent, np.load(images), settings=Quantize(calibration_images=24), folder=folder)
 """
 
 

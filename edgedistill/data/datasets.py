@@ -1,0 +1,291 @@
+"""DATASETS: where the target's images come from. A kind is one function; its keyword-only parameters are its options.
+
+Nothing is decoded here, and torch, torchvision, datasets and scikit-learn are imported only by the kinds that need
+them: `fingerprint` answers "has the data changed?" for every kind without any of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgedistill.data.hubs import hf, hf_fingerprint, torchvision, torchvision_fingerprint
+from edgedistill.data.listing import (
+    UNLABELED,
+    Files,
+    Items,
+    Listing,
+    class_order,
+    files_listing,
+    hash_lines,
+    images_below,
+)
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import bound_options, choose, did_you_mean
+from edgedistill.recipe.schema import Data
+
+NOT_STATED = "not stated: images of your own"
+CUB_LICENCE = "none published with CUB-200-2011: the photographs belong to their authors (Flickr)"
+CUB_FIX = (
+    "download CUB_200_2011.tgz from the dataset's page at Caltech Data (CaltechDATA, CUB-200-2011), unpack it, "
+    "and point data.root at the folder CUB_200_2011"
+)
+
+
+def listing(section: Data, base: Path) -> Listing:
+    """The data set that a recipe names, listed and not decoded; its paths start from `base`.
+
+    Raises:
+        InputError: no such kind, an option does not fit, a file is missing, or there are fewer than two classes.
+    """
+    found = _without_empty_classes(_kind(section).listing(base, **_options(section, base)))
+    if len(found.classes) < 2:
+        only = f"only one, {found.classes[0]}" if found.classes else "none"
+        raise InputError(f"data: two classes at least are needed, and there is {only}", "add images of another class")
+    return found
+
+
+def fingerprint(section: Data, base: Path) -> str:
+    """`listing(section, base).fingerprint`, in a moment and without a heavy import, for every kind.
+
+    Raises:
+        InputError: no such kind, an option does not fit, or a file is missing.
+    """
+    quick = _kind(section).fingerprint
+    return quick(base, **_options(section, base)) if quick else listing(section, base).fingerprint
+
+
+def _kind(section: Data) -> DatasetKind:
+    for problem in choose(section.kind, DATASETS, "data kind", ("data", "kind")):
+        raise InputError(f"data.kind: {problem.message}")
+    return DATASETS[section.kind]
+
+
+def _without_empty_classes(found: Listing) -> Listing:
+    """Classes that neither train nor test has an image of are names only (EMNIST's letters start with "N/A")."""
+    parts = [found.train] if found.test is None else [found.train, found.test]
+    present = np.unique(np.concatenate([part.labels_N[part.labels_N != UNLABELED] for part in parts]))
+    if len(present) == len(found.classes):
+        return found
+    places = np.full(len(found.classes) + 1, UNLABELED)  # the last stands for "no label", which is -1
+    places[present] = np.arange(len(present))
+    moved = [replace(part, labels_N=places[part.labels_N]) for part in parts]
+    classes = tuple(found.classes[label] for label in present)
+    return replace(found, classes=classes, train=moved[0], test=moved[1] if len(moved) > 1 else None)
+
+
+def _options(section: Data, base: Path) -> dict[str, Any]:
+    """Every option of the kind, defaults filled in: writing a default out must not change the fingerprint."""
+    wanted = inspect.signature(_kind(section).listing).parameters.values()
+    defaults = {one.name: one.default for one in wanted if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {**defaults, **bound_options(_kind(section).listing, section.options, base)}
+
+
+def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
+    """A folder a class: root/train/<class>/ and root/test/<class>/, or root/<class>/ where there is no root/train.
+
+    Without root/test the test images are drawn from the rest (`data.test_fraction`). `unlabeled` adds every image
+    below that folder to train, without a label.
+
+    Raises:
+        InputError: a folder is missing or holds no image, or test has a class that train has not.
+    """
+    nested = (root / "train").is_dir()
+    classes, train = _class_folders(root / "train" if nested else root, None)
+    test = _class_folders(root / "test", classes)[1] if nested and (root / "test").is_dir() else None
+    if unlabeled is not None:
+        more = _images(unlabeled)
+        names = [*train.names, *(f"unlabeled/{name}" for name in more)]
+        paths = [*train.paths, *(f"{unlabeled}/{name}" for name in more)]
+        train = Files(names=names, paths=paths, labels=[*train.labels, *[UNLABELED] * len(more)])
+    return files_listing(classes, train, test, NOT_STATED)
+
+
+def _class_folders(root: Path, known: list[str] | None) -> tuple[list[str], Files]:
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} is not a folder", "name a folder that holds one folder a class")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"data.root: {root} holds no class folders", "put each class's images in a folder of its own")
+    strange = sorted(set(classes) - set(known if known is not None else classes))
+    if strange:
+        raise InputError(f"{root / strange[0]}: train has no class of this name{did_you_mean(strange[0], known or ())}")
+    order = known if known is not None else classes
+    found = [(name, f"{name}/{image}") for name in classes for image in _images(root / name)]
+    names = [name for _, name in found]
+    return order, Files(
+        names=names, paths=[f"{root}/{name}" for name in names], labels=[order.index(one) for one, _ in found]
+    )
+
+
+def _images(place: Path) -> list[str]:
+    if not place.is_dir():
+        raise InputError(f"{place}: is not a folder", "name an existing folder of images")
+    found = images_below(place)
+    if not found:
+        raise InputError(f"{place}: holds no image", "add images (.jpg, .png, ...) or remove the folder")
+    return found
+
+
+def cub(base: Path, *, root: Path) -> Listing:
+    """CUB-200-2011 in the files it is published in, with its official split (Wah et al. 2011, CNS-TR-2011-001).
+
+    Raises:
+        InputError: a file is missing (the line says which, and where the set is to be had) or does not fit the others.
+    """
+    classes = _cub_table(root, "classes.txt")
+    paths = _cub_table(root, "images.txt")
+    labels = _cub_table(root, "image_class_labels.txt")
+    training = _cub_table(root, "train_test_split.txt")
+    if not paths.keys() == labels.keys() == training.keys() or not classes.keys() >= set(labels.values()):
+        raise InputError(f"data.root: the tables in {root} do not list the same images and classes", CUB_FIX)
+    places = {identity: place for place, identity in enumerate(classes)}
+
+    def part(flag: str) -> Files:
+        mine = [identity for identity in paths if training[identity] == flag]
+        names = [paths[identity] for identity in mine]
+        return Files(
+            names=names, paths=[f"{root}/images/{name}" for name in names], labels=[places[labels[one]] for one in mine]
+        )
+
+    return files_listing(list(classes.values()), part("1"), part("0"), CUB_LICENCE)
+
+
+def _cub_table(root: Path, name: str) -> dict[str, str]:
+    """A table of CUB: `<id> <value>` a line."""
+    path = root / name
+    if not path.is_file():
+        raise InputError(f"data.root: {path} is missing", CUB_FIX)
+    rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for at, row in enumerate(rows):
+        if len(row) != 2:
+            raise InputError(f"{path}:{at + 1}: must be an id and a value", CUB_FIX)
+    return {identity: value.strip() for identity, value in rows}
+
+
+def table(
+    base: Path,
+    *,
+    file: Path,
+    root: Path | None = None,
+    image: str = "path",
+    label: str = "label",
+    split: str | None = None,
+    delimiter: str = ",",
+) -> Listing:
+    """A CSV file with a header, a row an image: its path (below `root`, else beside the file) and its label.
+
+    An empty label means no label. `split` names a column that says train or test.
+
+    Raises:
+        InputError: the file or an image is missing, a column is not there, or a split is neither train nor test.
+    """
+    rows = _csv_rows(file, [image, label, *([split] if split else [])], delimiter)
+    classes = class_order(row[label] for row in rows if row[label])
+    places = {name: place for place, name in enumerate(classes)}
+    place = root if root is not None else file.parent
+
+    def part(wanted: str) -> Files:
+        mine = [row for row in rows if split is None or row[split] == wanted]
+        names = [row[image] for row in mine]
+        return Files(
+            names=names,
+            paths=[str(place / name) for name in names],
+            labels=[places.get(row[label], UNLABELED) for row in mine],
+        )
+
+    for number, row in enumerate(rows, start=2):
+        if split is not None and row[split] not in ("train", "test"):
+            raise InputError(f"{file}:{number}: {split}: must be train or test (got {row[split]!r})")
+    return files_listing(classes, part("train"), None if split is None else part("test"), NOT_STATED)
+
+
+def _csv_rows(file: Path, columns: list[str], delimiter: str) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter=delimiter)
+            header = list(reader.fieldnames or ())
+            rows = [{name: (row.get(name) or "").strip() for name in columns} for row in reader]
+    except (OSError, UnicodeDecodeError, TypeError, csv.Error) as error:  # TypeError: the delimiter is no character
+        raise InputError(f"data.file: {file}: cannot be read ({error})", "name a CSV file in UTF-8") from None
+    for name in columns:
+        if name not in header:
+            raise InputError(f"{file}:1: there is no column {name}{did_you_mean(name, header)}")
+    if not rows:
+        raise InputError(f"data.file: {file} has a header and no rows", "add a row an image")
+    return rows
+
+
+def elpv(base: Path, *, threshold: float = 0.5) -> Listing:
+    """ELPV: 2,624 photos of solar cells, defective where the published probability reaches `threshold`.
+
+    Buerhop-Lutz et al. 2018, "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
+    Imagery"; from the PyPI package elpv-dataset, whose own loader would decode every image at once.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("elpv_dataset")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("data.kind: elpv needs the package elpv-dataset", 'pip install "edgedistill[demo]"')
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    text = (data / "labels.csv").read_text(encoding="utf-8")
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    labels = [int(float(probability) >= threshold) for _, probability, _ in rows]
+    files = Files(names=[name for name, _, _ in rows], paths=[f"{data}/{name}" for name, _, _ in rows], labels=labels)
+    mark = hash_lines(["elpv", metadata.version("elpv-dataset"), repr(threshold), text])
+    return Listing(
+        classes=("functional", "defective"), train=files.items(), test=None, licence="CC BY-NC-SA 4.0", fingerprint=mark
+    )
+
+
+def digits(base: Path) -> Listing:
+    """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels with 17 levels, classes "0" to "9"."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    levels_NHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    names = [f"{at:04d}" for at in range(len(levels_NHW))]
+    items = Items(names=names, labels_N=bunch.target.astype(np.int64), load=lambda i: Image.fromarray(levels_NHW[i]))
+    licence = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
+    return Listing(
+        classes=tuple("0123456789"), train=items, test=None, licence=licence, fingerprint=digits_fingerprint(base)
+    )
+
+
+def digits_fingerprint(base: Path) -> str:
+    """The digits change with scikit-learn's version, if ever."""
+    return hash_lines(["digits", metadata.version("scikit-learn")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetKind:
+    """A kind of data set.
+
+    Attributes:
+        listing: from the recipe's folder and the options (keyword-only) to a listing.
+        fingerprint: the listing's fingerprint without a heavy import; None where listing is quick.
+    """
+
+    listing: Callable[..., Listing]
+    fingerprint: Callable[..., str] | None = None
+
+
+DATASETS: dict[str, DatasetKind] = {
+    "folder": DatasetKind(listing=folder),
+    "cub": DatasetKind(listing=cub),
+    "hf": DatasetKind(listing=hf, fingerprint=hf_fingerprint),
+    "torchvision": DatasetKind(listing=torchvision, fingerprint=torchvision_fingerprint),
+    "csv": DatasetKind(listing=table),
+    "elpv": DatasetKind(listing=elpv),
+    "digits": DatasetKind(listing=digits, fingerprint=digits_fingerprint),
+}

@@ -1,0 +1,234 @@
+"""The data kinds that stand on a library: the Hugging Face hub's data sets, and torchvision's.
+
+Both libraries are imported inside the functions that list; the fingerprints need neither.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, stamp
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import did_you_mean
+from edgedistill.run.files import digest
+
+# where torchvision's sets keep their labels: a list or array of them, or (image, label) pairs
+LABELS = ("targets", "labels", "_labels", "y")
+PAIRS = ("_samples", "samples")
+
+
+def hf(
+    base: Path,
+    *,
+    path: str,
+    image: str = "image",
+    label: str = "label",
+    train: str = "train",
+    test: str | None = "test",
+    revision: str | None = None,
+) -> Listing:
+    """A data set of the Hugging Face hub, or a local directory in a form that `datasets` reads (parquet, folders).
+
+    `path` is a directory where there is one of that name (relative to the recipe), else an id on the hub. `test: null`
+    draws the test images from train. The library keeps its own cache (HF_HOME); nothing is decoded before its turn.
+
+    Raises:
+        InputError: no such data set, no network for one on the hub, no such split or column.
+    """
+    import datasets
+
+    local = (base / path).is_dir()
+    try:
+        whole = datasets.load_dataset(str(base / path) if local else path, revision=revision)
+    except Exception as error:  # the library passes on what its file systems, readers and the network raise
+        fix = "give a directory of parquet files" if local else "give a hub id and a network, or an existing directory"
+        raise InputError(f"data.path: {path}: {_first_line(error)}", fix) from None
+    parts = {name: _hf_split(whole, name, (image, label)) for name in (train, test) if name is not None}
+    classes = _hf_classes(parts[train], label)
+    licence = parts[train].info.license or f"not stated: see {path}"
+    listed = {name: _hf_items(part, name, image=image, label=label, classes=classes) for name, part in parts.items()}
+    mark = hf_fingerprint(base, path=path, image=image, label=label, train=train, test=test, revision=revision)
+    return Listing(
+        classes=tuple(classes),
+        train=listed[train],
+        test=listed[test] if test is not None else None,
+        licence=licence,
+        fingerprint=mark,
+    )
+
+
+def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **options: Any) -> str:
+    """A local directory by its files' sizes and times of change; an id of the hub by its revision."""
+    place = base / path
+    if not place.is_dir():
+        return digest(["hf", path, revision, options])
+    files = sorted(one for one in place.rglob("*") if one.is_file() and not one.name.startswith("."))
+    return hash_lines(["hf", digest(options), *(f"{one.relative_to(place)}\0{stamp(one)}" for one in files)])
+
+
+def _hf_split(whole: Any, name: str, columns: tuple[str, str]) -> Any:
+    if name not in whole:
+        raise InputError(
+            f"data: the data set has no split {name}; it has {', '.join(whole)}",
+            "set data.train, and data.test to one of them or to null",
+        )
+    for column in columns:
+        if column not in whole[name].column_names:
+            raise InputError(
+                f"data: split {name} has no column {column}{did_you_mean(column, whole[name].column_names)}"
+            )
+    return whole[name]
+
+
+def _hf_classes(part: Any, label: str) -> list[str]:
+    names = getattr(part.features[label], "names", None)
+    if names:
+        return list(names)
+    return class_order(str(value) for value in _column(part, label) if value not in (None, "", UNLABELED))
+
+
+def _column(part: Any, name: str) -> list[Any]:
+    return list(part.select_columns([name])[:][name])
+
+
+def _hf_items(part: Any, split: str, image: str, label: str, classes: list[str]) -> Items:
+    named = bool(getattr(part.features[label], "names", None))
+    places = {name: place for place, name in enumerate(classes)}
+    labels = []
+    for row, value in enumerate(_column(part, label)):
+        if value in (None, "", UNLABELED):
+            labels.append(UNLABELED)
+        elif named or str(value) in places:
+            labels.append(int(value) if named else places[str(value)])
+        else:
+            raise InputError(f"data: split {split}, row {row}: train has no class {value}")
+    import datasets
+
+    # undecoded, so that a broken image fails in its own turn, and Pillow alone decodes
+    pictures = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    names = [f"{split}/{row:08d}" for row in range(len(labels))]
+    return Items(names=names, labels_N=np.asarray(labels, dtype=np.int64), load=lambda i: _open(pictures[i][image]))
+
+
+def _open(cell: dict[str, Any] | None) -> Image.Image:
+    if cell is None:
+        raise ValueError("the cell is empty")
+    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+
+
+def torchvision(
+    base: Path,
+    *,
+    name: str,
+    root: Path,
+    download: bool = True,
+    train: str = "train",
+    test: str | None = "test",
+    options: dict[str, Any] | None = None,
+) -> Listing:
+    """Any classification set of `torchvision.datasets`, by its class name; kept in `root`, downloaded if it may.
+
+    `train` and `test` name the splits where the set has named ones (Flowers102, Food101, ...). A set without splits,
+    and `test: null`, draw the test images from the rest. `options` go to the set's constructor as they are.
+
+    Raises:
+        InputError: no such set, it cannot be had, its options are wrong, or its labels are not classes.
+    """
+    import torchvision.datasets as library
+
+    if name not in library.__all__ or not inspect.isclass(getattr(library, name)):
+        raise InputError(f"data.name: torchvision has no set {name}{did_you_mean(name, library.__all__)}")
+    kind, extra = getattr(library, name), options or {}
+    splits = _split_options(kind, extra, train, test)
+    parts = [_construct(kind, root, download, {**extra, **split}) for split in splits]
+    listed = [_torchvision_items(part, name) for part in parts]
+    classes = _torchvision_classes(parts[0], listed)
+    mark = torchvision_fingerprint(base, name=name, root=root, train=train, test=test, options=options)
+    return Listing(
+        classes=classes,
+        train=listed[0],
+        test=listed[1] if len(listed) > 1 else None,
+        licence=f"see torchvision's {name}",
+        fingerprint=mark,
+    )
+
+
+def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
+    """The set's name, place and options: what torchvision downloads is checked against the sums it knows."""
+    return digest(["torchvision", name, root.resolve(), options])
+
+
+def _parameters(kind: type) -> set[str]:
+    """Names of the constructor's parameters, those that a subclass hands on through **kwargs included."""
+    names: set[str] = set()
+    for one in kind.__mro__:
+        mine = inspect.signature(one.__init__).parameters  # type: ignore[misc]
+        names |= mine.keys()
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in mine.values()):
+            break
+    return names
+
+
+def _split_options(kind: type, extra: dict[str, Any], train: str, test: str | None) -> list[dict[str, Any]]:
+    """The constructor's options for train and for test; only one set of them where the set has no splits."""
+    known = _parameters(kind) - extra.keys()
+    if "train" in known:
+        choices: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+    elif "split" in known:
+        choices = [{"split": train}, {"split": test}]
+    else:
+        choices = [{}]
+    return choices if test is not None else choices[:1]
+
+
+def _construct(kind: type, root: Path, download: bool, options: dict[str, Any]) -> Any:
+    if "root" in _parameters(kind):
+        options = {"root": str(root), **options}
+    if "download" in _parameters(kind):
+        options = {"download": download, **options}
+    if download:
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        return kind(**options)
+    except Exception as error:  # a missing file, a lost network, a wrong split or option: each set raises its own
+        raise InputError(
+            f"data.name: torchvision's {kind.__name__}: {_first_line(error)}",
+            f"put the set's files in {root}, or correct data.train, data.test and data.options",
+        ) from None
+
+
+def _torchvision_items(part: Any, name: str) -> Items:
+    labels_N = np.asarray(_torchvision_labels(part))
+    if labels_N.shape != (len(part),) or labels_N.dtype.kind not in "iu":
+        raise InputError(f"data.name: torchvision's {name} is not a classification set", "choose one with class labels")
+    names = [f"{at:08d}" for at in range(len(labels_N))]
+    return Items(names=names, labels_N=labels_N.astype(np.int64), load=lambda i: part[i][0])
+
+
+def _torchvision_labels(part: Any) -> Any:
+    for attribute in LABELS:
+        if hasattr(part, attribute):
+            return getattr(part, attribute)
+    for attribute in PAIRS:
+        if hasattr(part, attribute):
+            return [label for _, label in getattr(part, attribute)]
+    return [part[at][1] for at in range(len(part))]  # no list of labels: they come with the images
+
+
+def _torchvision_classes(part: Any, listed: Sequence[Items]) -> tuple[str, ...]:
+    count = max(int(items.labels_N.max()) for items in listed) + 1
+    names = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
+    if len(names) < count:
+        return tuple(str(at) for at in range(count))
+    return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)  # ImageNet lists synonyms
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,222 @@
+"""Images decoded once, into a memory-mapped uint8 file: a set larger than memory works, a second run decodes nothing.
+
+A store is a folder, whole or not there: store.json (sizes, names left out), images.<px>.u8 (raw pixels, NHWC),
+hashes.npy and kept.npy. N images kept, px the side of the stored square in pixels.
+"""
+# ruff: noqa: N802 - a property carries its shape suffix like every other array
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from edgedistill.data import images
+from edgedistill.data.listing import Items
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.run.files import atomic, digest, read_json, write_json
+
+MAX_CORRUPT = 0.01
+NAMED = 5  # names in an error line; all of them are in store.json
+CHUNK = 256  # images decoded and not yet written: bounds the memory a build takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStore:
+    """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, when they are asked for."""
+
+    folder: Path
+    px: int
+    n: int
+    corrupt: tuple[str, ...]
+
+    @property
+    def images_NHWC(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """The stored squares, uint8 [N, px, px, 3], mapped read-only."""
+        # mapped anew every time (microseconds): a record that held the map would be pickled with all its pixels
+        return _mapped(self.folder, self.px, self.n)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """sha256 of each stored square's pixels, in hex, as bytes (dtype S64) [N]."""
+        return np.asarray(np.load(self.folder / "hashes.npy"))
+
+    @property
+    def pixels_hash(self) -> str:
+        """Hash of the hashes of all stored squares, in order: names what is computed from these very images."""
+        return digest([sha256.hex() for sha256 in self.hashes.tolist()])
+
+    @property
+    def kept_rows(self) -> np.ndarray:
+        """Which items of the listing are here: ascending row numbers, int64 [N]."""
+        return np.asarray(np.load(self.folder / "kept.npy"))
+
+    def at(self, px: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """The images at another size, uint8 [N, px, px, 3], mapped read-only; made once from the stored squares.
+
+        Raises:
+            EdgeDistillError: the disk is full or cannot be written.
+        """
+        path = _pixels(self.folder, px)
+        if not path.is_file():
+            with _disk_errors(self.folder), _only_one(self.folder):
+                if not path.is_file():  # another process may have made it while this one waited
+                    _write_resized(self.images_NHWC, path, px)
+        return _mapped(self.folder, px, self.n)
+
+
+def build(items: Items, folder: Path, px: int, fit: images.Fit, desc: str) -> ImageStore:
+    """Open the store in `folder`, or make it of all items in their order; what cannot be decoded is named, left out.
+
+    It is made beside its place and renamed when whole; of several processes one makes it and the others wait.
+    `desc` stands at the progress bar on stderr. A finished store is opened without touching any image.
+
+    Raises:
+        InputError: more than MAX_CORRUPT of the images cannot be decoded, or there are no images.
+        EdgeDistillError: the disk is full or cannot be written; what stood there before still stands.
+    """
+    ready = open_store(folder)
+    if ready is not None:
+        return ready
+    with _disk_errors(folder), _only_one(folder):
+        ready = open_store(folder)
+        if ready is None:
+            with _whole_or_nothing(folder) as workplace:
+                _fill(workplace, items, px=px, fit=fit, desc=desc)
+            ready = open_store(folder)
+    assert ready is not None, "a store that was just renamed into place is there"
+    return ready
+
+
+def open_store(folder: Path) -> ImageStore | None:
+    """The finished store in `folder`; None where there is none, or where its pixels are not all there."""
+    if not (folder / "store.json").is_file():
+        return None
+    facts = read_json(folder / "store.json")
+    store = ImageStore(
+        folder=folder, px=facts["px"], n=facts["n"], corrupt=tuple(one["name"] for one in facts["corrupt"])
+    )
+    pixels = _pixels(folder, store.px)
+    whole = pixels.is_file() and pixels.stat().st_size == store.n * store.px * store.px * 3
+    return store if whole else None
+
+
+def _pixels(folder: Path, px: int) -> Path:
+    return folder / f"images.{px}.u8"
+
+
+def _mapped(folder: Path, px: int, n: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+    return np.memmap(_pixels(folder, px), dtype=np.uint8, mode="r", shape=(n, px, px, 3))
+
+
+def _only_one(folder: Path) -> FileLock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EdgeDistillError(
+            f"{folder}: the image cache cannot be written ({error.strerror or error})",
+            "make room on that disk, lower data.store_px, or run elsewhere",
+        ) from None
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` on success; under the lock, so what a killed build left is swept."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(leftover)
+    workplace = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    workplace.mkdir()
+    try:
+        yield workplace
+        if folder.exists():  # a store whose pixels were cut short
+            shutil.rmtree(folder)
+        workplace.replace(folder)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _fill(workplace: Path, items: Items, px: int, fit: images.Fit, desc: str) -> None:
+    kept: list[int] = []
+    hashes: list[bytes] = []
+    corrupt: list[dict[str, str]] = []
+    # written, not mapped: a full disk is then an OSError here, and not a SIGBUS somewhere else
+    work = functools.partial(decode, items, px=px, fit=fit)
+    squares = contextlib.closing(_in_order(work, len(items), desc))
+    with _synced(_pixels(workplace, px)) as pixels, squares as results:
+        for row, (square, reason) in enumerate(results):
+            if square is None:
+                corrupt.append({"name": items.names[row], "reason": reason})
+                _refuse_too_many(corrupt, len(items))
+            else:
+                pixels.write(square.data)
+                kept.append(row)
+                hashes.append(hashlib.sha256(square.data).hexdigest().encode())
+    if not kept:
+        raise InputError(f"{desc}: there are no images", "check the paths in the recipe's data section")
+    for name, array in (("kept.npy", np.array(kept, dtype=np.int64)), ("hashes.npy", np.array(hashes, dtype="S64"))):
+        with _synced(workplace / name) as stream:
+            np.save(stream, array)
+    write_json(workplace / "store.json", {"px": px, "fit": fit, "n": len(kept), "corrupt": corrupt})
+
+
+@contextlib.contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    with path.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def decode(items: Items, row: int, px: int, fit: images.Fit) -> tuple[np.ndarray | None, str]:
+    """The stored square of an item, uint8 [px, px, 3], or None and why it cannot be decoded."""
+    try:
+        with items.load(row) as image:
+            return np.ascontiguousarray(images.to_square(image, px, fit)), ""
+    except MemoryError:
+        raise
+    except Exception as error:  # broken bytes lead Pillow's decoders into OSError, SyntaxError, struct.error and more
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, None, None]:
+    """work(0), work(1), ... by threads: Pillow gives up Python's lock while it decodes and resizes."""
+    with ThreadPoolExecutor() as pool, tqdm(total=n, desc=desc, unit="image", disable=None, leave=False) as bar:
+        for start in range(0, n, CHUNK):
+            for result in pool.map(work, range(start, min(start + CHUNK, n))):
+                yield result
+                bar.update()
+
+
+def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int) -> None:
+    if len(corrupt) <= MAX_CORRUPT * n:
+        return
+    named = "; ".join(f"{one['name']} ({one['reason']})" for one in corrupt[:NAMED])
+    more = f"; and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
+    raise InputError(
+        f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {named}{more}", "repair or remove them"
+    )
+
+
+def _write_resized(stored_NHWC: np.ndarray, path: Path, px: int) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        for square in _in_order(
+            lambda row: images.resize(stored_NHWC[row], px), len(stored_NHWC), f"resize to {px} px"
+        ):
+            stream.write(np.ascontiguousarray(square).data)

@@ -1,0 +1,135 @@
+"""What every data kind hands over: named images with labels that are decoded one by one, and not before.
+
+N images, C target classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgedistill.errors import InputError
+
+UNLABELED = -1
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """Images not decoded yet: a name for each, its class index (-1: no label) and how to open it.
+
+    `names` and `labels_N` are of length N; `load(i)` opens image i and raises what Pillow raises on a broken one.
+    """
+
+    names: Sequence[str]
+    labels_N: np.ndarray
+    load: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: np.ndarray) -> Items:
+        """The items at `rows` (int64 [M]), in that order."""
+        names, load = self.names, self.load
+        return Items(
+            names=[names[row] for row in rows], labels_N=self.labels_N[rows], load=lambda i: load(int(rows[i]))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A data set as found: `test` is its official test split, or None where it publishes none.
+
+    `fingerprint` changes when a name, a label or a file does; it is made without decoding anything.
+    """
+
+    classes: tuple[str, ...]
+    train: Items
+    test: Items | None
+    licence: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Image files: `names` as the data set calls them, where they lie, and their labels (-1: no label)."""
+
+    names: Sequence[str]
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+    def items(self) -> Items:
+        """The files as items that Pillow opens."""
+        paths = self.paths
+        return Items(
+            names=self.names, labels_N=np.asarray(self.labels, dtype=np.int64), load=lambda i: Image.open(paths[i])
+        )
+
+    def stamps(self) -> Iterator[str]:
+        """A line a file: name, label, size and time of change.
+
+        Raises:
+            InputError: a file that the data set lists is not there.
+        """
+        for name, path, label in zip(self.names, self.paths, self.labels, strict=True):
+            yield f"{name}\0{label}\0{stamp(path)}"
+
+
+def stamp(path: str | Path) -> str:
+    """Size in bytes and time of change in ns of a file.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", "bring the file back, or take it out of the list") from None
+    return f"{status.st_size}\0{status.st_mtime_ns}"
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """sha256 over lines of text, in hex."""
+    running = hashlib.sha256()
+    for line in lines:
+        running.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return running.hexdigest()
+
+
+def files_listing(classes: Sequence[str], train: Files, test: Files | None, licence: str) -> Listing:
+    """A listing of image files, its fingerprint made of every file's name, label, size and time of change.
+
+    Raises:
+        InputError: a listed file is missing.
+    """
+    parts = [f"classes\0{'|'.join(classes)}", *train.stamps(), "test", *(test.stamps() if test else ())]
+    return Listing(
+        classes=tuple(classes),
+        train=train.items(),
+        test=test.items() if test else None,
+        licence=licence,
+        fingerprint=hash_lines(parts),
+    )
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of the images at any depth below `folder`, relative to it, with "/" between parts, sorted."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(place, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [prefix + name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
+def class_order(labels: Iterable[str]) -> list[str]:
+    """The distinct labels, by number where all are numbers ("2" before "10"), else by name."""
+    distinct = sorted(set(labels))
+    return sorted(distinct, key=int) if all(label.isdecimal() for label in distinct) else distinct

@@ -1,0 +1,1 @@
+"""Training a student: methods, teachers, batches, and the loop."""

@@ -1,0 +1,63 @@
+"""A training on disk: last.pt and metrics.jsonl, and how a killed run goes on from them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgedistill.distill.state import State
+from edgedistill.distributed import processes
+from edgedistill.run import artifacts
+from edgedistill.run.files import atomic
+
+
+def save(state: State, step: int, seconds: float, folder: Path) -> None:
+    """Write last.pt, atomically: the state after `step` steps, which took `seconds` over all processes."""
+    parts = {name: part.state_dict() for name, part in state.parts().items()}
+    # by way of memory: on a full disk torch's own writer raises what nobody can tell from a bug
+    held = io.BytesIO()
+    torch.save({"step": step, "seconds": seconds, **parts}, held)
+    with atomic(folder / artifacts.LAST_CHECKPOINT.name) as temporary:
+        temporary.write_bytes(held.getbuffer())
+
+
+def resume(state: State, folder: Path) -> tuple[int, float]:
+    """Load last.pt where there is one; returns the steps done and their seconds.
+
+    metrics.jsonl is cut back to it: of several processes by the one that leads, the others only read.
+    """
+    checkpoint, lines, leads = (
+        folder / artifacts.LAST_CHECKPOINT.name,
+        folder / artifacts.METRICS.name,
+        processes.team().leads,
+    )
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.exists():
+        if leads:
+            lines.unlink(missing_ok=True)
+        return 0, 0.0
+    device = next(state.model.parameters()).device
+    saved: Mapping[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in state.parts().items():
+        part.load_state_dict(saved[name])
+    step = int(saved["step"])
+    if not leads:
+        return step, float(saved["seconds"])
+    covered = [text + "\n" for line, text in whole_lines(lines) if line["step"] <= step]
+    with atomic(lines) as temporary:
+        temporary.write_text("".join(covered), encoding="utf-8")
+    return step, float(saved["seconds"])
+
+
+def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The lines of a JSON-lines file, parsed and as text; one that a kill cut short is left out."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(text), text

@@ -1,0 +1,355 @@
+"""Distillation methods: pure functions from one batch to named loss terms, whose sum is the loss.
+
+B batch, U its unlabeled images, C target classes, K classes of one source. The student carries its target head and
+one extra linear head per source in use, in that source's label space; the extra heads are dropped after training.
+Terms are already weighted, so what is logged is what is summed.
+
+    METHODS[name].loss(batch, alphas, **options) -> {term: scalar tensor}
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random as stdlib_random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from edgedistill.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a method may see of one step.
+
+    Attributes:
+        target_logits_BC: the student's target head.
+        labels_B: target labels, -1 where the image has none.
+        source_logits: per source, the student's extra head, [B, K].
+        source_probs: per source, its cached pseudo-labels for the same images, [B, K]; rows sum to 1.
+        teacher_probs_BC: what the sources' probes say in the target's own classes; rows sum to 1.
+        weak_logits_UC: the target head on a weakly augmented view of the unlabeled images, without gradient.
+    """
+
+    target_logits_BC: Tensor
+    labels_B: Tensor
+    source_logits: Mapping[str, Tensor]
+    source_probs: Mapping[str, Tensor]
+    teacher_probs_BC: Tensor | None = None
+    weak_logits_UC: Tensor | None = None
+
+    def classes(self, source: str) -> int:
+        """K of a source."""
+        return int(self.source_logits[source].shape[1])
+
+
+Terms = dict[str, "Tensor"]
+Alphas = Mapping[str, float]
+Options = Mapping[str, Any]
+Need = Literal["sources", "teacher", "weak", "frozen"]
+
+
+def transfer(batch: Batch, alphas: Alphas) -> Terms:
+    """Cross-entropy on the labels alone: fine-tuning from the initial weights, the baseline."""
+    return {"labels": label_loss(batch)}
+
+
+def linear_probe(batch: Batch, alphas: Alphas) -> Terms:
+    """As transfer, with the backbone's weights kept: only the target head learns."""
+    return {"labels": label_loss(batch)}
+
+
+def fixmatch(batch: Batch, alphas: Alphas, *, threshold: Unit = 0.95, weight: Weight = 1.0) -> Terms:
+    """Labels, and consistency between two views of the unlabeled images (Sohn et al., FixMatch, NeurIPS 2020).
+
+    CE(labels) + weight * mean over U of [max p_weak >= threshold] CE(strong view, argmax p_weak).
+
+    Args:
+        batch: one step's logits and labels; the target head's own logits are those of the strong view.
+        alphas: not used; no source takes part.
+        threshold: least confidence of a pseudo-label that counts.
+        weight: of the consistency term.
+    """
+    return {"labels": label_loss(batch), "consistency": weight * consistency_loss(batch, threshold)}
+
+
+def nearest(
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+) -> Terms:
+    """DistillNearest (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and the most similar source alone.
+
+    lam * CE(labels) + (1 - lam) * CE(source head, pseudo-labels of the source with the largest weight).
+    """
+    return mixture(batch, heaviest(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
+
+
+def single(
+    batch: Batch, alphas: Alphas, *, source: str, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+) -> Terms:
+    """As nearest, from the source that is named: what one source alone is worth."""
+    return mixture(batch, named(alphas, {"source": source}), lam=lam, temperature=temperature, normalise=normalise)
+
+
+def random(
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    seed: int = 0,
+    lam: Unit = 0.8,
+    temperature: Positive = 1.0,
+    normalise: bool = True,
+) -> Terms:
+    """As nearest, from a source drawn with `seed`: the control that shows what choosing is worth."""
+    return mixture(batch, drawn(alphas, {"seed": seed}), lam=lam, temperature=temperature, normalise=normalise)
+
+
+def equal(
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+) -> Terms:
+    """All sources with the same weight: the control that shows what the weighting is worth."""
+    return mixture(batch, evenly(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
+
+
+def weighted(
+    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+) -> Terms:
+    """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and every source by its similarity.
+
+    lam * CE(labels) + (1 - lam) * sum_s alpha_s * CE(head of s, pseudo-labels of s).
+
+    Args:
+        batch: one step's logits, labels and pseudo-labels.
+        alphas: weight of each source; >= 0, sum 1.
+        lam: share of the labels in the loss.
+        temperature: of student and source alike; the source term is scaled by its square (Hinton et al. 2015).
+        normalise: divide each source's term by log K, so that 1,000 classes do not outweigh 10.
+    """
+    return mixture(batch, alphas, lam=lam, temperature=temperature, normalise=normalise)
+
+
+def adapted(batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0) -> Terms:
+    """Labels, and a teacher that speaks the target's own classes: linear probes on the sources' features, mixed.
+
+    lam * CE(labels) + (1 - lam) * CE(target head, teacher), on labeled and unlabeled images. After Vemulapalli et al.
+    2023 (arXiv 2311.18237) and SimCLRv2 (Chen et al. 2020); how the probes are mixed is the recipe's `teacher`.
+
+    Args:
+        batch: one step's logits, labels and teacher.
+        alphas: not used here: the teacher is mixed before training.
+        lam: share of the labels in the loss.
+        sharpen: the teacher's probabilities are raised to this power and normalised.
+    """
+    return {"labels": lam * label_loss(batch), "teacher": (1.0 - lam) * teacher_loss(batch, sharpen)}
+
+
+def consistent(
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    lam: Unit = 0.5,
+    sharpen: Positive = 2.0,
+    threshold: Unit = 0.95,
+    weight: Weight = 0.5,
+) -> Terms:
+    """`adapted`, with FixMatch's consistency on top of it (Wang et al., USB, NeurIPS 2022, on what helps whom)."""
+    return {
+        **adapted(batch, alphas, lam=lam, sharpen=sharpen),
+        "consistency": weight * consistency_loss(batch, threshold),
+    }
+
+
+def combined(
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    lam: Unit = 0.3,
+    sources: Unit = 0.3,
+    sharpen: Positive = 2.0,
+    temperature: Positive = 1.0,
+    normalise: bool = True,
+) -> Terms:
+    """`adapted`, with the weighted sources' own label spaces as an auxiliary task (after UNIC, Sariyildiz et al. 2024).
+
+    lam * CE(labels) + (1 - lam - sources) * CE(target head, teacher) + sources * sum_s alpha_s CE(head of s, s).
+
+    Raises:
+        InputError: lam and sources leave nothing for the teacher.
+    """
+    if lam + sources > 1.0:
+        raise InputError("distill.method: lam + sources is over 1", "lower one of them")
+    auxiliary = mixture(batch, alphas, lam=1.0 - sources, temperature=temperature, normalise=normalise)
+    del auxiliary["labels"]
+    teacher = (1.0 - lam - sources) * teacher_loss(batch, sharpen)
+    return {"labels": lam * label_loss(batch), "teacher": teacher, **auxiliary}
+
+
+def by_weight(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Every source with a weight, by it."""
+    return {name: alpha for name, alpha in alphas.items() if alpha > 0.0}
+
+
+def evenly(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Every source, with the same share."""
+    return dict.fromkeys(alphas, 1.0 / len(alphas)) if alphas else {}
+
+
+def heaviest(alphas: Alphas, options: Options) -> dict[str, float]:
+    """The source with the largest weight alone; of equal weights the first."""
+    return {max(alphas, key=lambda name: alphas[name]): 1.0} if alphas else {}
+
+
+def drawn(alphas: Alphas, options: Options) -> dict[str, float]:
+    """A source drawn with the option `seed` alone."""
+    return {stdlib_random.Random(options.get("seed", 0)).choice(sorted(alphas)): 1.0} if alphas else {}
+
+
+def named(alphas: Alphas, options: Options) -> dict[str, float]:
+    """The source of the option `source` alone.
+
+    Raises:
+        InputError: there is no such source.
+    """
+    if not alphas:
+        return {}
+    if options["source"] not in alphas:
+        raise InputError(f"distill.method: no source is called {options['source']}", "name one of the sources")
+    return {options["source"]: 1.0}
+
+
+def no_sources(alphas: Alphas, options: Options) -> dict[str, float]:
+    """No source's own label space takes part."""
+    return {}
+
+
+def nothing_wrong(options: Options, sources: Collection[str]) -> str:
+    """The signature says all there is to check."""
+    return ""
+
+
+def source_problem(options: Options, sources: Collection[str]) -> str:
+    """The option `source` must name a source."""
+    return "" if options.get("source") in sources else f"no source is called {options.get('source')}"
+
+
+def shares_problem(options: Options, sources: Collection[str]) -> str:
+    """The options `lam` and `sources` must leave something for the teacher."""
+    lam, auxiliary = options.get("lam", 0.3), options.get("sources", 0.3)
+    if not (isinstance(lam, float | int) and isinstance(auxiliary, float | int)):
+        return ""
+    return "lam + sources is over 1: nothing is left for the teacher" if lam + auxiliary > 1.0 else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A distillation method.
+
+    Attributes:
+        loss: from a batch and the sources' weights to named loss terms; keyword-only parameters are recipe options.
+        needs: what it must be given besides the labels.
+        shares: from weights and options to the sources whose own label spaces it distils from, and their shares.
+        problem: what options that fit the signature can still get wrong, "" for nothing; asked before any work.
+    """
+
+    loss: Callable[..., Terms]
+    needs: frozenset[Need] = frozenset()
+    shares: Callable[[Alphas, Options], dict[str, float]] = no_sources
+    problem: Callable[[Options, Collection[str]], str] = nothing_wrong
+
+    @property
+    def asks_sources(self) -> bool:
+        """Does it learn from sources, in their label spaces or through a teacher?"""
+        return bool(self.needs & {"sources", "teacher"})
+
+
+SOURCES: frozenset[Need] = frozenset({"sources"})
+METHODS: dict[str, Method] = {
+    "transfer": Method(loss=transfer),
+    "linear_probe": Method(loss=linear_probe, needs=frozenset({"frozen"})),
+    "fixmatch": Method(loss=fixmatch, needs=frozenset({"weak"})),
+    "random": Method(loss=random, needs=SOURCES, shares=drawn),
+    "nearest": Method(loss=nearest, needs=SOURCES, shares=heaviest),
+    "single": Method(loss=single, needs=SOURCES, shares=named, problem=source_problem),
+    "equal": Method(loss=equal, needs=SOURCES, shares=evenly),
+    "weighted": Method(loss=weighted, needs=SOURCES, shares=by_weight),
+    "adapted": Method(loss=adapted, needs=frozenset({"teacher"})),
+    "consistent": Method(loss=consistent, needs=frozenset({"teacher", "weak"})),
+    "combined": Method(
+        loss=combined, needs=frozenset({"teacher", "sources"}), shares=by_weight, problem=shares_problem
+    ),
+}
+
+
+def consistency_loss(batch: Batch, threshold: float) -> Tensor:
+    """FixMatch's term over the unlabeled images, a scalar; 0 where the batch has none or none is sure enough."""
+    import torch.nn.functional as F
+
+    assert batch.weak_logits_UC is not None, "the method needs the weak view"
+    strong_UC = batch.target_logits_BC[batch.labels_B < 0]
+    sure_U, pseudo_U = batch.weak_logits_UC.softmax(dim=1).max(dim=1)
+    losses_U = F.cross_entropy(strong_UC, pseudo_U, reduction="none") * (sure_U >= threshold)
+    return losses_U.sum() / max(1, len(losses_U))
+
+
+def teacher_loss(batch: Batch, sharpen: float) -> Tensor:
+    """Mean cross-entropy of the target head against the sharpened teacher."""
+    assert batch.teacher_probs_BC is not None, "the method needs the teacher"
+    return source_loss(batch.target_logits_BC, sharpened(batch.teacher_probs_BC, sharpen), 1.0, False)
+
+
+def sharpened(probs_BC: Tensor, power: float) -> Tensor:
+    """p^power, normalised; 1 leaves it as it is."""
+    if power == 1.0:
+        return probs_BC
+    raised = (probs_BC / probs_BC.amax(dim=-1, keepdim=True)) ** power
+    return raised / raised.sum(dim=-1, keepdim=True)
+
+
+def label_loss(batch: Batch) -> Tensor:
+    """Mean cross-entropy over the labeled images of the batch; 0 where there are none."""
+    import torch.nn.functional as F
+
+    labeled = batch.labels_B >= 0
+    total = F.cross_entropy(batch.target_logits_BC, batch.labels_B, ignore_index=-1, reduction="sum")
+    return total / labeled.sum().clamp(min=1)
+
+
+def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normalise: bool) -> Tensor:
+    """Mean cross-entropy of a source head against the source's own distribution, on labeled and unlabeled images.
+
+    Several sources with the same K can be given at once, [B, S, K]; then the result is [S], else a scalar.
+    """
+    import torch
+
+    if temperature != 1.0:
+        softened = probs_BK.clamp(min=1e-8) ** (1.0 / temperature)
+        probs_BK = softened / softened.sum(dim=-1, keepdim=True)
+    scaled = logits_BK / temperature if temperature != 1.0 else logits_BK
+    # rows of probs sum to 1, so the cross-entropy is the log-sum-exp less one inner product
+    loss: Tensor = (scaled.logsumexp(dim=-1) - torch.linalg.vecdot(probs_BK, scaled)).mean(dim=0)
+    return loss * temperature**2 / (math.log(max(2, logits_BK.shape[-1])) if normalise else 1.0)
+
+
+def mixture(batch: Batch, alphas: Alphas, lam: float, temperature: float, normalise: bool) -> Terms:
+    """`labels` and one term a source with weight, scaled by lam and (1 - lam) * alpha."""
+    import torch
+
+    losses: Terms = {}
+    active = [name for name, alpha in alphas.items() if alpha > 0.0]
+    # sources with label spaces of one size go through together: a dozen ImageNet nets cost three operations, not forty
+    for _, group in itertools.groupby(sorted(active, key=batch.classes), key=batch.classes):
+        names = list(group)
+        logits_BSK = torch.stack([batch.source_logits[name] for name in names], dim=1)
+        probs_BSK = torch.stack([batch.source_probs[name] for name in names], dim=1)
+        losses |= zip(names, source_loss(logits_BSK, probs_BSK, temperature, normalise), strict=True)
+    shares = {f"source/{name}": (1.0 - lam) * alphas[name] * losses[name] for name in active}
+    return {"labels": lam * label_loss(batch), **shares}

@@ -1,0 +1,1 @@
+"""Several processes at one training, and the device that each works on."""

@@ -1,0 +1,162 @@
+"""How a recipe file becomes a checked `Recipe`, and what is said where it does not.
+
+A recipe is plain YAML; paths in it are relative to the file. Every problem is told at once, with its line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic import ValidationError as PydanticError
+
+from edgedistill.errors import InputError
+from edgedistill.recipe import presets
+from edgedistill.recipe.options import Key, Problem, did_you_mean
+from edgedistill.recipe.schema import Recipe
+
+
+class RecipeError(InputError):
+    """Every problem of a recipe at once, a line each: `file:line: field: what, and the fix`."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A recipe as written: plain data, the line of every key; values given by --set and the preset are in place."""
+
+    path: Path
+    raw: dict[str, Any]
+    lines: Mapping[Key, int]
+    overridden: frozenset[Key] = frozenset()
+
+    @property
+    def base(self) -> Path:
+        """The folder that the recipe's relative paths start from."""
+        return self.path.resolve().parent
+
+    def line(self, key: Key) -> int:
+        """The line of a key; one that is not in the file borrows the line of the nearest one above it."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+    def describe(self, problem: Problem) -> str:
+        """`file:line: field: what`, whatever the keys and values hold."""
+        field = _one_line(".".join(str(part) for part in problem.key) or "recipe")
+        message = _one_line(problem.message)
+        if any(problem.key[: len(key)] == key for key in self.overridden):
+            return f"--set {field}: {message}"
+        return f"{self.path}:{self.line(problem.key)}: {field}: {message}"
+
+    def error(self, problems: Sequence[Problem]) -> RecipeError:
+        """The problems as one error, in the order of the file, each once."""
+        ordered = sorted(dict.fromkeys(problems), key=lambda one: self.line(one.key))
+        return RecipeError([self.describe(problem) for problem in ordered])
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a recipe file, apply `key.path=value` overrides (values in YAML), and fill in the preset it names.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or an override is not of the form key=value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+        lines = dict(_lines(node, ()))
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read ({error.strerror}); name an existing recipe file"]) from None
+    except UnicodeDecodeError:
+        raise RecipeError([f"{path}: is not text in UTF-8; is it a recipe?"]) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        what = _one_line(str(getattr(error, "problem", error)))
+        raise RecipeError([f"{path}:{line}: not valid YAML: {what}"]) from None
+    except RecursionError:
+        raise RecipeError([f"{path}:1: not valid YAML: nested too deeply"]) from None
+    except ValueError as error:  # PyYAML lets a date such as 2024-99-99 through to datetime
+        raise RecipeError([f"{path}:1: not valid YAML: {error}; quote what is meant as text"]) from None
+    if not isinstance(raw, dict):
+        raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
+    keys = [_override(raw, text) for text in overrides]
+    filled, lines = presets.fill(raw, lines)
+    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _lines(node: yaml.Node | None, key: Key) -> Iterable[tuple[Key, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield (*key, name.value), name.start_mark.line + 1
+            yield from _lines(value, (*key, name.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*key, index), value.start_mark.line + 1
+            yield from _lines(value, (*key, index))
+
+
+def _override(raw: dict[str, Any], text: str) -> Key:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise RecipeError([f"--set {text}: must be key=value, for example --set distill.steps=200"])
+    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
+    place: Any = raw
+    try:
+        for part in parts[:-1]:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+        place[parts[-1]] = yaml.safe_load(value)
+    except (TypeError, IndexError, AttributeError):
+        raise RecipeError([f"--set {text}: the recipe has no such place; give an existing list index or key"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RecipeError([f"--set {text}: the value is not valid YAML"]) from None
+    return tuple(parts)
+
+
+def validate_recipe(document: Document) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, or everything the schema has against it."""
+    unknown = presets.problems(document.raw)
+    try:
+        recipe = Recipe.model_validate(document.raw)
+    except PydanticError as error:
+        return None, unknown + [_problem(detail) for detail in error.errors()]
+    names = [source.name for source in recipe.sources]
+    twice = [
+        Problem(key=("sources", at, "name"), message=f"{name} is used twice; give every source a name of its own")
+        for at, name in enumerate(names)
+        if name in names[:at]
+    ]
+    return recipe, unknown + twice
+
+
+def _problem(detail: Any) -> Problem:
+    key = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    if detail["type"] == "extra_forbidden":
+        return Problem(key=key, message=f"unknown key{did_you_mean(str(key[-1]), _fields(key[:-1]))}")
+    if detail["type"] == "missing":
+        return Problem(key=key, message="is required")
+    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    return Problem(key=key, message=detail["msg"][0].lower() + detail["msg"][1:] + got)
+
+
+def _fields(key: Key) -> list[str]:
+    """The fields of the section at `key`, found through the sections' default or annotated types."""
+    model: Any = Recipe
+    for part in key:
+        annotation = model.model_fields[part].annotation if isinstance(part, str) else None
+        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,199 @@
+"""The run directory: where a recipe's steps leave their files, and how a step knows that it is done.
+
+A step's key is the sha256 of its name, its version, the recipe sections it reads and the hashes of its inputs. The
+manifest holds, per step, the key and the sha256 of every output; the same key with the same outputs is "up to date".
+Files are written beside their place, synced and renamed; the manifest is written last, so an entry implies the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from edgedistill.agent.machine import peak_memory_mb
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.recipe.file import Document
+from edgedistill.recipe.schema import SECTIONS_TO_DISTILL, Recipe
+from edgedistill.run import artifacts
+from edgedistill.run.files import atomic, digest, read_json, sha256_file
+
+CACHE = ".cache"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run directory. Everything in it is named relative to `path`."""
+
+    path: Path
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images and source outputs, shared by the runs that stand side by side."""
+        return self.path.parent / CACHE
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def recipe(self) -> tuple[Recipe, Path]:
+        """The recipe as last run here, and the folder that its paths start from."""
+        lock = artifacts.LOCK.read(self)
+        try:
+            return Recipe.model_validate(lock["recipe"]), Path(lock["base"])
+        except (KeyError, TypeError, ValidationError):
+            raise InputError(
+                f"{self.path}: its recipe.lock.json is of another version", "run the recipe again"
+            ) from None
+
+    def keep(self, recipe: Recipe, document: Document) -> None:
+        """Write the recipe as given and as resolved."""
+        with atomic(artifacts.RECIPE.at(self)) as temporary:
+            temporary.write_bytes(document.path.read_bytes())
+        self.remember(recipe, document.base)
+
+    def remember(self, recipe: Recipe, base: Path) -> None:
+        """Write the recipe as resolved: what `export` and `bench` go on from."""
+        artifacts.LOCK.write(self, {"base": str(base), "recipe": recipe.model_dump(mode="json")})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory; the operating system lets go of it when the process dies, however it dies.
+
+        Raises:
+            EdgeDistillError: another process is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(self / ".lock")
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            raise EdgeDistillError(
+                f"{self.path}: another edgedistill is at work in this run directory", "wait for it or end it"
+            ) from None
+        try:
+            for orphan in self.path.rglob(
+                ".*.tmp"
+            ):  # a killed process leaves the file it was writing; nobody else is here
+                orphan.unlink()
+            yield
+        finally:
+            guard.release()
+
+    def manifest(self) -> dict[str, Any]:
+        """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished", "peak_memory_mb"}}}."""
+        path = artifacts.MANIFEST.at(self)
+        if not path.exists():
+            return {"steps": {}}
+        try:
+            found = TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(read_json(path))
+            return {"steps": found["steps"]}
+        except (InputError, ValidationError, KeyError):
+            raise InputError(f"{path}: is damaged", "delete it; the steps then run again") from None
+
+    def hashes(self, step: str) -> dict[str, str]:
+        """sha256 of every output that `step` entered."""
+        return dict(self.manifest()["steps"].get(step, {}).get("outputs", {}))
+
+    def up_to_date(self, step: str, key: str) -> bool:
+        """Was `step` finished under this very key, and are its outputs still what they were?"""
+        entry = self.manifest()["steps"].get(step)
+        if entry is None or entry["key"] != key:
+            return False
+        return all(
+            (self / name).is_file() and sha256_file(self / name) == known for name, known in entry["outputs"].items()
+        )
+
+    def enter(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
+        """Enter a finished step in the manifest, with the most memory this process has held so far.
+
+        `outputs` are absolute paths inside the run.
+        """
+        manifest = self.manifest()
+        hashes = {str(path.relative_to(self.path)): sha256_file(path) for path in sorted(outputs)}
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        manifest["steps"][step] = {
+            "key": key,
+            "outputs": hashes,
+            "seconds": round(seconds, 3),
+            "finished": stamp,
+            "peak_memory_mb": round(peak_memory_mb()),
+        }
+        artifacts.MANIFEST.write(self, manifest)
+
+    def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
+        """Make room for `step` under `key`: what another key left half-done or done is removed, its own is kept.
+
+        So a step goes on from its own checkpoint only, never from one of other data or another recipe.
+        """
+        begun = self / ".begun" / step
+        if begun.is_file() and begun.read_text(encoding="utf-8") == key:
+            return
+        manifest = self.manifest()
+        if manifest["steps"].pop(step, None):  # first: an entry implies the files
+            artifacts.MANIFEST.write(self, manifest)
+        for path in (path for pattern in patterns for path in self.path.glob(pattern)):
+            path.unlink()
+        with atomic(begun) as temporary:
+            temporary.write_text(key, encoding="utf-8")
+
+    def forget(self, step: str) -> None:
+        """Let `step` run again though nothing has changed; what it left stays until then."""
+        manifest = self.manifest()
+        (self / ".begun" / step).unlink(missing_ok=True)
+        if manifest["steps"].pop(step, None):
+            artifacts.MANIFEST.write(self, manifest)
+
+    def log(self, step: str, event: str, **facts: Any) -> None:
+        """Append one line to log.jsonl."""
+        line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}
+        with artifacts.LOG.at(self).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, default=str) + "\n")
+
+
+def step_key(name: str, version: int, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of a step: sha256 over its name, its version, the sections it reads and its inputs' hashes."""
+    return digest([name, version, dict(sections), dict(inputs)])
+
+
+def run_directory(recipe: Recipe, root: Path) -> Run:
+    """The run directory of a recipe: its name and eight hex digits of its sections up to `distill`."""
+    return Run(path=root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
+
+
+def usable_root(root: Path) -> None:
+    """Raise InputError where run directories cannot stand under `root`, or its `latest` is not ours to move."""
+    nearest = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--runs {root}: {nearest} is not a folder", "name a folder for run directories")
+    latest = root / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise InputError(f"{latest}: is no link to a run", "move it away: `latest` points at the newest run")
+
+
+def point_latest(run: Run) -> None:
+    """Point `latest` beside the run at it, atomically."""
+    link = run.path.parent / "latest"
+    temporary = link.with_name(f".latest.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(run.path.name)
+    temporary.replace(link)
+
+
+def find_run(path: Path) -> Run:
+    """An existing run directory.
+
+    Raises:
+        InputError: there is none at `path`.
+    """
+    resolved = path.resolve()
+    if not (resolved / artifacts.LOCK.path).is_file():
+        raise InputError(f"{path}: not a run directory", "give one that `edgedistill train` made, such as runs/latest")
+    return Run(path=resolved)

@@ -1,0 +1,1 @@
+"""The search among students under a budget."""

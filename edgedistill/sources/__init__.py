@@ -1,0 +1,1 @@
+"""Source models, and their outputs on the target's images."""

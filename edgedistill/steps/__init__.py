@@ -1,0 +1,1 @@
+"""The steps of the pipeline, a file each, and what they share."""

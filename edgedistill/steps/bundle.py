@@ -1,0 +1,59 @@
+"""bundle: the folder that a device needs, and nothing else."""
+
+from __future__ import annotations
+
+from edgedistill.run import artifacts
+from edgedistill.run.files import digest
+from edgedistill.steps.context import Context, spread
+from edgedistill.steps.step import Step
+
+HOST_IMAGES = 500
+
+
+def shipped_images(context: Context) -> int:
+    """How many test images go into the bundle."""
+    return max(HOST_IMAGES, context.recipe.bench.accuracy_images)
+
+
+def inputs(context: Context) -> dict[str, str]:
+    """The programs of the bundle, which may be those of a newer version than the graphs, and how many images."""
+    from edgedistill.devices import bundle
+
+    return {"programs": digest(bundle.programs()), "images": str(shipped_images(context))}
+
+
+def work(context: Context) -> None:
+    """Write the graphs, the programs, some test images with labels and the host's predictions."""
+    from edgedistill.devices.bundle import model_name, write_bundle
+
+    record = context.checkpoint
+    images_NHWC, labels_N = context.test_images(record.spec.input_px)
+    predictions = artifacts.PREDICTIONS.read(context.run)
+    rows = spread(len(labels_N), shipped_images(context))
+    description = {
+        "name": context.recipe.name,
+        "classes": list(record.classes),
+        "input_px": record.spec.input_px,
+        "store_px": context.splits.train.px,
+        "fit": context.recipe.data.fit,
+        "default": context.default_model,
+        "licence": context.splits.licence,
+    }
+    write_bundle(
+        context.run / artifacts.BUNDLE,
+        [(context.run / model.path, model) for model in context.models],
+        description=description,
+        images_NHWC=images_NHWC[rows],
+        labels_N=labels_N[rows],
+        host_predictions={model_name(model): predictions[model_name(model)][rows] for model in context.models},
+    )
+
+
+STEP = Step(
+    name="bundle",
+    version=2,
+    after=("distill", "export", "quantize", "keep", "verify"),
+    inputs=inputs,
+    outputs=("bundle/*",),
+    work=work,
+)

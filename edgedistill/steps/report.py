@@ -1,0 +1,26 @@
+"""report: report.json and report.html, of whatever was done in the run directory."""
+
+from __future__ import annotations
+
+from edgedistill.report import render
+from edgedistill.run import artifacts
+from edgedistill.steps.context import Context
+from edgedistill.steps.step import Step
+
+
+def work(context: Context) -> None:
+    """Write the report."""
+    render.write(context.run)
+
+
+def step(context: Context) -> Step:
+    """The step that reads every step that was done."""
+    done = tuple(name for name in context.run.manifest()["steps"] if name != "report")
+    return Step(
+        name="report",
+        version=1,
+        sections=("name", "about", "data"),
+        after=done,
+        outputs=(artifacts.REPORT_JSON.path, artifacts.REPORT_HTML.path),
+        work=work,
+    )

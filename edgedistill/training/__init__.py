@@ -1,1 +1,0 @@
-"""train: data, sources, similarity, student, search, methods and the loop."""

@@ -1,0 +1,224 @@
+"""Every data kind on a miniature tree: what it lists, what it says when something is missing, and its fingerprint."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgedistill.data import datasets, listing
+from edgedistill.errors import InputError
+from edgedistill.recipe.options import option_problems
+from edgedistill.recipe.schema import Data
+from tests.helpers.trees import BIRDS, csv_file, cub_tree, folder_tree, noise, write_picture
+
+
+def section(kind: str, **options: object) -> Data:
+    return Data.model_validate({"kind": kind, **options})
+
+
+def test_folder_with_its_own_test_split(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set", train=3, test=2)
+    found = datasets.listing(section("folder", root="set"), tmp_path)
+    assert found.classes == ("ant", "bee")
+    assert list(found.train.names) == [f"{name}/00{at}.png" for name in ("ant", "bee") for at in range(3)]
+    assert found.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.test is not None and found.test.labels_N.tolist() == [0, 0, 1, 1]
+    with found.test.load(3) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("testbee1")))
+
+
+def test_folder_without_split_and_with_unlabeled(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set", train=2, test=0)
+    write_picture(tmp_path / "more/deep/x.png")
+    write_picture(tmp_path / "more/.thumbnails/y.png")
+    (tmp_path / "more/notes.txt").write_text("no picture")
+    found = datasets.listing(section("folder", root="set", unlabeled="more"), tmp_path)
+    assert found.test is None
+    assert found.train.names[-1] == "unlabeled/deep/x.png"
+    assert found.train.labels_N.tolist() == [0, 0, 1, 1, listing.UNLABELED]
+
+
+def test_folder_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        datasets.listing(section("folder", root="nowhere"), tmp_path)
+    folder_tree(tmp_path / "one", classes=("ant",), test=0)
+    with pytest.raises(InputError, match="two classes at least are needed, and there is only one, ant"):
+        datasets.listing(section("folder", root="one"), tmp_path)
+    (tmp_path / "one/bee").mkdir()
+    with pytest.raises(InputError, match="bee: holds no image"):
+        datasets.listing(section("folder", root="one"), tmp_path)
+    folder_tree(tmp_path / "two")
+    write_picture(tmp_path / "two/test/bees/0.png")
+    with pytest.raises(InputError, match=r"bees: train has no class of this name; did you mean bee\?"):
+        datasets.listing(section("folder", root="two"), tmp_path)
+
+
+def test_cub_reads_the_published_tables(tmp_path: Path) -> None:
+    cub_tree(tmp_path / "CUB_200_2011", train=4, test=2)
+    found = datasets.listing(section("cub", root="CUB_200_2011"), tmp_path)
+    assert found.classes == BIRDS
+    assert found.test is not None
+    assert Counter(found.train.labels_N.tolist()) == {0: 4, 1: 4, 2: 4}
+    assert Counter(found.test.labels_N.tolist()) == {0: 2, 1: 2, 2: 2}
+    assert found.train.names[0] == "001.Black_footed_Albatross/Black_footed_Albatross_0000_1.jpg"
+    assert set(found.train.names).isdisjoint(found.test.names)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt"])
+def test_cub_names_the_missing_table_and_where_to_get_it(tmp_path: Path, name: str) -> None:
+    (cub_tree(tmp_path) / name).unlink()
+    with pytest.raises(InputError, match=rf"{name} is missing; download CUB_200_2011.tgz .* point data.root"):
+        datasets.listing(section("cub", root="."), tmp_path)
+
+
+def test_cub_names_a_missing_image_and_a_broken_table(tmp_path: Path) -> None:
+    cub_tree(tmp_path)
+    missing = next((tmp_path / "images").rglob("*.jpg"))
+    kept = missing.read_bytes()
+    missing.unlink()
+    with pytest.raises(InputError, match=f"{missing.name}: No such file"):
+        datasets.listing(section("cub", root="."), tmp_path)
+    missing.write_bytes(kept)
+    (tmp_path / "train_test_split.txt").write_text("1 1\n2\n")
+    with pytest.raises(InputError, match=r"train_test_split.txt:2: must be an id and a value"):
+        datasets.listing(section("cub", root="."), tmp_path)
+    (tmp_path / "train_test_split.txt").write_text("1 1\n2 0\n")
+    with pytest.raises(InputError, match="do not list the same images"):
+        datasets.listing(section("cub", root="."), tmp_path)
+
+
+def rows(*lines: tuple[str, str, str]) -> list[dict[str, str]]:
+    return [{"path": path, "label": label, "part": part} for path, label, part in lines]
+
+
+def test_csv_with_split_delimiter_and_empty_labels(tmp_path: Path) -> None:
+    lines = rows(("a.png", "10", "train"), ("b.png", "2", "train"), ("c.png", "", "train"), ("d.png", "2", "test"))
+    csv_file(tmp_path / "set/list.csv", lines, delimiter=";")
+    found = datasets.listing(section("csv", file="set/list.csv", split="part", delimiter=";"), tmp_path)
+    assert found.classes == ("2", "10")
+    assert found.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+    assert found.test is not None and list(found.test.names) == ["d.png"]
+    with found.test.load(0) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("d.png")))
+
+
+def test_csv_images_may_lie_elsewhere(tmp_path: Path) -> None:
+    csv_file(tmp_path / "set/list.csv", rows(("a.png", "x", ""), ("b.png", "y", "")))
+    (tmp_path / "set/list.csv").rename(tmp_path / "list.csv")
+    found = datasets.listing(section("csv", file="list.csv", root="set"), tmp_path)
+    assert found.test is None and len(found.train) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file": "nowhere.csv"}, "nowhere.csv: cannot be read"),
+        ({"label": "labels"}, "list.csv:1: there is no column labels; did you mean label?"),
+        ({"split": "part"}, "list.csv:3: part: must be train or test .got 'tset'."),
+        ({"root": "elsewhere"}, "elsewhere/a.png: No such file"),
+    ],
+)
+def test_csv_says_what_is_wrong(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    csv_file(tmp_path / "list.csv", rows(("a.png", "x", "train"), ("b.png", "y", "tset")))
+    with pytest.raises(InputError, match=message):
+        datasets.listing(section("csv", **{"file": "list.csv", **options}), tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="the package elpv-dataset is missing")
+def test_elpv_is_whole() -> None:
+    # Buerhop-Lutz et al. 2018: 1508 cells at 0, 295 at 1/3, 106 at 2/3, 715 at 1
+    found = datasets.listing(section("elpv"), Path())
+    assert Counter(found.train.labels_N.tolist()) == {0: 1508 + 295, 1: 106 + 715}
+    strict = datasets.listing(section("elpv", threshold=0.9), Path())
+    assert Counter(strict.train.labels_N.tolist()) == {0: 1508 + 295 + 106, 1: 715}
+    assert strict.fingerprint != found.fingerprint
+    for row in (0, 2623):
+        with found.train.load(row) as image:
+            assert (image.size, image.mode) == ((300, 300), "L")
+
+
+def test_elpv_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "edgedistill\[demo\]"'):
+        datasets.listing(section("elpv"), Path())
+
+
+def test_digits_keep_all_seventeen_levels() -> None:
+    found = datasets.listing(section("digits"), Path())
+    assert found.classes == tuple("0123456789") and len(found.train) == 1797
+    levels = {value for row in range(50) for value in np.unique(np.asarray(found.train.load(row)))}
+    assert levels == {round(level * 255 / 16) for level in range(17)}
+
+
+def test_unknown_kind_and_options_are_named() -> None:
+    with pytest.raises(InputError, match=r"no data kind is called digit; did you mean digits\?"):
+        datasets.listing(section("digit"), Path())
+    with pytest.raises(InputError, match=r"rot: unknown key; did you mean root\?"):
+        datasets.listing(section("cub", rot="x"), Path())
+
+
+def test_every_kind_takes_a_base_and_checkable_options() -> None:
+    for name, kind in datasets.DATASETS.items():
+        function = kind.listing
+        positional = [
+            one for one in inspect.signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY
+        ]
+        assert [one.name for one in positional] == ["base"], name
+        assert option_problems(function, {"no_such_option": 1}, ("data",)), name
+
+
+def test_fingerprint_follows_content_labels_and_names_and_not_the_place(tmp_path: Path) -> None:
+    tree = folder_tree(tmp_path / "set")
+    wanted = section("folder", root="set")
+    before = datasets.fingerprint(wanted, tmp_path)
+    assert before == datasets.listing(wanted, tmp_path).fingerprint
+    shutil.copytree(tree, tmp_path / "copy")  # copies the times of change as well
+    assert datasets.fingerprint(section("folder", root="copy"), tmp_path) == before
+    picture = tree / "train/ant/000.png"
+    os.utime(picture, ns=(0, 0))
+    touched = datasets.fingerprint(wanted, tmp_path)
+    picture.rename(tree / "train/bee/900.png")
+    assert len({before, touched, datasets.fingerprint(wanted, tmp_path)}) == 3
+
+
+def test_fingerprint_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("a fingerprint decodes nothing")
+
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").touch()
+    monkeypatch.setattr(Image, "open", opened)
+    assert datasets.fingerprint(section("folder", root="."), tmp_path)
+
+
+def test_fingerprints_need_no_heavy_import(tmp_path: Path) -> None:
+    cub_tree(tmp_path)
+    kinds = [
+        {"kind": "digits"},
+        {"kind": "cub", "root": "."},
+        {"kind": "hf", "path": "owner/set"},
+        {"kind": "hf", "path": "."},
+        {"kind": "torchvision", "name": "MNIST", "root": "."},
+    ]
+    program = f"""
+import sys
+from pathlib import Path
+from edgedistill.recipe.schema import Data
+from edgedistill.data import datasets, splits
+for kind in {kinds!r}:
+    assert len(datasets.fingerprint(Data.model_validate(kind), Path({str(tmp_path)!r}))) == 64
+print(*sorted({{"torch", "torchvision", "datasets", "sklearn"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,156 @@
+"""The kinds that stand on `datasets` and torchvision, offline and on files written here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import UnidentifiedImageError
+
+from edgedistill.data import datasets, listing
+from edgedistill.data.hubs import _split_options
+from edgedistill.errors import InputError
+from edgedistill.recipe.schema import Data
+from tests.helpers.trees import mnist_tree, noise
+
+
+def section(kind: str, **options: object) -> Data:
+    return Data.model_validate({"kind": kind, **options})
+
+
+def png(name: str) -> bytes:
+    stream = io.BytesIO()
+    noise(name).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The library with its cache in the test's own folder."""
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    return library
+
+
+def write_parquet(library: Any, path: Path, labels: list[Any], label_type: Any, broken: int = -1) -> None:
+    folder, split = path.parent, path.name
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [
+        {"bytes": b"no picture" if row == broken else png(f"{split}{row}"), "path": None} for row in range(len(labels))
+    ]
+    features = library.Features({"image": library.Image(), "label": label_type})
+    part = library.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    part.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def test_hf_parquet_with_class_names(hub: Any, tmp_path: Path) -> None:
+    names = hub.ClassLabel(names=["cat", "dog"])
+    write_parquet(hub, tmp_path / "pets/train", [0, 1, 1, -1], names, broken=2)
+    write_parquet(hub, tmp_path / "pets/test", [1, 0], names)
+    found = datasets.listing(section("hf", path="pets"), tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert found.train.labels_N.tolist() == [0, 1, 1, listing.UNLABELED]
+    assert found.test is not None and found.test.labels_N.tolist() == [1, 0]
+    with found.train.load(1) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("train1")))
+    with pytest.raises(UnidentifiedImageError):
+        found.train.load(2)
+    assert found.fingerprint == datasets.fingerprint(section("hf", path="pets"), tmp_path)
+
+
+def test_classes_without_any_image_are_dropped(hub: Any, tmp_path: Path) -> None:
+    names = hub.ClassLabel(names=["none", "cat", "dog", "never"])
+    write_parquet(hub, tmp_path / "pets/train", [1, 2, -1], names)
+    write_parquet(hub, tmp_path / "pets/test", [2], names)
+    found = datasets.listing(section("hf", path="pets"), tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert found.train.labels_N.tolist() == [0, 1, listing.UNLABELED]
+    assert found.test is not None and found.test.labels_N.tolist() == [1]
+
+
+def test_hf_text_labels_and_no_test_split(hub: Any, tmp_path: Path) -> None:
+    write_parquet(hub, tmp_path / "set/train", ["b", "a", None], hub.Value("string"))
+    found = datasets.listing(section("hf", path="set", test=None), tmp_path)
+    assert found.classes == ("a", "b") and found.test is None
+    assert found.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+
+
+def test_hf_says_which_split_and_column_there_are(hub: Any, tmp_path: Path) -> None:
+    write_parquet(hub, tmp_path / "set/train", ["a", "b"], hub.Value("string"))
+    with pytest.raises(InputError, match=r"has no split test; it has train; set data\.train"):
+        datasets.listing(section("hf", path="set"), tmp_path)
+    with pytest.raises(InputError, match=r"no column lable; did you mean label\?"):
+        datasets.listing(section("hf", path="set", test=None, label="lable"), tmp_path)
+    write_parquet(hub, tmp_path / "set/test", ["a", "c"], hub.Value("string"))
+    with pytest.raises(InputError, match="split test, row 1: train has no class c"):
+        datasets.listing(section("hf", path="set"), tmp_path)
+
+
+def test_hf_without_network_is_one_line(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"data.path: nobody/nothing: .*; give a hub id and a network") as caught:
+        datasets.listing(section("hf", path="nobody/nothing"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_hf_fingerprint_follows_files_or_revision(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.parquet").write_bytes(b"1")
+    before = datasets.fingerprint(section("hf", path="set"), tmp_path)
+    assert before == datasets.fingerprint(section("hf", path="set", train="train"), tmp_path)
+    (tmp_path / "set/train.parquet").write_bytes(b"22")
+    assert before != datasets.fingerprint(section("hf", path="set"), tmp_path)
+    pinned = [datasets.fingerprint(section("hf", path="a/b", revision=name), tmp_path) for name in ("v1", "v2")]
+    assert pinned[0] != pinned[1]
+
+
+def test_torchvision_mnist_from_its_files(tmp_path: Path) -> None:
+    mnist_tree(tmp_path / "sets", train=20, test=10)
+    found = datasets.listing(section("torchvision", name="MNIST", root="sets", download=False), tmp_path)
+    assert found.classes[0] == "0 - zero" and len(found.classes) == 10
+    assert found.train.labels_N.tolist() == [*range(10), *range(10)]
+    assert found.test is not None and len(found.test) == 10
+    with found.train.load(3) as image:
+        assert (image.size, image.mode) == ((28, 28), "L")
+    again = section("torchvision", name="MNIST", root="sets")
+    assert found.fingerprint == datasets.fingerprint(again, tmp_path)
+
+
+def test_torchvision_set_without_splits_or_label_list(tmp_path: Path) -> None:
+    size = {"size": 12, "image_size": [3, 8, 8], "num_classes": 3}
+    found = datasets.listing(section("torchvision", name="FakeData", root="sets", options=size), tmp_path)
+    assert found.test is None and len(found.train) == 12
+    assert found.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "MNISTT"}, r"no set MNISTT; did you mean \w*MNIST\?"),
+        ({"name": "MNIST"}, "MNIST: Dataset not found.*put the set's files in"),
+        ({"name": "Flowers102", "train": "trian"}, "Flowers102: Unknown value 'trian' for argument split"),
+        ({"name": "FakeData", "options": {"sise": 3}}, "FakeData: .*unexpected keyword argument 'sise'"),
+    ],
+)
+def test_torchvision_says_what_is_wrong(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        datasets.listing(section("torchvision", **{"root": "sets", "download": False, **options}), tmp_path)
+
+
+def test_torchvision_split_options_follow_the_constructor() -> None:
+    import torchvision.datasets as library
+
+    def splits(name: str, **extra: object) -> list[dict[str, Any]]:
+        return _split_options(getattr(library, name), extra, "train", "test")
+
+    assert splits("CIFAR10") == splits("QMNIST") == [{"train": True}, {"train": False}]
+    assert splits("EMNIST", split="letters") == [{"train": True}, {"train": False}]
+    assert splits("Food101") == [{"split": "train"}, {"split": "test"}]
+    assert splits("EuroSAT") == splits("Caltech101") == [{}]

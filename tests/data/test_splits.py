@@ -1,0 +1,216 @@
+"""The division into labeled, val, unlabeled and test: its properties, its refusals, and what it writes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedistill.data import image_store, images
+from edgedistill.data.splits import Splits, draw, glance, load_splits, rows_of
+from edgedistill.errors import InputError
+from edgedistill.recipe.schema import Data
+from tests.helpers.trees import csv_file, cub_tree, folder_tree, noise, write_picture
+
+LABELS = st.lists(st.integers(-1, 3), min_size=1, max_size=80)
+FRACTIONS = st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7])
+BUDGETS = st.one_of(st.none(), st.integers(2, 12))
+SEEDS = st.integers(0, 5)
+
+
+def names_of(labels: list[int]) -> list[str]:
+    return [f"image{at}" for at in range(len(labels))]
+
+
+def section(root: str = "set", kind: str = "folder", **options: object) -> Data:
+    return Data.model_validate({"kind": kind, "root": root, **options})
+
+
+def load(place: Path, wanted: Data, seed: int = 0) -> Splits:
+    return load_splits(wanted, place, cache=place / "cache", seed=seed, px=12)
+
+
+@given(labels=LABELS, budget=BUDGETS, fraction=FRACTIONS, seed=SEEDS)
+def test_draw_parts_all_images_and_counts_per_class(
+    labels: list[int], budget: int | None, fraction: float, seed: int
+) -> None:
+    labels_N = np.array(labels)
+    labeled, val, unlabeled = draw(names_of(labels), labels_N, per_class=budget, val_fraction=fraction, seed=seed)
+    assert sorted([*labeled, *val, *unlabeled]) == list(range(len(labels)))
+    assert not np.isin(labels_N[np.concatenate([labeled, val])], -1).any()
+    for label in range(4):
+        count = int((labels_N == label).sum())
+        drawn = count if budget is None else min(count, budget)
+        wanted = math.ceil(round(drawn * fraction, 9))
+        assert (labels_N[val] == label).sum() == wanted
+        assert (labels_N[labeled] == label).sum() == drawn - wanted
+
+
+@given(labels=LABELS, small=st.integers(1, 8), more=st.integers(0, 8), fraction=FRACTIONS, seed=SEEDS)
+def test_a_larger_budget_contains_the_smaller(
+    labels: list[int], small: int, more: int, fraction: float, seed: int
+) -> None:
+    few = draw(names_of(labels), np.array(labels), per_class=small, val_fraction=fraction, seed=seed)
+    many = draw(names_of(labels), np.array(labels), per_class=small + more, val_fraction=fraction, seed=seed)
+    assert set(few[0]) <= set(many[0]) and set(few[1]) <= set(many[1])
+
+
+@given(labels=LABELS, budget=BUDGETS, seed=SEEDS, shuffle=st.randoms(use_true_random=False))
+def test_the_order_of_listing_does_not_matter(
+    labels: list[int], budget: int | None, seed: int, shuffle: random.Random
+) -> None:
+    names = names_of(labels)
+    order = list(range(len(labels)))
+    shuffle.shuffle(order)
+    first = draw(names, np.array(labels), per_class=budget, val_fraction=0.2, seed=seed)
+    second = draw([names[at] for at in order], np.array(labels)[order], per_class=budget, val_fraction=0.2, seed=seed)
+    for mine, other in zip(first, second, strict=True):
+        assert {names[row] for row in mine} == {names[order[row]] for row in other}
+
+
+def test_seeds_draw_differently() -> None:
+    labels = [0, 1] * 50
+    drawn = [
+        frozenset(draw(names_of(labels), np.array(labels), per_class=10, val_fraction=0.2, seed=seed)[0])
+        for seed in range(5)
+    ]
+    assert len(set(drawn)) == 5
+
+
+def pixels(splits: Splits, rows: np.ndarray) -> set[bytes]:
+    return {image.tobytes() for image in rows_of(splits.train.images_NHWC, rows)}
+
+
+def test_test_is_the_same_under_every_seed_and_budget(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set", train=20, test=0)
+    first = load(tmp_path, section(labels_per_class=4), seed=0)
+    other = load(tmp_path, section(labels_per_class=8), seed=1)
+    assert first.n_test == 12 and np.bincount(first.test().labels_N).tolist() == [6, 6]  # 0.3 of 20, per class
+    assert first.held_out.store.hashes.tolist() == other.held_out.store.hashes.tolist()
+    assert first.data_hash != other.data_hash
+    assert first.labeled_rows.tolist() != other.labeled_rows.tolist()
+    assert len(first.labeled_rows) + len(first.val_rows) + len(first.unlabeled_rows) == 28
+
+
+def test_official_split_unlabeled_images_and_labels_of_every_row(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set", train=6, test=2)
+    for at in range(5):
+        write_picture(tmp_path / "more" / f"u{at}.png")
+    splits = load(tmp_path, section(unlabeled="more", labels_per_class=5))
+    assert splits.classes == ("ant", "bee")
+    assert (len(splits.labeled_rows), len(splits.val_rows), len(splits.unlabeled_rows)) == (8, 2, 2 + 5)
+    by_label = {label: pixels(splits, splits.labeled_rows[splits.labeled_labels == label]) for label in (0, 1)}
+    ants = {images.to_square(noise(f"trainant{at}"), 12, "crop").tobytes() for at in range(6)}
+    assert by_label[0] <= ants and not by_label[1] & ants
+    np.testing.assert_array_equal(splits.test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop"))
+    assert splits.test().labels_N.tolist() == [0, 0, 1, 1]
+
+
+def test_cub_end_to_end_keeps_the_official_test(tmp_path: Path) -> None:
+    cub_tree(tmp_path / "birds", train=4, test=2)
+    splits = load(tmp_path, section("birds", kind="cub", labels_per_class=2, val_fraction=0.5))
+    assert (len(splits.labeled_rows), len(splits.val_rows), len(splits.unlabeled_rows), splits.n_test) == (3, 3, 6, 6)
+
+
+def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_tree(tmp_path / "set")
+    first = load(tmp_path, section())
+
+    def refuse(*positional: object, **named: object) -> None:
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(image_store, "decode", refuse)
+    again = load(tmp_path, section(labels_per_class=3), seed=4)
+    assert again.train == first.train
+    with pytest.raises(AssertionError, match="decoded again"):
+        load(tmp_path, section(fit="squash"))
+
+
+def test_opening_the_test_set_is_logged_and_nothing_else_opens_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder_tree(tmp_path / "set")
+    caplog.set_level(logging.INFO)
+    splits = load(tmp_path, section())
+    splits.calibration_rows(10, 0)
+    shutil.move(splits.held_out.store.folder / "images.12.u8", tmp_path / "aside")  # labels and pixels out of reach
+    assert splits.n_test == 4 and "test set opened" not in caplog.text
+    splits.calibration_rows(10, 1)
+    splits.test()
+    assert "test set opened: 4 images" in caplog.text
+
+
+def test_pictures_of_test_are_left_out_of_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder_tree(tmp_path / "set", train=6, test=2)
+    shutil.copy(root / "test/ant/000.png", root / "train/ant/copy.png")
+    splits = load(tmp_path, section())
+    assert splits.duplicates == 1 and "1 train images have the pixels of a test image" in caplog.text
+    assert len(splits.labeled_rows) + len(splits.val_rows) == 12
+    used = np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows])
+    assert not pixels(splits, used) & {image.tobytes() for image in splits.test().store.images_NHWC}
+
+
+def test_calibration_shares_no_picture_with_val_or_test(tmp_path: Path) -> None:
+    root = folder_tree(tmp_path / "set", train=10, test=2)
+    shutil.copytree(root / "train/ant", tmp_path / "more")  # these once more, without a label
+    splits = load(tmp_path, section(unlabeled="more"))
+    rows = splits.calibration_rows(1000, seed=0)
+    assert len(rows) == 16 == len(pixels(splits, rows))  # 20 pictures, 4 of them in val
+    assert not pixels(splits, rows) & pixels(splits, splits.val_rows)
+    few, same, other = (splits.calibration_rows(5, seed) for seed in (0, 0, 1))
+    assert len(few) == 5 and few.tolist() == same.tolist() != other.tolist() and set(few) <= set(rows)
+
+
+def test_a_test_split_without_labels_is_refused(tmp_path: Path) -> None:
+    rows = [{"path": f"{at}.png", "label": "ab"[at % 2], "part": "train"} for at in range(8)]
+    csv_file(tmp_path / "list.csv", [*rows, {"path": "x.png", "label": "", "part": "test"}])
+    with pytest.raises(InputError, match="the test split has images without a label"):
+        load(tmp_path, Data.model_validate({"kind": "csv", "file": "list.csv", "split": "part"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels_per_class": 7}, "class ant has 6 labeled images to train on, fewer than the 7 asked for; ask for 6"),
+        ({"labels_per_class": 1}, "1 leave none to train on once val has its share; ask for 2 at least"),
+        ({"labels_per_class": 2, "val_fraction": 0.7}, "ask for 4 at least"),
+        ({"val_fraction": 0.9}, "class ant has 6 labeled images to train on, and 10 are needed"),
+    ],
+)
+def test_too_few_images_are_refused_before_anything_is_written(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    folder_tree(tmp_path / "set", train=6)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, section(**options))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_glance_decodes_a_few_writes_nothing_and_names_a_broken_image(tmp_path: Path) -> None:
+    root = folder_tree(tmp_path / "set")
+    found, squares, labels = glance(section(), tmp_path, 12, n=4)
+    assert squares.shape == (4, 12, 12, 3) and labels.tolist() == [0, 0, 1, 1] and found.classes == ("ant", "bee")
+    (root / "train/ant/000.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"ant/000.png cannot be decoded \(UnidentifiedImageError"):
+        glance(section(), tmp_path, 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_corrupt_images_of_train_are_named_and_no_label_shifts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_tree(tmp_path / "set", train=60, test=2)
+    (root / "train/ant/005.png").write_bytes(b"no picture")
+    splits = load(tmp_path, section())
+    assert splits.corrupt == ("ant/005.png",) and "1 images cannot be decoded" in caplog.text
+    assert (splits.train.n, np.bincount([*splits.labeled_labels, *splits.val_labels]).tolist()) == (119, [59, 60])
+    bees = {images.to_square(noise(f"trainbee{at}"), 12, "crop").tobytes() for at in range(60)}
+    assert pixels(splits, splits.labeled_rows[splits.labeled_labels == 1]) <= bees

@@ -1,0 +1,142 @@
+"""The decision for a target, branch by branch, with the sentence that it is told in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgedistill.export.precision import choose_precision, describe_guard, higher_precision, speed_ratio
+from edgedistill.records import BenchReport, Drop, Guarded, Kept, Latency, OnnxModel
+
+FP32 = OnnxModel(path="fp32.onnx", sha256="a", precision="fp32", target="any", opset=20, parent_sha256="", size_mb=4.0)
+FP16 = OnnxModel(
+    path="fp16.onnx", sha256="b", precision="fp16", target="tensorrt", opset=20, parent_sha256="a", size_mb=2.0
+)
+CPU = OnnxModel(path="cpu.onnx", sha256="c", precision="int8", target="cpu", opset=20, parent_sha256="a", size_mb=1.0)
+TENSORRT = OnnxModel(
+    path="tensorrt.onnx", sha256="d", precision="int8", target="tensorrt", opset=20, parent_sha256="a", size_mb=1.0
+)
+MODELS = [FP32, FP16, CPU, TENSORRT]
+
+SMALL = Drop(points=0.42, low=-0.31, high=1.15, n=480, differ=0.9, images=736)
+LARGE = Drop(points=3.0, low=1.0, high=5.0, n=100, differ=4.0, images=200)
+HELD = Guarded(target="cpu", holds=True, max_drop=1.0, drop=SMALL)
+FAST, SLOW = (2.0, 1.5, 2.5), (1.2, 1.0, 1.4)
+LOSS = "loses 0.4 points [-0.3, 1.1] on 480 images of val"
+
+
+def test_accurate_and_fast_is_kept() -> None:
+    assert choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=FAST, untimed="") == Kept(
+        target="cpu",
+        artefact="int8-cpu",
+        precision="int8",
+        why=f"{LOSS}; 2.00 [1.50, 2.50] times as fast as fp32",
+        ratio=FAST,
+    )
+
+
+def test_what_loses_too_much_is_not_kept_however_fast() -> None:
+    guarded = Guarded(target="cpu", holds=False, max_drop=1.0, drop=LARGE)
+    assert choose_precision("cpu", MODELS, guarded=guarded, min_speedup=1.05, ratio=FAST, untimed="") == Kept(
+        target="cpu",
+        artefact="fp32",
+        precision="fp32",
+        why="int8 loses 3.00 points [1.0, 5.0] on 100 images of val, at most 1 may be lost",
+        ratio=FAST,
+    )
+
+
+def test_what_was_not_timed_is_kept_for_its_accuracy() -> None:
+    assert choose_precision(
+        "cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=None, untimed="no device was asked"
+    ) == Kept(target="cpu", artefact="int8-cpu", precision="int8", why=f"{LOSS}; no device was asked")
+
+
+@pytest.mark.parametrize(("low", "precision"), [(1.0, "fp32"), (1.05, "fp32"), (1.06, "int8")])
+def test_the_whole_interval_must_lie_above_what_is_asked_for(low: float, precision: str) -> None:
+    got = choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=(1.2, low, 1.4), untimed="")
+    assert got.precision == precision
+    assert got.ratio == (1.2, low, 1.4)
+
+
+def test_what_is_too_slow_is_said_in_numbers() -> None:
+    assert choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=SLOW, untimed="").why == (
+        "int8 is 1.20 [1.00, 1.40] times as fast as fp32, and more than 1.05 is asked for"
+    )
+
+
+def test_without_val_images_speed_alone_decides() -> None:
+    unknown = "its accuracy was not guarded: there are no images to do it with"
+    got = choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=FAST, untimed="")
+    assert (got.artefact, got.why) == ("int8-cpu", f"{unknown}; 2.00 [1.50, 2.50] times as fast as fp32")
+    assert choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=SLOW, untimed="").artefact == "fp32"
+    assert (
+        choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=None, untimed="not timed").why
+        == f"{unknown}; not timed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "models", "artefact"),
+    [
+        ("cpu", MODELS, "fp32"),
+        ("tensorrt", MODELS, "fp16"),
+        ("tensorrt", [TENSORRT, FP32], "fp32"),
+        ("tensorrt", MODELS[::-1], "fp16"),
+    ],
+)
+def test_instead_of_int8_tensorrt_gets_float16_where_there_is_one(
+    target: str, models: list[OnnxModel], artefact: str
+) -> None:
+    assert higher_precision(target, models).name == artefact
+    got = choose_precision(
+        target, models, guarded=replace(HELD, target=target), min_speedup=1.05, ratio=SLOW, untimed=""
+    )
+    assert (got.target, got.artefact, got.precision) == (target, artefact, artefact)
+    assert f"times as fast as {artefact}," in got.why
+
+
+def test_tensorrt_gets_its_own_int8_graph() -> None:
+    assert (
+        choose_precision("tensorrt", MODELS, guarded=HELD, min_speedup=1.05, ratio=FAST, untimed="").artefact
+        == "int8-tensorrt"
+    )
+
+
+def test_layers_in_float_are_counted_and_what_is_lost_without_them() -> None:
+    guarded = replace(HELD, floats=("a", "b"), before=LARGE)
+    assert describe_guard(guarded) == f"{LOSS} with 2 layers in float (3.0 without)"
+
+
+def test_a_loss_above_the_bound_that_few_labels_explain_says_so() -> None:
+    one_of_sixty = Drop(points=1.67, low=-1.6, high=4.8, n=60, differ=0.63, images=316)
+    assert describe_guard(Guarded(target="cpu", holds=True, max_drop=1.0, drop=one_of_sixty)) == (
+        "loses 1.7 points [-1.6, 4.8] on 60 images of val, but other labels than fp32's on only 0.6 % of 316 images"
+    )
+
+
+def timed(ms: list[list[float]]) -> BenchReport:
+    """A measurement with two samples a cell, around its median: a list of rounds for every process."""
+    samples = tuple(ms_ * factor for rounds in ms for ms_ in rounds for factor in (0.5, 1.5))
+    cells = [[process, round_, 2] for process, rounds in enumerate(ms) for round_ in range(len(rounds))]
+    return BenchReport(
+        device="local",
+        backend="tensorrt",
+        backend_version="10.3",
+        artefact="fp16",
+        sha256="a" * 64,
+        precision="fp16",
+        latency=Latency(samples_ms=samples, warmup_ms=(), window=""),
+        accuracy=None,
+        agreement_with_host=None,
+        facts={"cells": cells},
+    )
+
+
+def test_a_ratio_pairs_the_cells_of_one_run() -> None:
+    found = speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0, 2.0]]))
+    # 2 in the one process and 4 in the other
+    assert found is not None and found[0] == 3.0 and found[1:] == (2.0, 4.0)
+    assert speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0]])) is None
+    assert speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([])) is None

@@ -1,0 +1,249 @@
+"""A recipe's every mistake is one line, `file:line: field: what`, and all of them come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgedistill import check
+from edgedistill.errors import InputError
+from edgedistill.recipe.file import RecipeError, read_recipe
+from edgedistill.recipe.options import bound_options
+from edgedistill.recipe.schema import Recipe
+
+GOOD = """\
+name: small
+data:
+  kind: folder
+  root: pictures
+sources:
+  - {name: one, kind: timm, model: resnet10t}
+weigh:
+  metric: probe
+  also: [parc]
+student:
+  families:
+    micro: {width: [8, 16], input_px: 32}
+  budget: {macs_m: 10}
+distill:
+  method: {name: weighted, lam: 0.8}
+  steps: 20
+bench:
+  backends: [onnxruntime-cpu]
+"""
+
+
+def load(folder: Path, text: str, *sets: str) -> Recipe:
+    path = folder / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return check.load(read_recipe(path, sets))
+
+
+def said(folder: Path, text: str, *sets: str) -> list[str]:
+    """The lines of the error, the folder's name taken off."""
+    with pytest.raises(RecipeError) as caught:
+        load(folder, text, *sets)
+    assert caught.value.exit_code == 2
+    return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+def test_a_good_recipe_and_its_defaults(tmp_path: Path) -> None:
+    found = load(tmp_path, GOOD)
+    assert (found.name, found.distill.method.name, found.distill.method.options) == ("small", "weighted", {"lam": 0.8})
+    assert found.data.options == {"root": "pictures"}
+    assert (found.search.trials, found.quantize.targets, found.bench.processes) == (8, ("cpu", "tensorrt"), 3)
+    with pytest.raises(ValueError, match="frozen"):
+        found.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("steps: 20", "stpes: 20", "r.yaml:16: distill.stpes: unknown key; did you mean steps?"),
+        ("data:\n", "dada:\n", "r.yaml:2: dada: unknown key; did you mean data?"),
+        ("metric: probe", "metric: prob", "r.yaml:8: weigh.metric.name: no metric is called prob; did you mean probe?"),
+        ("[parc]", "[parcc]", "r.yaml:9: weigh.also.0.name: no metric is called parcc; did you mean parc?"),
+        (
+            "weighted,",
+            "wieghted,",
+            "r.yaml:15: distill.method.name: no method is called wieghted; did you mean weighted?",
+        ),
+        ("lam: 0.8", "lamb: 0.8", "r.yaml:15: distill.method.lamb: unknown key; did you mean lam?"),
+        ("lam: 0.8", "lam: 2", "r.yaml:15: distill.method.lam: input should be less than or equal to 1 (got 2)"),
+        (
+            "micro:",
+            "mirco:",
+            "r.yaml:12: student.families.mirco: no student family is called mirco; did you mean micro?",
+        ),
+        ("width:", "widht:", "r.yaml:12: student.families.micro.widht: unknown key; did you mean width?"),
+        (
+            "input_px: 32",
+            "input_px: 0",
+            "r.yaml:12: student.families.micro.input_px: must be whole numbers of pixels, 8 at least (got 0)",
+        ),
+        ("kind: folder", "kind: foldr", "r.yaml:3: data.kind: no data kind is called foldr; did you mean folder?"),
+        ("root: pictures", "rot: pictures", "r.yaml:4: data.rot: unknown key; did you mean root?"),
+        ("kind: timm", "kind: tim", "r.yaml:6: sources.0.kind: no source kind is called tim; did you mean timm?"),
+        ("model: resnet10t", "modell: resnet10t", "r.yaml:6: sources.0.modell: unknown key; did you mean model?"),
+        (
+            "onnxruntime-cpu",
+            "onnxruntme-cpu",
+            "r.yaml:18: bench.backends.0: no backend is called onnxruntme-cpu; did you mean onnxruntime-cpu?",
+        ),
+        (
+            "steps: 20",
+            "steps: many",
+            "r.yaml:16: distill.steps: input should be a valid integer, "
+            "unable to parse string as an integer (got 'many')",
+        ),
+        ("macs_m: 10", "macs_m: -10", "r.yaml:13: student.budget.macs_m: input should be greater than 0 (got -10)"),
+        ("name: small\n", "about: x\n", "r.yaml:1: name: is required"),
+        ("  root: pictures\n", "", "r.yaml:2: data.root: is required"),
+        (
+            "micro: {width: [8, 16], input_px: 32}",
+            "micro: 5",
+            "r.yaml:12: student.families.micro: input should be a valid dictionary (got 5)",
+        ),
+        (
+            "name: small",
+            "name: a/b",
+            "r.yaml:1: name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')",
+        ),
+    ],
+)
+def test_one_mistake_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+    assert GOOD.count(old) == 1
+    assert line in said(tmp_path, GOOD.replace(old, new))
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    wrong = GOOD
+    for old, new in (
+        ("kind: folder", "kind: foldr"),
+        ("metric: probe", "metric: prob"),
+        ("micro:", "mirco:"),
+        ("macs_m: 10", "macs_m: -1"),
+        ("weighted,", "weigthed,"),
+        ("steps: 20", "steps: x\n  lrr: 1"),
+        ("cpu]", "cup]"),
+    ):
+        wrong = wrong.replace(old, new)
+    lines = said(tmp_path, wrong)
+    fields = [line.split(": ")[1] for line in lines]
+    assert fields == [
+        "data.kind",
+        "weigh.metric.name",
+        "student.families.mirco",
+        "student.budget.macs_m",
+        "distill.method.name",
+        "distill.steps",
+        "distill.lrr",
+        "bench.backends.0",
+    ]
+
+
+def test_sources_need_names_of_their_own(tmp_path: Path) -> None:
+    twice = GOOD.replace("resnet10t}\n", "resnet10t}\n  - {name: one, kind: timm, model: resnet18}\n")
+    assert said(tmp_path, twice) == ["r.yaml:7: sources.1.name: one is used twice; give every source a name of its own"]
+    none = GOOD.replace("sources:\n  - {name: one, kind: timm, model: resnet10t}\n", "")
+    assert "weighted learns from sources, and the recipe lists none" in said(tmp_path, none)[0]
+    run = GOOD.replace("kind: timm, model: resnet10t", "kind: run")
+    assert said(tmp_path, run) == [
+        "r.yaml:6: sources.0: kind run needs `path` (a run directory) or `recipe` (to train one)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: [1\ndata: 2\n", "r.yaml:2: not valid YAML: expected ',' or ']', but got ':'"),
+        ("- a\n- b\n", "r.yaml:1: recipe: must be a mapping of sections, starting with `name:`"),
+        ("", "r.yaml:1: recipe: must be a mapping of sections, starting with `name:`"),
+        ("name: a\x00b\n", "r.yaml:1: not valid YAML: unacceptable character #x0000: special characters are not"),
+        ("name: a\nabout: 2024-99-99\n", "r.yaml:1: not valid YAML: month must be in 1..12"),
+        ("name: a\nabout: &loop [*loop]\n", "r.yaml:1: not valid YAML: nested too deeply"),
+        ("name: *none\n", "r.yaml:1: not valid YAML: found undefined alias 'none'"),
+    ],
+)
+def test_what_is_not_a_recipe_at_all(tmp_path: Path, text: str, line: str) -> None:
+    (only,) = said(tmp_path, text)
+    assert only.startswith(line)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an existing"
+    ):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\)"):
+        read_recipe(tmp_path)
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(RecipeError, match="is not text in UTF-8"):
+        read_recipe(tmp_path / "picture.yaml")
+
+
+def test_set_takes_yaml_values(tmp_path: Path) -> None:
+    changed = load(
+        tmp_path,
+        GOOD,
+        "distill.steps=7",
+        "distill.lr=0.5",
+        "bench.devices=[local, pi]",
+        "weigh.metric=parc",
+        "sources.0.input_px=64",
+        "data.labels_per_class=null",
+        "quantize.enabled=false",
+        "student.budget={params_m: 2}",
+        "about=a = b",
+    )
+    assert (changed.distill.steps, changed.distill.lr, changed.bench.devices) == (7, 0.5, ("local", "pi"))
+    assert (changed.weigh.metric.name, changed.sources[0].input_px, changed.quantize.enabled) == ("parc", 64, False)
+    assert (changed.student.budget.macs_m, changed.student.budget.params_m) == (None, 2.0)
+    assert changed.about == "a = b" and changed.data.labels_per_class is None
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("distill.steps", "--set distill.steps: must be key=value, for example --set distill.steps=200"),
+        ("=3", "--set =3: must be key=value, for example --set distill.steps=200"),
+        *(
+            (wrong, f"--set {wrong}: the recipe has no such place; give an existing list index or key")
+            for wrong in ("sources.4.name=x", "sources.one.name=x", "name.first=x", "sources.².name=x")
+        ),
+        ("distill.steps=[1", "--set distill.steps=[1: the value is not valid YAML"),
+        ("about=2024-99-99", "--set about=2024-99-99: the value is not valid YAML"),
+        ("distill.stpes=2", "--set distill.stpes: unknown key; did you mean steps?"),
+        ("weigh.metric=prob", "--set weigh.metric.name: no metric is called prob; did you mean probe?"),
+        ("distill.steps=-2", "--set distill.steps: input should be greater than 0 (got -2)"),
+    ],
+)
+def test_a_wrong_set_names_itself(tmp_path: Path, given: str, line: str) -> None:
+    assert line in said(tmp_path, GOOD, given)
+
+
+def test_set_leaves_the_lines_of_the_file_alone(tmp_path: Path) -> None:
+    lines = said(tmp_path, GOOD.replace("steps: 20", "steps: x"), "distill.lr=-1")
+    assert {line.partition(": input")[0] for line in lines} == {"r.yaml:16: distill.steps", "--set distill.lr"}
+
+
+def test_options_bind_in_the_types_of_the_signature(tmp_path: Path) -> None:
+    def made(base: Path, *, root: Path, count: int = 3) -> None:
+        """Options of a kind."""
+
+    assert bound_options(made, {"root": "x", "count": "4"}, tmp_path) == {"root": tmp_path / "x", "count": 4}
+    with pytest.raises(InputError, match=r"cuont: unknown key; did you mean count\?.*root: is required"):
+        bound_options(made, {"cuont": 1})
+
+
+def test_only_the_sections_to_distill_name_the_run(tmp_path: Path) -> None:
+    from edgedistill.run.directory import run_directory
+
+    def named(*sets: str) -> str:
+        return run_directory(load(tmp_path, GOOD, *sets), tmp_path).path.name
+
+    assert named() == named("bench.samples=3") == named("quantize.enabled=false") == named("about=x")
+    assert len({named(), named("distill.steps=3"), named("seed=1"), named("data.root=y"), named("weigh.power=2")}) == 5
+    assert yaml.safe_load(GOOD)["name"] == named().rpartition("-")[0]

@@ -1,0 +1,58 @@
+"""env.json says what ran where."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from edgedistill.run import environment
+
+
+def test_describe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["edgedistill", "run", "x.yaml"])
+    found = environment.describe()
+    assert found["command"] == "edgedistill run x.yaml"
+    assert found["python"] == platform.python_version() and found["cores"] >= 1
+    assert found["packages"]["numpy"] == metadata.version("numpy")
+    assert set(found["packages"]) <= set(environment.PACKAGES) and "" not in found["packages"].values()
+    assert found["cpu"] and found["started"].endswith("Z")
+
+
+def checkout(root: Path) -> Path:
+    """A source checkout with one commit; returns the file that environment.py would be."""
+    (root / "package").mkdir()
+    file = root / "package" / "environment.py"
+    file.write_text("")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "x"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True)
+    return file
+
+
+def test_commit_of_a_checkout_and_its_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "__file__", str(checkout(tmp_path)))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert environment.commit() == head[:12]
+    (tmp_path / "package/environment.py").write_text("changed")
+    assert environment.commit() == f"{head[:12]}+"
+
+
+def test_no_commit_where_there_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package/environment.py"))
+    assert environment.commit() == ""
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))  # and where there is no git
+    assert environment.commit() == ""
+
+
+def test_processor_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert environment.processor() == (platform.processor() or platform.machine())

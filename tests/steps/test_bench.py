@@ -1,0 +1,95 @@
+"""What bench measures again, what it leaves alone, and what it may be told."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from edgedistill import pipeline, session
+from edgedistill.agent.backends import BACKENDS
+from edgedistill.devices import bundle
+from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.records import OnnxModel
+from edgedistill.run.directory import Run
+from edgedistill.steps import bench, keep, timing
+from edgedistill.steps.context import Context
+from edgedistill.steps.step import Step
+
+ARTEFACTS = ("fp32", "fp16", "int8-cpu", "int8-tensorrt", "fp32-compute-graph", "fp32-offline-8")
+
+
+def test_a_backend_owns_the_files_of_its_own_measurements_alone() -> None:
+    for backend in BACKENDS:
+        patterns = bench.step("orin", backend).outputs
+        for other in BACKENDS:
+            files = [f"bench/orin/{other}-{artefact}.json" for artefact in ARTEFACTS]
+            matched = [any(fnmatch.fnmatch(file, pattern) for pattern in patterns) for file in files]
+            assert matched == [other == backend] * len(files), (backend, other)
+
+
+def test_bench_takes_its_own_settings_and_no_others() -> None:
+    assert session.bench_settings(["bench.seconds=10", "bench.offline=[1, 8]"]) == {"seconds": 10, "offline": [1, 8]}
+    for wrong, said in (
+        ("distill.steps=3", "is none of bench's settings; KEY=VALUE, KEY one of: bench.devices"),
+        ("bench.second=3", "is none of bench's settings"),
+        ("bench.seconds", "is none of bench's settings"),
+        ("bench.seconds=soon", "--set bench.seconds=soon: Input should be a valid number"),
+        ("bench.seconds=[", "no YAML"),
+    ):
+        with pytest.raises(InputError) as caught:
+            session.bench_settings([wrong])
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_again_measures_though_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def step(name: str) -> Step:
+        def work(context: Context) -> None:
+            done.append(name)
+            (context.run / f"{name}.txt").write_text(name)
+
+        return Step(name=name, version=1, sections=(), after=(), outputs=(f"{name}.txt",), work=work)
+
+    monkeypatch.setattr(session, "report_step", lambda context: step("report"))
+    recipe = SimpleNamespace(sections=lambda names: {})
+    context = cast(Context, SimpleNamespace(run=Run(path=tmp_path), recipe=recipe))
+    before, measurement = step("export"), step("bench-local-onnxruntime-cpu")
+    for again, wanted in (
+        (pipeline.nothing, ["export", measurement.name, "report"]),
+        (pipeline.nothing, []),
+        (lambda context: (measurement,), [measurement.name]),
+    ):
+        done.clear()
+        session.finish(context, lambda context: (before, measurement), again=again)
+        assert done == wanted
+
+
+def test_a_gpu_that_cannot_be_measured_is_no_end_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise EdgeDistillError("local: out of memory", "close other programs")
+
+    monkeypatch.setattr(timing, "ratio", full)
+    context, pair = cast(Context, None), cast(list[OnnxModel], [])
+    assert keep.speed(context, pair, "tensorrt") == (
+        None,
+        "its speed could not be measured here: local: out of memory",
+    )
+    with pytest.raises(EdgeDistillError, match="out of memory"):
+        keep.speed(context, pair, "onnxruntime-cpu")
+
+
+def test_another_agent_makes_another_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = bundle.programs()
+    assert set(before) == {"agent.pyz", "label.py"}
+    for path in bundle.agent_folder().glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(bundle, "agent_folder", lambda: tmp_path)
+    assert bundle.programs() == before
+    (tmp_path / "meter.py").write_text("# mended\n")
+    changed = bundle.programs()
+    assert changed["agent.pyz"] != before["agent.pyz"] and changed["label.py"] == before["label.py"]
