@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test slow lint
+.PHONY: install demo test slow lint docs lowest
 
 install: .venv/installed
 
@@ -19,6 +19,17 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow -n 0 -rs
+
+docs: install
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# the default tests with the lowest declared version of every dependency
+lowest: install
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[demo,dev]"
+	.venv-lowest/bin/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

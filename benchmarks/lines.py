@@ -1,4 +1,4 @@
-"""Results as committed lines: one JSON object a measurement, in benchmarks/results, named by hardware and month."""
+"""Results as JSON lines, one a measurement, in files of benchmarks/results that are named by hardware and month."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def hardware() -> str:
-    """The processor as a file name: "intel-xeon-processor-2-cores"."""
-    said = environment.describe()
-    words = re.sub(r"\((r|tm)\)|@.*| cpu", "", said["cpu"].lower())
-    return f"{re.sub('[^a-z0-9]+', '-', words).strip('-')}-{said['cores']}-cores"
+    """Processor and cores as a file name: "intel-xeon-processor-2-cores"."""
+    machine = environment.describe()
+    words = re.sub(r"\((r|tm)\)|@.*| cpu", "", machine["cpu"].lower())
+    return f"{re.sub('[^a-z0-9]+', '-', words).strip('-')}-{machine['cores']}-cores"
 
 
 def append(kind: str, line: dict[str, Any]) -> Path:
-    """Append one measurement to results/<kind>_<hardware>_<yyyymm>.jsonl, with versions and commit."""
-    said = environment.describe()
+    """Append one measurement with versions and commit to RESULTS/<kind>_<hardware>_<yyyymm>.jsonl; return its path."""
+    facts = environment.describe()
     path = RESULTS / f"{kind}_{hardware()}_{time.strftime('%Y%m', time.gmtime())}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    whole = {
+    complete = {
         **line,
-        "packages": said["packages"],
-        "python": said["python"],
-        "cpu": said["cpu"],
-        "cores": said["cores"],
-        "commit": said["commit"],
-        "measured": said["started"],
+        "packages": facts["packages"],
+        "python": facts["python"],
+        "cpu": facts["cpu"],
+        "cores": facts["cores"],
+        "commit": facts["commit"],
+        "measured": facts["started"],
     }
     with path.open("a+b") as stream:
         if stream.tell() and not _ends_a_line(path):
-            stream.write(b"\n")  # a kill cut the last line short; it stays, and read() passes over it
-        stream.write(json.dumps(whole).encode() + b"\n")
+            stream.write(b"\n")  # a kill cut the last line short; it stays, and read() skips it
+        stream.write(json.dumps(complete).encode() + b"\n")
     return path
 
 
@@ -52,17 +52,17 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def read(kind: str) -> Iterator[dict[str, Any]]:
-    """Every committed line of a kind, oldest file first; one that a kill cut short is passed over, and said."""
+    """Yield every committed line of a kind, oldest file first; a line that a kill cut short is skipped and reported."""
     for path in sorted(RESULTS.glob(f"{kind}_*.jsonl")):
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 yield json.loads(text)
             except ValueError:
-                say(f"{path.name}:{number}: not a whole line; passed over")
+                say(f"{path.name}:{number}: not a complete line; skipped")
 
 
-def to_the_end(main: Callable[[], int]) -> None:
-    """End the program as `main` says, or with an error's own exit code and its one line."""
+def run_program(main: Callable[[], int]) -> None:
+    """Exit with the status that `main` returns; an EdgeDistillError prints its one line and sets its own exit code."""
     try:
         sys.exit(main())
     except EdgeDistillError as error:

@@ -1,9 +1,9 @@
-"""What do more sources cost? A training step with twelve cached sources of 1,000 classes against a step with one.
+"""The cost of more sources: a training step with twelve cached sources of 1,000 classes against a step with one.
 
     python -m benchmarks.step_cost
 
-The two are interleaved in one process, in rounds; each round gives a ratio. The images are noise and the students
-untrained: neither changes what a step costs. The claim to keep: at most 1.15.
+The two are interleaved in one process, in rounds; each round gives a ratio. The images are noise and the students are
+untrained: neither changes the cost of a step. The claim: the ratio is at most 1.15.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks.lines import append
 from edgedistill.console import bar, say
 from edgedistill.distill import batches, loop, state
-from edgedistill.recipe.schema import Choice, Distill, Student
+from edgedistill.recipe.schema import Distill, Student
+from edgedistill.recipe.section import Choice
 from edgedistill.records import StudentSpec
 from edgedistill.students import space
 from edgedistill.students.build import build_student
@@ -31,10 +32,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def task(spec: StudentSpec, sources: int) -> batches.Task:
-    """A task on noise with `sources` cached sources, weighted alike."""
+    """A task on random images with `sources` cached sources of equal weight."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, spec.input_px, spec.input_px, 3), dtype=np.uint8)
-    names = [f"source{at}" for at in range(sources)]
+    names = [f"source{index}" for index in range(sources)]
     probs = {name: random.dirichlet(np.full(CLASSES, 0.1), IMAGES).astype(np.float16) for name in names}
     rows, labels = np.arange(IMAGES), np.arange(IMAGES) % TARGET_CLASSES
     material = batches.Material(
@@ -52,30 +53,30 @@ def task(spec: StudentSpec, sources: int) -> batches.Task:
 
 
 def seconds(job: batches.Task, live: state.State, first: int) -> float:
-    """STEPS steps from `first` on, drawing of the batches included."""
+    """Seconds of STEPS steps from step `first`, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        loop.train_step(live, loss, drawn=batches.draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, step_batch=batches.draw_batch(job, step), task=job, step=step)
     return time.perf_counter() - started
 
 
 def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Interleaved rounds of one and twelve sources for one student; the ratio with its 95 % interval."""
+    """Time interleaved rounds of one and twelve sources for one student; the line has the ratio and its 95 % CI."""
     spec = space.candidates(Student(families={family: options}), TARGET_CLASSES)[0]
     runs = []
     for sources in (1, 12):
         job = task(spec, sources)
-        live = state.start(build_student(spec), sources * CLASSES, job.settings, 0)
+        live = state.initial_state(build_student(spec), sources * CLASSES, job.settings, 0)
         seconds(job, live, 0)
         runs.append(partial(seconds, job, live))
     with bar(f"step cost of {family}", ROUNDS) as advance:
         cells: list[tuple[float, float]] = []
-        for at in range(ROUNDS):
-            order = (0, 1) if at % 2 else (1, 0)
-            taken = {which: runs[which](STEPS * (at + 1)) for which in order}
-            cells.append((taken[0], taken[1]))
+        for index in range(ROUNDS):
+            order = (0, 1) if index % 2 else (1, 0)
+            pair = {which: runs[which](STEPS * (index + 1)) for which in order}
+            cells.append((pair[0], pair[1]))
             advance(1)
-    ratios = [twelve / one for one, twelve in cells]
+    ratios = [twelve / single for single, twelve in cells]
     low, high = np.quantile(
         [np.median(np.random.default_rng(draw).choice(ratios, ROUNDS)) for draw in range(2000)], [0.025, 0.975]
     )
@@ -88,16 +89,16 @@ def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
         "ratio": round(statistics.median(ratios), 4),
         "ci95": [round(float(low), 4), round(float(high), 4)],
         "steps_a_round": STEPS,
-        "seconds": [[round(taken, 5) for taken in cell] for cell in cells],
+        "seconds": [[round(elapsed, 5) for elapsed in cell] for cell in cells],
     }
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
     rows = [
-        f"| {one['student']} at {one['input_px']} px, {one['macs_m']:.0f} M MACs | {one['ratio']:.3f} "
-        f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}] | {one['cpu']}, {one['cores']} cores | {one['commit']} |"
-        for one in lines
+        f"| {line['student']} at {line['input_px']} px, {line['macs_m']:.0f} M MACs | {line['ratio']:.3f} "
+        f"[{line['ci95'][0]:.3f}, {line['ci95'][1]:.3f}] | {line['cpu']}, {line['cores']} cores | {line['commit']} |"
+        for line in lines
     ]
     return "\n".join(
         ["| student | twelve sources / one source, median [95 %] | on | commit |", "|---|---|---|---|", *rows]
@@ -105,7 +106,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure every student and append the lines."""
+    """Measure every student and append a line for each."""
     for family, options in STUDENTS.items():
         line = measure(family, options)
         say(f"{family}: {line['ratio']} {line['ci95']}")

@@ -1,7 +1,7 @@
-"""The tables of README.md, benchmarks/README.md and docs, made from the committed lines and from nothing else.
+"""The tables of README.md, benchmarks/README.md and docs, made from the committed lines alone.
 
-python -m benchmarks.tables            rewrite what stands between the markers
-python -m benchmarks.tables --check    exit 1 where a page is not what its lines say
+python -m benchmarks.tables            rewrite the text between the markers
+python -m benchmarks.tables --check    exit 1 where a page is not current
 """
 
 from __future__ import annotations
@@ -10,41 +10,53 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import peer_torchdistill, quickstart, scale, step_cost
+from benchmarks import quickstart, scale, step_cost
 from benchmarks.lines import read
-from benchmarks.meter import table as meters
+from benchmarks.meter import table as meter_table
+from benchmarks.pages import replace_section
+from benchmarks.peer_torchdistill import table as peer_torchdistill_table
 from benchmarks.quantize import alike, distilled, tuned, whole
-from benchmarks.quantize import table as quantized
-from benchmarks.search import table as search
-from benchmarks.suite import table
+from benchmarks.quantize import table as quantize_table
+from benchmarks.search import table as search_table
+from benchmarks.suite import table as suite_table
 
 ROOT = Path(__file__).parent.parent
 
 
 def newest_quickstart() -> str:
-    """The newest line of the quickstart."""
+    """The tables of the newest line of the quickstart."""
     return quickstart.table(list(read("quickstart"))[-1])
 
 
+def newest_graphs() -> str:
+    """The table of the graphs of the newest line of the quickstart."""
+    return quickstart.graphs_table(list(read("quickstart"))[-1])
+
+
+def short_suite() -> str:
+    """The rows of the suite that the README shows."""
+    return suite_table.headline(only=suite_table.SHORT)
+
+
 def step_costs() -> str:
-    """Every line of the cost of sources."""
+    """The table of what more sources cost a training step."""
     return step_cost.table(list(read("step_cost")))
 
 
 def torchdistill() -> str:
-    """Every line of the epoch beside torchdistill's."""
-    return peer_torchdistill.table(list(read("peer_torchdistill")))
+    """The table of epochs compared with torchdistill's."""
+    return peer_torchdistill_table.markdown(list(read("peer_torchdistill")))
 
 
 def scales() -> str:
-    """What many images cost."""
+    """The table of what many images cost."""
     return scale.table(list(read("scale")))
 
 
 def int8() -> dict[str, Callable[[], str]]:
     """The tables of docs/int8.md."""
     return {
-        "quantize": lambda: quantized.markdown(list(read("quantize"))),
+        "quantize": lambda: quantize_table.markdown(list(read("quantize"))),
         "quantize-alike": lambda: alike.markdown(list(read(alike.KIND))),
         "quantize-qat": lambda: tuned.markdown(list(read(tuned.KIND))),
         "quantize-distilled": lambda: distilled.markdown(list(read(distilled.KIND))),
@@ -53,45 +65,37 @@ def int8() -> dict[str, Callable[[], str]]:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"quickstart": newest_quickstart, "suite": table.headline},
+    ROOT / "README.md": {"quickstart-graphs": newest_graphs, "suite-short": short_suite},
+    ROOT / "docs/getting-started.md": {"quickstart": newest_quickstart},
+    ROOT / "docs/methods.md": {"suite": suite_table.headline},
     ROOT / "benchmarks/README.md": {
         "step_cost": step_costs,
         "peer_torchdistill": torchdistill,
-        "meter": lambda: meters.markdown(read(meters.KIND)),
-        "suite": table.headline,
-        "search": search.markdown,
+        "meter": lambda: meter_table.markdown(read(meter_table.KIND)),
+        "suite": suite_table.headline,
+        "search": search_table.markdown,
     },
     ROOT / "docs/scale.md": {"scale": scales},
     ROOT / "docs/int8.md": int8(),
 }
 
 
-def rewritten(text: str, name: str, table: str) -> str:
-    """A page with `table` between the markers called `name`."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the page lacks the markers {begin} and {end}")
-    return f"{before}{begin}\n{table}\n{end}{after}"
-
-
 def stale() -> dict[Path, str]:
-    """The pages that are not what their lines say, and what they should be."""
-    found = {}
+    """Pages whose tables differ from what the committed lines give, with the text that each should have."""
+    outdated = {}
     for path, tables in PAGES.items():
-        text = wanted = path.read_text(encoding="utf-8")
+        text = current = path.read_text(encoding="utf-8")
         for name, make in tables.items():
-            wanted = rewritten(wanted, name, make())
-        if wanted != text:
-            found[path] = wanted
-    return found
+            current = replace_section(current, name, make())
+        if current != text:
+            outdated[path] = current
+    return outdated
 
 
 if __name__ == "__main__":
-    outdated = stale()
-    for path, wanted in outdated.items():
+    pages = stale()
+    for path, current in pages.items():
         print(f"{path.relative_to(ROOT)}: not current")
         if "--check" not in sys.argv:
-            path.write_text(wanted, encoding="utf-8")
-    sys.exit(1 if outdated and "--check" in sys.argv else 0)
+            path.write_text(current, encoding="utf-8")
+    sys.exit(1 if pages and "--check" in sys.argv else 0)

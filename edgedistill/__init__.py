@@ -1,3 +1,3 @@
-"""edgedistill: few labels, many pictures and a drawer of models in; a measured int8 student on your device out."""
+"""edgedistill: distills pretrained models into a small int8 student from few labels and many unlabeled images."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: one short function a verb, and nothing heavy imported before a verb needs it."""
+"""The command line: a short function per command; heavy modules are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgedistill.steps.context import Context
     from edgedistill.steps.step import Step
 
-ABOUT = "Few labels, many pictures and the models you have in: a measured int8 student out."
+ABOUT = "Distill pretrained models into a small, measured int8 student, from few labels and many unlabeled images."
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=ABOUT
 )
@@ -36,13 +36,13 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Replace a value of the recipe, such as distill.steps=200; may be repeated."
     ),
 ]
-Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories stand.")]
+Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of the run directories.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 LATEST = Path("runs/latest")
 
 
 class Format(str, Enum):
-    """How `report` prints."""
+    """Output formats of `report`."""
 
     text = "text"
     json = "json"
@@ -50,14 +50,14 @@ class Format(str, Enum):
 
 
 class Listing(str, Enum):
-    """How `devices` prints."""
+    """Output formats of `devices`."""
 
     text = "text"
     json = "json"
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         print(f"edgedistill {__version__}")
         raise typer.Exit
 
@@ -69,18 +69,18 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options that stand before the verb."""
+    """Options that precede the command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
 @app.command()
 def check(recipe: RecipeFile, sets: Overrides = None) -> None:
-    """Validate a recipe, bind every name, load one batch; do no work."""
+    """Validate a recipe: resolve every name, load one batch; do no work."""
     from edgedistill import check as edgedistill_check
     from edgedistill.errors import InputError
 
-    document, found = _load(recipe, sets)
-    problems = edgedistill_check.missing(found, document.base)
+    document, loaded = _load(recipe, sets)
+    problems = edgedistill_check.missing(loaded, document.base)
     if problems:
         raise InputError("\n".join(f"{recipe}: {problem}" for problem in dict.fromkeys(problems)))
     print(f"{recipe}: ready to run")
@@ -88,18 +88,18 @@ def check(recipe: RecipeFile, sets: Overrides = None) -> None:
 
 @app.command()
 def train(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
-    """Weigh the sources, search the student, distil it."""
+    """Weigh the sources, search the student, distill it."""
     from edgedistill import pipeline
 
-    _trained(recipe, sets, runs, pipeline.nothing)
+    _run_pipeline(recipe, sets, runs, pipeline.no_steps)
 
 
 @app.command()
 def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
-    """The whole road: train, export, quantize, verify, bench, report."""
+    """Run the whole pipeline: train, export, quantize, verify, bench, report."""
     from edgedistill import pipeline
 
-    _trained(recipe, sets, runs, pipeline.to_the_end)
+    _run_pipeline(recipe, sets, runs, pipeline.export_and_bench_steps)
 
 
 @app.command()
@@ -109,33 +109,33 @@ def export(
         bool | None,
         typer.Option(
             "--int8/--no-int8",
-            help="With int8 graphs, or without; as the last time where neither is given, at first as in the recipe.",
+            help="With or without int8 graphs; default: as in the last export, at first as in the recipe.",
         ),
     ] = None,
     qat: Annotated[
         bool | None,
         typer.Option(
             "--qat/--no-qat",
-            help="With some steps of quantization-aware distillation before int8, or without; else as for --int8.",
+            help="With or without quantization-aware distillation before int8; default: as for --int8.",
         ),
     ] = None,
 ) -> None:
-    """ONNX and int8 graphs of a trained student, verified, and the bundle for a device."""
+    """Export a trained student: ONNX and int8 graphs, verified, and the bundle for a device."""
     from edgedistill import pipeline, session
 
-    asked = {"enabled": int8, "qat": qat}
+    switches = {"enabled": int8, "qat": qat}
     if qat and session.reopen(run, {}).recipe.quantize.qat:
-        asked["qat"] = None  # with the settings it has
-    given = {name: value for name, value in asked.items() if value is not None}
-    context = session.reopen(run, {"quantize": given} if given else {})
-    session.finish(context, pipeline.to_bundle, remember=bool(given))
+        switches["qat"] = None  # it is on already: keep its settings
+    changes = {name: switch for name, switch in switches.items() if switch is not None}
+    context = session.reopen(run, {"quantize": changes} if changes else {})
+    session.finish(context, pipeline.export_steps, remember=bool(changes))
     _show(context.run.path)
 
 
 @app.command()
 def bench(
     run: RunPath = LATEST,
-    device: Annotated[list[str] | None, typer.Option(help="A device of deploy/devices.yaml; may be repeated.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="A device in deploy/devices.yaml; may be repeated.")] = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="A backend, such as onnxruntime-cpu; may be repeated.")
     ] = None,
@@ -143,14 +143,14 @@ def bench(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of bench, such as bench.seconds=10."),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure once more, though nothing has changed.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure again even if nothing has changed.")] = False,
 ) -> None:
-    """Latency and accuracy of the exported graphs on the devices."""
+    """Measure latency and accuracy of the exported graphs on the devices."""
     from edgedistill import pipeline, session
 
-    asked = {name: given for name, given in (("devices", device), ("backends", backend)) if given}
-    context = session.reopen(run, {"bench": {**session.bench_settings(sets or []), **asked}})
-    session.finish(context, pipeline.to_the_end, again=pipeline.bench_steps if again else pipeline.nothing)
+    choices = {name: names for name, names in (("devices", device), ("backends", backend)) if names}
+    context = session.reopen(run, {"bench": {**session.bench_settings(sets or []), **choices}})
+    session.finish(context, pipeline.export_and_bench_steps, again=pipeline.bench_steps if again else pipeline.no_steps)
     _show(context.run.path)
 
 
@@ -159,19 +159,19 @@ def report(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run directories.")] = None,
     form: Annotated[Format, typer.Option("--format", help="text, json, or html.")] = Format.text,
 ) -> None:
-    """What came out of a run, or of several side by side."""
+    """Report the results of a run, or compare several runs."""
     from edgedistill.report import render
     from edgedistill.run.directory import find_run
 
-    found = [find_run(path) for path in runs or [LATEST]]
+    found_runs = [find_run(path) for path in runs or [LATEST]]
     if form is Format.json:
-        collected = [render.collect(one) for one in found]
+        collected = [render.collect(run) for run in found_runs]
         print(json.dumps(collected if len(collected) > 1 else collected[0], indent=1))
     elif form is Format.html:
-        for one in found:
-            print(next(path for path in render.write(one) if path.suffix == ".html"))
+        for run in found_runs:
+            print(next(path for path in render.write(run) if path.suffix == ".html"))
     else:
-        print(render.text(found[0]) if len(found) == 1 else render.compare(found))
+        print(render.text(found_runs[0]) if len(found_runs) == 1 else render.compare(found_runs))
 
 
 @app.command()
@@ -183,45 +183,47 @@ def predict(
     from edgedistill.predict import predict as label
     from edgedistill.run.directory import find_run
 
-    for one in label(find_run(run), images):
-        print(f"{one.path}  {one.label}  {100 * one.probability:.1f} %")
+    for prediction in label(find_run(run), images):
+        print(f"{prediction.path}  {prediction.label}  {100 * prediction.probability:.1f} %")
 
 
 @app.command()
 def devices(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Devices of the inventory; else all.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Devices in the inventory; default: all.")
     ] = None,
     inventory: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An inventory; default deploy/devices.yaml.")
+        Path | None, typer.Option(metavar="FILE", help="An inventory; default: deploy/devices.yaml.")
     ] = None,
     form: Annotated[Listing, typer.Option("--format", help="text or json.")] = Listing.text,
 ) -> None:
-    """Probe the devices: reachable, runtimes and versions, power mode, memory, what is missing; 1 when one lacks it."""
+    """Probe the devices: reachability, runtimes, power mode, memory, what is missing; exit 1 if one is unusable."""
     from edgedistill.devices import inventory as devices_inventory
     from edgedistill.devices import survey
 
-    known = devices_inventory.load(inventory or devices_inventory.path_for(None, Path()))
-    chosen = [devices_inventory.find(known, name) for name in dict.fromkeys(names or known)]
+    entries = devices_inventory.load(inventory or devices_inventory.path_for(None, Path()))
+    chosen = [devices_inventory.find(entries, name) for name in dict.fromkeys(names or entries)]
     probed = survey.survey(chosen)
     if form is Listing.json:
         print(json.dumps(survey.as_json(probed), indent=1))
     else:
         print(survey.table(probed, why=bool(names)))
-    if not all(one.usable for one in probed):
+    if not all(status.usable for status in probed):
         raise typer.Exit(1)
 
 
-def _trained(path: Path, sets: list[str] | None, runs: Path, then: Callable[[Context], Sequence[Step]]) -> None:
-    """Train, go on with `then`, and show what came out; of several processes (torchrun) the first one does so."""
+def _run_pipeline(
+    recipe_path: Path, sets: list[str] | None, runs: Path, next_steps: Callable[[Context], Sequence[Step]]
+) -> None:
+    """Train, run `next_steps`, and print the report; of several processes (torchrun) the leader does so."""
     from edgedistill import session
     from edgedistill.steps import workers
 
-    with workers.assembled() as leads:
+    with workers.lead_or_serve() as leads:
         if leads:
-            document, found = _load(path, sets)
-            context = session.train(document, found, runs)
-            session.finish(context, then)
+            document, recipe = _load(recipe_path, sets)
+            context = session.train(document, recipe, runs)
+            session.finish(context, next_steps)
             _show(context.run.path)
 
 
@@ -241,14 +243,14 @@ def _show(path: Path) -> None:
 
 
 def main() -> None:
-    """The entry point: errors for people are one line on stderr and an exit code, tracebacks only with --debug."""
+    """Run the command line: an error is one line on stderr and an exit code, a traceback only with --debug."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
     try:
         app()
-    except SystemExit as done:
-        if done.code == 130:  # what typer makes of Ctrl-C, without a word
+    except SystemExit as stop:
+        if stop.code == 130:  # typer exits with it on Ctrl-C, without a message
             print("stopped; the same command goes on from here", file=sys.stderr)
         raise
     except (EdgeDistillError, OSError) as error:

@@ -1,15 +1,15 @@
-"""The errors meant for people, with their exit codes.
+"""The errors shown to users, with their exit codes.
 
 EdgeDistillError        1  something failed
 +-- InputError          2  the input is wrong: a recipe, a path, an image, a weights file
-+-- GateError           3  everything ran, and a check on the result says no
++-- GateError           3  everything ran, and a check of the result failed
 """
 
 from __future__ import annotations
 
 
 class EdgeDistillError(Exception):
-    """What went wrong and, where one is known, the fix; printed as one line, never as a traceback."""
+    """What went wrong and, where known, the fix; printed as one line, without a traceback."""
 
     exit_code = 1
 
@@ -26,10 +26,10 @@ class InputError(EdgeDistillError):
 
 
 class UnfitError(EdgeDistillError):
-    """A candidate that cannot become a student, for a reason of its own; the others still can."""
+    """One candidate cannot become a student; the search goes on with the other candidates."""
 
 
 class GateError(EdgeDistillError):
-    """The work is done and on disk, but a gate refuses the result."""
+    """The work is done and on disk, but a gate failed."""
 
     exit_code = 3

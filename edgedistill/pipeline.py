@@ -1,9 +1,9 @@
-"""The list of steps, in order.
+"""The steps of the pipeline, in order.
 
     recipe -> weigh -> search -> distill -> export -> quantize -> keep -> engines -> verify -> bundle -> bench -> report
 
-A step is a file of `steps/`: what it reads, its version, what it writes, and the work. Whether it must run at all is
-decided by its key (steps/step.py) before anything heavy is imported.
+Each step is a file in `steps/`: its inputs, version, outputs and work. Its key (steps/step.py) decides whether it must
+run, before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ TRAIN = (weigh.STEP, search.STEP, distill.STEP)
 EXPORT = (export.STEP, quantize.STEP, keep.STEP, engines.STEP, verify.STEP, bundle.STEP)
 
 
-def nothing(context: Context) -> tuple[Step, ...]:
-    """No step after training."""
+def no_steps(context: Context) -> tuple[Step, ...]:
+    """No further step."""
     return ()
 
 
-def to_bundle(context: Context) -> tuple[Step, ...]:
-    """From the trained student to the bundle."""
+def export_steps(context: Context) -> tuple[Step, ...]:
+    """The steps from the trained student to the bundle."""
     return EXPORT
 
 
-def to_the_end(context: Context) -> tuple[Step, ...]:
-    """From the trained student to the last measurement."""
+def export_and_bench_steps(context: Context) -> tuple[Step, ...]:
+    """The steps from the trained student to the last measurement."""
     return (*EXPORT, *bench.steps(context))
 
 
 def bench_steps(context: Context) -> tuple[Step, ...]:
-    """The measurements alone."""
+    """The measurement steps alone."""
     return bench.steps(context)
 
 
 def report_step(context: Context) -> Step:
-    """The report, of whatever was done in this run directory."""
+    """The step that reports on everything in this run directory."""
     return report.step(context)

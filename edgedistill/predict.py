@@ -1,4 +1,4 @@
-"""`edgedistill predict`: a picture in, label and probability out, by the bundle's own graph; torch is not loaded."""
+"""`edgedistill predict`: label and probability of pictures by the bundle's graph; torch is not loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgedistill.run.files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the student sees in a picture: the class, and its probability in [0, 1]."""
+    """The student's class for a picture, and its probability in [0, 1]."""
 
     path: Path
     label: str
@@ -27,31 +27,31 @@ class Prediction:
 
 
 def predict(run: Run, paths: Sequence[Path]) -> list[Prediction]:
-    """Label pictures with the default graph of the run's bundle: what was kept for a CPU.
+    """Label pictures with the default graph of the run's bundle, the one chosen for a CPU.
 
     Raises:
         InputError: the run has no bundle, the bundle was altered, or a picture cannot be read.
     """
     folder = run / "bundle"
     verify_bundle(folder)
-    said = read_json(folder / "bundle.json")
-    graph = next(one for one in said["models"] if one["name"] == said["default"])
-    squares = [_read(path, said) for path in paths]
+    bundle = read_json(folder / "bundle.json")
+    graph = next(model for model in bundle["models"] if model["name"] == bundle["default"])
+    images_HWC = [_read(path, bundle) for path in paths]
     backend = backends.create("onnxruntime-cpu")
     backend.build(folder / graph["file"], threads=1)
     try:
         return [
-            _label(path, backend.infer(square[None])[0], said["classes"])
-            for path, square in zip(paths, squares, strict=True)
+            _label(path, backend.infer(image_HWC[None])[0], bundle["classes"])
+            for path, image_HWC in zip(paths, images_HWC, strict=True)
         ]
     finally:
         backend.close()
 
 
-def _read(path: Path, said: dict[str, int | str]) -> np.ndarray:
+def _read(path: Path, bundle: dict[str, int | str]) -> np.ndarray:
     try:
         return images.read(
-            path, int(said["store_px"]), int(said["input_px"]), "squash" if said["fit"] == "squash" else "crop"
+            path, int(bundle["store_px"]), int(bundle["input_px"]), "squash" if bundle["fit"] == "squash" else "crop"
         )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(

@@ -1,11 +1,7 @@
-"""The frozen records that pass between steps, and the errors meant for people.
+"""The frozen records that are passed between steps.
 
-Every record is plain data: it is written to JSON by `run.write_record` and read back by `run.read_record`
-without loss. Units are part of the names; fractions are in [0, 1], scores keep their metric's own scale.
-
-    EdgeDistillError        1  something failed
-    +-- InputError          2  the input is wrong: a recipe, a path, an image, a weights file
-    +-- GateError           3  everything ran, and a check on the result says no
+Every record is plain data: `run.files.write_record` writes it to JSON and `run.files.read_record` reads it back
+without loss. Names contain the units; fractions are in [0, 1], scores have their metric's own scale.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "fp16", "int8"]
 Target = Literal["any", "cpu", "tensorrt"]
-HOST_TO_HOST = "host-to-host"  # the mode of measuring that every backend has: what an application waits for
+HOST_TO_HOST = "host-to-host"  # the measuring mode that every backend has: the time that an application waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +26,11 @@ class Accuracy:
     balanced_ci95: tuple[float, float]
 
     def score(self, metric: str) -> float:
-        """The value that the recipe's `data.score` names: "top1" or "balanced"."""
+        """The value of `metric`, "top1" or "balanced" (the recipe's `data.score`)."""
         return float(getattr(self, metric))
 
     def interval(self, metric: str) -> tuple[float, float]:
-        """The 95 % interval that belongs to `score(metric)`."""
+        """The 95 % interval of `score(metric)`."""
         low, high = getattr(self, f"{metric}_ci95")
         return float(low), float(high)
 
@@ -43,7 +39,7 @@ class Accuracy:
 class MetricScore:
     """One similarity metric's score of one source on the probe, with its 95 % bootstrap interval.
 
-    `ceiling` is what a perfect source would score on these labels, None where the metric has no such bound.
+    `ceiling` is the score of a perfect source on these labels, None if the metric has no such bound.
     """
 
     score: float
@@ -53,13 +49,13 @@ class MetricScore:
 
     @property
     def of_ceiling(self) -> float | None:
-        """Score / ceiling, comparable across targets; None where there is no ceiling, or none above 0."""
+        """Score / ceiling, comparable across targets; None if there is no ceiling above 0."""
         return self.score / self.ceiling if self.ceiling is not None and self.ceiling > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWeight:
-    """One source's place in the mixture: its weight, and every metric's opinion of it."""
+    """One source's weight in the mixture, and its score by every metric."""
 
     name: str
     weight: float
@@ -68,7 +64,7 @@ class SourceWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWeights:
-    """Who teaches how much. Weights are >= 0 and sum to 1; `metric` is the one they were made from."""
+    """The sources' weights, which are >= 0 and sum to 1; `metric` is the metric that they are computed from."""
 
     metric: str
     probe_images: int
@@ -78,7 +74,7 @@ class SourceWeights:
 
     @property
     def effective_sources(self) -> float:
-        """1 / sum(alpha^2): how many equally weighted sources the mixture is worth."""
+        """Effective number of sources, 1 / sum(alpha^2)."""
         total = sum(source.weight**2 for source in self.sources)
         return 1.0 / total if total else 0.0
 
@@ -90,10 +86,10 @@ class SourceWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one forward pass of one image costs; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs).
+    """Cost of a forward pass of one image; `macs_m` in millions of multiply-accumulates (1 MAC = 2 FLOPs).
 
-    `activation_mb` is the peak of the activations in fp32 (0 where it was not counted), `int8_risks` names what may
-    make an int8 graph of the net slow or inexact.
+    `activation_mb` is the peak of the activations in fp32 (0 if it was not counted); `int8_risks` names operators that
+    may make an int8 graph of the net slow or inexact.
     """
 
     macs_m: float
@@ -105,7 +101,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
-    """Everything needed to rebuild the student's architecture; `initial_weights` says where training starts from."""
+    """The student's architecture, sufficient to rebuild it; `initial_weights` names the origin of its first weights."""
 
     family: str
     options: dict[str, Any]
@@ -119,7 +115,7 @@ class StudentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScore:
-    """The mixed probes that a student learned from: accuracy on val, whose labels they never saw, and source shares."""
+    """The student's teacher, a mixture of linear probes: accuracy on val (not trained on) and the sources' shares."""
 
     kind: str
     val: Accuracy
@@ -128,7 +124,7 @@ class TeacherScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained student on disk (`path` is relative to the run directory). `test` is measured once, at the end."""
+    """A trained student on disk (`path` is relative to the run directory). `test` is measured once, after training."""
 
     path: str
     sha256: str
@@ -157,13 +153,13 @@ class OnnxModel:
 
     @property
     def name(self) -> str:
-        """What a rung, a bundle and a bench call this graph: fp32, fp16, int8-cpu, int8-tensorrt."""
+        """Name of this graph in rungs, bundles and benches: fp32, fp16, int8-cpu, int8-tensorrt."""
         return f"{self.precision}-{self.target}" if self.precision == "int8" else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One artefact of the ladder: the same test images through it, held against torch."""
+    """One artifact of the ladder, run on the same test images and compared with torch."""
 
     artefact: str
     sha256: str
@@ -177,7 +173,7 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A named check on a result: the measured value, the bound it must keep, and whether it did."""
+    """A named check of a measured value against a bound, and whether it passed."""
 
     name: str
     value: float
@@ -187,9 +183,9 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """What an int8 graph loses against fp32 on the same n images of val: points, with a paired 95 % interval.
+    """Accuracy loss of an int8 graph against fp32 on the same n images of val, in points, with a paired 95 % interval.
 
-    `differ` is the share of all `images` looked at, labeled or not, on which the two give different labels, in percent.
+    `differ` is the percentage of all `images`, labeled or not, for which the two graphs predict different labels.
     """
 
     points: float
@@ -202,10 +198,10 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """What the accuracy guard found for a target: the loss, whether it is within the bound, and what stays float.
+    """The accuracy guard's outcome for a target: the loss, whether it is within the bound, and the layers in float.
 
-    `floats` are the layers kept in float for it, worst first. `qat` is the share of equal labels of the graph and the
-    fake-quantized student, where it is trained so. `before` is the loss without either.
+    `floats` are these layers, worst first. `qat` is the share of images on which the graph and the fake-quantized
+    student predict the same label, if it was trained so. `before` is the loss without either.
     """
 
     target: Target
@@ -219,7 +215,7 @@ class Guarded:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Which graph a target gets, and why. `ratio` is fp32's (fp16's) time over int8's, where it was measured."""
+    """The graph chosen for a target, and why. `ratio` is fp32's (fp16's) time over int8's, if it was measured."""
 
     target: Target
     artefact: str
@@ -230,7 +226,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """The rungs in order (torch first), the gates held against them, and the images where they part."""
+    """The rungs in order (torch first), the gates on them, and the images on which they disagree most."""
 
     rungs: tuple[Rung, ...]
     gates: tuple[Gate, ...]
@@ -241,7 +237,7 @@ class Ladder:
 class Device:
     """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device.
 
-    `backends` are what the device is there for: what bench takes where nobody says, and what `devices` expects.
+    `backends` are the device's default backends: `bench` uses them if none are named, and `devices` expects them.
     """
 
     name: str
@@ -254,7 +250,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Closed-loop latency: every sample kept, percentiles derived. `window` says what the timed window holds."""
+    """Closed-loop latency: all samples, from which percentiles are derived. `window` describes what is timed."""
 
     samples_ms: tuple[float, ...]
     warmup_ms: tuple[float, ...]
@@ -264,7 +260,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """What an image cost in millijoules, by which meter, and what that meter covers, idle power included."""
+    """Energy per image in millijoules, the meter, and what that meter covers; idle power is included."""
 
     mj_per_image: float
     meter: str
@@ -273,10 +269,10 @@ class Energy:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """What one device said of one artefact on one backend in one mode of measuring (agent/backends.py).
+    """The measurement of one artifact on one device, backend and measuring mode (agent/backends.py).
 
-    `latency` has no samples where the answers were not those of the host: `warnings` says so. `verdict` is "quiet", or
-    "noisy" with its causes and remedies.
+    `latency` has no samples if the predictions differ from those of the host; `warnings` then says so. `verdict` is
+    "quiet", or "noisy" with its causes and remedies.
     """
 
     device: str
@@ -296,18 +292,18 @@ class BenchReport:
     energy: Energy | None = None
 
     @property
-    def called(self) -> str:
-        """The artefact, with the mode where it is another than host to host."""
+    def title(self) -> str:
+        """The artifact, with the mode unless it is host to host."""
         return self.artefact if self.mode == HOST_TO_HOST else f"{self.artefact}, {self.mode}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLayers:
-    """What a builder's log says of an engine's layers.
+    """An engine's layers according to the builder's log.
 
-    `types` counts them by precision. `weighted` is the precision of every ONNX node with weights, by name. Of the
-    graph's `pairs`, its Q and DQ nodes of activations, `unfused` have a kernel to themselves, and the log does not
-    speak of those in `unknown`.
+    `types` counts them by precision. `weighted` is the precision of every ONNX node with weights, by name. `pairs` is
+    the number of the graph's Q and DQ nodes of activations; those in `unfused` have kernels of their own, and those in
+    `unknown` are missing in the log.
     """
 
     total: int
@@ -318,16 +314,16 @@ class EngineLayers:
     unknown: tuple[str, ...]
 
     def share(self, precision: str) -> float:
-        """The share of the layers in a precision."""
+        """Share of the layers that run in a precision."""
         return self.types.get(precision, 0) / self.total
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine built ahead of time of one graph for one compute capability ("sm89"), for batches of `batch` alone.
+    """An engine built ahead of time from one graph for one compute capability ("sm89") and for batches of `batch`.
 
-    `path` is the file beside this record; where there is none, `failed` says why. `seconds` are the whole builder's.
-    `layers` is None where its log lists none.
+    `path` is the file beside this record; if there is none, `failed` says why. `seconds` is the builder's total time.
+    `layers` is None if its log lists none.
     """
 
     artefact: str

@@ -1,4 +1,4 @@
-"""One miniature project, run to the end once for all tests that look at a finished run."""
+"""The miniature project, run to the end once for all tests that read a finished run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tests.helpers.miniature import Project
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """`edgedistill run` of the miniature recipe, done; look at it, and `copy` it before changing anything."""
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature project after `edgedistill run`; read only, `copy` it before changing anything."""
     base = tmp_path_factory.getbasetemp()
-    # workers of one session have base folders side by side, and share the one project
+    # workers of one session have neighboring base folders, and share one project
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     project = Project(root=shared / "miniature")
     with FileLock(shared / "miniature.lock"):
-        if not (shared / "miniature.said").exists():
-            said = miniature.call("run", miniature.write(project.root).recipe, "--runs", project.runs)
-            assert said.code == 0, said.err
-            (shared / "miniature.said").write_text(said.out, encoding="utf-8")
+        if not (shared / "miniature.out").exists():
+            completed = miniature.call("run", miniature.write(project.root).recipe, "--runs", project.runs)
+            assert completed.code == 0, completed.err
+            (shared / "miniature.out").write_text(completed.out, encoding="utf-8")
     return project
 
 
 @pytest.fixture
-def copied(finished: Project, tmp_path: Path) -> Project:
-    """A finished run to change."""
-    return finished.copy(tmp_path)
+def project_copy(finished_project: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, for tests that change it."""
+    return finished_project.copy(tmp_path)

@@ -1,4 +1,4 @@
-"""`check` finds what a recipe names and this machine lacks, all of it, without doing any work."""
+"""`check` reports all problems of a recipe on this machine at once, and changes no files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def project(tmp_path: Path) -> Project:
 
 
 def check(project: Project, *sets: str, verb: str = "check") -> list[str]:
-    """The lines of the refusal."""
-    said = miniature.call(verb, project.recipe, *(part for one in sets for part in ("--set", one)))
-    assert said.code == 2 and "Traceback" not in said.err, said
+    """Run `verb`, which must fail with exit code 2; the lines on stderr without the recipe's path."""
+    completed = miniature.call(verb, project.recipe, *(part for setting in sets for part in ("--set", setting)))
+    assert completed.code == 2 and "Traceback" not in completed.err, completed
     assert not project.runs.exists()
-    return [line.removeprefix(f"{project.recipe}: ") for line in said.err.strip().splitlines()]
+    return [line.removeprefix(f"{project.recipe}: ") for line in completed.err.strip().splitlines()]
 
 
-def test_a_good_recipe_leaves_nothing_behind(project: Project) -> None:
+def test_check_of_good_recipe_writes_no_files(project: Project) -> None:
     before = sorted(project.root.rglob("*"))
-    said = miniature.call("check", project.recipe)
-    assert (said.code, said.out, said.err) == (0, f"{project.recipe}: ready to run\n", "")
+    completed = miniature.call("check", project.recipe)
+    assert (completed.code, completed.out, completed.err) == (0, f"{project.recipe}: ready to run\n", "")
     assert sorted(project.root.rglob("*")) == before
 
 
-def test_everything_that_is_missing_comes_at_once(project: Project) -> None:
+def test_check_reports_every_missing_input_at_once(project: Project) -> None:
     lines = check(
         project,
         "data.root=elsewhere",
@@ -50,7 +50,7 @@ def test_everything_that_is_missing_comes_at_once(project: Project) -> None:
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_budget_no_candidate_meets_names_the_nearest_and_its_cost(project: Project, verb: str) -> None:
+def test_budget_met_by_no_candidate_names_nearest_and_its_cost(project: Project, verb: str) -> None:
     from edgedistill.recipe.schema import Student
     from edgedistill.students import space
 
@@ -64,7 +64,7 @@ def test_a_budget_no_candidate_meets_names_the_nearest_and_its_cost(project: Pro
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_class_with_fewer_images_than_labels(project: Project, verb: str) -> None:
+def test_class_with_fewer_images_than_labels_is_refused(project: Project, verb: str) -> None:
     (project.root / "pictures/train/upright/00.png").unlink()
     (line,) = set(check(project, "data.labels_per_class=14", verb=verb))
     assert line == (
@@ -74,7 +74,7 @@ def test_a_class_with_fewer_images_than_labels(project: Project, verb: str) -> N
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_one_class_only(project: Project, verb: str) -> None:
+def test_data_with_single_class_is_refused(project: Project, verb: str) -> None:
     for part in ("train", "test"):
         shutil.rmtree(project.root / "pictures" / part / "upright")
     (line,) = set(check(project, verb=verb))
@@ -82,7 +82,7 @@ def test_one_class_only(project: Project, verb: str) -> None:
 
 
 class Code:
-    """Unpickling it makes a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -92,7 +92,7 @@ class Code:
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_weights_file_that_is_code_is_not_run(project: Project, verb: str) -> None:
+def test_pickled_code_in_weights_file_is_not_run(project: Project, verb: str) -> None:
     marker, file = project.root / "ran", project.root / "w.pth"
     file.write_bytes(pickle.dumps(Code(marker), protocol=2))
     lines = check(project, "sources.0={name: first, kind: weights, file: w.pth, model: resnet10t}", verb=verb)
@@ -100,21 +100,21 @@ def test_a_weights_file_that_is_code_is_not_run(project: Project, verb: str) -> 
     assert any("sources.first" in line and "w.pth" in line for line in lines)
     assert any("could run code; it is not loaded; save the state dict alone" in line for line in lines)
     pickle.loads(file.read_bytes())
-    assert marker.exists()  # it is what it claims to be
+    assert marker.exists()  # the file does run code when unpickled
 
 
-def test_a_broken_picture_in_the_first_batch(project: Project) -> None:
+def test_broken_picture_in_first_batch_is_reported(project: Project) -> None:
     (project.root / "pictures/train/lying/00.png").write_text("no picture")
     lines = set(check(project))
     assert any("lying/00.png cannot be decoded" in line and line.endswith("repair or remove it") for line in lines)
 
 
-def test_a_source_that_is_no_run(project: Project) -> None:
+def test_source_that_is_not_a_run_is_refused(project: Project) -> None:
     (line,) = check(project, "sources.0={name: first, kind: run, path: pictures}")
     assert line.startswith(f"sources.first: {project.root}/pictures: not a run directory")
 
 
-def test_a_source_given_as_a_recipe_is_checked_like_one(project: Project) -> None:
+def test_recipe_of_source_is_checked_too(project: Project) -> None:
     text = project.recipe.read_text().replace("name: mini", "name: inner").replace("[4, 8]", "[four, 8]")
     (project.root / "inner.yaml").write_text(text)
     (line,) = check(project, "sources.0={name: first, kind: run, recipe: inner.yaml}")
@@ -123,12 +123,12 @@ def test_a_source_given_as_a_recipe_is_checked_like_one(project: Project) -> Non
     assert "none.yaml: cannot be read" in line
 
 
-def test_an_unknown_timm_model_and_the_nearest(project: Project) -> None:
+def test_unknown_timm_model_names_nearest(project: Project) -> None:
     (line,) = check(project, "sources.0.model=resnet10tt")
     assert line.startswith("sources.first: timm has no model resnet10tt; did you mean resnet10t?")
 
 
 def test_debug_shows_the_traceback(project: Project) -> None:
-    said = miniature.edgedistill("--debug", "check", project.root / "none.yaml")
-    assert said.code == 1 and "Traceback" in said.err and "RecipeError" in said.err
-    assert "torch was not loaded" in said.err
+    completed = miniature.edgedistill("--debug", "check", project.root / "none.yaml")
+    assert completed.code == 1 and "Traceback" in completed.err and "RecipeError" in completed.err
+    assert "torch was not loaded" in completed.err

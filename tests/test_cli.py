@@ -1,4 +1,4 @@
-"""The command line: what it offers is frozen, trouble is one line, and torch is loaded only where it must be."""
+"""The command line: fixed verbs and options, one-line errors, and no torch import where it is not needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.agent.backends import BACKENDS
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
-# what scripts may rely on: changing a line is a change of the interface
+# the interface that scripts rely on
 VERBS = """\
 edgedistill --debug --version
 bench RUN? --device... --backend... --set... --again
@@ -32,13 +32,14 @@ train RECIPE --set... --runs
 """
 
 
-def offered(command: Any) -> str:
+def usage(command: Any) -> str:
+    """A verb's name, options and arguments in one line."""
     words = [command.name or "edgedistill"]
-    for one in command.params:
-        many = "..." if one.multiple or one.nargs == -1 else ""
-        names = "/".join([*one.opts, *one.secondary_opts])
-        if one.param_type_name == "argument":
-            names = one.metavar.strip("[].").replace("]", "") + ("" if one.required else "?")
+    for parameter in command.params:
+        many = "..." if parameter.multiple or parameter.nargs == -1 else ""
+        names = "/".join([*parameter.opts, *parameter.secondary_opts])
+        if parameter.param_type_name == "argument":
+            names = parameter.metavar.strip("[].").replace("]", "") + ("" if parameter.required else "?")
         words.append(names + many)
     return " ".join(words)
 
@@ -46,88 +47,88 @@ def offered(command: Any) -> str:
 def test_verbs_and_options_are_frozen() -> None:
     group: Any = get_command(cli.app)
     group.name = "edgedistill"
-    lines = [offered(group), *(offered(verb) for _, verb in sorted(group.commands.items()))]
+    lines = [usage(group), *(usage(verb) for _, verb in sorted(group.commands.items()))]
     assert "\n".join(lines) + "\n" == VERBS
 
 
-def one_line(said: miniature.Answer, code: int) -> str:
-    """The last line on stderr of a process that failed as it should."""
-    assert said.code == code, said
-    assert "Traceback" not in said.err
-    return said.err.strip().splitlines()[-1]
+def error_line(completed: miniature.CommandResult, code: int) -> str:
+    """The last line on stderr of a command that failed with exit code `code` and no traceback."""
+    assert completed.code == code, completed
+    assert "Traceback" not in completed.err
+    return completed.err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", ["", "check", "train", "export", "bench", "report", "run", "predict", "devices"])
-def test_help_speaks_of_every_option(verb: str) -> None:
-    said = miniature.call(*([verb] if verb else []), "--help")
+def test_help_lists_every_option(verb: str) -> None:
+    completed = miniature.call(*([verb] if verb else []), "--help")
     (line,) = [line for line in VERBS.splitlines() if line.split()[0] == (verb or "edgedistill")]
     for option in [word.strip(".").split("/")[0] for word in line.split() if word.startswith("--")]:
-        assert said.code == 0 and option in said.out
+        assert completed.code == 0 and option in completed.out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_does_not_load_torch(arguments: list[str]) -> None:
-    said = miniature.edgedistill(*arguments)
-    assert said.code == 0 and said.out and "torch was not loaded" in said.err
+    completed = miniature.edgedistill(*arguments)
+    assert completed.code == 0 and completed.out and "torch was not loaded" in completed.err
 
 
-def test_report_does_not_load_torch(finished: Project) -> None:
-    said = miniature.edgedistill("report", finished.run)
-    assert said.code == 0 and "torch was not loaded" in said.err
-    assert "100.0 %" in said.out and "int8-cpu" in said.out
+def test_report_does_not_load_torch(finished_project: Project) -> None:
+    completed = miniature.edgedistill("report", finished_project.run)
+    assert completed.code == 0 and "torch was not loaded" in completed.err
+    assert "100.0 %" in completed.out and "int8-cpu" in completed.out
 
 
 def test_devices_does_not_load_torch_and_names_the_backends(tmp_path: Path) -> None:
-    said = miniature.edgedistill("devices", "local", cwd=tmp_path)
-    assert said.code == 0 and "torch was not loaded" in said.err
-    head, row, *notes = said.out.splitlines()
+    completed = miniature.edgedistill("devices", "local", cwd=tmp_path)
+    assert completed.code == 0 and "torch was not loaded" in completed.err
+    head, row, *notes = completed.out.splitlines()
     assert head.split()[:2] == ["device", "reachable"] and row.split()[:2] == ["local", "yes"]
     assert all(name in " ".join(notes) for name in BACKENDS)
 
 
-def test_devices_that_lack_something_are_exit_code_1(tmp_path: Path) -> None:
+def test_devices_with_problems_exit_with_1(tmp_path: Path) -> None:
     gone = tmp_path / "no-python"
     inventory = tmp_path / "devices.yaml"
     inventory.write_text(f"gone: {{python: {gone}}}\n")
-    said = miniature.call("devices", "--inventory", inventory, "--format", "json")
-    assert said.code == 1
-    local, broken = json.loads(said.out)
+    completed = miniature.call("devices", "--inventory", inventory, "--format", "json")
+    assert completed.code == 1
+    local, broken = json.loads(completed.out)
     assert (local["device"], local["usable"], local["missing"]) == ("local", True, {})
     assert (broken["device"], broken["usable"]) == ("gone", False) and str(gone) in broken["trouble"]
-    said = miniature.call("devices", "--inventory", inventory, "local")
-    assert said.code == 0 and "gone" not in said.out
-    assert "did you mean gone?" in one_line(miniature.call("devices", "--inventory", inventory, "gnoe"), 2)
+    completed = miniature.call("devices", "--inventory", inventory, "local")
+    assert completed.code == 0 and "gone" not in completed.out
+    assert "did you mean gone?" in error_line(miniature.call("devices", "--inventory", inventory, "gnoe"), 2)
 
 
-def test_torch_would_be_noticed() -> None:
+def test_command_reports_that_torch_was_loaded() -> None:
     body = miniature.command()[2].replace("import sys\n", "import sys; sys.modules['torch'] = sys\n")
-    done = subprocess.run([sys.executable, "-c", body, "--version"], capture_output=True, text=True, check=True)
-    assert "torch was loaded" in done.stderr
+    process = subprocess.run([sys.executable, "-c", body, "--version"], capture_output=True, text=True, check=True)
+    assert "torch was loaded" in process.stderr
 
 
-def test_report_in_its_forms(finished: Project, copied: Project) -> None:
-    said = miniature.call("report", finished.run, "--format", "json")
-    assert said.code == 0 and json.loads(said.out)["run"] == finished.run.name
-    both = miniature.call("report", finished.run, copied.run, "--format", "json")
-    assert [one["run"] for one in json.loads(both.out)] == [finished.run.name, copied.run.name]
-    assert miniature.call("report", finished.run, copied.run).out.count(finished.run.name) >= 2
-    (copied.run / "report.html").unlink()
-    page = miniature.call("report", copied.run, "--format", "html").out.strip()
-    assert Path(page) == copied.run.resolve() / "report.html" and Path(page).is_file()
+def test_report_formats_and_comparison(finished_project: Project, project_copy: Project) -> None:
+    completed = miniature.call("report", finished_project.run, "--format", "json")
+    assert completed.code == 0 and json.loads(completed.out)["run"] == finished_project.run.name
+    comparison = miniature.call("report", finished_project.run, project_copy.run, "--format", "json")
+    assert [row["run"] for row in json.loads(comparison.out)] == [finished_project.run.name, project_copy.run.name]
+    assert miniature.call("report", finished_project.run, project_copy.run).out.count(finished_project.run.name) >= 2
+    (project_copy.run / "report.html").unlink()
+    page = miniature.call("report", project_copy.run, "--format", "html").out.strip()
+    assert Path(page) == project_copy.run.resolve() / "report.html" and Path(page).is_file()
 
 
-def test_runs_latest_is_the_default(copied: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(copied.root)
+def test_runs_latest_is_the_default(project_copy: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(project_copy.root)
     assert miniature.call("report").code == 0
     monkeypatch.chdir(tmp_path)
-    assert one_line(miniature.call("report"), 2).startswith("runs/latest: not a run directory; give one that")
+    assert error_line(miniature.call("report"), 2).startswith("runs/latest: not a run directory; give one that")
 
 
 @pytest.mark.parametrize(
-    "arguments", [["report"], ["export"], ["bench"], ["predict", "x.png", "--run"]], ids=lambda given: given[0]
+    "arguments", [["report"], ["export"], ["bench"], ["predict", "x.png", "--run"]], ids=lambda arguments: arguments[0]
 )
-def test_a_directory_that_is_no_run(tmp_path: Path, arguments: list[str]) -> None:
-    line = one_line(miniature.call(*arguments, tmp_path), 2)
+def test_directory_that_is_not_a_run_is_refused(tmp_path: Path, arguments: list[str]) -> None:
+    line = error_line(miniature.call(*arguments, tmp_path), 2)
     assert line == f"{tmp_path}: not a run directory; give one that `edgedistill train` made, such as runs/latest"
 
 
@@ -138,50 +139,51 @@ def test_wrong_usage_exits_with_2() -> None:
         ["train", "x.yaml", "--no-such-option"],
         ["report", "--format", "x"],
     ):
-        said = miniature.call(*arguments)
-        assert said.code == 2 and "Traceback" not in said.err and said.err
+        completed = miniature.call(*arguments)
+        assert completed.code == 2 and "Traceback" not in completed.err and completed.err
 
 
-def test_a_missing_recipe(tmp_path: Path) -> None:
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     for verb in ("check", "train", "run"):
-        line = one_line(miniature.call(verb, tmp_path / "none.yaml"), 2)
+        line = error_line(miniature.call(verb, tmp_path / "none.yaml"), 2)
         assert line.endswith("none.yaml: cannot be read (No such file or directory); name an existing recipe file")
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [("--device", "no device is called locla; did you mean local?"), ("--backend", "no backend is called locla")],
 )
-def test_bench_knows_its_devices_and_backends(copied: Project, option: str, said: str) -> None:
-    assert said in one_line(miniature.call("bench", copied.run, option, "locla"), 2)
-    assert miniature.call("bench", copied.run).code == 0  # and the mistake is not remembered
+def test_bench_refuses_unknown_device_and_backend(project_copy: Project, option: str, message: str) -> None:
+    assert message in error_line(miniature.call("bench", project_copy.run, option, "locla"), 2)
+    assert miniature.call("bench", project_copy.run).code == 0  # the refused option is not recorded
 
 
-def test_a_second_process_in_a_run_directory_refuses(copied: Project) -> None:
+def test_second_process_in_run_directory_is_refused(project_copy: Project) -> None:
     hold = "from pathlib import Path\nfrom edgedistill.run.directory import Run\nimport sys\n"
     hold += "with Run(path=Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    before = (copied.run / "recipe.lock.json").stat().st_mtime_ns
+    before = (project_copy.run / "recipe.lock.json").stat().st_mtime_ns
     with subprocess.Popen(
-        [sys.executable, "-c", hold, copied.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold, project_copy.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        line = one_line(miniature.call("run", copied.recipe, "--runs", copied.runs), 1)
+        line = error_line(miniature.call("run", project_copy.recipe, "--runs", project_copy.runs), 1)
         holder.communicate("")
-    assert line == f"{copied.run}: another edgedistill is at work in this run directory; wait for it or end it"
-    assert (copied.run / "recipe.lock.json").stat().st_mtime_ns == before
-    assert miniature.call("run", copied.recipe, "--runs", copied.runs).code == 0
+    assert line == f"{project_copy.run}: another edgedistill is at work in this run directory; wait for it or end it"
+    assert (project_copy.run / "recipe.lock.json").stat().st_mtime_ns == before
+    assert miniature.call("run", project_copy.recipe, "--runs", project_copy.runs).code == 0
 
 
-def test_a_full_disk_is_one_line_and_harms_nothing(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: (copied.run / name).read_bytes() for name in ("recipe.yaml", "manifest.json", "recipe.lock.json")}
+def test_full_disk_is_one_line_and_changes_no_files(project_copy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("recipe.yaml", "manifest.json", "recipe.lock.json")
+    before = {name: (project_copy.run / name).read_bytes() for name in names}
 
-    def full(handle: int) -> None:
+    def disk_full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
-    line = one_line(miniature.call("run", copied.recipe, "--runs", copied.runs), 1)
+    monkeypatch.setattr(os, "fsync", disk_full)
+    line = error_line(miniature.call("run", project_copy.recipe, "--runs", project_copy.runs), 1)
     assert line == "disk: the disk is full; what was there before is intact; free some and run again"
-    assert {name: (copied.run / name).read_bytes() for name in before} == before
+    assert {name: (project_copy.run / name).read_bytes() for name in before} == before
 
 
 UNEXPECTED = [
@@ -192,14 +194,14 @@ UNEXPECTED = [
 
 
 @pytest.mark.parametrize(("raised", "code", "line"), UNEXPECTED)
-def test_what_nobody_expects_is_one_line_too(
-    monkeypatch: pytest.MonkeyPatch, finished: Project, raised: BaseException, code: int, line: str
+def test_unexpected_exception_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, finished_project: Project, raised: BaseException, code: int, line: str
 ) -> None:
     def fails(*_: object) -> None:
         raise raised
 
     monkeypatch.setattr(session, "train", fails)
-    assert one_line(miniature.call("train", finished.recipe), code) == line
+    assert error_line(miniature.call("train", finished_project.recipe), code) == line
     if isinstance(raised, Exception):
-        with pytest.raises(type(raised)):  # which Python prints with its traceback
-            miniature.call("--debug", "train", finished.recipe)
+        with pytest.raises(type(raised)):  # Python prints it with its traceback
+            miniature.call("--debug", "train", finished_project.recipe)

@@ -48,7 +48,8 @@ def length(function: Function) -> int:
 
 
 def test_functions_are_short() -> None:
-    sizes = {f"{path.name}:{one.name}": length(one) for path in PACKAGE for one in functions(path.read_text())}
+    everything = [(path, function) for path in PACKAGE for function in functions(path.read_text())]
+    sizes = {f"{path.name}:{function.name}": length(function) for path, function in everything}
     assert {name: size for name, size in sizes.items() if size > 60} == {}
     assert statistics.median(sizes.values()) <= 12
 
@@ -57,9 +58,9 @@ def test_files_are_short() -> None:
     assert {path.name: count for path in FILES if (count := len(path.read_text().splitlines())) > 400} == {}
 
 
-def test_length_counts_what_it_should() -> None:
-    (one,) = functions('def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n    return x\n')
-    assert length(one) == 4
+def test_length_leaves_out_the_docstring() -> None:
+    (function,) = functions('def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n    return x\n')
+    assert length(function) == 4
 
 
 def public(tree: ast.Module) -> Iterator[Function | ast.ClassDef]:
@@ -72,56 +73,58 @@ def public(tree: ast.Module) -> Iterator[Function | ast.ClassDef]:
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_public_is_documented_and_annotated(path: Path) -> None:
+def test_public_names_are_documented_and_annotated(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    silent = [one.name for one in public(tree) if not ast.get_docstring(one)]
-    bare = [one.name for one in public(tree) if isinstance(one, Function) and not annotated(one)]
+    silent = [node.name for node in public(tree) if not ast.get_docstring(node)]
+    bare = [node.name for node in public(tree) if isinstance(node, Function) and not annotated(node)]
     assert (silent, bare) == ([], [])
     assert ast.get_docstring(tree)
 
 
 def annotated(function: Function) -> bool:
-    given = function.args
-    arguments = [one for one in (*given.posonlyargs, *given.args, *given.kwonlyargs) if one.arg not in ("self", "cls")]
-    return function.returns is not None and all(one.annotation for one in arguments)
+    signature = function.args
+    arguments = (*signature.posonlyargs, *signature.args, *signature.kwonlyargs)
+    bare = [argument for argument in arguments if argument.arg not in ("self", "cls") and not argument.annotation]
+    return function.returns is not None and not bare
 
 
-def test_the_annotation_check_can_fail() -> None:
-    (one, two) = functions("def f(x) -> int: ...\ndef g(x: int) -> int: ...")
-    assert not annotated(one) and annotated(two)
+def test_annotation_check_can_fail() -> None:
+    (bare, complete) = functions("def f(x) -> int: ...\ndef g(x: int) -> int: ...")
+    assert not annotated(bare) and annotated(complete)
 
 
-@pytest.mark.parametrize(("registry", "name"), [(title, name) for title, known in REGISTRIES.items() for name in known])
-def test_what_a_recipe_can_name_explains_itself(registry: str, name: str) -> None:
+@pytest.mark.parametrize(("registry", "name"), [(title, name) for title, names in REGISTRIES.items() for name in names])
+def test_registry_entry_explains_itself(registry: str, name: str) -> None:
     function = REGISTRIES[registry][name]
     assert inspect.getdoc(function)
-    options = [one for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    assert [one.name for one in options if one.annotation is one.empty] == []
+    options = [
+        option for option in inspect.signature(function).parameters.values() if option.kind is option.KEYWORD_ONLY
+    ]
+    assert [option.name for option in options if option.annotation is option.empty] == []
     # the README and a recipe call it by this name
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
 
 
-def test_every_registry_has_entries() -> None:
-    assert all(len(known) >= 2 for known in REGISTRIES.values())
+def test_registries_have_entries() -> None:
+    assert all(len(names) >= 2 for names in REGISTRIES.values())
 
 
-def test_the_layers_hold() -> None:
+def test_import_contracts_hold() -> None:
     body = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
-    done = subprocess.run(
-        [sys.executable, "-c", body + "lint_imports_command()"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the agent is an island KEPT" in done.stdout and "0 broken" in done.stdout
+    command = [sys.executable, "-c", body + "lint_imports_command()"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "the agent is an island KEPT" in process.stdout and "0 broken" in process.stdout
 
 
-def test_no_classes_inherit_but_from_what_they_must() -> None:
+def test_classes_inherit_only_from_what_they_must() -> None:
     """Protocols, errors, pydantic models, what torch wants subclassed and enums are the only bases."""
     allowed = re.compile(
         r"Protocol|Generic\[T\]|Exception|EdgeDistillError|InputError|BaseModel|Section|Open|Choice|nn\.Module|"
         r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|str|Enum|"
         r"NamedTuple|TypedDict"
     )
-    found = {
+    others = {
         f"{path.name}:{node.name}({ast.unparse(base)})"
         for path in PACKAGE
         for node in ast.walk(ast.parse(path.read_text()))
@@ -129,4 +132,4 @@ def test_no_classes_inherit_but_from_what_they_must() -> None:
         for base in node.bases
         if not allowed.fullmatch(ast.unparse(base))
     }
-    assert found == set()
+    assert others == set()

@@ -1,4 +1,4 @@
-"""The whole road in small: what it leaves, what it does not do twice, and what a change sets off."""
+"""The complete pipeline in small: its files, the steps it does not repeat, and the steps that a change repeats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgedistill.steps import keep
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
-LEFT = """\
+FILES = """\
 recipe.yaml recipe.lock.json manifest.json env.json log.jsonl data.json report.json report.html
 weigh/weights.json weigh/sources.json
 search/study.journal search/trials.csv search/student.json
@@ -32,7 +32,7 @@ verify/ladder.json verify/predictions.npz verify/mistakes.npz verify/disagreemen
 bench/local/onnxruntime-cpu-fp32.json bench/local/onnxruntime-cpu-int8-cpu.json
 bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.onnx
 """
-LEFT += " ".join(
+FILES += " ".join(
     [f"engines/{name}.sm89.{end}" for name in ("fp32", "fp16", "int8-tensorrt") for end in ("engine", "json")]
     if rtx_builder.version()
     else ["engines/none.json"]
@@ -52,27 +52,27 @@ STEPS = [
 ]
 
 
-def outcome(said: str) -> dict[str, str]:
+def outcomes(stderr: str) -> dict[str, str]:
     """Step -> "ran" or "up to date", from the progress on stderr."""
-    lines = [line.split() for line in said.splitlines()]
-    known = {words[0]: "up to date" for words in lines if words[1:] == ["up", "to", "date"]}
-    return known | {words[0]: "ran" for words in lines if words[1:3] == ["done", "in"]}
+    lines = [line.split() for line in stderr.splitlines()]
+    current = {words[0]: "up to date" for words in lines if words[1:] == ["up", "to", "date"]}
+    return current | {words[0]: "ran" for words in lines if words[1:3] == ["done", "in"]}
 
 
 def ran(project: Project, *arguments: str) -> list[str]:
-    """The steps that `run` finds it has to do."""
-    said = miniature.call("run", project.recipe, "--runs", project.runs, *arguments)
-    assert said.code == 0, said.err
-    known = outcome(said.err)
-    assert sorted(known) == sorted(STEPS)
-    return [step for step in STEPS if known[step] == "ran"]
+    """The steps that `run` executes."""
+    completed = miniature.call("run", project.recipe, "--runs", project.runs, *arguments)
+    assert completed.code == 0, completed.err
+    outcome = outcomes(completed.err)
+    assert sorted(outcome) == sorted(STEPS)
+    return [step for step in STEPS if outcome[step] == "ran"]
 
 
-def test_every_file_is_there_and_readable(finished: Project) -> None:
-    here = finished.run
-    assert [name for name in LEFT.split() if not (here / name).is_file()] == []
-    assert list((here / "tensorboard").glob("events.*"))
-    assert (finished.runs / "latest").resolve() == here.resolve()
+def test_run_directory_has_every_file_and_records_load(finished_project: Project) -> None:
+    run = finished_project.run
+    assert [name for name in FILES.split() if not (run / name).is_file()] == []
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (finished_project.runs / "latest").resolve() == run.resolve()
     for name, kind in (
         ("weigh/weights.json", SourceWeights),
         ("search/student.json", StudentSpec),
@@ -81,15 +81,15 @@ def test_every_file_is_there_and_readable(finished: Project) -> None:
         ("distill/result.json", Checkpoint),
         ("bench/local/onnxruntime-cpu-fp32.json", BenchReport),
     ):
-        read_record(here / name, kind)
-    assert not list(here.rglob("*.tmp"))
+        read_record(run / name, kind)
+    assert not list(run.rglob("*.tmp"))
 
 
-def test_the_manifest_implies_the_files(finished: Project) -> None:
-    manifest = finished.manifest()
+def test_manifest_lists_output_files_with_hashes(finished_project: Project) -> None:
+    manifest = finished_project.manifest()
     assert list(manifest) == STEPS
-    entered = {name: known for step in manifest.values() for name, known in step["outputs"].items()}
-    assert {name: sha256_file(finished.run / name) for name in entered} == entered
+    entered = {name: digest for step in manifest.values() for name, digest in step["outputs"].items()}
+    assert {name: sha256_file(finished_project.run / name) for name in entered} == entered
     scratch = {
         "recipe.yaml",
         "recipe.lock.json",
@@ -99,198 +99,206 @@ def test_the_manifest_implies_the_files(finished: Project) -> None:
         "distill/last.pt",
         "search/study.journal",
     }
-    assert set(LEFT.split()) - scratch <= set(entered)
+    assert set(FILES.split()) - scratch <= set(entered)
 
 
-def test_records_point_at_each_other(finished: Project) -> None:
-    here = finished.run
-    trained = read_record(here / "distill/result.json", Checkpoint)
-    assert sha256_file(here / trained.path) == trained.sha256
-    fp32 = read_record(here / "export/models.json", tuple[OnnxModel, ...])[0]
-    int8 = [OnnxModel(**one) for one in read_json(here / "quantize/models.json")]
-    assert fp32.parent_sha256 == trained.sha256 and {one.parent_sha256 for one in int8} == {fp32.sha256}
-    for one in (fp32, *int8):
-        assert sha256_file(here / one.path) == one.sha256
-    measured = read_record(here / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
-    assert measured.sha256 == int8[0].sha256 and measured.agreement_with_host == 1.0
-    assert measured.accuracy is not None and measured.accuracy.n == 16
-    weights = read_record(here / "weigh/weights.json", SourceWeights)
+def test_records_refer_to_each_other_by_hash(finished_project: Project) -> None:
+    run = finished_project.run
+    checkpoint = read_record(run / "distill/result.json", Checkpoint)
+    assert sha256_file(run / checkpoint.path) == checkpoint.sha256
+    fp32 = read_record(run / "export/models.json", tuple[OnnxModel, ...])[0]
+    int8 = [OnnxModel(**fields) for fields in read_json(run / "quantize/models.json")]
+    assert fp32.parent_sha256 == checkpoint.sha256 and {model.parent_sha256 for model in int8} == {fp32.sha256}
+    for model in (fp32, *int8):
+        assert sha256_file(run / model.path) == model.sha256
+    report = read_record(run / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
+    assert report.sha256 == int8[0].sha256 and report.agreement_with_host == 1.0
+    assert report.accuracy is not None and report.accuracy.n == 16
+    weights = read_record(run / "weigh/weights.json", SourceWeights)
     assert sum(weights.alphas.values()) == pytest.approx(1) and sorted(weights.alphas) == ["first", "second"]
 
 
-def test_the_student_learned_and_the_graphs_agree(finished: Project) -> None:
-    ladder = read_record(finished.run / "verify/ladder.json", Ladder)
+def test_student_learns_and_graphs_agree(finished_project: Project) -> None:
+    ladder = read_record(finished_project.run / "verify/ladder.json", Ladder)
     assert [rung.artefact for rung in ladder.rungs] == ["torch", "fp32", "fp16", "int8-cpu", "int8-tensorrt"]
     assert {gate.name: gate.passed for gate in ladder.gates} == {"fp32 agreement": True, "fp32 relative error": True}
     fp32 = ladder.rungs[1]
     assert fp32.agreement_with_torch == 1.0
     assert fp32.accuracy.n == 16 and fp32.accuracy.top1 >= 0.8  # the stripes are easy; chance is 0.5
-    trained = read_record(finished.run / "distill/result.json", Checkpoint)
-    assert trained.test == ladder.rungs[0].accuracy
+    checkpoint = read_record(finished_project.run / "distill/result.json", Checkpoint)
+    assert checkpoint.test == ladder.rungs[0].accuracy
 
 
-def test_the_fp32_graph_gives_the_class_of_a_picture(finished: Project) -> None:
-    session = onnxruntime.InferenceSession(str(finished.run / "export/student.fp32.onnx"))
-    with np.load(finished.run / "verify/predictions.npz") as known:
-        predicted = known["fp32"]
-    names = sorted((finished.root / "pictures/test").rglob("*.png"))
+def test_fp32_graph_gives_stored_predictions(finished_project: Project) -> None:
+    session = onnxruntime.InferenceSession(str(finished_project.run / "export/student.fp32.onnx"))
+    with np.load(finished_project.run / "verify/predictions.npz") as stored:
+        predicted = stored["fp32"]
+    names = sorted((finished_project.root / "pictures/test").rglob("*.png"))
     images = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR)) for path in names])
     (logits,) = session.run(["logits"], {"images": images})
     np.testing.assert_array_equal(logits.argmax(axis=1), predicted)
 
 
-def test_calibration_saw_no_test_image(finished: Project) -> None:
+def test_calibration_uses_no_test_image(finished_project: Project) -> None:
     from edgedistill.export.calibrate import image_hash
 
-    seen = read_json(finished.run / "quantize/calibration.json")["sha256"]
-    tests = np.load(finished.run / "bundle/images.npy")
-    assert len(set(seen)) == 16 and not set(seen) & {image_hash(image) for image in tests}
+    hashes = read_json(finished_project.run / "quantize/calibration.json")["sha256"]
+    tests = np.load(finished_project.run / "bundle/images.npy")
+    assert len(set(hashes)) == 16 and not set(hashes) & {image_hash(image) for image in tests}
 
 
-def test_what_is_kept_is_what_the_device_runs(finished: Project) -> None:
-    kept = {one.target: one for one in read_record(finished.run / "keep/kept.json", tuple[Kept, ...])}
+def test_bundle_default_is_kept_graph(finished_project: Project) -> None:
+    kept = {choice.target: choice for choice in read_record(finished_project.run / "keep/kept.json", tuple[Kept, ...])}
     assert set(kept) == {"cpu", "tensorrt"}
-    assert json.loads((finished.run / "bundle/bundle.json").read_text())["default"] == kept["cpu"].artefact
+    assert json.loads((finished_project.run / "bundle/bundle.json").read_text())["default"] == kept["cpu"].artefact
     cpu = kept["cpu"]
     assert cpu.ratio is not None
     assert (cpu.precision == "int8") == (cpu.ratio[1] > 1.05)  # a net this small is rarely faster in int8
     assert kept["tensorrt"].artefact == "int8-tensorrt" and "edgedistill bench" in kept["tensorrt"].why
-    assert cpu.why in " ".join((miniature.call("report", finished.run).out).split())
+    assert cpu.why in " ".join((miniature.call("report", finished_project.run).out).split())
 
 
-def test_a_loss_beyond_the_bound_keeps_fp32(copied: Project) -> None:
-    path = copied.run / "quantize/guard.json"
-    found = read_json(path)
-    for one in found:
-        one["holds"] = False
-        one["drop"] |= {"points": 3.0, "low": 1.0, "high": 5.0}
-    context = session.reopen(copied.run, {})
-    write_json(path, found)
+def test_accuracy_loss_above_bound_keeps_fp32(project_copy: Project) -> None:
+    path = project_copy.run / "quantize/guard.json"
+    verdicts = read_json(path)
+    for verdict in verdicts:
+        verdict["holds"] = False
+        verdict["drop"] |= {"points": 3.0, "low": 1.0, "high": 5.0}
+    context = session.reopen(project_copy.run, {})
+    write_json(path, verdicts)
     keep.STEP.work(context)
-    kept = read_record(copied.run / "keep/kept.json", tuple[Kept, ...])
-    assert [one.artefact for one in kept] == ["fp32", "fp16"]
-    assert all("at most 1 may be lost" in one.why for one in kept)
+    kept = read_record(project_copy.run / "keep/kept.json", tuple[Kept, ...])
+    assert [choice.artefact for choice in kept] == ["fp32", "fp16"]
+    assert all("at most 1 may be lost" in choice.why for choice in kept)
 
 
-def test_reports_are_whole(finished: Project) -> None:
-    content = json.loads((finished.run / "report.json").read_text())
+def test_reports_cover_every_step(finished_project: Project) -> None:
+    content = json.loads((finished_project.run / "report.json").read_text())
     assert content["not_run"] == [] and set(content["steps"]) >= set(STEPS) - {"report"}
-    page = (finished.run / "report.html").read_text()
+    page = (finished_project.run / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "lying" in page and "mini" in page
-    with (finished.run / "search/trials.csv").open() as stream:
+    with (finished_project.run / "search/trials.csv").open() as stream:
         assert [row["state"] for row in csv.DictReader(stream)] == ["complete", "complete"]
 
 
-def test_a_second_run_does_nothing_quickly_and_without_torch(finished: Project) -> None:
-    said = miniature.edgedistill("run", finished.recipe, "--runs", finished.runs)
-    assert said.code == 0, said.err
-    assert outcome(said.err) == dict.fromkeys(STEPS, "up to date")
-    assert "torch was not loaded" in said.err  # what three seconds, the promise, hang on
-    assert "int8" in said.out
+def test_second_run_repeats_no_step_and_loads_no_torch(finished_project: Project) -> None:
+    completed = miniature.edgedistill("run", finished_project.recipe, "--runs", finished_project.runs)
+    assert completed.code == 0, completed.err
+    assert outcomes(completed.err) == dict.fromkeys(STEPS, "up to date")
+    assert "torch was not loaded" in completed.err  # the bound of three seconds depends on it
+    assert "int8" in completed.out
 
 
-def test_bench_settings_measure_again_and_no_more(copied: Project) -> None:
-    assert ran(copied, "--set", "bench.samples=5") == ["bench-local-onnxruntime-cpu", "report"]
-    assert len(copied.directories()) == 1
+def test_changed_bench_settings_repeat_only_bench(project_copy: Project) -> None:
+    assert ran(project_copy, "--set", "bench.samples=5") == ["bench-local-onnxruntime-cpu", "report"]
+    assert len(project_copy.directories()) == 1
 
 
-def test_calibration_settings_do_not_retrain(copied: Project) -> None:
-    assert ran(copied, "--set", "quantize.calibration_images=8") == STEPS[4:]
-    assert len(copied.directories()) == 1
+def test_changed_calibration_settings_do_not_retrain(project_copy: Project) -> None:
+    assert ran(project_copy, "--set", "quantize.calibration_images=8") == STEPS[4:]
+    assert len(project_copy.directories()) == 1
 
 
-def test_another_speed_asked_for_only_decides_again(copied: Project) -> None:
-    again = ran(copied, "--set", "quantize.min_speedup=1.5")
-    assert "keep" in again and not {"export", "quantize"} & set(again)
+def test_changed_min_speedup_repeats_keep_but_not_quantize(project_copy: Project) -> None:
+    steps = ran(project_copy, "--set", "quantize.min_speedup=1.5")
+    assert "keep" in steps and not {"export", "quantize"} & set(steps)
 
 
-def test_an_altered_output_is_made_again(copied: Project) -> None:
-    (copied.run / "bundle/bundle.json").write_text("{}")
-    # what follows from it is unchanged, and is left alone
-    assert ran(copied) == ["bundle"]
-    (copied.run / "report.html").unlink()
-    assert ran(copied) == ["report"]
+def test_altered_or_missing_output_is_written_again(project_copy: Project) -> None:
+    (project_copy.run / "bundle/bundle.json").write_text("{}")
+    # the later steps depend on unchanged content, and are not repeated
+    assert ran(project_copy) == ["bundle"]
+    (project_copy.run / "report.html").unlink()
+    assert ran(project_copy) == ["report"]
 
 
-def test_a_longer_training_is_another_run(copied: Project) -> None:
-    said = miniature.call("train", copied.recipe, "--runs", copied.runs, "--set", "distill.steps=4")
-    assert said.code == 0, said.err
-    assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
-    assert len(copied.directories()) == 2 and "not run yet" in said.out
-    other = (copied.runs / "latest").resolve()
-    assert read_record(other / "distill/result.json", Checkpoint).steps == 4
+def test_changed_training_length_is_another_run(project_copy: Project) -> None:
+    completed = miniature.call("train", project_copy.recipe, "--runs", project_copy.runs, "--set", "distill.steps=4")
+    assert completed.code == 0, completed.err
+    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert len(project_copy.directories()) == 2 and "not run yet" in completed.out
+    latest = (project_copy.runs / "latest").resolve()
+    assert read_record(latest / "distill/result.json", Checkpoint).steps == 4
 
 
-def test_a_changed_image_retrains(copied: Project) -> None:
-    before, known = sha256_file(copied.run / "distill/student.safetensors"), copied.manifest()["weigh"]["key"]
-    miniature.picture(False, 777).save(copied.root / "pictures/train/lying/00.png")
-    said = miniature.call("train", copied.recipe, "--runs", copied.runs)
-    assert said.code == 0, said.err
-    assert outcome(said.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
-    assert sha256_file(copied.run / "distill/student.safetensors") != before
-    assert len(copied.directories()) == 1 and copied.manifest()["weigh"]["key"] != known
+def test_changed_image_retrains(project_copy: Project) -> None:
+    digest = sha256_file(project_copy.run / "distill/student.safetensors")
+    key = project_copy.manifest()["weigh"]["key"]
+    miniature.picture(False, 777).save(project_copy.root / "pictures/train/lying/00.png")
+    completed = miniature.call("train", project_copy.recipe, "--runs", project_copy.runs)
+    assert completed.code == 0, completed.err
+    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert sha256_file(project_copy.run / "distill/student.safetensors") != digest
+    assert len(project_copy.directories()) == 1 and project_copy.manifest()["weigh"]["key"] != key
 
 
-def test_the_same_recipe_elsewhere_gives_the_same_student(finished: Project, copied: Project) -> None:
-    known = sha256_file(copied.run / "distill/student.safetensors")
-    for name in ("runs/latest", *(f"runs/{copied.run.name}/{file}" for file in ("manifest.json", "distill/last.pt"))):
-        (copied.root / name).unlink()
-    assert miniature.call("train", copied.recipe, "--runs", copied.runs).code == 0
-    assert sha256_file(copied.run / "distill/student.safetensors") == known
+def test_same_recipe_in_another_folder_gives_same_student(finished_project: Project, project_copy: Project) -> None:
+    digest = sha256_file(project_copy.run / "distill/student.safetensors")
+    for path in (
+        project_copy.runs / "latest",
+        project_copy.run / "manifest.json",
+        project_copy.run / "distill/last.pt",
+    ):
+        path.unlink()
+    assert miniature.call("train", project_copy.recipe, "--runs", project_copy.runs).code == 0
+    assert sha256_file(project_copy.run / "distill/student.safetensors") == digest
 
 
-def test_a_gate_that_fails_is_reported_and_exits_with_3(copied: Project) -> None:
-    (copied.run / "report.json").unlink()
-    said = miniature.call("run", copied.recipe, "--runs", copied.runs, "--set", "export.max_relative_error=1e-12")
-    assert said.code == 3 and "Traceback" not in said.err
-    assert outcome(said.err) == {**dict.fromkeys(STEPS[:3], "up to date"), "report": "ran"}
-    last = said.err.strip().splitlines()[-1]
+def test_failed_gate_is_reported_and_exits_with_3(project_copy: Project) -> None:
+    (project_copy.run / "report.json").unlink()
+    bound = "export.max_relative_error=1e-12"
+    completed = miniature.call("run", project_copy.recipe, "--runs", project_copy.runs, "--set", bound)
+    assert completed.code == 3 and "Traceback" not in completed.err
+    assert outcomes(completed.err) == {**dict.fromkeys(STEPS[:3], "up to date"), "report": "ran"}
+    last = completed.err.strip().splitlines()[-1]
     assert "relative error" in last and "at most 1e-12" in last and "loosen the bound" in last
-    # the refused step is no longer in the manifest, and the report does not speak of what it left before
-    assert "export" not in copied.manifest()
-    content = json.loads((copied.run / "report.json").read_text())
-    assert "export" not in content["steps"] and copied.manifest()["report"]
+    # the failed step is removed from the manifest, and the report omits its earlier outputs
+    assert "export" not in project_copy.manifest()
+    content = json.loads((project_copy.run / "report.json").read_text())
+    assert "export" not in content["steps"] and project_copy.manifest()["report"]
 
 
-def test_export_without_int8_and_what_it_remembers(copied: Project) -> None:
-    said = miniature.call("export", copied.run, "--no-int8")
-    assert said.code == 0, said.err
-    assert read_json(copied.run / "quantize/models.json") == []
-    assert not list((copied.run / "quantize").glob("*.onnx"))
-    assert not list((copied.run / "bundle").glob("*int8*"))
-    assert (copied.run / "bundle/student.fp32.onnx").is_file()
-    assert Run(path=copied.run).recipe()[0].quantize.enabled is False
+def test_export_without_int8_removes_int8_files_and_is_recorded(project_copy: Project) -> None:
+    completed = miniature.call("export", project_copy.run, "--no-int8")
+    assert completed.code == 0, completed.err
+    assert read_json(project_copy.run / "quantize/models.json") == []
+    assert not list((project_copy.run / "quantize").glob("*.onnx"))
+    assert not list((project_copy.run / "bundle").glob("*int8*"))
+    assert (project_copy.run / "bundle/student.fp32.onnx").is_file()
+    assert Run(path=project_copy.run).recipe()[0].quantize.enabled is False
 
 
-def test_a_run_that_was_searched_in_int8_can_be_exported_without(copied: Project) -> None:
-    context = session.reopen(copied.run, {"search": {"objective": "int8"}})
+def test_run_searched_in_int8_can_be_exported_without_int8(project_copy: Project) -> None:
+    context = session.reopen(project_copy.run, {"search": {"objective": "int8"}})
     with context.run.lock():
-        context.run.remember(context.recipe, context.base)
-    said = miniature.call("export", copied.run, "--no-int8")
-    assert said.code == 0, said.err
+        context.run.save_resolved_recipe(context.recipe, context.base)
+    completed = miniature.call("export", project_copy.run, "--no-int8")
+    assert completed.code == 0, completed.err
 
 
-def test_a_recipe_cannot_be_its_own_source(copied: Project) -> None:
-    own = "{name: first, kind: run, recipe: recipe.yaml}"
-    said = miniature.call("train", copied.recipe, "--runs", copied.runs, "--set", f"sources.0={own}")
-    assert said.code == 2
-    assert said.err.strip().endswith(f"sources.first: {copied.recipe} would be a source of itself")
+def test_recipe_cannot_be_its_own_source(project_copy: Project) -> None:
+    source = "{name: first, kind: run, recipe: recipe.yaml}"
+    completed = miniature.call(
+        "train", project_copy.recipe, "--runs", project_copy.runs, "--set", f"sources.0={source}"
+    )
+    assert completed.code == 2
+    assert completed.err.strip().endswith(f"sources.first: {project_copy.recipe} would be a source of itself")
 
 
-def test_a_device_that_means_another_machine_is_measured_again(
-    copied: Project, monkeypatch: pytest.MonkeyPatch
+def test_local_device_is_measured_again_on_another_machine(
+    project_copy: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "node", lambda: "another-machine")
-    assert {"keep", "bench-local-onnxruntime-cpu", "report"} <= set(ran(copied))
-    assert not {"quantize", "export"} & set(copied.manifest()) - set(STEPS)
+    assert {"keep", "bench-local-onnxruntime-cpu", "report"} <= set(ran(project_copy))
+    assert not {"quantize", "export"} & set(project_copy.manifest()) - set(STEPS)
 
 
-def test_a_changed_test_label_is_scored_again(copied: Project) -> None:
-    before = json.loads((copied.run / "distill/result.json").read_text())["top1"]
-    first, second = sorted(path for path in (copied.root / "pictures/test").iterdir())
+def test_changed_test_label_is_scored_again(project_copy: Project) -> None:
+    before = json.loads((project_copy.run / "distill/result.json").read_text())["top1"]
+    first, second = sorted(path for path in (project_copy.root / "pictures/test").iterdir())
     first.rename(first.with_name("aside"))
     second.rename(first)
     first.with_name("aside").rename(second)
-    assert "distill" in ran(copied) and "verify" in ran(copied, "--set", "export.max_relative_error=0.01")
-    after = json.loads((copied.run / "distill/result.json").read_text())["top1"]
+    assert "distill" in ran(project_copy) and "verify" in ran(project_copy, "--set", "export.max_relative_error=0.01")
+    after = json.loads((project_copy.run / "distill/result.json").read_text())["top1"]
     assert after == pytest.approx(1 - before)

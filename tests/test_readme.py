@@ -1,4 +1,4 @@
-"""Every command that the README and the recipes show can be typed as it stands."""
+"""Every command in the documentation and the recipes is valid as written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODULE = re.compile(r"python3? -m ([\w.]+)")
 
 
 def code_lines(text: str) -> Iterator[str]:
-    """Lines of fenced and indented code blocks, comments and prompts taken off, lines ended by a backslash joined."""
+    """Lines of code blocks, without comments and prompts; lines that end in a backslash are joined."""
     fenced = False
     for line in text.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):
@@ -43,35 +43,35 @@ def commands(path: Path, program: str) -> list[str]:
     return [line for line in lines if line.startswith(f"{program} ")]
 
 
-SHOWN = [(path, line) for path in (*PAGES, *RECIPES) for line in commands(path, "edgedistill")]
+COMMANDS = [(path, line) for path in (*PAGES, *RECIPES) for line in commands(path, "edgedistill")]
 
 
 def parse(line: str) -> dict[str, Any]:
-    """The arguments of a command line as its verb takes them; click's own error where it does not."""
+    """The parsed arguments of a command line; raises click's error for wrong usage."""
     group: Any = get_command(cli.app)
     context = group.make_context("edgedistill", shlex.split(line)[1:])
-    # where click keeps what stands behind the options of the program itself
-    verb, *rest = [*context._protected_args, *context.args]
+    # click keeps the verb and its arguments in two lists
+    verb, *arguments = [*context._protected_args, *context.args]
     assert verb in group.commands, f"edgedistill has no verb {verb}"
-    return dict(group.commands[verb].make_context(verb, rest, parent=context).params)
+    return dict(group.commands[verb].make_context(verb, arguments, parent=context).params)
 
 
-@pytest.mark.parametrize(("path", "line"), SHOWN, ids=[f"{path.name}: {line}" for path, line in SHOWN])
-def test_every_command_shown_exists(path: Path, line: str) -> None:
-    given = parse(line)
-    shown = given.get("recipe")
-    if shown is not None:
-        document = read_recipe(ROOT / shown, given["sets"] or [])
+@pytest.mark.parametrize(("path", "line"), COMMANDS, ids=[f"{path.name}: {line}" for path, line in COMMANDS])
+def test_every_documented_command_parses(path: Path, line: str) -> None:
+    arguments = parse(line)
+    recipe = arguments.get("recipe")
+    if recipe is not None:
+        document = read_recipe(ROOT / recipe, arguments["sets"] or [])
         check.load(document)
 
 
-def test_there_is_something_to_check() -> None:
-    assert {path.name for path, _ in SHOWN} >= {"quickstart.yaml", "digits.yaml", "cub.yaml"}
-    assert any(path == PAGES[0] for path, _ in SHOWN), "the README shows no command"
+def test_documents_contain_commands() -> None:
+    assert {path.name for path, _ in COMMANDS} >= {"quickstart.yaml", "digits.yaml", "cub.yaml"}
+    assert any(path == PAGES[0] for path, _ in COMMANDS), "the README shows no command"
 
 
 @pytest.mark.parametrize("wrong", ["edgedistill fly x", "edgedistill run x --no-such", "edgedistill check"])
-def test_a_wrong_command_would_be_found(wrong: str) -> None:
+def test_wrong_command_is_refused(wrong: str) -> None:
     with pytest.raises(Exception, match=r"no verb|No such option|Missing parameter"):
         parse(wrong)
 
@@ -79,8 +79,8 @@ def test_a_wrong_command_would_be_found(wrong: str) -> None:
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    asked = {word for path in PAGES for line in commands(path, "make") for word in line.split()[1:] if "=" not in word}
-    assert asked and asked <= targets
+    used = {word for path in PAGES for line in commands(path, "make") for word in line.split()[1:] if "=" not in word}
+    assert used and used <= targets
     assert set(re.findall(r"\.PHONY: (.*)", makefile)[0].split()) <= targets
 
 
@@ -89,12 +89,18 @@ def test_modules_and_links_exist() -> None:
     modules = {name for text in pages.values() for name in MODULE.findall(text) if name.startswith("benchmarks")}
     assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
     links = [
-        (path, to.partition("#")[0]) for path, text in pages.items() for to in re.findall(r"\]\(([^)\s]+)\)", text)
+        (path, target.partition("#")[0])
+        for path, text in pages.items()
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
     ]
-    gone = [f"{path.name}: {to}" for path, to in links if "://" not in to and not (path.parent / to).exists()]
-    assert gone == []
+    broken = [
+        f"{path.name}: {target}"
+        for path, target in links
+        if "://" not in target and not (path.parent / target).exists()
+    ]
+    assert broken == []
 
 
-def test_code_lines() -> None:
+def test_code_lines_of_fenced_and_indented_blocks() -> None:
     text = "a\n```bash\n$ edgedistill run x  # so\n```\n\n    make demo   # that\nedgedistill no\n"
     assert list(code_lines(text)) == ["edgedistill run x", "make demo"]

@@ -1,1 +1,1 @@
-"""The agent's meter beside two others, on the same graph, runtime and machine: mlcommons-loadgen and trtexec."""
+"""The agent's meter compared with mlcommons-loadgen and trtexec, on the same graph, runtime and machine."""

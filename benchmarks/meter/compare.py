@@ -1,6 +1,6 @@
-"""Ours and theirs in turn, round by round: how far apart they read, and whether that is within the bound.
+"""Readings of ours and theirs in turn, round by round: their ratio, and whether it is within the bound.
 
-A reading is what one of them says of one measurement: {"n", "p50", "p90", "p99", ...} in ms, or {"n", "per_second"}.
+A reading is the result of one measurement of one side: {"n", "p50", "p90", "p99", ...} in ms, or {"n", "per_second"}.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from edgedistill.agent import metrics
 from edgedistill.console import bar
 
 Reading = dict[str, Any]
-MOST = 0.05
-MARKS = ("p50", "p90", "p99", "per_second")
+MAX_DEVIATION = 0.05
+STATISTICS = ("p50", "p90", "p99", "per_second")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured: rounds, and of each side in each round the least queries and seconds; images a batch."""
+    """Size of a measurement: rounds; minimum queries and seconds of each side in each round; images a batch."""
 
     rounds: int = 12
     samples: int = 500
@@ -29,36 +29,43 @@ class Plan:
     threads: int = 1
 
 
-def rounds(ours: Callable[[], Reading], theirs: Callable[[], Reading], n: int, what: str) -> list[dict[str, Any]]:
-    """n rounds of {"first", "ours", "theirs"}; who begins alternates, so that neither always finds the machine warm."""
-    sides, found = {"ours": ours, "theirs": theirs}, []
-    with bar(what, n) as shown:
-        for at in range(n):
-            order = ("theirs", "ours") if at % 2 else ("ours", "theirs")
-            taken = {which: sides[which]() for which in order}
-            found.append({"first": order[0], "ours": taken["ours"], "theirs": taken["theirs"]})
-            shown(1)
-    return found
+def rounds(ours: Callable[[], Reading], theirs: Callable[[], Reading], n: int, title: str) -> list[dict[str, Any]]:
+    """Measure n rounds of {"first", "ours", "theirs"}; the first side alternates, so that neither is always warm."""
+    sides, cells = {"ours": ours, "theirs": theirs}, []
+    with bar(title, n) as advance:
+        for index in range(n):
+            order = ("theirs", "ours") if index % 2 else ("ours", "theirs")
+            readings = {which: sides[which]() for which in order}
+            cells.append({"first": order[0], "ours": readings["ours"], "theirs": readings["theirs"]})
+            advance(1)
+    return cells
 
 
-def compared(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per percentile or rate that both give: {"ours", "theirs", "ratio", "interval", "within"}.
+def compare(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{"ours", "theirs", "ratio", "interval", "within"} for each percentile or rate that both sides have.
 
     Both sides are medians over the rounds. The ratio is the median over the rounds of theirs / ours, above 1 where
-    they read more; its interval is 95 %, None below four rounds. `within` judges the ratio alone.
+    theirs is larger; its interval is 95 %, None below four rounds. `within` depends on the ratio alone.
     """
-    marks = [mark for mark in MARKS if all(mark in cell[side] for cell in cells for side in ("ours", "theirs"))]
-    return {mark: _compared([(cell["ours"][mark], cell["theirs"][mark]) for cell in cells]) for mark in marks}
+    shared = [
+        statistic
+        for statistic in STATISTICS
+        if all(statistic in cell[side] for cell in cells for side in ("ours", "theirs"))
+    ]
+    return {
+        statistic: _compare_pairs([(cell["ours"][statistic], cell["theirs"][statistic]) for cell in cells])
+        for statistic in shared
+    }
 
 
-def _compared(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    # a round is a fresh process on either side: rounds are what is drawn from
-    found = metrics.ratio_interval([[theirs] for _, theirs in pairs], [[ours] for ours, _ in pairs])
-    ratio = found[0] if found else statistics.median(theirs / ours for ours, theirs in pairs)
+def _compare_pairs(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    # a round is a fresh process on either side, so the bootstrap resamples rounds
+    ratio_ci95 = metrics.ratio_interval([[theirs] for _, theirs in pairs], [[ours] for ours, _ in pairs])
+    ratio = ratio_ci95[0] if ratio_ci95 else statistics.median(theirs / ours for ours, theirs in pairs)
     return {
         "ours": round(statistics.median(ours for ours, _ in pairs), 4),
         "theirs": round(statistics.median(theirs for _, theirs in pairs), 4),
         "ratio": round(ratio, 4),
-        "interval": [round(one, 4) for one in found[1:]] if found else None,
-        "within": abs(ratio - 1.0) <= MOST,
+        "interval": [round(bound, 4) for bound in ratio_ci95[1:]] if ratio_ci95 else None,
+        "within": abs(ratio - 1.0) <= MAX_DEVIATION,
     }

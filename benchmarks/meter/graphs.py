@@ -1,4 +1,4 @@
-"""The graphs that are measured: two untrained students as edgedistill exports them, or a file; each in a bundle."""
+"""The graphs to measure: two untrained students as edgedistill exports them, or the user's files; each in a bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgedistill.run.files import sha256_file
 
 IMAGES, CLASSES, SEED = 64, 10, 0
 FP32 = "student.fp32.onnx"
-# a latency of a fraction of a millisecond, where what a meter itself costs would show, and one of a usual size
+# a latency of a fraction of a millisecond, which would show the cost of the meter itself, and one of a usual size
 DEFAULT: dict[str, dict[str, Any]] = {
     "micro at 32 px": {"micro": {"width": 16, "input_px": 32}},
     "efficientnet_lite0 at 224 px": {"efficientnet_lite": {"variant": 0, "input_px": 224, "weights": "none"}},
@@ -28,7 +28,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A graph in a bundle of its own, with noise for images: what they show changes no latency."""
+    """A graph in a bundle of its own, with random images: their content changes no latency."""
 
     name: str
     bundle: Path
@@ -37,20 +37,20 @@ class Graph:
 
     @property
     def path(self) -> Path:
-        """The graph."""
+        """The graph's file."""
         return self.bundle / self.model.path
 
 
 def students(runs: Path) -> list[Graph]:
-    """Both students, exported once; their bundles are written anew, so that the agent is the current one."""
-    found = []
+    """Return both students, exported once; their bundles are rewritten, so that the agent is the current one."""
+    graphs = []
     for name, family in DEFAULT.items():
         folder = runs / name.replace(" ", "-")
         if not (folder / FP32).exists():
             say(f"exporting {name}")
             _export(family, folder)
-        found.append(bundled(name, folder / FP32, folder / "bundle"))
-    return found
+        graphs.append(write_graph_bundle(name, folder / FP32, folder / "bundle"))
+    return graphs
 
 
 def _export(family: dict[str, Any], folder: Path) -> None:
@@ -66,23 +66,23 @@ def _export(family: dict[str, Any], folder: Path) -> None:
 
 
 def noise(px: int) -> np.ndarray:
-    """uint8 [N, px, px, 3]."""
+    """Random images, uint8 [N, px, px, 3]."""
     return np.random.default_rng(SEED).integers(0, 256, (IMAGES, px, px, 3), dtype=np.uint8)
 
 
-def given(path: Path, runs: Path) -> Graph:
-    """A file of the user's.
+def from_file(path: Path, runs: Path) -> Graph:
+    """Bundle a file of the user's.
 
     Raises:
-        InputError: it is no graph of an exported student.
+        InputError: the file is not the graph of an exported student.
     """
     name = path.stem
     (folder := runs / name).mkdir(parents=True, exist_ok=True)
-    return bundled(name, path, folder / "bundle")
+    return write_graph_bundle(name, path, folder / "bundle")
 
 
-def bundled(name: str, path: Path, folder: Path) -> Graph:
-    """A bundle of that one graph in `folder`, which is emptied before.
+def write_graph_bundle(name: str, path: Path, folder: Path) -> Graph:
+    """Write a bundle of one graph to `folder`, which is emptied first.
 
     Raises:
         InputError: the file is not ONNX, or its input is not uint8 [B, px, px, 3].
@@ -100,11 +100,11 @@ def bundled(name: str, path: Path, folder: Path) -> Graph:
         parent_sha256="",
         size_mb=size_mb,
     )  # type: ignore[arg-type]
-    about = {"classes": [str(one) for one in range(CLASSES)], "input_px": px, "store_px": px, "fit": "crop"}
+    description = {"classes": [str(index) for index in range(CLASSES)], "input_px": px, "store_px": px, "fit": "crop"}
     write_bundle(
         folder,
         [(path, model)],
-        description=about,
+        description=description,
         images_NHWC=noise(px),
         labels_N=np.zeros(IMAGES, dtype=np.int64),
         host_predictions={},
@@ -117,8 +117,8 @@ def _facts(path: Path) -> tuple[int, str]:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's errors have no base of their own
         raise InputError(f"{path}: is not an ONNX graph ({type(error).__name__})", "name a student's .onnx") from None
-    kind = graph.input[0].type.tensor_type
-    shape = [one.dim_value for one in kind.shape.dim]
-    if kind.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+    tensor_type = graph.input[0].type.tensor_type
+    shape = [dimension.dim_value for dimension in tensor_type.shape.dim]
+    if tensor_type.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
         raise InputError(f"{path}: its input is not uint8 [B, px, px, 3]", "export it with `edgedistill export`")
     return shape[1], "int8" if any(node.op_type == "QuantizeLinear" for node in graph.node) else "fp32"

@@ -1,4 +1,4 @@
-"""One reading of each side: of the agent, by the bench that everybody runs, and of mlcommons-loadgen."""
+"""One reading of each side: of the agent, by the product's bench, and of mlcommons-loadgen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.meter.compare import Plan, Reading
 from benchmarks.meter.graphs import Graph
-from benchmarks.quantize.environments import told
+from benchmarks.quantize.environments import run_command
 from edgedistill.agent import metrics
 from edgedistill.devices.bench import bench
 from edgedistill.devices.bundle import AGENT, IMAGES
@@ -19,20 +19,20 @@ from edgedistill.recipe.schema import Bench
 from edgedistill.records import HOST_TO_HOST, Device
 
 DRIVER = Path(__file__).parent / "driver.py"
-KEPT = ("min", "p50", "p90", "p99", "p99.9", "max")
+PERCENTILES = ("min", "p50", "p90", "p99", "p99.9", "max")
 
 
 def agent(
     graph: Graph, plan: Plan, python: Path, backend: str = "onnxruntime-cpu", mode: str = HOST_TO_HOST
 ) -> Reading:
-    """What the agent reads in a fresh process of its own.
+    """Measure with the agent, in a fresh process.
 
     Args:
-        graph: what is run.
+        graph: the graph to run.
         plan: samples, seconds, threads and batch.
         python: the interpreter that has the runtime.
-        backend: of the agent.
-        mode: of the backend, or "offline" for the rate in batches of the plan.
+        backend: a backend of the agent.
+        mode: a mode of the backend, or "offline" for the rate in batches of the plan.
 
     Raises:
         EdgeDistillError: the agent failed.
@@ -53,26 +53,26 @@ def agent(
     with tempfile.TemporaryDirectory() as out:
         device = Device(name="meter", python=str(python))
         (report,) = bench(graph.bundle, device, backend=backend, settings=settings, models=[graph.model], out=Path(out))
-    said = {"n": len(report.latency.samples_ms), "verdict": report.verdict, "version": report.backend_version}
-    return {**said, **summary(report.latency.samples_ms, plan.batch if offline else None)}
+    facts = {"n": len(report.latency.samples_ms), "verdict": report.verdict, "version": report.backend_version}
+    return {**facts, **summary(report.latency.samples_ms, plan.batch if offline else None)}
 
 
 def summary(samples_ms: Sequence[float], batch: int | None) -> Reading:
-    """Percentiles in ms, or of batches the images a second."""
+    """Percentiles in ms; with `batch`, images a second."""
     if batch is not None:
         return {"per_second": 1000.0 * batch * len(samples_ms) / sum(samples_ms)}
-    at = metrics.percentiles(samples_ms)
-    return {mark: round(at[mark], 5) for mark in KEPT}
+    percentiles = metrics.percentiles(samples_ms)
+    return {mark: round(percentiles[mark], 5) for mark in PERCENTILES}
 
 
 def loadgen(graph: Graph, plan: Plan, python: Path, scenario: str) -> Reading:
-    """What mlcommons-loadgen reads in a fresh process, the agent's backend under it.
+    """Measure with mlcommons-loadgen, which drives the agent's backend in a fresh process.
 
     Raises:
-        PeerError: it failed.
+        PeerError: the process failed.
     """
     single = scenario == "SingleStream"
-    said = told(
+    output = run_command(
         [
             str(python),
             str(DRIVER),
@@ -94,5 +94,5 @@ def loadgen(graph: Graph, plan: Plan, python: Path, scenario: str) -> Reading:
             str(plan.seconds),
         ]
     )
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found
+    reading: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return reading

@@ -1,12 +1,12 @@
-"""trtexec beside the agent's TensorRT backend, where both are: its flags, and what it prints.
+"""trtexec for the comparison with the agent's TensorRT backend: its flags and its output.
 
-NVIDIA's documentation of trtexec (TensorRT 8.6, 10.16 and 11.4, "Command-Line Programs" and "Performance
-Benchmarking"): up to 10 it copies images in and logits out and waits for the GPU asleep, and launches kernel by kernel,
-unless told otherwise; 11 leaves the copies out, waits in a loop and launches a CUDA graph, unless told otherwise. Here
-every version is told to copy, to wait in a loop, and to launch as the agent's mode does.
+Defaults by NVIDIA's documentation of trtexec (TensorRT 8.6, 10.16 and 11.4, "Command-Line Programs" and "Performance
+Benchmarking"): up to 10 it copies images in and logits out, sleeps until the GPU has finished, and launches kernel by
+kernel; 11 leaves out the copies, waits in a loop and launches a CUDA graph. The flags here make every version copy,
+wait in a loop, and launch as the agent's mode does.
 
 "GPU Compute Time" is the agent's `compute`: between two events around the launch. "Latency" adds the two copies and
-leaves out what the host does meanwhile, so that the agent's `host-to-host` is longer by nature: shown, not judged.
+leaves out the host's work meanwhile, so the agent's `host-to-host` is longer by definition: shown, not judged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.meter.compare import Plan, Reading
 from benchmarks.meter.graphs import Graph
 from benchmarks.quantize.environments import PeerError, last_line
 
-# the agent's mode -> the line of trtexec nearest to it, whether as a CUDA graph, whether the timed windows are equal
+# the agent's mode -> the nearest line of trtexec, whether as a CUDA graph, whether the timed windows are equal
 MODES = {
     "compute": ("GPU Compute Time", False, True),
     "compute-graph": ("GPU Compute Time", True, True),
@@ -38,15 +38,15 @@ TIMEOUT_S = 1800.0
 
 
 def parse_version(text: str) -> str:
-    """ "10.13.3" from trtexec's first line.
+    """Parse a version such as "10.13.3" from trtexec's first line.
 
     Raises:
         ValueError: the text names no version.
     """
-    found = VERSION.search(text)
-    if found is None:
+    match = VERSION.search(text)
+    if match is None:
         raise ValueError("trtexec names no version of TensorRT")
-    digits = int(found.group(1))
+    digits = int(match.group(1))
     # v8601 is 8.6.1 and v101303 is 10.13.3: with TensorRT 10 the major version moved up a digit
     unit = 10_000 if digits >= 100_000 else 1_000
     return f"{digits // unit}.{digits % unit // 100}.{digits % 100}"
@@ -57,14 +57,14 @@ def _major(version: str) -> int:
 
 
 def flags(version: str, graph: bool) -> list[str]:
-    """What makes a version copy images and logits, wait in a loop, and launch a CUDA graph or not."""
+    """Flags that make a version copy images and logits, wait in a loop, and launch a CUDA graph or not."""
     if _major(version) >= 11:
         return ["--includeDataTransfers", *([] if graph else ["--noCudaGraph"])]
     return ["--useSpinWait", *(["--useCudaGraph"] if graph else [])]
 
 
 def types(version: str, precision: str) -> list[str]:
-    """What makes a version build the graph in the precisions that it is written in; 11 knows nothing else."""
+    """Flags that make a version build the graph in the precisions that it is written in; 11 always does."""
     if _major(version) >= 11:
         return []
     if _major(version) >= 10:
@@ -73,42 +73,42 @@ def types(version: str, precision: str) -> list[str]:
 
 
 def summary(text: str) -> dict[str, Reading]:
-    """The performance summary: {"Latency": {"n", "min", "p50", "p90", "p99", "max"}, "GPU Compute Time": ...} in ms.
+    """Parse the performance summary: {"Latency": {"n", "min", "p50", "p90", "p99", "max"}, ...} in ms.
 
     Raises:
         ValueError: there is none, or it is that of a version before 8.2, which had a line for each figure.
     """
     queries = QUERIES.search(text)
-    found: dict[str, Reading] = {}
+    readings: dict[str, Reading] = {}
     for line in text.splitlines():
         match = SUMMARY.match(line.strip())
         if match:
-            values = {NAMES[name]: float(value) for name, value in VALUE.findall(match["values"]) if name in NAMES}
-            found[match["name"]] = {**({"n": int(queries.group(1))} if queries else {}), **values}
-    if not {"Latency", "GPU Compute Time"} <= found.keys():
+            figures = {NAMES[name]: float(number) for name, number in VALUE.findall(match["values"]) if name in NAMES}
+            readings[match["name"]] = {**({"n": int(queries.group(1))} if queries else {}), **figures}
+    if not {"Latency", "GPU Compute Time"} <= readings.keys():
         raise ValueError("trtexec printed no performance summary of TensorRT 8.2 or later")
-    return found
+    return readings
 
 
 def program() -> str | None:
-    """Where trtexec is, None where it is not."""
+    """The path of trtexec; None where it is not installed."""
     return shutil.which("trtexec")
 
 
-def installed(path: str) -> str:
-    """Its version.
+def installed_version(path: str) -> str:
+    """The version of an installed trtexec.
 
     Raises:
-        PeerError: it does not start, or says none.
+        PeerError: it does not start, or prints no version.
     """
     try:
-        return parse_version(_said([path, "--help"]))
+        return parse_version(_output([path, "--help"]))
     except ValueError as error:
         raise PeerError(str(error)) from None
 
 
 def command(path: str, version: str, graph: Graph, engine: Path, plan: Plan, as_graph: bool) -> list[str]:
-    """One measurement; the engine is built and kept where it is not there yet."""
+    """The command line of one measurement; it builds and saves the engine where that does not exist."""
     build = [f"--onnx={graph.path}", f"--saveEngine={engine}", *types(version, graph.model.precision)]
     return [
         path,
@@ -123,35 +123,35 @@ def command(path: str, version: str, graph: Graph, engine: Path, plan: Plan, as_
 
 
 def reading(path: str, version: str, graph: Graph, engine: Path, plan: Plan, mode: str) -> Reading:
-    """What trtexec reads of a mode of the agent's.
+    """Measure one of the agent's modes with trtexec.
 
     Raises:
-        PeerError: it failed.
+        PeerError: trtexec failed.
     """
     line, as_graph, _ = MODES[mode]
     try:
-        return summary(_said(command(path, version, graph=graph, engine=engine, plan=plan, as_graph=as_graph)))[line]
+        return summary(_output(command(path, version, graph=graph, engine=engine, plan=plan, as_graph=as_graph)))[line]
     except ValueError as error:
         raise PeerError(str(error)) from None
 
 
-def _said(asked: Sequence[str]) -> str:
+def _output(arguments: Sequence[str]) -> str:
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerError(last_line(str(error))) from None
-    if done.returncode:
-        raise PeerError(f"exit status {done.returncode}: {last_line(done.stderr or done.stdout)}")
-    return done.stdout + done.stderr
+    if process.returncode:
+        raise PeerError(f"exit status {process.returncode}: {last_line(process.stderr or process.stdout)}")
+    return process.stdout + process.stderr
 
 
-def use(cache: Path) -> None:
-    """Let the agent keep its engines there (agent/cache.py)."""
+def use_cache(cache: Path) -> None:
+    """Set the directory where the agent keeps its engines (agent/cache.py)."""
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["EDGEDISTILL_CACHE"] = str(cache.absolute())
 
 
-def kept(cache: Path) -> Path | None:
-    """The engine that the agent built, None where it left not just one: trtexec then builds its own."""
-    found = sorted((cache / "engines").glob("*.engine"))
-    return found[0] if len(found) == 1 else None
+def agent_engine(cache: Path) -> Path | None:
+    """The engine that the agent built; None unless there is exactly one: trtexec then builds its own."""
+    engines = sorted((cache / "engines").glob("*.engine"))
+    return engines[0] if len(engines) == 1 else None

@@ -1,10 +1,10 @@
-"""Does the int8 graph answer as the fake-quantized student that it was written from, where nothing was trained?
+"""Agreement of the int8 graph with the fake-quantized student that it was written from, without any training.
 
     python -m benchmarks.quantize alike --packs DIR [--students efficientnet-lite0 resnet18]
 
-The fake-quantized student, ONNX Runtime's integer kernels, and the literal arithmetic of every Q/DQ pair answer the
-same test images. The student rounds as the kernels do; the literal reading rounds in another order, and where a sum
-falls between two steps it may fall to the other side.
+The fake-quantized student, ONNX Runtime's integer kernels, and the literal arithmetic of every Q/DQ pair classify the
+same test images. The student rounds as the kernels do; the literal arithmetic rounds in another order, so a sum that
+lies between two quantization steps may be rounded to the other one.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from edgedistill.export import fake_quant, quantize
 from edgedistill.export.infer import predict_onnx
 from edgedistill.recipe.schema import Quantize
 
-KIND, TARGET, ASKED = "quantize-alike", "cpu", 0.995
+KIND, TARGET, MIN_AGREEMENT = "quantize-alike", "cpu", 0.995
 
 
 def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
-    """Calibrate a student, let the three answer, and append the line."""
+    """Calibrate a student, compute the labels of all three, and append their pairwise agreement."""
     folder = students.prepare(name, packs, runs, bank)
-    model, images = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
-    test, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
-    found = quantize.calibrated(model, images, Quantize(targets=(TARGET,)))
-    net = fake_quant.student(model, found.ranges, TARGET, learned=False)
-    graph = quantize.maker(model, found.ranges, TARGET)(()).SerializeToString()
+    model, images_NHWC = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
+    test_NHWC, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
+    calibration = quantize.choose_ranges(model, images_NHWC, Quantize(targets=(TARGET,)))
+    net = fake_quant.student(model, calibration.ranges, TARGET, learned=False)
+    graph = quantize.graph_maker(model, calibration.ranges, TARGET)(()).SerializeToString()
     spec = students.spec_of(name, students.PX, onnx_classes(model))
-    answers = {
-        "fake": evaluate.logits(net, spec, test).argmax(1),
-        "int8": predict_onnx(graph, test).argmax(1),
-        "literal": predict_onnx(graph, test, simulate=True).argmax(1),
+    labels_by_kind = {
+        "fake": evaluate.logits(net, spec, test_NHWC).argmax(1),
+        "int8": predict_onnx(graph, test_NHWC).argmax(1),
+        "literal": predict_onnx(graph, test_NHWC, simulate=True).argmax(1),
     }
     pairs = {
-        f"{one}_{other}": metrics.agreement(answers[one], answers[other])
-        for one, other in (("fake", "int8"), ("fake", "literal"), ("int8", "literal"))
+        f"{first}_{second}": metrics.agreement(labels_by_kind[first], labels_by_kind[second])
+        for first, second in (("fake", "int8"), ("fake", "literal"), ("int8", "literal"))
     }
     line = {
         "student": name,
-        "method": found.method,
-        "n_test": len(test),
-        "top1": float(np.mean(answers["int8"] == labels_N)),
+        "method": calibration.method,
+        "n_test": len(test_NHWC),
+        "top1": float(np.mean(labels_by_kind["int8"] == labels_N)),
         **pairs,
     }
     append(KIND, line)
@@ -58,7 +58,7 @@ def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
 
 
 def onnx_classes(model: onnx.ModelProto) -> int:
-    """How many logits the graph answers with."""
+    """Number of logits of the graph."""
     return int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
 
@@ -74,6 +74,6 @@ def markdown(lines: Iterable[dict[str, Any]]) -> str:
     for name, line in newest.items():
         shares = (f"{100 * line[pair]:.2f} %" for pair in ("fake_int8", "fake_literal", "int8_literal"))
         rows.append(f"| {name} | {100 * line['top1']:.1f} | {line['n_test']} | {' | '.join(shares)} |")
-    good = [name for name, line in newest.items() if line["fake_int8"] >= ASKED]
-    said = f"{100 * ASKED:g} % or more of the int8 graph's labels are the fake-quantized student's: "
-    return "\n".join([*rows, "", f"- {said}{', '.join(good) or 'nowhere'}"])
+    agreeing = [name for name, line in newest.items() if line["fake_int8"] >= MIN_AGREEMENT]
+    claim = f"{100 * MIN_AGREEMENT:g} % or more of the int8 graph's labels are the fake-quantized student's: "
+    return "\n".join([*rows, "", f"- {claim}{', '.join(agreeing) or 'nowhere'}"])

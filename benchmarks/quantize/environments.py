@@ -1,4 +1,4 @@
-"""The peers, and an environment for each that is built once, with what was installed and what it cost."""
+"""The peers and their virtual environments; each is built once and records installed versions and build time."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from edgedistill.console import say
 
 SCRIPTS = Path(__file__).parent / "peers"
 SERVE = SCRIPTS / "serve.py"
-MARK = "installed.json"
+RECORD = "installed.json"
 
 
 class PeerError(Exception):
-    """Why a peer gave nothing, in one line."""
+    """A peer failed; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What pip is asked for.
+    """A virtual environment's requirements.
 
     Attributes:
-        packages: requirements; the versions that a line of results names are those of these packages.
-        whole: with what the packages themselves require.
-        borrows: sees the current interpreter's packages behind its own: torch is large, and a CPU needs no other.
+        packages: requirements for pip; a line of results names the versions of these packages.
+        dependencies: whether pip also installs the packages' own requirements.
+        borrows: whether the current interpreter's packages are importable after its own: torch is large, and a CPU
+            needs no second copy.
     """
 
     packages: tuple[str, ...]
-    whole: bool = True
+    dependencies: bool = True
     borrows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A quantizer: its environment, the script and the mode that make the model, and how the model is run.
+    """A quantizer: its environment, the script and mode that make the model, and the runtime of the model.
 
     Attributes:
-        simulate: run for its accuracy alone, as the graph is written: it is made for another runtime.
+        simulate: whether the graph is for another runtime, so that it is run as written, for its accuracy alone.
     """
 
     environment: str
@@ -61,7 +62,7 @@ class Peer:
 ENVIRONMENTS = {
     "onnxruntime": Environment(packages=(f"onnxruntime=={metadata.version('onnxruntime')}", "onnx>=1.18", "sympy")),
     "nncf": Environment(packages=("openvino==2026.4.1", "nncf==3.4.0")),
-    # its [onnx] extra asks for onnxruntime-gpu and cupy; these are what int8 on a CPU imports
+    # its [onnx] extra requires onnxruntime-gpu and cupy; int8 on a CPU imports only these
     "modelopt": Environment(
         packages=(
             "nvidia-modelopt==0.47.0",
@@ -73,10 +74,10 @@ ENVIRONMENTS = {
             "lief",
             "nvidia-ml-py>=12",
         ),
-        whole=False,
+        dependencies=False,
         borrows=True,
     ),
-    # no quantizer: the meter that benchmarks/meter holds the agent's against
+    # not a quantizer: benchmarks/meter compares the agent's meter with it
     "loadgen": Environment(packages=(f"onnxruntime=={metadata.version('onnxruntime')}", "mlcommons-loadgen==6.0.17")),
 }
 PEERS = {
@@ -108,7 +109,7 @@ PEERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """An environment on disk: its interpreter, the versions of what was asked for, and the seconds it took."""
+    """An environment on disk: its interpreter, the versions of the required packages, and the seconds of its build."""
 
     python: Path
     versions: Mapping[str, str]
@@ -116,8 +117,8 @@ class Built:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
-    """A model on disk, how it is run, and what is known of it."""
+class Artifact:
+    """A model on disk, its runtime, and facts of its build."""
 
     name: str
     path: Path
@@ -132,18 +133,18 @@ class Artefact:
 
 
 def environment(name: str, folder: Path) -> Built:
-    """The environment called `name` under `folder`, built where it is not there as asked for now."""
-    asked, home = ENVIRONMENTS[name], folder / name
-    mark = home / MARK
-    known = json.loads(mark.read_text()) if mark.exists() else {}
-    if known.get("asked") != list(asked.packages):
-        say(f"environment {name}: {', '.join(asked.packages)}")
-        known = _build(asked, home)
-        mark.write_text(json.dumps(known, indent=1))
-        say(f"environment {name}: {known['seconds']:.0f} s")
-    names = [_bare(one) for one in asked.packages]
-    versions = {one: known["packages"].get(one, "?") for one in names}
-    return Built(python=_python(home), versions=versions, seconds=known["seconds"])
+    """Return the environment `name` under `folder`; build it if it is missing or its requirements have changed."""
+    requested, home = ENVIRONMENTS[name], folder / name
+    record = home / RECORD
+    installed = json.loads(record.read_text()) if record.exists() else {}
+    if installed.get("asked") != list(requested.packages):
+        say(f"environment {name}: {', '.join(requested.packages)}")
+        installed = _build(requested, home)
+        record.write_text(json.dumps(installed, indent=1))
+        say(f"environment {name}: {installed['seconds']:.0f} s")
+    names = [_bare(requirement) for requirement in requested.packages]
+    versions = {package: installed["packages"].get(package, "?") for package in names}
+    return Built(python=_python(home), versions=versions, seconds=installed["seconds"])
 
 
 def _python(home: Path) -> Path:
@@ -154,55 +155,55 @@ def _bare(requirement: str) -> str:
     return re.split("[=~><]", requirement, maxsplit=1)[0]
 
 
-def _build(asked: Environment, home: Path) -> dict[str, Any]:
+def _build(requested: Environment, home: Path) -> dict[str, Any]:
     shutil.rmtree(home, ignore_errors=True)
     started = time.monotonic()
-    told([sys.executable, "-m", "venv", str(home)])
+    run_command([sys.executable, "-m", "venv", str(home)])
     pip = [str(_python(home)), "-m", "pip", "--disable-pip-version-check"]
-    told([*pip, "install", "--quiet", *([] if asked.whole else ["--no-deps"]), *asked.packages])
-    if asked.borrows:
-        inside = told([str(_python(home)), "-c", "import site; print(site.getsitepackages()[0])"]).strip()
+    run_command([*pip, "install", "--quiet", *([] if requested.dependencies else ["--no-deps"]), *requested.packages])
+    if requested.borrows:
+        inside = run_command([str(_python(home)), "-c", "import site; print(site.getsitepackages()[0])"]).strip()
         (Path(inside) / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    listed = json.loads(told([*pip, "list", "--format", "json"]))
+    packages = json.loads(run_command([*pip, "list", "--format", "json"]))
     return {
-        "asked": list(asked.packages),
+        "asked": list(requested.packages),
         "seconds": round(time.monotonic() - started, 1),
-        "packages": {one["name"].lower().replace("_", "-"): one["version"] for one in listed},
+        "packages": {package["name"].lower().replace("_", "-"): package["version"] for package in packages},
     }
 
 
-def told(command: list[str]) -> str:
-    """A command's stdout; PeerError with what it said last where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PeerError(f"exit status {done.returncode}: {last_line(done.stderr)}")
-    return done.stdout
+def run_command(command: list[str]) -> str:
+    """Run a command and return its stdout; raises PeerError with the last line of stderr where it fails."""
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise PeerError(f"exit status {process.returncode}: {last_line(process.stderr)}")
+    return process.stdout
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything, without the folders of this machine, at most 300 characters of it."""
-    lines = [one.strip() for one in text.splitlines() if one.strip()]
+    """The last line that is not blank, without this machine's folders, cut to 300 characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"(?<!\S)(\W?)/\S*/", r"\1", lines[-1])[:300] if lines else ""
 
 
-def make(name: str, folder: Path, out: Path, environments: Path) -> Artefact:
-    """One peer's model of a student.
+def make_model(name: str, folder: Path, out: Path, environments: Path) -> Artifact:
+    """Make one peer's model of a student.
 
     Args:
-        name: of PEERS.
-        folder: the student's.
-        out: where the models of this student are kept.
-        environments: where the environments are kept.
+        name: a key of PEERS.
+        folder: the student's folder.
+        out: folder for the models of this student.
+        environments: folder for the environments.
 
     Raises:
         PeerError: the peer cannot be installed, or fails on this graph.
     """
     peer = PEERS[name]
-    built = environment(peer.environment, environments)
+    python_env = environment(peer.environment, environments)
     path = out / f"{name}{peer.suffix}"
-    told(
+    run_command(
         [
-            str(built.python),
+            str(python_env.python),
             str(SCRIPTS / peer.script),
             "--model",
             str(folder / "student.fp32.onnx"),
@@ -215,14 +216,14 @@ def make(name: str, folder: Path, out: Path, environments: Path) -> Artefact:
         ]
     )
     facts = json.loads(path.with_suffix(".facts.json").read_text())
-    return Artefact(
+    return Artifact(
         name=name,
         path=path,
         precision=peer.precision,
-        python=built.python,
+        python=python_env.python,
         runtime=peer.runtime,
         simulate=peer.simulate,
         seconds=facts.pop("seconds"),
-        versions=built.versions,
+        versions=python_env.versions,
         facts=facts,
     )

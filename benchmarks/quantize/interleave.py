@@ -1,7 +1,7 @@
-"""Latency of several models in turn, each in a worker of its own environment, so that all see the same machine.
+"""Latency of several models in turn, each in a worker process of its own environment, so that all see the same machine.
 
-In every round each worker is asked for some queries while the others are blocked; who begins rotates. Everything is
-repeated with fresh processes: what a process keeps for its life (its memory layout) is drawn anew.
+In every round each worker runs some queries while the others are blocked; the first worker rotates. Everything is
+repeated with fresh processes, because properties of a process's life (its memory layout) are random.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quantize.environments import SERVE, Artefact, PeerError, last_line
+from benchmarks.quantize.environments import SERVE, Artifact, PeerError, last_line
 from edgedistill.agent.metrics import ratio_interval
 from edgedistill.console import bar
 
@@ -27,7 +27,7 @@ Samples = dict[str, list[list[list[float]]]]  # ms by model, process, round
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured; `warm` is seconds a worker."""
+    """Numbers of processes, rounds and queries a round; `warm` is the seconds that each worker warms up."""
 
     processes: int = 3
     rounds: int = 5
@@ -36,33 +36,33 @@ class Plan:
 
 
 class Worker:
-    """A model in a process that answers `ask`."""
+    """A model in a process of its own, which answers `request`."""
 
-    def __init__(self, artefact: Artefact, images: Path) -> None:
+    def __init__(self, artifact: Artifact, images: Path) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [str(artefact.python), str(SERVE)],
+            [str(artifact.python), str(SERVE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
         )
         try:
-            self.facts = self.ask(
+            self.facts = self.request(
                 {
-                    "load": str(artefact.path),
-                    "runtime": artefact.runtime,
+                    "load": str(artifact.path),
+                    "runtime": artifact.runtime,
                     "threads": 1,
                     "images": str(images),
-                    "simulate": artefact.simulate,
+                    "simulate": artifact.simulate,
                 }
             )["facts"]
         except BaseException:
             self.__exit__(None, None, None)
             raise
 
-    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one command; PeerError where it fails or the process has died."""
+    def request(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one command and return the reply; raises PeerError where the command fails or the process has died."""
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
@@ -82,38 +82,40 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
 
-def predicted(artefact: Artefact, images: Path, out: Path, first: int | None) -> tuple[np.ndarray, dict[str, str]]:
-    """Logits float32 [N, C] of the first images of a file (all for None), and what the runtime says of itself."""
-    with Worker(artefact, images) as worker:
-        worker.ask({"predict": str(images), "out": str(out), "simulate": artefact.simulate, "first": first})
+def predict(artifact: Artifact, images: Path, out: Path, first: int | None) -> tuple[np.ndarray, dict[str, str]]:
+    """Compute logits float32 [N, C] of the first images of a file (None: all); also returns the runtime's facts."""
+    with Worker(artifact, images) as worker:
+        worker.request({"predict": str(images), "out": str(out), "simulate": artifact.simulate, "first": first})
         logits_NC: np.ndarray = np.load(out)
         return logits_NC, worker.facts
 
 
-def timed(artefacts: Sequence[Artefact], images: Path, plan: Plan) -> tuple[Samples, dict[str, str]]:
-    """Raw samples in ms of every model, and why those are missing that are; those simulated are not timed."""
+def time_in_turns(artifacts: Sequence[Artifact], images: Path, plan: Plan) -> tuple[Samples, dict[str, str]]:
+    """Time every model that is not simulated; returns the raw samples in ms and the errors of models that failed."""
     samples: Samples = {}
     failed: dict[str, str] = {}
-    for at in range(plan.processes):
-        going = [one for one in artefacts if not one.simulate and one.name not in failed]
-        with bar(f"timing, process {at + 1} of {plan.processes}", plan.rounds) as shown, ExitStack() as stack:
+    for process in range(plan.processes):
+        running = [artifact for artifact in artifacts if not artifact.simulate and artifact.name not in failed]
+        with bar(f"timing, process {process + 1} of {plan.processes}", plan.rounds) as advance, ExitStack() as stack:
             workers: dict[str, Worker] = {}
-            for one in going:
+            for artifact in running:
                 try:
-                    workers[one.name] = stack.enter_context(Worker(one, images))
-                    workers[one.name].ask({"warm": plan.warm})
+                    workers[artifact.name] = stack.enter_context(Worker(artifact, images))
+                    workers[artifact.name].request({"warm": plan.warm})
                 except PeerError as error:
-                    failed[one.name] = str(error)
+                    failed[artifact.name] = str(error)
             for round_ in range(plan.rounds):
-                _one_round(workers, (at, round_), queries=plan.queries, samples=samples, failed=failed)
-                shown(1)
-    return {name: one for name, one in samples.items() if name not in failed}, failed
+                _one_round(workers, (process, round_), queries=plan.queries, samples=samples, failed=failed)
+                advance(1)
+    return {name: process_samples for name, process_samples in samples.items() if name not in failed}, failed
 
 
 def _one_round(
@@ -123,18 +125,20 @@ def _one_round(
     names = [name for name in workers if name not in failed]
     for name in (*names[(first := (process + round_) % max(1, len(names))) :], *names[:first]):
         try:
-            taken_ms = workers[name].ask({"time": queries})["samples_ms"]
+            round_ms = workers[name].request({"time": queries})["samples_ms"]
         except PeerError as error:
             failed[name] = str(error)
             continue
-        mine = samples.setdefault(name, [])
-        if len(mine) == process:
-            mine.append([])
-        mine[process].append([round(one, 3) for one in taken_ms])
+        processes_ms = samples.setdefault(name, [])
+        if len(processes_ms) == process:
+            processes_ms.append([])
+        processes_ms[process].append([round(sample_ms, 3) for sample_ms in round_ms])
 
 
-def ratio(base: Sequence[Sequence[Sequence[float]]], mine: Sequence[Sequence[Sequence[float]]]) -> list[float] | None:
-    """[median, low, high] of how many times as fast as the base; None below four rounds."""
-    cells = [[[float(np.median(round_)) for round_ in part] for part in side] for side in (base, mine)]
-    found = ratio_interval(cells[0], cells[1])
-    return None if found is None else [round(one, 4) for one in found]
+def ratio(
+    base: Sequence[Sequence[Sequence[float]]], samples: Sequence[Sequence[Sequence[float]]]
+) -> list[float] | None:
+    """[median, low, high] of the base's latency over that of `samples`; None below four rounds."""
+    cells = [[[float(np.median(round_)) for round_ in process] for process in side] for side in (base, samples)]
+    interval = ratio_interval(cells[0], cells[1])
+    return None if interval is None else [round(bound, 4) for bound in interval]

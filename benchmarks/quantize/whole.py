@@ -1,10 +1,9 @@
-"""How long `edgedistill export --int8` takes, whole: EfficientNet-Lite0 at 224 px, 500 calibration images, two targets.
+"""Time of a complete `edgedistill export --int8`: EfficientNet-Lite0 at 224 px, 500 calibration images, two targets.
 
     python -m benchmarks.quantize whole --packs DIR
 
-The run directory is made by two steps of training on one of the packs: what the student has learned is not at stake,
-and what it is asked is the work of a student that has. The claim: at most four minutes on two cores, and seconds when
-nothing has changed.
+The run directory is made by two steps of training on one of the packs, because the time does not depend on what the
+student has learned. The claim: at most four minutes on two cores, and seconds when nothing has changed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from edgedistill.console import say
 from edgedistill.run.directory import find_run
 from edgedistill.run.files import read_json
 
-KIND, PACK, MINUTES = "quantize-whole", "tinyimagenet60", 4.0
+KIND, PACK, MAX_MINUTES = "quantize-whole", "tinyimagenet60", 4.0
 RECIPE = {
     "name": "whole",
     "data": {"kind": "hf", "labels_per_class": 8, "val_fraction": 0.5},
@@ -38,22 +37,24 @@ def run(packs: Path, runs: Path) -> None:
     """Train two steps, export with int8 twice, and append the line."""
     with tempfile.TemporaryDirectory(dir=runs) as folder:
         recipe = Path(folder) / "recipe.yaml"
-        said = {**RECIPE, "data": {**RECIPE["data"], "path": str((packs / PACK).resolve())}}  # type: ignore[dict-item]
-        recipe.write_text(yaml.safe_dump(said), encoding="utf-8")
+        document = {**RECIPE, "data": {**RECIPE["data"], "path": str((packs / PACK).resolve())}}  # type: ignore[dict-item]
+        recipe.write_text(yaml.safe_dump(document), encoding="utf-8")
         _edgedistill("train", str(recipe), "--runs", folder)
         latest = Path(folder) / "latest"
         seconds = [_edgedistill("export", str(latest), "--int8") for _ in range(2)]
         steps = find_run(latest).manifest()["steps"]
-        data, calibration = (read_json(latest / name) for name in ("data.json", "quantize/calibration.json"))
-    took = {name: round(steps[name]["seconds"], 1) for name in ("export", "quantize", "keep", "verify", "bundle")}
+        splits, calibration = (read_json(latest / name) for name in ("data.json", "quantize/calibration.json"))
+    step_seconds = {
+        name: round(steps[name]["seconds"], 1) for name in ("export", "quantize", "keep", "verify", "bundle")
+    }
     line = {
         "student": "efficientnet-lite0 at 224 px",
         "calibration_images": calibration["images"],
-        "val": data["val"],
-        "test": data["test"],
+        "val": splits["val"],
+        "test": splits["test"],
         "seconds": seconds[0],
         "again_seconds": seconds[1],
-        "steps": took,
+        "steps": step_seconds,
     }
     append(KIND, line)
     say(markdown([line]))
@@ -66,12 +67,12 @@ def _edgedistill(*arguments: str) -> float:
 
 
 def markdown(lines: Iterable[dict[str, Any]]) -> str:
-    """The newest line: what took how long, and what becomes of the claim."""
+    """The newest line as a sentence: the seconds of each step and the verdict on the claim."""
     line = next(reversed(list(lines)), None)
     if line is None:
         return "Not measured yet."
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in line["steps"].items())
-    holds = "holds" if line["seconds"] <= 60 * MINUTES else "FAILS"
+    holds = "holds" if line["seconds"] <= 60 * MAX_MINUTES else "FAILS"
     images = f"{line['calibration_images']} images to calibrate on, {line['val']} of val, {line['test']} to test"
     return (
         f"`edgedistill export --int8`, {line['student']}, {images}: {line['seconds']:.0f} s ({steps}); again, with "

@@ -1,1 +1,1 @@
-"""Does the search find the best student within the budget, and at what part of the cost of trying them all?"""
+"""The search compared with training every student: its regret, and its share of the cost."""

@@ -1,7 +1,7 @@
-"""The exhaustive table: every student within the budget, trained briefly as the search does, and in full.
+"""The exhaustive table: every student within the budget, trained briefly as in the search, and in full.
 
-A line holds what a search would have seen of the student (its score at each rung and at the end, with the seconds it
-took to get there) and what it would have got by choosing it (accuracy on test after the full distillation).
+A line has all that a search needs of the student (its score and seconds at each rung and at the end) and the outcome of
+choosing it (accuracy on test after the full distillation).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SPACE = Path(__file__).parent / "space.yaml"
 LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20}  # labels a class; gtsrb's smallest class has 15 images
 
 
+@functools.cache  # a table is made of hundreds of replays of one column
 def settings(packs: Path, pack: str, seed: int) -> Document:
     """The recipe of one column of the table."""
     changed = {
@@ -48,32 +49,34 @@ def settings(packs: Path, pack: str, seed: int) -> Document:
 
 @functools.lru_cache(maxsize=1)
 def context_of(packs: Path, runs: Path, pack: str, seed: int) -> Context:
-    """The run of one pack and seed, up to the weighing of its sources."""
+    """Return the run of one pack and seed, with its sources weighed."""
     document = settings(packs, pack, seed)
-    wanted = check.load(document)
-    context = Context(recipe=wanted, base=document.base, run=run_directory(wanted, runs))
+    recipe = check.load(document)
+    context = Context(recipe=recipe, base=document.base, run=run_directory(recipe, runs))
     context.run.path.mkdir(parents=True, exist_ok=True)
     with FileLock(context.run / ".weigh.lock"):
         if not context.run.up_to_date("weigh", TRAIN[0].key(context)):
             session.prepare(context)
-            context.run.keep(wanted, document)
+            context.run.save_recipe(recipe, document)
             run_steps(context, TRAIN[:1])
     return context
 
 
-def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
-    """One student: briefly, with its score at every rung, then in full, with its accuracy on test."""
-    recipe, seen, seconds = context.recipe, {}, {}
-    context.material(spec.input_px)  # resized and taught before any clock runs
+def train_student(context: Context, spec: StudentSpec) -> dict[str, Any]:
+    """Train one student briefly, with its score at every rung, then in full, with its accuracy on test."""
+    recipe, rung_scores, rung_seconds = context.recipe, {}, {}
+    context.material(spec.input_px)  # resizes the images and computes the teacher's outputs before the clock starts
     started = time.monotonic()
 
-    def at(step: int) -> Any:
-        def look(score: float) -> None:
-            seen[step], seconds[step] = score, round(time.monotonic() - started, 2)
+    def record_rung(step: int) -> Any:
+        def record(score: float) -> None:
+            rung_scores[step], rung_seconds[step] = score, round(time.monotonic() - started, 2)
 
-        return look
+        return record
 
-    value, facts = candidate.score(context, spec, recipe.seed, {step: at(step) for step in rung_steps(recipe.search)})
+    score, facts = candidate.score(
+        context, spec, recipe.seed, {step: record_rung(step) for step in rung_steps(recipe.search)}
+    )
     task = batches.Task(
         spec=spec,
         material=context.material(spec.input_px),
@@ -81,16 +84,16 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
         steps=recipe.distill.steps,
         seed=recipe.seed,
     )
-    fitted = loop.fit(build_student(spec, recipe.seed, initialise=True), task)
+    fitted = loop.fit(build_student(spec, recipe.seed, initialize=True), task)
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = evaluate.score(evaluate.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
     return {
         "student": name_of(spec),
         "macs_m": round(spec.cost.macs_m, 3),
-        "value": value,
+        "value": score,
         **facts,
-        "rungs": seen,
-        "rung_seconds": seconds,
+        "rungs": rung_scores,
+        "rung_seconds": rung_seconds,
         "steps": recipe.search.steps,
         "full_steps": task.steps,
         "full_seconds": round(fitted.seconds, 2),
@@ -102,36 +105,44 @@ def trained(context: Context, spec: StudentSpec) -> dict[str, Any]:
 
 
 def config(document: Document) -> str:
-    """Names all that a line depends on besides pack, seed and student."""
-    said = {name: section for name, section in document.raw.items() if name not in {"name", "seed", "about"}}
-    return digest({**said, "data": {**said["data"], "path": ""}})[:16]
+    """A hash of all that a line depends on besides pack, seed and student."""
+    sections = {name: section for name, section in document.raw.items() if name not in {"name", "seed", "about"}}
+    return digest({**sections, "data": {**sections["data"], "path": ""}})[:16]
 
 
 def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes: int) -> None:
-    """Train what no line has yet; seeds first, so that a table that was stopped early has whole columns."""
-    done = {(line["pack"], line["seed"], line["student"], line["config"]) for line in read("search-table")}
+    """Train every student that has no line yet; seeds first, so that a table stopped early has complete columns."""
+    finished = {(line["pack"], line["seed"], line["student"], line["config"]) for line in read("search-table")}
     jobs = []
     for seed in seeds:
         for pack in names:
-            mark, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
-            found = space.feasible(context.candidates, context.recipe.student.budget)
+            config_hash, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
+            specs = space.feasible(context.candidates, context.recipe.student.budget)
             jobs += [
-                (packs, runs, pack, seed, spec, mark) for spec in found if (pack, seed, name_of(spec), mark) not in done
+                (packs, runs, pack, seed, spec, config_hash)
+                for spec in specs
+                if (pack, seed, name_of(spec), config_hash) not in finished
             ]
     say(f"{len(jobs)} students to train")
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=one_thread) as pool:
-        for line in pool.imap_unordered(_one, jobs):
-            append("search-table", line)  # in this process alone
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=use_one_thread) as pool:
+        for line in pool.imap_unordered(train_job, jobs):
+            append("search-table", line)  # only this process writes
             say(f"{line['pack']} seed {line['seed']} {line['student']}: {line['top1']:.3f}, {line['full_seconds']} s")
 
 
-def one_thread() -> None:
-    """What the seconds of a line mean."""
+def use_one_thread() -> None:
+    """Limit torch to one thread, which the seconds of a line refer to."""
     import torch
 
     torch.set_num_threads(1)
 
 
-def _one(job: tuple[Path, Path, str, int, StudentSpec, str]) -> dict[str, Any]:
-    packs, runs, pack, seed, spec, mark = job
-    return {"pack": pack, "seed": seed, "config": mark, **trained(context_of(packs, runs, pack, seed), spec)}
+def train_job(job: tuple[Path, Path, str, int, StudentSpec, str]) -> dict[str, Any]:
+    """Train the student of a job (packs, runs, pack, seed, spec, hash of the configuration) and return its line."""
+    packs, runs, pack, seed, spec, config_hash = job
+    return {
+        "pack": pack,
+        "seed": seed,
+        "config": config_hash,
+        **train_student(context_of(packs, runs, pack, seed), spec),
+    }

@@ -1,7 +1,7 @@
-"""The search, played again over the exhaustive table: the product's own code, with training looked up.
+"""The search, replayed over the exhaustive table: the product's own code, with training replaced by a look-up.
 
-What a candidate would have scored, and what it would have cost, stands in the table's lines; which candidate comes
-next, who is left behind and who wins is decided by edgedistill.search.search. Random search gets the same seconds.
+The scores and costs of a candidate are in the table's lines; edgedistill.search.search decides which candidate is next,
+which are pruned and which one wins. Random search gets the same seconds.
 """
 
 from __future__ import annotations
@@ -37,62 +37,62 @@ Line = Mapping[str, Any]
 
 @dataclass(kw_only=True)
 class Column:
-    """One pack and seed of the table; `spent` is what was trained so far: seconds, and millions of MACs x steps."""
+    """One pack and seed of the table; `spent`: the cost so far in seconds and millions of MACs x steps."""
 
     lines: dict[str, Line]
     spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "macs": 0.0})
 
     def pay(self, line: Line, seconds: float, steps: int) -> None:
-        """Enter a training, or the part of it that was done."""
+        """Add the cost of a training, or of the completed part of it."""
         self.spent["seconds"] += seconds
         self.spent["macs"] += line["macs_m"] * steps
 
     def train(self, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
-        """What rehearsal.score would return; what a rung raises ends it, and is paid for up to there."""
+        """Return what candidate.score would; a rung's exception ends the training and its cost."""
         line = self.lines[name_of(spec)]
-        at, seconds = 0, 0.0
+        step, seconds = 0, 0.0
         try:
-            for at in sorted(rungs):
-                seconds = line["rung_seconds"][str(at)]
-                rungs[at](line["rungs"][str(at)])
-            at, seconds = line["steps"], line["seconds"]
+            for step in sorted(rungs):
+                seconds = line["rung_seconds"][str(step)]
+                rungs[step](line["rungs"][str(step)])
+            step, seconds = line["steps"], line["seconds"]
         finally:
-            self.pay(line, seconds, at)
+            self.pay(line, seconds, step)
         return line["value"], {"standard_error": line["standard_error"], "loss": line["loss"], "seconds": seconds}
 
     def finish(self, winner: str) -> None:
-        """Pay for the full distillation of the winner."""
+        """Add the cost of the full distillation of the winner."""
         line = self.lines[winner]
         self.pay(line, line["full_seconds"], line["full_steps"])
 
 
-def wanted() -> Recipe:
+def table_recipe() -> Recipe:
     """The recipe of the table."""
-    found, problems = validate_recipe(read_recipe(SPACE))
-    assert found is not None and not problems, problems
-    return found
+    recipe, problems = validate_recipe(read_recipe(SPACE))
+    assert recipe is not None and not problems, problems
+    return recipe
 
 
 def columns() -> dict[tuple[str, int], dict[str, Line]]:
     """The table's lines by pack and seed, the newest of each student; columns with gaps are left out."""
-    found: dict[tuple[str, int], dict[str, Line]] = {}
-    for line in sorted(read("search-table"), key=lambda one: one["measured"]):
+    by_column: dict[tuple[str, int], dict[str, Line]] = {}
+    for line in sorted(read("search-table"), key=lambda line: line["measured"]):
         if line["config"] == config(settings(Path(), line["pack"], line["seed"])):
-            found.setdefault((line["pack"], line["seed"]), {})[line["student"]] = line
-    whole = max((len(one) for one in found.values()), default=0)
-    return {key: one for key, one in sorted(found.items()) if len(one) == whole}
+            by_column.setdefault((line["pack"], line["seed"]), {})[line["student"]] = line
+    students = max((len(column) for column in by_column.values()), default=0)
+    return {key: column for key, column in sorted(by_column.items()) if len(column) == students}
 
 
-def searched(column: Column, space: list[StudentSpec], asked: Recipe, policy: str, repeat: int) -> str:
-    """Which candidate the search would choose."""
-    how = Search.model_validate({**asked.search.model_dump(), **POLICIES[policy]})
+def replay_search(column: Column, space: list[StudentSpec], recipe: Recipe, policy: str, repeat: int) -> str:
+    """The name of the candidate that the search would choose."""
+    search_settings = Search.model_validate({**recipe.search.model_dump(), **POLICIES[policy]})
     with tempfile.TemporaryDirectory() as folder:
-        winner = search(space, asked.student.budget, how, column.train, seed=repeat, folder=Path(folder))
+        winner = search(space, recipe.student.budget, search_settings, column.train, seed=repeat, folder=Path(folder))
     return name_of(winner)
 
 
-def random_short(column: Column, seconds: float, draw: Sequence[int]) -> str:
-    """Candidates in a random order, trained briefly, until the seconds are spent; chosen as the search chooses."""
+def random_brief(column: Column, seconds: float, draw: Sequence[int]) -> str:
+    """Train candidates briefly, in random order, until the seconds are spent; choose by the rule of the search."""
     tried = {}
     for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
@@ -105,7 +105,7 @@ def random_short(column: Column, seconds: float, draw: Sequence[int]) -> str:
 
 
 def random_full(column: Column, seconds: float, draw: Sequence[int]) -> str:
-    """Candidates in a random order, trained in full, until the seconds are spent; the best on val is taken."""
+    """Train candidates in full, in random order, until the seconds are spent; choose the best on val."""
     tried: dict[str, float] = {}
     for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
@@ -117,44 +117,46 @@ def random_full(column: Column, seconds: float, draw: Sequence[int]) -> str:
 
 
 def replays(packs: Iterable[str] = tuple(CLASSES)) -> Iterator[dict[str, Any]]:
-    """A line for each pack, seed and policy: what was chosen and spent in each of the repeats."""
-    asked = wanted()
+    """Yield a line for each pack, seed and policy: the winner and the cost of each repeat."""
+    recipe = table_recipe()
     for (pack, seed), lines in columns().items():
         if pack not in packs:
             continue
-        space = students_space.feasible(students_space.candidates(asked.student, CLASSES[pack]), asked.student.budget)
+        space = students_space.feasible(students_space.candidates(recipe.student, CLASSES[pack]), recipe.student.budget)
         assert {name_of(spec) for spec in space} == set(lines), "the table is of this space"
-        place = [*pack.encode(), seed]
-        mark = {"pack": pack, "seed": seed, "config": lines[name_of(space[0])]["config"]}
+        seeds = [*pack.encode(), seed]
+        identity = {"pack": pack, "seed": seed, "config": lines[name_of(space[0])]["config"]}
         for policy in POLICIES:
-            found = [
-                finished(lines, partial(searched, space=space, asked=asked, policy=policy, repeat=repeat))
+            repeats = [
+                play_and_finish(lines, partial(replay_search, space=space, recipe=recipe, policy=policy, repeat=repeat))
                 for repeat in range(REPEATS)
             ]
-            yield {**mark, "policy": policy, "repeats": found}
+            yield {**identity, "policy": policy, "repeats": repeats}
             if policy == next(iter(POLICIES)):
-                first = found
-        # what the first policy spent in the same repeat, random search may spend, too
-        short = [
-            finished(lines, partial(random_short, seconds=one["searched"]["seconds"], draw=[*place, 7, at]))
-            for at, one in enumerate(first)
+                first_repeats = repeats
+        # random search may spend what the first policy spent in the same repeat
+        brief = [
+            play_and_finish(
+                lines, partial(random_brief, seconds=repeat["searched"]["seconds"], draw=[*seeds, 7, index])
+            )
+            for index, repeat in enumerate(first_repeats)
         ]
         full = [
-            played(lines, partial(random_full, seconds=one["spent"]["seconds"], draw=[*place, 8, at]))
-            for at, one in enumerate(first)
+            play(lines, partial(random_full, seconds=repeat["spent"]["seconds"], draw=[*seeds, 8, index]))
+            for index, repeat in enumerate(first_repeats)
         ]
-        yield {**mark, "policy": "random, briefly", "repeats": short}
-        yield {**mark, "policy": "random, in full", "repeats": full}
+        yield {**identity, "policy": "random, briefly", "repeats": brief}
+        yield {**identity, "policy": "random, in full", "repeats": full}
 
 
-def played(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
-    """Who wins, and what was spent on the way."""
+def play(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
+    """Run a policy on a new column; returns its winner and the cost."""
     column = Column(lines=lines)
     return {"winner": choose(column), "spent": rounded(column.spent)}
 
 
-def finished(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
-    """As `played`, and the winner is then trained in full."""
+def play_and_finish(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[str, Any]:
+    """Run a policy as `play` does, then train the winner in full."""
     column = Column(lines=lines)
     winner = choose(column)
     searched = rounded(column.spent)
@@ -163,5 +165,5 @@ def finished(lines: dict[str, Line], choose: Callable[[Column], str]) -> dict[st
 
 
 def rounded(spent: Mapping[str, float]) -> dict[str, float]:
-    """For a line."""
-    return {name: round(value, 2) for name, value in spent.items()}
+    """The cost, rounded to two digits for a line."""
+    return {name: round(amount, 2) for name, amount in spent.items()}

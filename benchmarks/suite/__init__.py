@@ -1,1 +1,1 @@
-"""The evaluation suite: every method on every target and seed, measured, judged against the claims and printed."""
+"""The evaluation suite: every method on every target and seed, with verdicts on the claims, tables and plots."""

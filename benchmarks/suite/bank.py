@@ -1,7 +1,7 @@
-"""The bank: ImageNet nets, one net with random weights, and nets fine-tuned on packs; and what each says of a pack.
+"""The bank of sources: ImageNet nets, a net with random weights, nets fine-tuned on packs; and their outputs on packs.
 
-A pack is a directory with train.parquet and test.parquet, columns image and label. A target is never taught by a net
-that was trained on its own pack. Weights and outputs are kept in the runs directory, outside git.
+A pack is a directory with train.parquet and test.parquet, columns image and label. A net that was trained on a pack is
+not a source for the target of that pack. Weights and outputs are kept in the runs directory, outside git.
 
 N images of a pack, D features, K classes of a source.
 """
@@ -35,95 +35,95 @@ from edgedistill.sources.outputs import Network, SourceOutputs, compute_outputs
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """Where the packs are, where weights and outputs are kept, and which sources there are."""
+    """The directory of packs, the directory of weights and outputs, and the profile with the sources."""
 
     packs: Path
     runs: Path
     profile: Profile
 
-    def names_for(self, target: str) -> list[str]:
-        """The sources that may teach a target: all but the one trained on its own pack."""
+    def sources_for(self, target: str) -> list[str]:
+        """The names of the sources for a target: all but the one trained on its own pack."""
         return [*self.profile.ready, *(name for name in self.profile.finetuned if name != target)]
 
-    def section(self, name: str) -> Source:
-        """A source as a recipe would name it; one that is fine-tuned is trained first, once."""
-        given = self.profile.ready.get(name)
-        if given is None:
+    def source_section(self, name: str) -> Source:
+        """A source as a section of a recipe; a fine-tuned source is trained by the first call."""
+        options = self.profile.ready.get(name)
+        if options is None:
             steps = self.profile.finetuned[name]
             trained = self.train("pack", f"source-{name}", name, {"distill.steps": steps})
-            given = {"kind": "run", "path": str(trained.resolve())}
-        return Source.model_validate({"name": name, **given})
+            options = {"kind": "run", "path": str(trained.resolve())}
+        return Source.model_validate({"name": name, **options})
 
     def train(self, kind: str, name: str, pack: str, settings: dict[str, Any]) -> Path:
         """Train recipes/sources/<kind>.yaml on a pack, once; returns the run directory.
 
-        It is found again by what the recipe file says and by the pack's files, so that a later edgedistill, whose
-        recipes have other defaults, takes the same weights.
+        The run is identified by the text of the recipe and by the pack's files, so that a later edgedistill, whose
+        recipes have other defaults, uses the same weights.
         """
-        changed = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
-        document = read_recipe(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in changed.items()])
-        said = {**document.raw, "data": {**document.raw["data"], "path": self.pictures(pack)}}
-        link = self.runs / "trained" / f"{name}-{digest(said)[:12]}"
+        overrides = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
+        document = read_recipe(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in overrides.items()])
+        identity = {**document.raw, "data": {**document.raw["data"], "path": self.pack_hashes(pack)}}
+        link = self.runs / "trained" / f"{name}-{digest(identity)[:12]}"
         link.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{link}.lock"):  # two processes that want the same net: one trains it, the other waits
+        with FileLock(f"{link}.lock"):  # of two processes that need the same net, one trains it and the other waits
             if not link.exists():
                 with contextlib.redirect_stderr(io.StringIO()):
-                    trained = edgedistill_session.train(document, check.load(document), self.runs).run.path
-                link.symlink_to(trained.resolve())
+                    run = edgedistill_session.train(document, check.load(document), self.runs).run.path
+                link.symlink_to(run.resolve())
         return link.resolve()
 
-    def initial(self) -> Path | None:
+    def initial_run(self) -> Path | None:
         """The run of the student's initial weights; None where the family brings its own."""
         pack = self.profile.initial
         return self.train("micro", f"initial-{pack}", pack, self.profile.initial_settings) if pack else None
 
-    def pictures(self, pack: str) -> list[str]:
-        """sha256 of a pack's two files.
+    def pack_hashes(self, pack: str) -> list[str]:
+        """The sha256 of a pack's two files.
 
         Raises:
-            InputError: the pack is not there.
+            InputError: a file of the pack is missing.
         """
         files = [self.packs / pack / f"{part}.parquet" for part in ("train", "test")]
-        for one in files:
-            if not one.is_file():
-                raise InputError(f"{one}: no such file", f"--packs takes a directory that holds {pack}/{one.name}")
-        return [_hash_of(one) for one in files]
+        for path in files:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file", f"--packs takes a directory that holds {pack}/{path.name}")
+        return [_hash_of(path) for path in files]
 
-    def complete(self, targets: Sequence[str]) -> None:
-        """Raise InputError where a pack is missing, of a target or of a source, before hours of work."""
+    def check_packs(self, targets: Sequence[str]) -> None:
+        """Raise InputError if the pack of a target or of a source is missing, before hours of work."""
         for pack in dict.fromkeys((*targets, *self.profile.finetuned, *filter(None, [self.profile.initial]))):
-            self.pictures(pack)
+            self.pack_hashes(pack)
 
     def splits(self, target: str, seed: int, labels: int | None = None) -> Splits:
-        """A pack divided for one seed, with so many labels a class; all of them where `labels` is None."""
+        """The splits of a pack for one seed, with `labels` labels a class; None: all labels."""
         return _splits(
             self.packs / target, self.runs / "cache/images", seed=seed, labels=labels, px=self.profile.store_px
         )
 
     def truth(self, target: str) -> np.ndarray:
-        """The class of every train image, -1 for those that test holds too: to report by, never to train on."""
-        whole = self.splits(target, 0)
-        classes_N = np.full(whole.train.n, -1)
-        for rows, labels in ((whole.labeled_rows, whole.labeled_labels), (whole.val_rows, whole.val_labels)):
+        """The class of every train image, -1 for those that are also in test: for reports, never for training."""
+        splits = self.splits(target, 0)
+        classes_N = np.full(splits.train.n, -1)
+        for rows, labels in ((splits.labeled_rows, splits.labeled_labels), (splits.val_rows, splits.val_labels)):
             classes_N[rows] = labels
         return classes_N
 
     def outputs(self, source: str, target: str) -> SourceOutputs:
-        """What a source says of every train image of a pack, from the cache or computed once."""
+        """A source's outputs on every train image of a pack; the first call computes them."""
         store = self.splits(target, 0).train
-        return compute_outputs(self.network(source), store.at, store.pixels_hash, self.runs / "cache/sources")
+        return compute_outputs(self.network(source), store.resized, store.pixels_hash, self.runs / "cache/sources")
 
     def network(self, source: str) -> Network:
-        """A source that is loaded when it is first asked; what names its outputs in the cache is kept on disk."""
-        section = self.section(source)
-        known = self.runs / "facts" / f"{digest(section.model_dump(mode='json'))[:16]}.json"
+        """A source that is loaded at first use; the facts that identify its outputs in the cache are kept on disk."""
+        section = self.source_section(source)
+        facts_file = self.runs / "facts" / f"{digest(section.model_dump(mode='json'))[:16]}.json"
         load = functools.cache(lambda: registry.load(section, Path()))
-        if not known.exists():
-            write_json(known, load().facts())
-        facts = read_json(known)
-        ready = functools.cache(lambda: faster(load()))
+        if not facts_file.exists():
+            write_json(facts_file, load().facts())
+        facts = read_json(facts_file)
+        network = functools.cache(lambda: with_onnxruntime(load()))
         return Network(
-            forward=lambda images: ready().forward(images),
+            forward=lambda images: network().forward(images),
             input_px=facts["input_px"],
             mean=tuple(facts["mean"]),
             std=tuple(facts["std"]),
@@ -131,10 +131,10 @@ class Bank:
         )
 
 
-_hash_of = functools.cache(sha256_file)  # every cell of a target names its pack
+_hash_of = functools.cache(sha256_file)  # every cell of a target needs the hashes of its pack
 
 
-@functools.lru_cache(maxsize=4)  # a draw asks for the listing of its pack once a source
+@functools.lru_cache(maxsize=4)  # a draw needs the listing of its pack once for every source
 def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> Splits:
     section = Data.model_validate(
         {"kind": "hf", "path": str(pack.resolve()), "val_fraction": 0.1, "labels_per_class": labels}
@@ -142,10 +142,10 @@ def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> 
     return load_splits(section, Path(), cache=cache, seed=seed, px=px)
 
 
-def faster(net: Network) -> Network:
-    """The same source through ONNX Runtime, in fp32, which on a CPU is faster than torch.
+def with_onnxruntime(net: Network) -> Network:
+    """Return the source with ONNX Runtime in fp32 for its forward pass, which on a CPU is faster than torch.
 
-    Its identity stays that of the weights; a GPU keeps the source as it is.
+    Its identity remains that of the weights. On a GPU the source is returned unchanged.
     """
     import onnxruntime
     import torch
@@ -154,18 +154,18 @@ def faster(net: Network) -> Network:
         return net
 
     class Wrapped(torch.nn.Module):
-        """torch.onnx takes modules alone."""
+        """A module around the source: torch.onnx exports only modules."""
 
         def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return net.forward(images_BCHW)
 
-    written = io.BytesIO()
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracing exporter says that it is the old one; a closure needs it
+        warnings.simplefilter("ignore")  # the tracing exporter, which a closure needs, warns of its deprecation
         torch.onnx.export(
             Wrapped(),
             (torch.zeros(2, 3, net.input_px, net.input_px),),
-            written,
+            buffer,
             dynamo=False,
             input_names=["images"],
             dynamic_axes={"images": {0: "batch"}},
@@ -173,7 +173,7 @@ def faster(net: Network) -> Network:
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
 
     def forward(images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, probs = session.run(None, {"images": images_BCHW.contiguous().numpy()})

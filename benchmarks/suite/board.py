@@ -1,7 +1,7 @@
 """The committed lines of the suite as boards, one a profile: method -> target -> seed -> points.
 
-Lines of different trials never meet: of a cell the newest line counts, of a method on a target the newest
-configuration, and on a target only the lines with the label budget, test set and student of the newest ones.
+Only lines of one trial are compared: the newest line of a cell, the newest configuration of a method on a target, and
+for each target the lines with the label budget, test set and student of its newest lines.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Line = Mapping[str, Any]
 
 SCORES = ("top1", "balanced_accuracy")  # the first is the primary one
 SINGLE = "single:"
-TRIAL = ("labels_per_class", "n_test", "student")
+TRIAL_FIELDS = ("labels_per_class", "n_test", "student")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """What was measured in one profile, in points of one score.
+    """The measurements of one profile, in points of one score.
 
-    `runs` holds the lines as they are; `methods` the values; `draws` target -> seed -> the line of kind "draw".
+    `runs` has the unchanged lines; `methods` the values; `draws` target -> seed -> the line of kind "draw".
     `left_out` counts the lines of older configurations and trials; reruns of the same cell are not counted.
     """
 
@@ -36,7 +36,7 @@ class Board:
 
     @property
     def targets(self) -> list[str]:
-        """Every target that anything was measured on, in the order of the alphabet."""
+        """Every target with a measurement, in alphabetical order."""
         return sorted({target for seeds in self.methods.values() for target in seeds} | self.draws.keys())
 
     def singles(self, target: str) -> dict[str, Mapping[int, float]]:
@@ -48,20 +48,20 @@ class Board:
         }
 
     def sources(self, target: str) -> list[str]:
-        """The sources on offer: those that the draws name, or else those that have a student of their own."""
+        """The target's sources: those that its draws name, or else those that have a student of their own."""
         draws = self.draws.get(target, {}).values()
-        named = {name for draw in draws for one in _by_source(draw) for name in one}
-        return sorted(named or self.singles(target))
+        names = {name for draw in draws for by_source in _by_source(draw) for name in by_source}
+        return sorted(names or self.singles(target))
 
 
 def boards(lines: Iterable[Line], score: str = SCORES[0]) -> list[Board]:
-    """One board a profile, in the order of the alphabet; lines of other kinds are passed over.
+    """One board for each profile, in alphabetical order; lines of other kinds are ignored.
 
     Args:
         lines: parsed JSON lines of kind "run" and "draw".
         score: "top1" or "balanced_accuracy".
     """
-    ordered = sorted((line for line in lines if line.get("kind") in ("run", "draw")), key=_when)
+    ordered = sorted((line for line in lines if line.get("kind") in ("run", "draw")), key=_time)
     profiles = sorted({str(line["profile"]) for line in ordered})
     return [_board(profile, score, [line for line in ordered if line["profile"] == profile]) for profile in profiles]
 
@@ -70,15 +70,15 @@ def _by_source(draw: Line) -> list[Mapping[str, Any]]:
     return [*draw.get("scores", {}).values(), draw.get("source_probes", {})]
 
 
-def _when(line: Line) -> str:
-    """ISO times of one zone sort as text; lines without one keep the order of the file."""
+def _time(line: Line) -> str:
+    """Sort key: ISO times of one zone sort as text; lines without a time keep the order of the file."""
     return str(line.get("measured", ""))
 
 
 def _board(profile: str, score: str, lines: Sequence[Line]) -> Board:
-    runs, draws, left_out = _one_trial(lines)
+    runs, draws, left_out = _select_trial(lines)
     methods: dict[str, dict[str, dict[int, float]]] = {}
-    for line in sorted(runs, key=lambda one: int(one["seed"])):
+    for line in sorted(runs, key=lambda line: int(line["seed"])):
         methods.setdefault(line["method"], {}).setdefault(line["target"], {})[int(line["seed"])] = 100 * line[score]
     by_target: dict[str, dict[int, Line]] = {}
     for line in draws:
@@ -88,26 +88,27 @@ def _board(profile: str, score: str, lines: Sequence[Line]) -> Board:
     )
 
 
-def _one_trial(lines: Sequence[Line]) -> tuple[list[Line], list[Line], int]:
-    """The runs and draws that belong together, and how many were left out; `lines` are sorted by time."""
-    configs = {_method(line): line.get("config") for line in lines}
-    cells = {(*_method(line), line["seed"], line.get("config")): line for line in lines}
+def _select_trial(lines: Sequence[Line]) -> tuple[list[Line], list[Line], int]:
+    """The runs and draws of one trial, and the number of lines left out; `lines` are sorted by time."""
+    configs = {_method_key(line): line.get("config") for line in lines}
+    cells = {(*_method_key(line), line["seed"], line.get("config")): line for line in lines}
     trials: dict[str, dict[str, Any]] = {}
     for line in lines:
-        trials.setdefault(line["target"], {}).update(_trial(line))
-    kept = [
+        trials.setdefault(line["target"], {}).update(_trial_fields(line))
+    selected = [
         line
         for line in cells.values()
-        if line.get("config") == configs[_method(line)] and _trial(line).items() <= trials[line["target"]].items()
+        if line.get("config") == configs[_method_key(line)]
+        and _trial_fields(line).items() <= trials[line["target"]].items()
     ]
-    runs, draws = ([line for line in kept if line["kind"] == kind] for kind in ("run", "draw"))
-    return runs, draws, len(cells) - len(kept)
+    runs, draws = ([line for line in selected if line["kind"] == kind] for kind in ("run", "draw"))
+    return runs, draws, len(cells) - len(selected)
 
 
-def _method(line: Line) -> tuple[str, str, str]:
+def _method_key(line: Line) -> tuple[str, str, str]:
     return line["kind"], line["target"], line.get("method", "")
 
 
-def _trial(line: Line) -> dict[str, Any]:
-    """What two lines must share to be compared, as far as the line says it: a draw has no student."""
-    return {name: line[name] for name in TRIAL if line.get(name)}
+def _trial_fields(line: Line) -> dict[str, Any]:
+    """The fields that two lines must share to be compared, as far as the line has them: a draw has no student."""
+    return {name: line[name] for name in TRIAL_FIELDS if line.get(name)}

@@ -1,7 +1,7 @@
-"""One cell of the table: a target, a method, a seed; and what all methods of a target and a seed share.
+"""One cell of the table: a target, a method and a seed; and the draw that all methods of a target and seed share.
 
 The seed fixes the label draw, the initial weights of the head, the order of the images and their augmentation; every
-method starts from the same weights. No label beyond the drawn ones is looked at before the last step is done.
+method starts from the same weights. Labels beyond the drawn ones are not read before the last step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from benchmarks.suite.bank import Bank
 from edgedistill.data.splits import Splits
 from edgedistill.distill import batches, evaluate, loop, methods, teachers
 from edgedistill.recipe.options import Problem, option_problems
-from edgedistill.recipe.schema import Choice, Distill, Student
+from edgedistill.recipe.schema import Distill, Student
+from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
 from edgedistill.run.files import digest
 from edgedistill.similarity.weigh import weigh_sources
@@ -28,7 +29,7 @@ from edgedistill.students.pretrained import read_state
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """A target with the labels that one seed draws."""
+    """A target with the label draw of one seed."""
 
     bank: Bank
     target: str
@@ -36,12 +37,12 @@ class Draw:
 
     @cached_property
     def splits(self) -> Splits:
-        """The pack, divided."""
+        """The splits of the target's pack."""
         return self.bank.splits(self.target, self.seed, self.bank.profile.labels(self.target))
 
     @cached_property
     def labeled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and classes of the labeled images: no part of them is set aside, for nothing is chosen by them."""
+        """Rows and classes of all labeled images; none are reserved for validation, as it would select nothing."""
         rows = np.concatenate([self.splits.labeled_rows, self.splits.val_rows])
         return rows, np.concatenate([self.splits.labeled_labels, self.splits.val_labels])
 
@@ -54,30 +55,31 @@ class Draw:
 
     @cached_property
     def outputs(self) -> dict[str, Any]:
-        """Per source, what it says of every train image."""
-        return {name: self.bank.outputs(name, self.target) for name in self.bank.names_for(self.target)}
+        """Each source's outputs on every train image."""
+        return {name: self.bank.outputs(name, self.target) for name in self.bank.sources_for(self.target)}
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
-        """Per source, its features of every train image, in memory."""
-        return {name: np.asarray(one.features_ND) for name, one in self.outputs.items()}
+        """Each source's features of every train image, in memory."""
+        return {name: np.asarray(source_outputs.features_ND) for name, source_outputs in self.outputs.items()}
 
     @cached_property
     def weights(self) -> SourceWeights:
-        """Every metric's scores on the labeled images, and the weights."""
+        """The scores of every metric on the labeled images, and the source weights."""
         rows, labels = self.labeled
-        probe = {
-            name: (self.features[name][rows], np.asarray(one.probs_NK)[rows]) for name, one in self.outputs.items()
+        evidence = {
+            name: (self.features[name][rows], np.asarray(source_outputs.probs_NK)[rows])
+            for name, source_outputs in self.outputs.items()
         }
-        return weigh_sources(probe, labels, self.bank.profile.weigh, self.seed)
+        return weigh_sources(evidence, labels, self.bank.profile.weigh, self.seed)
 
     def teacher(self, choice: Choice) -> np.ndarray:
-        """What the sources' probes say of every train image in the target's classes, float32 [N, C]."""
-        found = self.__dict__.setdefault("teachers", {})
+        """The teacher's probabilities of the target's classes on every train image, float32 [N, C]."""
+        cached = self.__dict__.setdefault("teachers", {})
         key = choice.model_dump_json()
-        if key not in found:
+        if key not in cached:
             rows, labels = self.labeled
-            made = teachers.TEACHERS[choice.name].fit(
+            teacher = teachers.TEACHERS[choice.name].fit(
                 features=self.features,
                 alphas=self.weights.alphas,
                 rows=rows,
@@ -85,16 +87,16 @@ class Draw:
                 classes=len(self.splits.classes),
                 **choice.options,
             )
-            found[key] = made.probs_NC.astype(np.float32)
-        return np.asarray(found[key])
+            cached[key] = teacher.probs_NC.astype(np.float32)
+        return np.asarray(cached[key])
 
     def material(self, settings: Distill) -> batches.Material:
-        """What a student learns from under these settings; no image is spared for val, the labeled ones stand there."""
+        """The training material of a student under these settings; val is the labeled images, as none are reserved."""
         rows, labels = self.labeled
-        probs = {name: np.asarray(one.probs_NK) for name, one in self.outputs.items()}
+        probs = {name: np.asarray(source_outputs.probs_NK) for name, source_outputs in self.outputs.items()}
         needs = methods.METHODS[settings.method.name].needs
         return batches.Material(
-            images_NHWC=np.asarray(self.splits.train.at(self.spec.input_px)),
+            images_NHWC=np.asarray(self.splits.train.resized(self.spec.input_px)),
             labeled=rows,
             labels=labels,
             unlabeled=self.splits.unlabeled_rows,
@@ -106,24 +108,24 @@ class Draw:
         )
 
 
-def trained(draw: Draw, method: str) -> tuple[loop.Fitted, batches.Task]:
-    """One student, and what it was trained by."""
+def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches.Task]:
+    """Train one student; returns it with its training task."""
     settings = draw.bank.profile.settings(method, draw.target, draw.seed)
     task = batches.Task(
         spec=draw.spec, material=draw.material(settings), settings=settings, steps=settings.steps, seed=draw.seed
     )
-    return loop.fit(initial(draw), task), task
+    return loop.fit(initial_student(draw), task), task
 
 
-def cell(draw: Draw, method: str) -> dict[str, Any]:
-    """Train one student and score it on test, once; the line of the table."""
+def run_cell(draw: Draw, method: str) -> dict[str, Any]:
+    """Train one student and score it on test, once; returns the line of the table."""
     profile = draw.bank.profile
     started = time.monotonic()
-    fitted, task = trained(draw, method)
+    fitted, task = train_student(draw, method)
     seconds, settings = time.monotonic() - started, task.settings
     test = draw.splits.test()
-    logits_NC = evaluate.logits(fitted.model, draw.spec, np.asarray(test.store.at(draw.spec.input_px)), batch=256)
-    found = evaluate.score(logits_NC, test.labels_N)
+    logits_NC = evaluate.logits(fitted.model, draw.spec, np.asarray(test.store.resized(draw.spec.input_px)), batch=256)
+    score = evaluate.score(logits_NC, test.labels_N)
     views = 2 if "weak" in task.needs else 1
     samples = settings.steps * (
         settings.batch_labeled + views * (settings.batch_unlabeled if len(task.unlabeled) else 0)
@@ -136,24 +138,24 @@ def cell(draw: Draw, method: str) -> dict[str, Any]:
         "seed": draw.seed,
         "labels_per_class": profile.labels(draw.target),
         "student": space.describe(draw.spec),
-        "top1": round(found.top1, 6),
-        "balanced_accuracy": round(found.balanced, 6),
-        "n_test": found.n,
+        "top1": round(score.top1, 6),
+        "balanced_accuracy": round(score.balanced, 6),
+        "n_test": score.n,
         "steps": settings.steps,
         "samples": samples,
         "train_seconds": round(seconds, 2),
-        "pack": digest(draw.bank.pictures(draw.target))[:16],
+        "pack": digest(draw.bank.pack_hashes(draw.target))[:16],
         "config": profile.config(method),
     }
 
 
-def rounded(value: float) -> float | None:
-    """For JSON, which knows no infinity."""
-    return round(value, 6) if np.isfinite(value) else None
+def rounded(number: float) -> float | None:
+    """A number for JSON, which has no infinity: None where it is not finite."""
+    return round(number, 6) if np.isfinite(number) else None
 
 
 def settings_problems(settings: Distill) -> list[Problem]:
-    """Options of a method or a teacher that its function does not take."""
+    """Problems with options that the function of the method or of the teacher does not accept."""
     method, teacher = settings.method, settings.teacher
     return [
         *option_problems(methods.METHODS[method.name].loss, method.options, (method.name,)),
@@ -161,34 +163,35 @@ def settings_problems(settings: Distill) -> list[Problem]:
     ]
 
 
-def initial(draw: Draw) -> Any:
-    """The student before its first step: the profile's initial weights under a head drawn by the seed."""
-    trained = draw.bank.initial()
-    model = build_student(draw.spec, draw.seed, initialise=trained is None)
-    if trained:
-        state = read_state(trained / "distill/student.safetensors")
-        parts = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
-        model.backbone.load_state_dict(parts)  # type: ignore[union-attr]
+def initial_student(draw: Draw) -> Any:
+    """The student before its first step: the profile's initial weights and a head that the seed initializes."""
+    initial_run = draw.bank.initial_run()
+    model = build_student(draw.spec, draw.seed, initialize=initial_run is None)
+    if initial_run:
+        state = read_state(initial_run / "distill/student.safetensors")
+        backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+        backbone = {name.removeprefix("backbone."): tensor for name, tensor in backbone.items()}
+        model.backbone.load_state_dict(backbone)  # type: ignore[union-attr]
     return model
 
 
 def draw_line(draw: Draw) -> dict[str, Any]:
-    """What the sources are worth on this draw: scores, weights, their probes, and the teachers on the unlabeled images.
+    """The line about the sources of a draw: scores, weights, accuracies of probes and teachers on the unlabeled images.
 
-    It looks at the classes of the unlabeled images: for this line alone, after the weights are made.
+    It reads the classes of the unlabeled images, for this line alone, after the weights are computed.
     """
-    profile, found = draw.bank.profile, draw.weights
+    profile, weights = draw.bank.profile, draw.weights
     rows, labels = draw.labeled
     hidden, truth = draw.splits.unlabeled_rows, draw.bank.truth(draw.target)
-    kinds = [Choice.model_validate(one) for one in profile.teachers.values()]
+    choices = [Choice.model_validate(choice) for choice in profile.teachers.values()]
     classes = len(draw.splits.classes)
 
-    def judged(probs_NC: np.ndarray) -> dict[str, float]:
-        one = asdict(evaluate.score(probs_NC[hidden], truth[hidden]))
-        return {"top1": round(one["top1"], 6), "balanced_accuracy": round(one["balanced"], 6)}
+    def score_hidden(probs_NC: np.ndarray) -> dict[str, float]:
+        accuracies = asdict(evaluate.score(probs_NC[hidden], truth[hidden]))
+        return {"top1": round(accuracies["top1"], 6), "balanced_accuracy": round(accuracies["balanced"], 6)}
 
     probes = {
-        name: judged(teachers.probe(features, rows, labels, classes).probs_NC)
+        name: score_hidden(teachers.probe(features, rows, labels, classes).probs_NC)
         for name, features in draw.features.items()
     }
     return {
@@ -199,16 +202,18 @@ def draw_line(draw: Draw) -> dict[str, Any]:
         "labels_per_class": profile.labels(draw.target),
         "n_labeled": len(rows),
         "scores": {
-            metric: {one.name: rounded(one.scores[metric].score) for one in found.sources}
-            for metric in found.sources[0].scores
+            metric: {source.name: rounded(source.scores[metric].score) for source in weights.sources}
+            for metric in weights.sources[0].scores
         },
         "ceilings": {
-            metric: rounded(one.ceiling) for metric, one in found.sources[0].scores.items() if one.ceiling is not None
+            metric: rounded(score.ceiling)
+            for metric, score in weights.sources[0].scores.items()
+            if score.ceiling is not None
         },
-        "alphas": {name: round(alpha, 6) for name, alpha in found.alphas.items()},
-        "effective_sources": round(found.effective_sources, 3),
+        "alphas": {name: round(alpha, 6) for name, alpha in weights.alphas.items()},
+        "effective_sources": round(weights.effective_sources, 3),
         "source_probes": probes,
-        "teachers": {one.name: judged(draw.teacher(one)) for one in kinds},
-        "pack": digest(draw.bank.pictures(draw.target))[:16],
+        "teachers": {choice.name: score_hidden(draw.teacher(choice)) for choice in choices},
+        "pack": digest(draw.bank.pack_hashes(draw.target))[:16],
         "config": profile.config("draw"),
     }

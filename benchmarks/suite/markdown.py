@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from benchmarks.suite import contrasts, rankers
 from benchmarks.suite.board import Board
 from benchmarks.suite.contrasts import Claim, Contrast
-from benchmarks.suite.statistics import Across, Paired
+from benchmarks.suite.protocol import HERE, load
+from benchmarks.suite.statistics import Paired, Summary
+from edgedistill.distill.methods import METHODS
+from edgedistill.recipe.presets import AUTO
 
 NOTHING = "Nothing measured yet."
 ABSENT = "-"
@@ -22,15 +25,16 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines])
 
 
-def signed(value: float, digits: int = 1) -> str:
+def signed(points: float, digits: int = 1) -> str:
     """Points with a sign: "+3.1"; never "-0.0"."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
+    return f"{round(points, digits) + 0.0:+.{digits}f}"
 
 
-def interval(one: Paired | Across, digits: int = 1) -> str:
+def interval(summary: Paired | Summary, digits: int = 1) -> str:
     """Mean and 95 % interval: "+3.1 [+1.0, +5.2]"; "one seed" where there is no interval."""
-    spread = f"[{signed(one.low, digits)}, {signed(one.high, digits)}]" if math.isfinite(one.low) else "(one seed)"
-    return f"{signed(one.mean, digits)} {spread}"
+    low, high = summary.low, summary.high
+    spread = f"[{signed(low, digits)}, {signed(high, digits)}]" if math.isfinite(low) else "(one seed)"
+    return f"{signed(summary.mean, digits)} {spread}"
 
 
 def span(least: int, most: int) -> str:
@@ -39,8 +43,8 @@ def span(least: int, most: int) -> str:
 
 
 def methods(board: Board) -> str:
-    """Methods x targets: mean and standard deviation over seeds; the mean over targets leads, the best on top."""
-    names, targets = contrasts.ordered(board), board.targets
+    """Methods x targets: mean and standard deviation over seeds; first the mean over targets, best on top."""
+    names, targets = contrasts.ranked_methods(board), board.targets
     if not names:
         return NOTHING
     rows = [
@@ -80,49 +84,53 @@ def _seeds(board: Board, method: str) -> str:
 
 
 def _images(board: Board, method: str) -> str:
-    """How many images the student was shown, augmented ones each time anew: what makes a comparison fair."""
+    """Thousands of images in all training steps, each augmented view counted, so that budgets can be compared."""
     counts = [round(line["samples"] / 1000) for line in board.runs if line["method"] == method and line.get("samples")]
     return span(min(counts), max(counts)) if counts else ABSENT
 
 
 def claims(board: Board) -> str:
-    """Every claim with what was measured and its verdict, and the verdict of those that have parts."""
-    found = [contrasts.contrast(board, claim) for claim in contrasts.CLAIMS]
-    rows = [[_name(one), _least(one.claim), *_measured(one), f"**{one.verdict}**"] for one in found]
-    whole = "; ".join(f"claim {number}: **{word}**" for number, word in contrasts.together(found).items())
-    table = grid(["claim", "at least", *MEASURED, "verdict"], rows)
-    return f"{table}\n\nA claim in parts holds where all of them do: {whole}."
+    """Every claim with its statistics and verdict, and the combined verdicts of claims with parts."""
+    evaluated = [contrasts.contrast(board, claim) for claim in contrasts.CLAIMS]
+    rows = [
+        [_name(contrast), _threshold(contrast.claim), *_statistics(contrast), f"**{contrast.verdict}**"]
+        for contrast in evaluated
+    ]
+    combined = contrasts.combined_verdicts(evaluated)
+    verdicts = "; ".join(f"claim {number}: **{verdict}**" for number, verdict in combined.items())
+    table = grid(["claim", "at least", *STATISTICS, "verdict"], rows)
+    return f"{table}\n\nA claim in parts holds where all of them do: {verdicts}."
 
 
-def also(board: Board) -> str:
-    """Contrasts that were looked at without a claim: what was measured, no verdict."""
-    found = [contrasts.contrast(board, claim) for claim in contrasts.LOOKED_AT]
-    table = grid(["difference", *MEASURED], [[_name(one), *_measured(one)] for one in found])
-    return f"{table}\n\n{NOT_ALIKE}"
+def unclaimed(board: Board) -> str:
+    """Contrasts that were not claimed: their statistics, without verdicts."""
+    evaluated = [contrasts.contrast(board, claim) for claim in contrasts.UNCLAIMED]
+    table = grid(["difference", *STATISTICS], [[_name(contrast), *_statistics(contrast)] for contrast in evaluated])
+    return f"{table}\n\n{PROBE_NOTE}"
 
 
-NOT_ALIKE = (
+PROBE_NOTE = (
     f"{contrasts.PROBE.capitalize()} is scored on the unlabeled images, the students on the test images; the source is"
     " the one whose probe turned out best there."
 )
-MEASURED = ("mean of targets [95 %]", "over 0 in", "p", "targets won (clearly)", "targets", "seeds")
+STATISTICS = ("mean of targets [95 %]", "over 0 in", "p", "targets won (clearly)", "targets", "seeds")
 
 
-def _measured(one: Contrast) -> list[str]:
-    if one.measured is None:
-        return [ABSENT] * len(MEASURED)
-    found, (won, clearly) = one.measured, one.measured.wins
+def _statistics(contrast: Contrast) -> list[str]:
+    if contrast.measured is None:
+        return [ABSENT] * len(STATISTICS)
+    summary, (won, clearly) = contrast.measured, contrast.measured.wins
     return [
-        interval(found, _digits(one.claim)),
-        f"{100 * found.above:.0f} % of draws",
-        f"{found.p:.3f}",
+        interval(summary, _digits(contrast.claim)),
+        f"{100 * summary.above:.0f} % of draws",
+        f"{summary.p:.3f}",
         f"{won} ({clearly})",
-        str(len(found.by_target)),
-        span(*found.seeds),
+        str(len(summary.by_target)),
+        span(*summary.seeds),
     ]
 
 
-def _least(claim: Claim) -> str:
+def _threshold(claim: Claim) -> str:
     if claim.margin:
         return f"at least as good (margin {claim.margin:.1f})"
     return f"{claim.at_least:.1f}" if claim.at_least else "above 0"
@@ -130,45 +138,47 @@ def _least(claim: Claim) -> str:
 
 def _digits(claim: Claim) -> int:
     """Points have one decimal, Spearman's correlation two."""
-    return 2 if claim.of == "spearman" else 1
+    return 2 if claim.measure == "spearman" else 1
 
 
-def _name(one: Contrast) -> str:
-    """The claim's number and name, with the method where the claim leaves it open."""
-    lead = f"{one.claim.number}. " if one.claim.number else ""
-    return lead + one.claim.name + (f" (`{one.first}`)" if one.first != one.claim.first else "")
+def _name(contrast: Contrast) -> str:
+    """The claim's number and name, with the method where the claim has a placeholder."""
+    lead = f"{contrast.claim.number}. " if contrast.claim.number else ""
+    return lead + contrast.claim.name + (f" (`{contrast.first}`)" if contrast.first != contrast.claim.first else "")
 
 
 def per_target(board: Board) -> str:
-    """Every difference of both tables target by target: mean, t-interval, sign-flip p, seeds."""
-    found = [contrasts.contrast(board, claim) for claim in (*contrasts.CLAIMS, *contrasts.LOOKED_AT)]
+    """Every contrast target by target: mean, t-interval, sign-flip p, seeds."""
+    evaluated = [contrasts.contrast(board, claim) for claim in (*contrasts.CLAIMS, *contrasts.UNCLAIMED)]
     rows = [
-        [_name(one), *(_pair(one, target) for target in board.targets)] for one in found if one.measured is not None
+        [_name(contrast), *(_pair(contrast, target) for target in board.targets)]
+        for contrast in evaluated
+        if contrast.measured is not None
     ]
     return grid(["difference", *board.targets], rows) if rows else NOTHING
 
 
-def _pair(one: Contrast, target: str) -> str:
-    pair = one.measured.by_target.get(target) if one.measured else None
-    return ABSENT if pair is None else f"{interval(pair, _digits(one.claim))}, p {pair.p:.3f}, n {pair.n}"
+def _pair(contrast: Contrast, target: str) -> str:
+    pair = contrast.measured.by_target.get(target) if contrast.measured else None
+    return ABSENT if pair is None else f"{interval(pair, _digits(contrast.claim))}, p {pair.p:.3f}, n {pair.n}"
 
 
 def similarity(board: Board) -> str:
-    """Every ranker of the sources: agreement with the truth, regret, and what it adds to the static ranker."""
-    judged = rankers.judge(board)
-    if not judged:
+    """Every ranker of the sources: correlation with the truth, regret, and the differences to the static ranker."""
+    evaluations = rankers.evaluate_rankers(board)
+    if not evaluations:
         return NOTHING
     rows = [
         [
-            one.name,
-            _across(one.spearman, 2),
-            _across(one.regret, 1),
-            _percent(one.chose_best),
-            _signed(one.over_static, 2),
-            _signed(one.regret_saved, 1),
-            _draws(one.regret),
+            ranker.name,
+            _unsigned(ranker.spearman, 2),
+            _unsigned(ranker.regret, 1),
+            _percent(ranker.chose_best),
+            _signed(ranker.over_static, 2),
+            _signed(ranker.regret_saved, 1),
+            _draws(ranker.regret),
         ]
-        for one in judged
+        for ranker in evaluations
     ]
     head = [
         "ranker",
@@ -182,47 +192,50 @@ def similarity(board: Board) -> str:
     return grid(head, rows) + "\n\n" + _truths(board)
 
 
-def _across(one: Across | None, digits: int) -> str:
-    if one is None:
+def _unsigned(summary: Summary | None, digits: int) -> str:
+    if summary is None:
         return ABSENT
-    mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in (one.mean, one.low, one.high))
+    numbers = (summary.mean, summary.low, summary.high)
+    mean, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)
     return f"{mean} [{low}, {high}]"
 
 
-def _signed(one: Across | None, digits: int) -> str:
-    return ABSENT if one is None else interval(one, digits)
+def _signed(summary: Summary | None, digits: int) -> str:
+    return ABSENT if summary is None else interval(summary, digits)
 
 
 def _percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.0f} %"
 
 
-def _draws(one: Across | None) -> str:
-    return ABSENT if one is None else f"{len(one.by_target)}, {sum(pair.n for pair in one.by_target.values())}"
+def _draws(summary: Summary | None) -> str:
+    if summary is None:
+        return ABSENT
+    return f"{len(summary.by_target)}, {sum(target.n for target in summary.by_target.values())}"
 
 
 def _truths(board: Board) -> str:
-    known = rankers.truths(board)
+    truths = rankers.known_truths(board)
     words = {"students": "students distilled from each source alone", "probes": "linear probes of the sources"}
-    said = [
-        f"{words[by]}: {', '.join(names)}"
-        for by in ("students", "probes")
-        if (names := [target for target, one in known.items() if one.by == by])
+    clauses = [
+        f"{words[basis]}: {', '.join(names)}"
+        for basis in ("students", "probes")
+        if (names := [target for target, truth in truths.items() if truth.basis == basis])
     ]
-    return f"The truth is told by {'; by '.join(said)}."
+    return f"The truth is told by {'; by '.join(clauses)}."
 
 
 def ceilings(board: Board) -> str:
-    """The student beside those who teach it: the best source's probe and the ensembles' own accuracy.
+    """Accuracies of students, of the best source's probe, and of the teachers (ensembles), by target.
 
-    Students are scored on the test images, what teaches them on the unlabeled ones: no difference is taken here.
+    Students are scored on the test images, probes and teachers on the unlabeled ones, so no differences are computed.
     """
     teachers = sorted(
         {name for seeds in board.draws.values() for draw in seeds.values() for name in draw.get("teachers", {})}
     )
     if not board.draws:
         return NOTHING
-    best = contrasts.best(board)
+    best = contrasts.best_method(board)
     students = ["transfer", "weighted", *([best] if best else [])]
     probes = rankers.best_probes(board)
     rows = [
@@ -249,8 +262,8 @@ def _student(board: Board, method: str, target: str) -> str:
     return _cell(board, method, target) if method in board.methods else ABSENT
 
 
-def _probe(one: tuple[str, Mapping[int, float]] | None) -> str:
-    return ABSENT if one is None else f"{_spread(list(one[1].values()))} ({one[0]})"
+def _probe(probe: tuple[str, Mapping[int, float]] | None) -> str:
+    return ABSENT if probe is None else f"{_spread(list(probe[1].values()))} ({probe[0]})"
 
 
 def _teacher(board: Board, name: str, target: str) -> str:
@@ -262,27 +275,43 @@ def _teacher(board: Board, name: str, target: str) -> str:
     return _spread(values)
 
 
-def headline(board: Board) -> str:
-    """The short table for the project's first page: mean over targets and the paired difference to transfer."""
-    names = [name for name in contrasts.ordered(board) if name not in rankers.HINDSIGHT]
+def headline(board: Board, only: Collection[str] = ()) -> str:
+    """The table of the methods: mean over targets and the paired difference to transfer.
+
+    `only` names the rows to keep; without it all are kept.
+    """
+    names = [name for name in contrasts.ranked_methods(board) if name not in rankers.HINDSIGHT]
+    names = [name for name in names if not only or name in only]
     if not names:
         return NOTHING
-    rows = [[f"`{name}`", _mean(board, name), *_against(board, name)] for name in names]
-    return grid(["method", "mean", "points over transfer [95 %]", "targets won", "seeds"], rows)
+    rows = [[*recipe_names(board.profile, name), _mean(board, name), *_over_transfer(board, name)] for name in names]
+    return grid(["method", "in a recipe", "mean", "points over transfer [95 %]", "targets won", "seeds"], rows)
 
 
-def _against(board: Board, method: str) -> list[str]:
-    found = None if method == "transfer" else contrasts.difference(board, method, "transfer")
-    if found is None:
+def recipe_names(profile: str, name: str) -> tuple[str, str]:
+    """What a row of a profile is called, and what a recipe says for it; the row of the default is called `auto`."""
+    if not (HERE / f"{profile}.yaml").is_file():
+        return f"`{name}`", ABSENT
+    settings = load(profile).settings(name, "", 0)
+    method, teacher = METHODS[settings.method.name], settings.teacher.name
+    steps = f", {settings.steps} steps" if name.endswith("-long") else ""
+    shown = f"`{settings.method.name}`" + (f", teacher `{teacher}`" if "teacher" in method.needs else "") + steps
+    default = (AUTO["method"]["name"], AUTO["teacher"]["name"])
+    return ("`auto`" if default == (settings.method.name, teacher) and not steps else f"`{name}`"), shown
+
+
+def _over_transfer(board: Board, method: str) -> list[str]:
+    difference = None if method == "transfer" else contrasts.difference(board, method, "transfer")
+    if difference is None:
         return [ABSENT, ABSENT, _seeds(board, method)]
-    return [interval(found), f"{found.wins[0]} of {len(found.by_target)}", span(*found.seeds)]
+    return [interval(difference), f"{difference.wins[0]} of {len(difference.by_target)}", span(*difference.seeds)]
 
 
 Section = Callable[[Board], str]
 SECTIONS: dict[str, Section] = {
     "methods": methods,
     "claims": claims,
-    "also": also,
+    "also": unclaimed,
     "per_target": per_target,
     "similarity": similarity,
     "ceilings": ceilings,

@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import did_you_mean
+from edgedistill.recipe.options import did_you_mean, options_for_key
 from edgedistill.recipe.schema import Distill, Weigh
+from edgedistill.recipe.section import without_later
 from edgedistill.run.files import digest
+from edgedistill.similarity.metrics import METRICS
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes/sources"
@@ -77,36 +79,53 @@ class Profile(BaseModel):
     def config(self, cell: str) -> str:
         """sha256 of all that a line depends on besides target and seed; `draw` is the line about the sources.
 
-        What the profile leaves to a default counts as if it were written, and so do the recipes of the sources.
+        Defaults that the profile leaves out count as if they were written, and so do the recipes of the sources. Keys
+        and options that were added later (recipe.options.Later) count only where they differ from their default, and
+        versions of methods, teachers and metrics only from the second on: so committed lines stay what they are.
         """
-        shared = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning", "distill"})
+        plain = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning", "distill"})
+        shared = without_later(self, plain)
         shared["recipes"] = [(RECIPES / f"{name}.yaml").read_text(encoding="utf-8") for name in ("pack", "micro")]
         if cell == "draw":
-            taught = {name: written_out(TEACHERS[one["name"]].fit, one) for name, one in self.teachers.items()}
-            return digest([shared, taught])
+            kinds = {name: TEACHERS[choice["name"]] for name, choice in self.teachers.items()}
+            teachers = {name: written_out(kinds[name].fit, choice) for name, choice in self.teachers.items()}
+            metrics = (self.weigh.metric, *self.weigh.also)
+            versions = {f"teacher {name}": kind.version for name, kind in kinds.items()}
+            versions |= {f"metric {metric.name}": METRICS[metric.name].version for metric in metrics}
+            return digest([shared, teachers, *raised(versions)])
         del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
         kind, _, source = cell.partition(":")
         settings = self.settings(f"{kind}:every" if source else kind, "", 0)
-        chosen = METHODS[settings.method.name]
-        method = written_out(chosen.loss, settings.method.model_dump())
+        method, teacher = METHODS[settings.method.name], TEACHERS[settings.teacher.name]
         unused = {"method", "teacher", "checkpoint_every", "evaluate_every"}
-        unused |= set() if "weak" in chosen.needs else {"strong"}
-        said = settings.model_dump(mode="json", exclude=unused)
-        fit = TEACHERS[settings.teacher.name].fit
-        teacher = written_out(fit, settings.teacher.model_dump()) if "teacher" in chosen.needs else None
-        return digest([shared, said, method, teacher])
+        unused |= set() if "weak" in method.needs else {"strong"}
+        choices = [written_out(method.loss, settings.method.model_dump()), None]
+        versions = {"method": method.version}
+        if "sources" in method.needs:
+            versions["metric"] = METRICS[self.weigh.metric.name].version
+        if "teacher" in method.needs:
+            choices[1] = written_out(teacher.fit, settings.teacher.model_dump())
+            versions["teacher"] = teacher.version
+        return digest([shared, settings.for_key(exclude=unused), *choices, *raised(versions)])
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Every teacher that a method learns from, by name."""
-        given = [one["teacher"] for one in self.methods.values() if "teacher" in one]
-        return {one["name"]: one for one in given}
+        choices = [settings["teacher"] for settings in self.methods.values() if "teacher" in settings]
+        return {choice["name"]: choice for choice in choices}
 
 
 def written_out(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict[str, Any]:
-    """A choice by name with the defaults of the function's options in place."""
+    """A choice by name with the defaults of the function's options in place, as it enters a configuration."""
     parameters = inspect.signature(function).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY} | dict(choice)
+    defaults = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
+    return options_for_key(function, defaults | dict(choice))
+
+
+def raised(versions: Mapping[str, int]) -> list[dict[str, int]]:
+    """The versions above the first, in a list; an empty list where there are none."""
+    above = {name: version for name, version in versions.items() if version > 1}
+    return [above] if above else []
 
 
 def load(name: str) -> Profile:
@@ -115,9 +134,10 @@ def load(name: str) -> Profile:
     Raises:
         InputError: there is no such profile.
     """
-    known = [path.stem for path in HERE.glob("*.yaml")]
-    if name not in known:
-        raise InputError(f"no profile is called {name}{did_you_mean(name, known)}")
-    said = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
-    below = yaml.safe_load((HERE / f"{said.pop('base')}.yaml").read_text(encoding="utf-8")) if "base" in said else {}
-    return Profile.model_validate({"name": name, **below, **said})
+    names = [path.stem for path in HERE.glob("*.yaml")]
+    if name not in names:
+        raise InputError(f"no profile is called {name}{did_you_mean(name, names)}")
+    settings = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = settings.pop("base", None)
+    inherited = yaml.safe_load((HERE / f"{base}.yaml").read_text(encoding="utf-8")) if base else {}
+    return Profile.model_validate({"name": name, **inherited, **settings})

@@ -1,7 +1,7 @@
-"""DATASETS: where the target's images come from. A kind is one function; its keyword-only parameters are its options.
+"""DATASETS: the kinds of target data sets. A kind is one function; its keyword-only parameters are its options.
 
-Nothing is decoded here, and torch, torchvision, datasets and scikit-learn are imported only by the kinds that need
-them: `fingerprint` answers "has the data changed?" for every kind without any of them.
+No image is decoded here. torch, torchvision, datasets and scikit-learn are imported only by the kinds that need
+them; `fingerprint` detects a change of the data for every kind without any of them.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ CUB_FIX = (
 
 
 def listing(section: Data, base: Path) -> Listing:
-    """The data set that a recipe names, listed and not decoded; its paths start from `base`.
+    """List the data set of a recipe without decoding it; its paths are relative to `base`.
 
     Raises:
         InputError: no such kind, an option does not fit, a file is missing, or there are fewer than two classes.
     """
-    found = _without_empty_classes(_kind(section).listing(base, **_options(section, base)))
-    if len(found.classes) < 2:
-        only = f"only one, {found.classes[0]}" if found.classes else "none"
+    dataset = _without_empty_classes(_kind(section).listing(base, **_options(section, base)))
+    if len(dataset.classes) < 2:
+        only = f"only one, {dataset.classes[0]}" if dataset.classes else "none"
         raise InputError(f"data: two classes at least are needed, and there is {only}", "add images of another class")
-    return found
+    return dataset
 
 
 def fingerprint(section: Data, base: Path) -> str:
-    """`listing(section, base).fingerprint`, in a moment and without a heavy import, for every kind.
+    """`listing(section, base).fingerprint`, computed without a heavy import.
 
     Raises:
         InputError: no such kind, an option does not fit, or a file is missing.
@@ -70,34 +70,43 @@ def _kind(section: Data) -> DatasetKind:
     return DATASETS[section.kind]
 
 
-def _without_empty_classes(found: Listing) -> Listing:
-    """Classes that neither train nor test has an image of are names only (EMNIST's letters start with "N/A")."""
-    parts = [found.train] if found.test is None else [found.train, found.test]
+def _without_empty_classes(dataset: Listing) -> Listing:
+    """Drop the classes without an image in train and test (EMNIST's letters start with "N/A")."""
+    parts = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
     present = np.unique(np.concatenate([part.labels_N[part.labels_N != UNLABELED] for part in parts]))
-    if len(present) == len(found.classes):
-        return found
-    places = np.full(len(found.classes) + 1, UNLABELED)  # the last stands for "no label", which is -1
-    places[present] = np.arange(len(present))
-    moved = [replace(part, labels_N=places[part.labels_N]) for part in parts]
-    classes = tuple(found.classes[label] for label in present)
-    return replace(found, classes=classes, train=moved[0], test=moved[1] if len(moved) > 1 else None)
+    if len(present) == len(dataset.classes):
+        return dataset
+    new_labels = np.full(len(dataset.classes) + 1, UNLABELED)  # index -1, the last one, is UNLABELED
+    new_labels[present] = np.arange(len(present))
+    moved = [replace(part, labels_N=new_labels[part.labels_N]) for part in parts]
+    classes = tuple(dataset.classes[label] for label in present)
+    return replace(dataset, classes=classes, train=moved[0], test=moved[1] if len(moved) > 1 else None)
 
 
 def _options(section: Data, base: Path) -> dict[str, Any]:
-    """Every option of the kind, defaults filled in: writing a default out must not change the fingerprint."""
-    wanted = inspect.signature(_kind(section).listing).parameters.values()
-    defaults = {one.name: one.default for one in wanted if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    """Every option of the kind with defaults filled in: writing out a default must not change the fingerprint."""
+    parameters = inspect.signature(_kind(section).listing).parameters.values()
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
     return {**defaults, **bound_options(_kind(section).listing, section.options, base)}
 
 
 def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
     """A folder a class: root/train/<class>/ and root/test/<class>/, or root/<class>/ where there is no root/train.
 
-    Without root/test the test images are drawn from the rest (`data.test_fraction`). `unlabeled` adds every image
+    Without root/test the test images are drawn from train (`data.test_fraction`). `unlabeled` adds every image
     below that folder to train, without a label.
 
+    Args:
+        base: the recipe's folder.
+        root: the folder of the images.
+        unlabeled: a folder of more images, at any depth, without a label.
+
     Raises:
-        InputError: a folder is missing or holds no image, or test has a class that train has not.
+        InputError: a folder is missing or holds no image, or test has a class that train lacks.
     """
     nested = (root / "train").is_dir()
     classes, train = _class_folders(root / "train" if nested else root, None)
@@ -110,37 +119,45 @@ def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
     return files_listing(classes, train, test, NOT_STATED)
 
 
-def _class_folders(root: Path, known: list[str] | None) -> tuple[list[str], Files]:
+def _class_folders(root: Path, train_classes: list[str] | None) -> tuple[list[str], Files]:
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder", "name a folder that holds one folder a class")
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise InputError(f"data.root: {root} holds no class folders", "put each class's images in a folder of its own")
-    strange = sorted(set(classes) - set(known if known is not None else classes))
-    if strange:
-        raise InputError(f"{root / strange[0]}: train has no class of this name{did_you_mean(strange[0], known or ())}")
-    order = known if known is not None else classes
-    found = [(name, f"{name}/{image}") for name in classes for image in _images(root / name)]
-    names = [name for _, name in found]
+    unknown = sorted(set(classes) - set(train_classes if train_classes is not None else classes))
+    if unknown:
+        raise InputError(
+            f"{root / unknown[0]}: train has no class of this name{did_you_mean(unknown[0], train_classes or ())}"
+        )
+    order = train_classes if train_classes is not None else classes
+    pairs = [(name, f"{name}/{image}") for name in classes for image in _images(root / name)]
+    names = [name for _, name in pairs]
     return order, Files(
-        names=names, paths=[f"{root}/{name}" for name in names], labels=[order.index(one) for one, _ in found]
+        names=names,
+        paths=[f"{root}/{name}" for name in names],
+        labels=[order.index(class_name) for class_name, _ in pairs],
     )
 
 
-def _images(place: Path) -> list[str]:
-    if not place.is_dir():
-        raise InputError(f"{place}: is not a folder", "name an existing folder of images")
-    found = images_below(place)
-    if not found:
-        raise InputError(f"{place}: holds no image", "add images (.jpg, .png, ...) or remove the folder")
-    return found
+def _images(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        raise InputError(f"{directory}: is not a folder", "name an existing folder of images")
+    names = images_below(directory)
+    if not names:
+        raise InputError(f"{directory}: holds no image", "add images (.jpg, .png, ...) or remove the folder")
+    return names
 
 
 def cub(base: Path, *, root: Path) -> Listing:
-    """CUB-200-2011 in the files it is published in, with its official split (Wah et al. 2011, CNS-TR-2011-001).
+    """CUB-200-2011 in its published files, with its official split (Wah et al. 2011, CNS-TR-2011-001).
+
+    Args:
+        base: the recipe's folder.
+        root: the unpacked folder CUB_200_2011.
 
     Raises:
-        InputError: a file is missing (the line says which, and where the set is to be had) or does not fit the others.
+        InputError: a file is missing (the message names it and the download page) or does not match the others.
     """
     classes = _cub_table(root, "classes.txt")
     paths = _cub_table(root, "images.txt")
@@ -148,13 +165,15 @@ def cub(base: Path, *, root: Path) -> Listing:
     training = _cub_table(root, "train_test_split.txt")
     if not paths.keys() == labels.keys() == training.keys() or not classes.keys() >= set(labels.values()):
         raise InputError(f"data.root: the tables in {root} do not list the same images and classes", CUB_FIX)
-    places = {identity: place for place, identity in enumerate(classes)}
+    class_index = {class_id: index for index, class_id in enumerate(classes)}
 
     def part(flag: str) -> Files:
-        mine = [identity for identity in paths if training[identity] == flag]
-        names = [paths[identity] for identity in mine]
+        image_ids = [image_id for image_id in paths if training[image_id] == flag]
+        names = [paths[image_id] for image_id in image_ids]
         return Files(
-            names=names, paths=[f"{root}/images/{name}" for name in names], labels=[places[labels[one]] for one in mine]
+            names=names,
+            paths=[f"{root}/images/{name}" for name in names],
+            labels=[class_index[labels[image_id]] for image_id in image_ids],
         )
 
     return files_listing(list(classes.values()), part("1"), part("0"), CUB_LICENCE)
@@ -166,10 +185,10 @@ def _cub_table(root: Path, name: str) -> dict[str, str]:
     if not path.is_file():
         raise InputError(f"data.root: {path} is missing", CUB_FIX)
     rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if len(row) != 2:
-            raise InputError(f"{path}:{at + 1}: must be an id and a value", CUB_FIX)
-    return {identity: value.strip() for identity, value in rows}
+            raise InputError(f"{path}:{index + 1}: must be an id and a value", CUB_FIX)
+    return {identity: text.strip() for identity, text in rows}
 
 
 def table(
@@ -182,25 +201,34 @@ def table(
     split: str | None = None,
     delimiter: str = ",",
 ) -> Listing:
-    """A CSV file with a header, a row an image: its path (below `root`, else beside the file) and its label.
+    """A CSV file with a header and one row per image: its path (below `root`, else beside the file) and its label.
 
-    An empty label means no label. `split` names a column that says train or test.
+    An empty label means no label. `split` names a column whose values are train or test.
+
+    Args:
+        base: the recipe's folder.
+        file: the CSV file, in UTF-8.
+        root: the folder that the images' paths start from; by default the file's own.
+        image: column of the images' paths.
+        label: column of the labels; an empty label means none.
+        split: column whose values are train or test; without it the test set is drawn from all rows.
+        delimiter: character between two columns.
 
     Raises:
-        InputError: the file or an image is missing, a column is not there, or a split is neither train nor test.
+        InputError: the file, an image or a column is missing, or a split is neither train nor test.
     """
     rows = _csv_rows(file, [image, label, *([split] if split else [])], delimiter)
     classes = class_order(row[label] for row in rows if row[label])
-    places = {name: place for place, name in enumerate(classes)}
-    place = root if root is not None else file.parent
+    class_index = {name: index for index, name in enumerate(classes)}
+    image_root = root if root is not None else file.parent
 
-    def part(wanted: str) -> Files:
-        mine = [row for row in rows if split is None or row[split] == wanted]
-        names = [row[image] for row in mine]
+    def part(part_name: str) -> Files:
+        part_rows = [row for row in rows if split is None or row[split] == part_name]
+        names = [row[image] for row in part_rows]
         return Files(
             names=names,
-            paths=[str(place / name) for name in names],
-            labels=[places.get(row[label], UNLABELED) for row in mine],
+            paths=[str(image_root / name) for name in names],
+            labels=[class_index.get(row[label], UNLABELED) for row in part_rows],
         )
 
     for number, row in enumerate(rows, start=2):
@@ -231,30 +259,40 @@ def elpv(base: Path, *, threshold: float = 0.5) -> Listing:
     Buerhop-Lutz et al. 2018, "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
     Imagery"; from the PyPI package elpv-dataset, whose own loader would decode every image at once.
 
+    Args:
+        base: the recipe's folder.
+        threshold: least published probability of a defect that counts as defective.
+
     Raises:
         InputError: the package is not installed.
     """
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("data.kind: elpv needs the package elpv-dataset", 'pip install "edgedistill[demo]"')
-    data = Path(spec.submodule_search_locations[0]) / "data"
-    text = (data / "labels.csv").read_text(encoding="utf-8")
+    package_data = Path(spec.submodule_search_locations[0]) / "data"
+    text = (package_data / "labels.csv").read_text(encoding="utf-8")
     rows = [line.split() for line in text.splitlines() if line.strip()]
     labels = [int(float(probability) >= threshold) for _, probability, _ in rows]
-    files = Files(names=[name for name, _, _ in rows], paths=[f"{data}/{name}" for name, _, _ in rows], labels=labels)
-    mark = hash_lines(["elpv", metadata.version("elpv-dataset"), repr(threshold), text])
+    files = Files(
+        names=[name for name, _, _ in rows], paths=[f"{package_data}/{name}" for name, _, _ in rows], labels=labels
+    )
+    fingerprint_hash = hash_lines(["elpv", metadata.version("elpv-dataset"), repr(threshold), text])
     return Listing(
-        classes=("functional", "defective"), train=files.items(), test=None, licence="CC BY-NC-SA 4.0", fingerprint=mark
+        classes=("functional", "defective"),
+        train=files.items(),
+        test=None,
+        licence="CC BY-NC-SA 4.0",
+        fingerprint=fingerprint_hash,
     )
 
 
 def digits(base: Path) -> Listing:
-    """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels with 17 levels, classes "0" to "9"."""
+    """scikit-learn's handwritten digits: 1,797 gray images of 8 x 8 pixels with 17 levels, classes "0" to "9"."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     levels_NHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    names = [f"{at:04d}" for at in range(len(levels_NHW))]
+    names = [f"{index:04d}" for index in range(len(levels_NHW))]
     items = Items(names=names, labels_N=bunch.target.astype(np.int64), load=lambda i: Image.fromarray(levels_NHW[i]))
     licence = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
     return Listing(
@@ -263,7 +301,7 @@ def digits(base: Path) -> Listing:
 
 
 def digits_fingerprint(base: Path) -> str:
-    """The digits change with scikit-learn's version, if ever."""
+    """Fingerprint of the digits: scikit-learn's version."""
     return hash_lines(["digits", metadata.version("scikit-learn")])
 
 
@@ -272,8 +310,8 @@ class DatasetKind:
     """A kind of data set.
 
     Attributes:
-        listing: from the recipe's folder and the options (keyword-only) to a listing.
-        fingerprint: the listing's fingerprint without a heavy import; None where listing is quick.
+        listing: function of the recipe's folder and the keyword-only options that returns a listing.
+        fingerprint: function that returns the fingerprint without a heavy import; None where listing is quick.
     """
 
     listing: Callable[..., Listing]

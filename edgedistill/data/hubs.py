@@ -1,4 +1,4 @@
-"""The data kinds that stand on a library: the Hugging Face hub's data sets, and torchvision's.
+"""The data kinds that use a library: data sets of the Hugging Face hub and of torchvision.
 
 Both libraries are imported inside the functions that list; the fingerprints need neither.
 """
@@ -19,7 +19,7 @@ from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.run.files import digest
 
-# where torchvision's sets keep their labels: a list or array of them, or (image, label) pairs
+# attributes in which torchvision's sets keep their labels: a list or array, or (image, label) pairs
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples")
 
@@ -36,8 +36,17 @@ def hf(
 ) -> Listing:
     """A data set of the Hugging Face hub, or a local directory in a form that `datasets` reads (parquet, folders).
 
-    `path` is a directory where there is one of that name (relative to the recipe), else an id on the hub. `test: null`
-    draws the test images from train. The library keeps its own cache (HF_HOME); nothing is decoded before its turn.
+    `path` is a directory (relative to the recipe) if it exists, else an id on the hub. `test: null` draws the test
+    images from train. The library keeps its own cache (HF_HOME); images are decoded one by one, when they are loaded.
+
+    Args:
+        base: the recipe's folder.
+        path: a directory of parquet files or image folders, or an id on the hub.
+        image: column of the images.
+        label: column of the labels.
+        train: split to train on.
+        test: split to test on; null draws the test images from train.
+        revision: commit, branch or tag on the hub.
 
     Raises:
         InputError: no such data set, no network for one on the hub, no such split or column.
@@ -46,11 +55,11 @@ def hf(
 
     local = (base / path).is_dir()
     try:
-        whole = datasets.load_dataset(str(base / path) if local else path, revision=revision)
-    except Exception as error:  # the library passes on what its file systems, readers and the network raise
+        dataset = datasets.load_dataset(str(base / path) if local else path, revision=revision)
+    except Exception as error:  # the library passes on the errors of file systems, readers and the network
         fix = "give a directory of parquet files" if local else "give a hub id and a network, or an existing directory"
         raise InputError(f"data.path: {path}: {_first_line(error)}", fix) from None
-    parts = {name: _hf_split(whole, name, (image, label)) for name in (train, test) if name is not None}
+    parts = {name: _hf_split(dataset, name, (image, label)) for name in (train, test) if name is not None}
     classes = _hf_classes(parts[train], label)
     licence = parts[train].info.license or f"not stated: see {path}"
     listed = {name: _hf_items(part, name, image=image, label=label, classes=classes) for name, part in parts.items()}
@@ -65,33 +74,33 @@ def hf(
 
 
 def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **options: Any) -> str:
-    """A local directory by its files' sizes and times of change; an id of the hub by its revision."""
-    place = base / path
-    if not place.is_dir():
+    """Hash of the options and of a local directory's file sizes and modification times, or of a hub id's revision."""
+    directory = base / path
+    if not directory.is_dir():
         return digest(["hf", path, revision, options])
-    files = sorted(one for one in place.rglob("*") if one.is_file() and not one.name.startswith("."))
-    return hash_lines(["hf", digest(options), *(f"{one.relative_to(place)}\0{stamp(one)}" for one in files)])
+    files = sorted(file for file in directory.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return hash_lines(["hf", digest(options), *(f"{file.relative_to(directory)}\0{stamp(file)}" for file in files)])
 
 
-def _hf_split(whole: Any, name: str, columns: tuple[str, str]) -> Any:
-    if name not in whole:
+def _hf_split(dataset: Any, name: str, columns: tuple[str, str]) -> Any:
+    if name not in dataset:
         raise InputError(
-            f"data: the data set has no split {name}; it has {', '.join(whole)}",
+            f"data: the data set has no split {name}; it has {', '.join(dataset)}",
             "set data.train, and data.test to one of them or to null",
         )
     for column in columns:
-        if column not in whole[name].column_names:
+        if column not in dataset[name].column_names:
             raise InputError(
-                f"data: split {name} has no column {column}{did_you_mean(column, whole[name].column_names)}"
+                f"data: split {name} has no column {column}{did_you_mean(column, dataset[name].column_names)}"
             )
-    return whole[name]
+    return dataset[name]
 
 
 def _hf_classes(part: Any, label: str) -> list[str]:
     names = getattr(part.features[label], "names", None)
     if names:
         return list(names)
-    return class_order(str(value) for value in _column(part, label) if value not in (None, "", UNLABELED))
+    return class_order(str(cell) for cell in _column(part, label) if cell not in (None, "", UNLABELED))
 
 
 def _column(part: Any, name: str) -> list[Any]:
@@ -100,18 +109,18 @@ def _column(part: Any, name: str) -> list[Any]:
 
 def _hf_items(part: Any, split: str, image: str, label: str, classes: list[str]) -> Items:
     named = bool(getattr(part.features[label], "names", None))
-    places = {name: place for place, name in enumerate(classes)}
+    class_index = {name: index for index, name in enumerate(classes)}
     labels = []
-    for row, value in enumerate(_column(part, label)):
-        if value in (None, "", UNLABELED):
+    for row, cell in enumerate(_column(part, label)):
+        if cell in (None, "", UNLABELED):
             labels.append(UNLABELED)
-        elif named or str(value) in places:
-            labels.append(int(value) if named else places[str(value)])
+        elif named or str(cell) in class_index:
+            labels.append(int(cell) if named else class_index[str(cell)])
         else:
-            raise InputError(f"data: split {split}, row {row}: train has no class {value}")
+            raise InputError(f"data: split {split}, row {row}: train has no class {cell}")
     import datasets
 
-    # undecoded, so that a broken image fails in its own turn, and Pillow alone decodes
+    # undecoded: a broken image then fails when it is loaded, and only Pillow decodes
     pictures = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     names = [f"{split}/{row:08d}" for row in range(len(labels))]
     return Items(names=names, labels_N=np.asarray(labels, dtype=np.int64), load=lambda i: _open(pictures[i][image]))
@@ -133,20 +142,29 @@ def torchvision(
     test: str | None = "test",
     options: dict[str, Any] | None = None,
 ) -> Listing:
-    """Any classification set of `torchvision.datasets`, by its class name; kept in `root`, downloaded if it may.
+    """Any classification set of `torchvision.datasets`, by its class name; kept in `root`, downloaded if `download`.
 
     `train` and `test` name the splits where the set has named ones (Flowers102, Food101, ...). A set without splits,
-    and `test: null`, draw the test images from the rest. `options` go to the set's constructor as they are.
+    and `test: null`, draw the test images from train. `options` are passed to the set's constructor unchanged.
+
+    Args:
+        base: the recipe's folder.
+        name: class name in torchvision.datasets.
+        root: the folder that holds the set.
+        download: download the set where it is missing.
+        train: split to train on, where the set has named splits.
+        test: split to test on; null draws the test images from train.
+        options: further arguments of the set's constructor.
 
     Raises:
-        InputError: no such set, it cannot be had, its options are wrong, or its labels are not classes.
+        InputError: no such set, it cannot be loaded, its options are wrong, or its labels are not classes.
     """
     import torchvision.datasets as library
 
     if name not in library.__all__ or not inspect.isclass(getattr(library, name)):
         raise InputError(f"data.name: torchvision has no set {name}{did_you_mean(name, library.__all__)}")
     kind, extra = getattr(library, name), options or {}
-    splits = _split_options(kind, extra, train, test)
+    splits = split_options(kind, extra, train, test)
     parts = [_construct(kind, root, download, {**extra, **split}) for split in splits]
     listed = [_torchvision_items(part, name) for part in parts]
     classes = _torchvision_classes(parts[0], listed)
@@ -161,27 +179,27 @@ def torchvision(
 
 
 def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
-    """The set's name, place and options: what torchvision downloads is checked against the sums it knows."""
+    """Hash of the set's name, folder and options; torchvision checks the files against its own checksums."""
     return digest(["torchvision", name, root.resolve(), options])
 
 
 def _parameters(kind: type) -> set[str]:
-    """Names of the constructor's parameters, those that a subclass hands on through **kwargs included."""
+    """Names of the constructor's parameters, including those that a subclass passes on through **kwargs."""
     names: set[str] = set()
-    for one in kind.__mro__:
-        mine = inspect.signature(one.__init__).parameters  # type: ignore[misc]
-        names |= mine.keys()
-        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in mine.values()):
+    for ancestor in kind.__mro__:
+        parameters = inspect.signature(ancestor.__init__).parameters  # type: ignore[misc]
+        names |= parameters.keys()
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return names
 
 
-def _split_options(kind: type, extra: dict[str, Any], train: str, test: str | None) -> list[dict[str, Any]]:
-    """The constructor's options for train and for test; only one set of them where the set has no splits."""
-    known = _parameters(kind) - extra.keys()
-    if "train" in known:
+def split_options(kind: type, extra: dict[str, Any], train: str, test: str | None) -> list[dict[str, Any]]:
+    """The constructor's options for train and for test; one dict if the set has no splits or `test` is None."""
+    parameters = _parameters(kind) - extra.keys()
+    if "train" in parameters:
         choices: list[dict[str, Any]] = [{"train": True}, {"train": False}]
-    elif "split" in known:
+    elif "split" in parameters:
         choices = [{"split": train}, {"split": test}]
     else:
         choices = [{}]
@@ -208,7 +226,7 @@ def _torchvision_items(part: Any, name: str) -> Items:
     labels_N = np.asarray(_torchvision_labels(part))
     if labels_N.shape != (len(part),) or labels_N.dtype.kind not in "iu":
         raise InputError(f"data.name: torchvision's {name} is not a classification set", "choose one with class labels")
-    names = [f"{at:08d}" for at in range(len(labels_N))]
+    names = [f"{index:08d}" for index in range(len(labels_N))]
     return Items(names=names, labels_N=labels_N.astype(np.int64), load=lambda i: part[i][0])
 
 
@@ -219,14 +237,14 @@ def _torchvision_labels(part: Any) -> Any:
     for attribute in PAIRS:
         if hasattr(part, attribute):
             return [label for _, label in getattr(part, attribute)]
-    return [part[at][1] for at in range(len(part))]  # no list of labels: they come with the images
+    return [part[index][1] for index in range(len(part))]  # no list of labels: they are stored with the images
 
 
 def _torchvision_classes(part: Any, listed: Sequence[Items]) -> tuple[str, ...]:
     count = max(int(items.labels_N.max()) for items in listed) + 1
     names = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     if len(names) < count:
-        return tuple(str(at) for at in range(count))
+        return tuple(str(index) for index in range(count))
     return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)  # ImageNet lists synonyms
 
 

@@ -1,7 +1,7 @@
-"""Images decoded once, into a memory-mapped uint8 file: a set larger than memory works, a second run decodes nothing.
+"""Images decoded once into a memory-mapped uint8 file: sets larger than memory work, a second run decodes nothing.
 
-A store is a folder, whole or not there: store.json (sizes, names left out), images.<px>.u8 (raw pixels, NHWC),
-hashes.npy and kept.npy. N images kept, px the side of the stored square in pixels.
+A store is a folder that is complete or absent: store.json (sizes, names of undecodable images), images.<px>.u8 (raw
+pixels, NHWC), hashes.npy and kept.npy. N stored images, px the side of the stored square in pixels.
 """
 # ruff: noqa: N802 - a property carries its shape suffix like every other array
 
@@ -27,14 +27,14 @@ from edgedistill.data.listing import Items
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.run.files import atomic, digest, read_json, write_json
 
-MAX_CORRUPT = 0.01
-NAMED = 5  # names in an error line; all of them are in store.json
-CHUNK = 256  # images decoded and not yet written: bounds the memory a build takes
+MAX_CORRUPT = 0.01  # largest share of images that cannot be decoded
+MAX_LISTED = 5  # names in an error message; all of them are in store.json
+CHUNK = 256  # images decoded and not yet written: limits the memory of a build
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStore:
-    """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, when they are asked for."""
+    """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, on access."""
 
     folder: Path
     px: int
@@ -44,7 +44,7 @@ class ImageStore:
     @property
     def images_NHWC(self) -> np.memmap[Any, np.dtype[np.uint8]]:
         """The stored squares, uint8 [N, px, px, 3], mapped read-only."""
-        # mapped anew every time (microseconds): a record that held the map would be pickled with all its pixels
+        # mapped on every access (microseconds): a stored map would be pickled with all its pixels
         return _mapped(self.folder, self.px, self.n)
 
     @property
@@ -54,15 +54,15 @@ class ImageStore:
 
     @property
     def pixels_hash(self) -> str:
-        """Hash of the hashes of all stored squares, in order: names what is computed from these very images."""
+        """Hash of the hashes of all stored squares, in order: a cache key of what is computed from these images."""
         return digest([sha256.hex() for sha256 in self.hashes.tolist()])
 
     @property
     def kept_rows(self) -> np.ndarray:
-        """Which items of the listing are here: ascending row numbers, int64 [N]."""
+        """Rows of the listing's items that are stored, ascending, int64 [N]."""
         return np.asarray(np.load(self.folder / "kept.npy"))
 
-    def at(self, px: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+    def resized(self, px: int) -> np.memmap[Any, np.dtype[np.uint8]]:
         """The images at another size, uint8 [N, px, px, 3], mapped read-only; made once from the stored squares.
 
         Raises:
@@ -77,39 +77,39 @@ class ImageStore:
 
 
 def build(items: Items, folder: Path, px: int, fit: images.Fit, desc: str) -> ImageStore:
-    """Open the store in `folder`, or make it of all items in their order; what cannot be decoded is named, left out.
+    """Open the store in `folder`, or build it from all items in their order, without those that cannot be decoded.
 
-    It is made beside its place and renamed when whole; of several processes one makes it and the others wait.
-    `desc` stands at the progress bar on stderr. A finished store is opened without touching any image.
+    It is built in a temporary folder and renamed when complete; of several processes one builds it and the others wait.
+    `desc` is the label of the progress bar on stderr. A finished store is opened without reading any image.
 
     Raises:
         InputError: more than MAX_CORRUPT of the images cannot be decoded, or there are no images.
-        EdgeDistillError: the disk is full or cannot be written; what stood there before still stands.
+        EdgeDistillError: the disk is full or cannot be written; what was in `folder` before is unchanged.
     """
-    ready = open_store(folder)
-    if ready is not None:
-        return ready
+    store = open_store(folder)
+    if store is not None:
+        return store
     with _disk_errors(folder), _only_one(folder):
-        ready = open_store(folder)
-        if ready is None:
+        store = open_store(folder)
+        if store is None:
             with _whole_or_nothing(folder) as workplace:
                 _fill(workplace, items, px=px, fit=fit, desc=desc)
-            ready = open_store(folder)
-    assert ready is not None, "a store that was just renamed into place is there"
-    return ready
+            store = open_store(folder)
+    assert store is not None, "a store that was just renamed into place is there"
+    return store
 
 
 def open_store(folder: Path) -> ImageStore | None:
-    """The finished store in `folder`; None where there is none, or where its pixels are not all there."""
+    """The finished store in `folder`; None if there is none, or if its pixels are incomplete."""
     if not (folder / "store.json").is_file():
         return None
     facts = read_json(folder / "store.json")
     store = ImageStore(
-        folder=folder, px=facts["px"], n=facts["n"], corrupt=tuple(one["name"] for one in facts["corrupt"])
+        folder=folder, px=facts["px"], n=facts["n"], corrupt=tuple(image["name"] for image in facts["corrupt"])
     )
     pixels = _pixels(folder, store.px)
-    whole = pixels.is_file() and pixels.stat().st_size == store.n * store.px * store.px * 3
-    return store if whole else None
+    complete = pixels.is_file() and pixels.stat().st_size == store.n * store.px * store.px * 3
+    return store if complete else None
 
 
 def _pixels(folder: Path, px: int) -> Path:
@@ -138,7 +138,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` on success; under the lock, so what a killed build left is swept."""
+    """A temporary folder that becomes `folder` on success; called under the lock, so leftovers are safe to remove."""
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(leftover)
     workplace = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -156,7 +156,7 @@ def _fill(workplace: Path, items: Items, px: int, fit: images.Fit, desc: str) ->
     kept: list[int] = []
     hashes: list[bytes] = []
     corrupt: list[dict[str, str]] = []
-    # written, not mapped: a full disk is then an OSError here, and not a SIGBUS somewhere else
+    # written, not mapped: a full disk then raises an OSError here, not a SIGBUS elsewhere
     work = functools.partial(decode, items, px=px, fit=fit)
     squares = contextlib.closing(_in_order(work, len(items), desc))
     with _synced(_pixels(workplace, px)) as pixels, squares as results:
@@ -185,32 +185,32 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 
 
 def decode(items: Items, row: int, px: int, fit: images.Fit) -> tuple[np.ndarray | None, str]:
-    """The stored square of an item, uint8 [px, px, 3], or None and why it cannot be decoded."""
+    """The square of an item, uint8 [px, px, 3], and ""; or None and the reason why it cannot be decoded."""
     try:
         with items.load(row) as image:
             return np.ascontiguousarray(images.to_square(image, px, fit)), ""
     except MemoryError:
         raise
-    except Exception as error:  # broken bytes lead Pillow's decoders into OSError, SyntaxError, struct.error and more
+    except Exception as error:  # on broken bytes Pillow's decoders raise OSError, SyntaxError, struct.error and more
         return None, f"{type(error).__name__}: {error}"
 
 
 def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, None, None]:
-    """work(0), work(1), ... by threads: Pillow gives up Python's lock while it decodes and resizes."""
+    """Yield work(0), work(1), ... from threads: Pillow releases the GIL while it decodes and resizes."""
     with ThreadPoolExecutor() as pool, tqdm(total=n, desc=desc, unit="image", disable=None, leave=False) as bar:
         for start in range(0, n, CHUNK):
-            for result in pool.map(work, range(start, min(start + CHUNK, n))):
-                yield result
+            for output in pool.map(work, range(start, min(start + CHUNK, n))):
+                yield output
                 bar.update()
 
 
 def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int) -> None:
     if len(corrupt) <= MAX_CORRUPT * n:
         return
-    named = "; ".join(f"{one['name']} ({one['reason']})" for one in corrupt[:NAMED])
-    more = f"; and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
+    examples = "; ".join(f"{image['name']} ({image['reason']})" for image in corrupt[:MAX_LISTED])
+    more = f"; and {len(corrupt) - MAX_LISTED} more" if len(corrupt) > MAX_LISTED else ""
     raise InputError(
-        f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {named}{more}", "repair or remove them"
+        f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {examples}{more}", "repair or remove them"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every data kind hands over: named images with labels that are decoded one by one, and not before.
+"""What every data kind returns: named images with labels, decoded one by one on demand.
 
 N images, C target classes.
 """
@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", "
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Images not decoded yet: a name for each, its class index (-1: no label) and how to open it.
+    """Images not decoded yet: the name and class index of each (-1: no label), and a function that opens it.
 
     `names` and `labels_N` are of length N; `load(i)` opens image i and raises what Pillow raises on a broken one.
     """
@@ -44,9 +44,9 @@ class Items:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A data set as found: `test` is its official test split, or None where it publishes none.
+    """A data set not decoded yet: `test` is its official test split, or None where it publishes none.
 
-    `fingerprint` changes when a name, a label or a file does; it is made without decoding anything.
+    `fingerprint` changes when a name, a label or a file changes; it is computed without decoding an image.
     """
 
     classes: tuple[str, ...]
@@ -58,34 +58,34 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Image files: `names` as the data set calls them, where they lie, and their labels (-1: no label)."""
+    """Image files: their names in the data set, their paths, and their labels (-1: no label)."""
 
     names: Sequence[str]
     paths: Sequence[str]
     labels: Sequence[int]
 
     def items(self) -> Items:
-        """The files as items that Pillow opens."""
+        """The files as items, opened by Pillow."""
         paths = self.paths
         return Items(
             names=self.names, labels_N=np.asarray(self.labels, dtype=np.int64), load=lambda i: Image.open(paths[i])
         )
 
     def stamps(self) -> Iterator[str]:
-        """A line a file: name, label, size and time of change.
+        """Yield one line per file: name, label, size and modification time.
 
         Raises:
-            InputError: a file that the data set lists is not there.
+            InputError: a listed file is missing.
         """
         for name, path, label in zip(self.names, self.paths, self.labels, strict=True):
             yield f"{name}\0{label}\0{stamp(path)}"
 
 
 def stamp(path: str | Path) -> str:
-    """Size in bytes and time of change in ns of a file.
+    """Size in bytes and modification time in ns of a file.
 
     Raises:
-        InputError: it is not there or cannot be read.
+        InputError: it is missing or cannot be read.
     """
     try:
         status = Path(path).stat()
@@ -103,7 +103,7 @@ def hash_lines(lines: Iterable[str]) -> str:
 
 
 def files_listing(classes: Sequence[str], train: Files, test: Files | None, licence: str) -> Listing:
-    """A listing of image files, its fingerprint made of every file's name, label, size and time of change.
+    """A listing of image files; its fingerprint covers every file's name, label, size and modification time.
 
     Raises:
         InputError: a listed file is missing.
@@ -120,16 +120,16 @@ def files_listing(classes: Sequence[str], train: Files, test: Files | None, lice
 
 def images_below(folder: Path) -> list[str]:
     """Paths of the images at any depth below `folder`, relative to it, with "/" between parts, sorted."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    paths = []
+    for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(place, folder).replace(os.sep, "/")
+        inside = os.path.relpath(root, folder).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-    return sorted(found)
+        paths += [prefix + name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(paths)
 
 
 def class_order(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, by number where all are numbers ("2" before "10"), else by name."""
+    """The distinct labels, sorted as numbers where all are numbers ("2" before "10"), else as text."""
     distinct = sorted(set(labels))
     return sorted(distinct, key=int) if all(label.isdecimal() for label in distinct) else distinct

@@ -1,4 +1,4 @@
-"""From stored pixels to what a net takes."""
+"""Stored pixels to the input of a net."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [B, px, px, 3] to normalised float [B, 3, px, px], channels last in memory."""
+def normalize(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Convert uint8 [B, px, px, 3] to normalized float [B, 3, px, px], channels last in memory."""
     import torch
 
     scaled = images_BHWC.float().div_(255.0)

@@ -1,7 +1,7 @@
-"""Images without a label in WebDataset shards: tar files, read from end to end, never unpacked.
+"""Images without a label in WebDataset shards: tar files, read from start to end, never unpacked.
 
-What is kept of a shard is small: which of its images can be decoded, their pixels' hashes, and what each source says of
-them. Images are decoded anew each time they are needed.
+The cache of a shard is small: which of its images can be decoded, their pixels' hashes, and each source's outputs on
+them. The images are decoded again each time they are needed.
 N images of a shard, P the side of the stored square in pixels.
 """
 
@@ -31,14 +31,14 @@ from edgedistill.run.files import atomic, digest, read_json, write_json
 
 Squares = NDArray[np.uint8]
 SCHEME = re.compile(r"^([a-z0-9]+):", re.IGNORECASE)
-REMOTE = ("http", "https", "gs", "hf")  # what webdataset reads
+REMOTE = ("http", "https", "gs", "hf")  # schemes that webdataset reads
 FIX = 'pip install "edgedistill[scale]"'
-AT_ONCE = 64  # images in the hands of the decoding threads
+DECODE_BATCH = 64  # images decoded in parallel at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a shard's images are decoded: to squares of so many pixels, cropped or squashed."""
+    """How a shard's images are decoded: to squares of `px` pixels, cropped or squashed."""
 
     px: int
     fit: images.Fit
@@ -46,7 +46,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A shard that was read once: `count` samples, those in `corrupt` not decodable; `folder` holds the rest."""
+    """A shard that was read once: `count` samples, of which `corrupt` cannot be decoded; `folder` is its cache."""
 
     url: str
     folder: Path
@@ -55,8 +55,8 @@ class Shard:
     data_hash: str
 
     @property
-    def kept(self) -> NDArray[np.int64]:
-        """Which of its samples are images: ascending numbers in the order of the tar file, [N]."""
+    def sample_numbers(self) -> NDArray[np.int64]:
+        """Numbers of the samples that are images, ascending, in the order of the tar file, [N]."""
         return np.asarray(np.load(self.folder / "kept.npy"))
 
     @property
@@ -66,53 +66,53 @@ class Shard:
 
 
 def addresses(section: Unlabeled, base: Path) -> list[str]:
-    """The shards that a recipe names, in its order, with braces expanded; paths start from `base`.
+    """The shards of a recipe, in its order, with braces expanded; paths are relative to `base`.
 
     Raises:
-        InputError: a file is not there, an address is of another kind, a shard is named twice, or webdataset is not
+        InputError: a file is missing, an address has another scheme, a shard is named twice, or webdataset is not
             installed.
     """
     try:
-        from braceexpand import braceexpand  # webdataset's own; the whole of it would load torch
+        from braceexpand import braceexpand  # a dependency of webdataset; webdataset itself imports torch
     except ImportError:
         raise InputError("unlabeled.kind: wds needs the package webdataset", FIX) from None
-    given = [section.urls] if isinstance(section.urls, str) else section.urls
-    found = []
+    patterns = [section.urls] if isinstance(section.urls, str) else section.urls
+    locations = []
     try:
-        wanted = list(itertools.chain.from_iterable(braceexpand(url) for url in given))
+        urls = list(itertools.chain.from_iterable(braceexpand(url) for url in patterns))
     except ValueError as error:
         raise InputError(f"unlabeled.urls: {error}", "close every brace") from None
-    if not wanted:
+    if not urls:
         raise InputError("unlabeled.urls: names no shard", "name one at least, or leave `unlabeled` out")
-    for one in wanted:
-        scheme = SCHEME.match(one)
-        if scheme and scheme[1].lower() not in REMOTE:  # "pipe:" among them: a recipe starts no programs
+    for url in urls:
+        scheme = SCHEME.match(url)
+        if scheme and scheme[1].lower() not in REMOTE:  # "pipe:" too: a recipe must not start programs
             raise InputError(
-                f"unlabeled.urls: {one}: {scheme[1]} is no kind of address that is read here",
+                f"unlabeled.urls: {url}: {scheme[1]} is not a supported kind of address",
                 f"name files, or addresses by {', '.join(REMOTE)}",
             )
         if scheme:
-            found.append(one)
+            locations.append(url)
         else:
-            path = base / one
+            path = base / url
             stamp(path)
-            found.append(str(path))
-    if len(set(found)) < len(found):
+            locations.append(str(path))
+    if len(set(locations)) < len(locations):
         raise InputError("unlabeled.urls: a shard is named twice", "name each once")
-    return found
+    return locations
 
 
 def fingerprint(section: Unlabeled, base: Path) -> str:
-    """Changes when a shard's name does, and for one on disk when its size or time of change does."""
-    return hash_lines(_mark(url) for url in addresses(section, base))
+    """Hash of the shards' names, and of the size and modification time of those on disk."""
+    return hash_lines(_url_stamp(url) for url in addresses(section, base))
 
 
-def _mark(url: str) -> str:
+def _url_stamp(url: str) -> str:
     return url if SCHEME.match(url) else f"{url}\0{stamp(url)}"
 
 
 def samples(url: str) -> Iterator[tuple[str, bytes]]:
-    """Name and encoded image of every sample of a shard; no bytes where a sample holds no image.
+    """Yield name and encoded image of every sample of a shard; empty bytes if a sample holds no image.
 
     Raises:
         EdgeDistillError: the shard cannot be read.
@@ -121,49 +121,55 @@ def samples(url: str) -> Iterator[tuple[str, bytes]]:
 
     try:
         with contextlib.closing(wds.gopen(url)) as stream:
-            files = ({**one, "__url__": url} for one in wds.tariterators.tar_file_iterator(stream))
+            files = ({**member, "__url__": url} for member in wds.tariterators.tar_file_iterator(stream))
             for sample in wds.tariterators.group_by_keys(files):
-                pictures = (value for name, value in sample.items() if f".{name.rpartition('.')[2]}" in SUFFIXES)
+                pictures = (content for name, content in sample.items() if f".{name.rpartition('.')[2]}" in SUFFIXES)
                 yield sample["__key__"], next(pictures, b"")
     except EdgeDistillError:
         raise
-    except Exception as error:  # of tarfile, of the address's own reader, of curl
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise EdgeDistillError(f"{url}: cannot be read ({what})", "what was done is kept; run again") from None
+    except Exception as error:  # from tarfile, the reader of the scheme, or curl
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EdgeDistillError(f"{url}: cannot be read ({reason})", "finished work is kept; run again") from None
 
 
-def squares(url: str, view: View, wanted: Container[int] | None = None) -> Iterator[tuple[int, str, Squares | None]]:
-    """Number, name and decoded square [P, P, 3] of the samples that are wanted, in order; None for a broken one."""
-    numbered = ((at, *one) for at, one in enumerate(samples(url)) if wanted is None or at in wanted)
-    with ThreadPoolExecutor() as pool:  # Pillow gives up Python's lock while it decodes
-        while some := list(itertools.islice(numbered, AT_ONCE)):
-            names, encoded = [name for _, name, _ in some], [data for _, _, data in some]
-            items = Items(names=names, labels_N=np.full(len(some), UNLABELED), load=functools.partial(_opened, encoded))
-            done = pool.map(functools.partial(image_store.decode, items, px=view.px, fit=view.fit), range(len(some)))
-            yield from ((at, name, square) for (at, name, _), (square, _) in zip(some, done, strict=True))
+def squares(url: str, view: View, selected: Container[int] | None = None) -> Iterator[tuple[int, str, Squares | None]]:
+    """Yield number, name and decoded square [P, P, 3] of the selected samples, in order; None for a broken one."""
+    numbered = (
+        (number, *sample) for number, sample in enumerate(samples(url)) if selected is None or number in selected
+    )
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+        while batch := list(itertools.islice(numbered, DECODE_BATCH)):
+            names, encoded = [name for _, name, _ in batch], [content for _, _, content in batch]
+            items = Items(
+                names=names, labels_N=np.full(len(batch), UNLABELED), load=functools.partial(_opened, encoded)
+            )
+            decoded = pool.map(
+                functools.partial(image_store.decode, items, px=view.px, fit=view.fit), range(len(batch))
+            )
+            yield from ((number, name, square) for (number, name, _), (square, _) in zip(batch, decoded, strict=True))
 
 
-def _opened(encoded: Sequence[bytes], at: int) -> Image.Image:
-    return Image.open(io.BytesIO(encoded[at]))
+def _opened(encoded: Sequence[bytes], row: int) -> Image.Image:
+    return Image.open(io.BytesIO(encoded[row]))
 
 
 def open_shard(url: str, view: View, cache: Path) -> tuple[Shard, Callable[[], Decoded]]:
-    """Read a shard once; from the cache where that was done before.
+    """Open a shard from the cache; read it on the first call.
 
     Args:
-        url: of the shard.
+        url: address of the shard.
         view: how it is decoded.
         cache: folder of all caches.
 
     Returns:
-        The shard, and a function that gives its decoded images, which are read when it is first called. They are all
-        in memory, at times twice.
+        The shard, and a function that returns its decoded images and reads them on its first call. All images are in
+        memory, for a moment twice.
 
     Raises:
         InputError: more than one in a hundred of its samples are no images.
         EdgeDistillError: it cannot be read.
     """
-    folder = cache / "shards" / digest([_mark(url), view.px, view.fit])[:32]
+    folder = cache / "shards" / digest([_url_stamp(url), view.px, view.fit])[:32]
     folder.mkdir(parents=True, exist_ok=True)
     decoded = functools.cache(lambda: _decoded(url, view))
     with FileLock(folder / ".lock"):
@@ -178,41 +184,41 @@ def open_shard(url: str, view: View, cache: Path) -> tuple[Shard, Callable[[], D
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A shard in memory: squares [N, P, P, 3] of the samples `kept`, the names of the others, and how many in all."""
+    """A shard in memory: squares [N, P, P, 3] of the decodable samples, names of the others, number of all samples."""
 
     squares: Squares
-    kept: NDArray[np.int64]
+    sample_numbers: NDArray[np.int64]
     corrupt: tuple[str, ...]
     count: int
 
 
-def mark(square: Squares) -> bytes:
+def pixel_hash(square: Squares) -> bytes:
     """sha256 of a square's pixels, in hex."""
     return sha256(square.tobytes()).hexdigest().encode()
 
 
 def _decoded(url: str, view: View) -> Decoded:
-    found = list(squares(url, view))
-    kept = [(at, square) for at, _, square in found if square is not None]
-    if not kept:
+    numbered = list(squares(url, view))
+    images = [(number, square) for number, _, square in numbered if square is not None]
+    if not images:
         raise InputError(f"{url}: holds no images", "name shards with jpg, png or webp files")
     return Decoded(
-        squares=np.stack([square for _, square in kept]),
-        kept=np.array([at for at, _ in kept]),
-        corrupt=tuple(name for _, name, square in found if square is None),
-        count=len(found),
+        squares=np.stack([square for _, square in images]),
+        sample_numbers=np.array([number for number, _ in images]),
+        corrupt=tuple(name for _, name, square in numbered if square is None),
+        count=len(numbered),
     )
 
 
 def _write_facts(url: str, folder: Path, decoded: Decoded) -> None:
     if len(decoded.corrupt) > image_store.MAX_CORRUPT * decoded.count:
-        named = ", ".join(decoded.corrupt[: image_store.NAMED])
+        examples = ", ".join(decoded.corrupt[: image_store.MAX_LISTED])
         raise InputError(
-            f"{url}: {len(decoded.corrupt)} of {decoded.count} samples are no images: {named}",
+            f"{url}: {len(decoded.corrupt)} of {decoded.count} samples are no images: {examples}",
             "repair the shard, or leave it out",
         )
-    hashes = np.array([mark(one) for one in decoded.squares], dtype="S64")
-    for name, array in (("kept.npy", decoded.kept), ("hashes.npy", hashes)):
+    hashes = np.array([pixel_hash(square) for square in decoded.squares], dtype="S64")
+    for name, array in (("kept.npy", decoded.sample_numbers), ("hashes.npy", hashes)):
         with atomic(folder / name) as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
     facts = {
@@ -225,10 +231,13 @@ def _write_facts(url: str, folder: Path, decoded: Decoded) -> None:
 
 
 def fresh_rows(shards: Sequence[Shard], hashes: NDArray[np.bytes_]) -> list[NDArray[np.int64]]:
-    """Per shard the rows whose pixels have none of `hashes`, and that no row before them has."""
-    marks = [shard.hashes for shard in shards]
-    everything = np.concatenate(marks)
-    new = np.zeros(len(everything), dtype=bool)
-    new[np.unique(everything, return_index=True)[1]] = True
-    new &= ~np.isin(everything, hashes)
-    return [np.flatnonzero(part) for part in np.split(new, np.cumsum([len(one) for one in marks])[:-1])]
+    """Rows per shard whose pixel hash is not in `hashes` and does not occur in an earlier row."""
+    hashes_by_shard = [shard.hashes for shard in shards]
+    all_hashes = np.concatenate(hashes_by_shard)
+    fresh = np.zeros(len(all_hashes), dtype=bool)
+    fresh[np.unique(all_hashes, return_index=True)[1]] = True
+    fresh &= ~np.isin(all_hashes, hashes)
+    return [
+        np.flatnonzero(part)
+        for part in np.split(fresh, np.cumsum([len(shard_hashes) for shard_hashes in hashes_by_shard])[:-1])
+    ]

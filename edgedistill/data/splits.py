@@ -1,8 +1,8 @@
-"""The target's images, divided: labeled, val, unlabeled, and a test set that stays shut until the end.
+"""The splits of the target's images: labeled, val, unlabeled, and a test set that is opened only at the end.
 
-Every draw is by rank: the images of a class stand in the order of a keyed hash of their names, and a draw takes the
-first ones. So the order in which files are found does not matter, and a larger label budget contains the smaller one.
-N images of train, M of a choice among them, C target classes.
+Every draw is by rank: the images of a class are sorted by a keyed hash of their names, and a draw takes the first
+ones. So a draw does not depend on the order of the files, and a larger label budget contains the smaller one.
+N images of train, M of a selection of them, C target classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgedistill.run.files import digest
 
 log = logging.getLogger(__name__)
 
-# one test set for every seed and every label budget: results of different recipes stay comparable
+# one test set for all seeds and label budgets: results of different recipes stay comparable
 TEST_SEED = 20260101
 
 
@@ -40,11 +40,11 @@ class LabeledImages:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Splits:
-    """Which image serves what. Rows (int64, ascending) point into `train`; no two of the three kinds overlap.
+    """The splits. Rows (int64, ascending) index `train`; labeled, val and unlabeled rows are disjoint.
 
     `data_hash` is the sha256 over the pixel hashes of the labeled, val and unlabeled images, in that order, and the
-    labels of the first two. `corrupt` names the images left out because they cannot be decoded, `duplicates` counts
-    those of train left out because test holds the very same pixels.
+    labels of the first two. `corrupt` names the images that cannot be decoded, `duplicates` counts the train images
+    left out because test contains the same pixels.
     """
 
     classes: tuple[str, ...]
@@ -62,68 +62,72 @@ class Splits:
 
     @property
     def n_test(self) -> int:
-        """How many images test holds; looks at none of them."""
+        """Number of test images; none of them is read."""
         return self.held_out.store.n
 
     def test(self) -> LabeledImages:
-        """The test images and their labels: for the end, once; every opening is logged."""
+        """The test images and their labels, for the final evaluation; every access is logged."""
         log.info("test set opened: %d images", self.n_test)
         return self.held_out
 
     def calibration_rows(self, n: int, seed: int) -> np.ndarray:
-        """At most `n` rows of train to calibrate on, seeded: labeled or unlabeled, each picture once.
+        """At most `n` rows of train for calibration, drawn by `seed`: labeled or unlabeled, each picture once.
 
-        None has the pixels of an image of val or test.
+        Images with the pixels of a val or test image are excluded.
         """
         hashes = self.train.hashes
         pool = np.sort(np.concatenate([self.labeled_rows, self.unlabeled_rows]))
         _, first = np.unique(hashes[pool], return_index=True)
-        known = np.concatenate([hashes[self.val_rows], self.held_out.store.hashes])
-        rows = pool[first][~np.isin(hashes[pool[first]], known)]
-        order = np.argsort(ranks([value.decode() for value in hashes[rows]], f"calibration/{seed}"), kind="stable")
+        excluded = np.concatenate([hashes[self.val_rows], self.held_out.store.hashes])
+        rows = pool[first][~np.isin(hashes[pool[first]], excluded)]
+        order = np.argsort(
+            ranks([pixel_hash.decode() for pixel_hash in hashes[rows]], f"calibration/{seed}"), kind="stable"
+        )
         return np.sort(rows[order[:n]])
 
 
 def load_splits(section: Data, base: Path, cache: Path, seed: int, px: int) -> Splits:
-    """Divide the data set that a recipe names, and decode what is not in `cache` yet.
+    """Split the data set of a recipe, and decode what is not in `cache` yet.
 
     Args:
-        section: the recipe's data section; its `store_px` wins over `px`.
-        base: the folder that the recipe's paths start from.
+        section: the recipe's data section; its `store_px` takes precedence over `px`.
+        base: the folder that the recipe's paths are relative to.
         cache: folder of the image stores.
-        seed: of the label budget; the test set does not depend on it.
+        seed: seed of the label budget; the test set does not depend on it.
         px: side of the stored squares in pixels.
 
     Raises:
         InputError: the data set cannot be listed, a class has too few images, or too many images are corrupt.
         EdgeDistillError: the disk is full.
     """
-    found = datasets.listing(section, base)
-    train, test = _train_and_test(found, section)
-    _refuse_small_classes(train.labels_N, found.classes, section)
+    dataset = datasets.listing(section, base)
+    train, test = _train_and_test(dataset, section)
+    _refuse_small_classes(train.labels_N, dataset.classes, section)
     side = section.store_px or px
-    name = f"{section.kind}-{digest([found.fingerprint, side, section.fit, section.test_fraction])[:12]}"
-    held = image_store.build(test, cache / f"{name}-test", px=side, fit=section.fit, desc="decode test")
-    kept = image_store.build(train, cache / f"{name}-train", px=side, fit=section.fit, desc="decode train")
-    labeled_test = LabeledImages(store=held, labels_N=test.labels_N[held.kept_rows])
-    return _divide(found, section, seed, items=train.take(kept.kept_rows), kept=kept, held=labeled_test)
+    name = f"{section.kind}-{digest([dataset.fingerprint, side, section.fit, section.test_fraction])[:12]}"
+    test_store = image_store.build(test, cache / f"{name}-test", px=side, fit=section.fit, desc="decode test")
+    train_store = image_store.build(train, cache / f"{name}-train", px=side, fit=section.fit, desc="decode train")
+    labeled_test = LabeledImages(store=test_store, labels_N=test.labels_N[test_store.kept_rows])
+    return _divide(
+        dataset, section, seed, items=train.take(train_store.kept_rows), store=train_store, test=labeled_test
+    )
 
 
-def glance(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
-    """The data set as listed, and `n` of its labeled train images, spread over it: uint8 [n, px, px, 3], int64 [n].
+def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
+    """The listing and `n` of its labeled train images, evenly spaced: uint8 [n, px, px, 3], int64 [n].
 
-    Checks what can be checked without decoding the rest, and writes nothing.
+    All checks that need no further decoding are made; nothing is written.
 
     Raises:
-        InputError: as `load`, or one of the images cannot be decoded.
+        InputError: as in `load_splits`, or one of the images cannot be decoded.
     """
-    found = datasets.listing(section, base)
-    train, _ = _train_and_test(found, section)
-    _refuse_small_classes(train.labels_N, found.classes, section)
+    dataset = datasets.listing(section, base)
+    train, _ = _train_and_test(dataset, section)
+    _refuse_small_classes(train.labels_N, dataset.classes, section)
     labeled = np.flatnonzero(train.labels_N != UNLABELED)
     rows = labeled[np.linspace(0, len(labeled) - 1, min(n, len(labeled))).astype(np.int64)]
     squares = [_decoded(train, int(row), px, section.fit) for row in rows]
-    return found, np.stack(squares), train.labels_N[rows]
+    return dataset, np.stack(squares), train.labels_N[rows]
 
 
 def _decoded(items: Items, row: int, px: int, fit: images.Fit) -> np.ndarray:
@@ -134,21 +138,21 @@ def _decoded(items: Items, row: int, px: int, fit: images.Fit) -> np.ndarray:
 
 
 def rows_of(images_NHWC: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The images at `rows`, read from the map into memory at once: uint8 [M, px, px, 3]."""
+    """The images at `rows`, read from the memory map into memory: uint8 [M, px, px, 3]."""
     return np.asarray(images_NHWC[rows])
 
 
 def ranks(names: Sequence[str], key: str) -> np.ndarray:
-    """A pseudo-random uint64 for each name that depends on the name and the key alone, [N]."""
+    """A pseudo-random uint64 for each name that depends only on the name and the key, [N]."""
     salt = hashlib.blake2b(key.encode(), digest_size=32).digest()
-    marks = (
+    digests = (
         hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest() for name in names
     )
-    return np.frombuffer(b"".join(marks), dtype=">u8").astype(np.uint64)
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def places_in_class(names: Sequence[str], labels_N: np.ndarray, key: str) -> np.ndarray:
-    """Place of each image in its class's order by rank: 0 for the first of a class, int64 [N]."""
+def class_ranks(names: Sequence[str], labels_N: np.ndarray, key: str) -> np.ndarray:
+    """Rank of each image within its class, from 0, int64 [N]."""
     order = np.lexsort((ranks(names, key), labels_N))
     ordered = labels_N[order]
     places = np.empty(len(order), dtype=np.int64)
@@ -161,35 +165,35 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the labeled, val and unlabeled images, each ascending.
 
-    Of every class the first `per_class` by rank (all where None) keep their label; ceil(val_fraction * n) of these n
-    go to val, spread over the order so that both shares grow with the budget and lose none.
+    Of every class the first n = `per_class` images by rank (all if None) keep their label; ceil(val_fraction * n) of
+    these go to val, spread over the ranks so that both splits of a larger budget contain those of a smaller one.
     """
-    places = places_in_class(names, labels_N, f"labels/{seed}")
-    drawn = labels_N != UNLABELED
+    places = class_ranks(names, labels_N, f"labels/{seed}")
+    is_labeled_N = labels_N != UNLABELED
     if per_class is not None:
-        drawn &= places < per_class
-    val = drawn & (_val_count(places + 1, val_fraction) > _val_count(places, val_fraction))
-    return np.flatnonzero(drawn & ~val), np.flatnonzero(val), np.flatnonzero(~drawn)
+        is_labeled_N &= places < per_class
+    is_val_N = is_labeled_N & (_val_count(places + 1, val_fraction) > _val_count(places, val_fraction))
+    return np.flatnonzero(is_labeled_N & ~is_val_N), np.flatnonzero(is_val_N), np.flatnonzero(~is_labeled_N)
 
 
 def _val_count(n: np.ndarray, fraction: float) -> np.ndarray:
-    """ceil(fraction * n), and not one more where the product is a rounding error above an integer."""
+    """ceil(fraction * n), robust against a product that is a rounding error above an integer."""
     return np.ceil(np.round(n * fraction, 9))
 
 
-def _train_and_test(found: Listing, section: Data) -> tuple[Items, Items]:
-    """Train and test in the order of their names; test is the official split, or drawn with a seed of its own."""
-    train = _by_name(found.train)
-    if found.test is not None:
-        test = _by_name(found.test)
+def _train_and_test(dataset: Listing, section: Data) -> tuple[Items, Items]:
+    """Train and test, sorted by name; test is the official split, or drawn by TEST_SEED."""
+    train = _by_name(dataset.train)
+    if dataset.test is not None:
+        test = _by_name(dataset.test)
         if (test.labels_N == UNLABELED).any():
             raise InputError("data.test: the test split has images without a label", "name a labeled split, or none")
         return train, test
-    counts_C = np.bincount(train.labels_N[train.labels_N >= 0], minlength=len(found.classes))
-    held_C = np.maximum(1, np.floor(counts_C * section.test_fraction + 0.5)).astype(np.int64)
+    counts_C = np.bincount(train.labels_N[train.labels_N >= 0], minlength=len(dataset.classes))
+    test_C = np.maximum(1, np.floor(counts_C * section.test_fraction + 0.5)).astype(np.int64)
     labeled = train.labels_N != UNLABELED
-    held = labeled & (places_in_class(train.names, train.labels_N, f"test/{TEST_SEED}") < held_C[train.labels_N])
-    return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+    is_test_N = labeled & (class_ranks(train.names, train.labels_N, f"test/{TEST_SEED}") < test_C[train.labels_N])
+    return train.take(np.flatnonzero(~is_test_N)), train.take(np.flatnonzero(is_test_N))
 
 
 def _by_name(items: Items) -> Items:
@@ -197,44 +201,49 @@ def _by_name(items: Items) -> Items:
 
 
 def _refuse_small_classes(labels_N: np.ndarray, classes: Sequence[str], section: Data) -> None:
-    asked = section.labels_per_class
+    labels_per_class = section.labels_per_class
     needed = next(n for n in itertools.count(1) if n > math.ceil(round(n * section.val_fraction, 9)))
     counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
     fewest = int(counts_C.argmin())
     have = f"class {classes[fewest]} has {counts_C[fewest]} labeled images to train on"
-    if asked is not None and asked < needed:
+    if labels_per_class is not None and labels_per_class < needed:
         raise InputError(
-            f"data.labels_per_class: {asked} leave none to train on once val has its share",
+            f"data.labels_per_class: {labels_per_class} leave none to train on once val has its share",
             f"ask for {needed} at least",
         )
     if counts_C[fewest] < needed:
         raise InputError(f"data: {have}, and {needed} are needed", "label more of them, or lower data.val_fraction")
-    if asked is not None and counts_C[fewest] < asked:
+    if labels_per_class is not None and counts_C[fewest] < labels_per_class:
         raise InputError(
-            f"data.labels_per_class: {have}, fewer than the {asked} asked for", f"ask for {counts_C[fewest]} at most"
+            f"data.labels_per_class: {have}, fewer than the {labels_per_class} asked for",
+            f"ask for {counts_C[fewest]} at most",
         )
 
 
-def _divide(found: Listing, section: Data, seed: int, *, items: Items, kept: ImageStore, held: LabeledImages) -> Splits:
-    """The draw; `items` are those of `kept`, in its order."""
-    labels_N, hashes, corrupt = items.labels_N, kept.hashes, (*kept.corrupt, *held.store.corrupt)
+def _divide(
+    dataset: Listing, section: Data, seed: int, *, items: Items, store: ImageStore, test: LabeledImages
+) -> Splits:
+    """Draw the splits; `items` are the images of `store`, in the same order."""
+    labels_N, hashes, corrupt = items.labels_N, store.hashes, (*store.corrupt, *test.store.corrupt)
     if corrupt:
         log.warning(
-            "%d images cannot be decoded and are left out: %s", len(corrupt), ", ".join(corrupt[: image_store.NAMED])
+            "%d images cannot be decoded and are left out: %s",
+            len(corrupt),
+            ", ".join(corrupt[: image_store.MAX_LISTED]),
         )
-    usable = np.flatnonzero(~np.isin(hashes, held.store.hashes))
+    usable = np.flatnonzero(~np.isin(hashes, test.store.hashes))
     if len(usable) < len(hashes):
         log.warning("%d train images have the pixels of a test image and are left out", len(hashes) - len(usable))
-    _refuse_small_classes(labels_N[usable], found.classes, section)
+    _refuse_small_classes(labels_N[usable], dataset.classes, section)
     names = [items.names[int(row)] for row in usable]
     parts = draw(
         names, labels_N[usable], per_class=section.labels_per_class, val_fraction=section.val_fraction, seed=seed
     )
     labeled, val, unlabeled = (usable[part] for part in parts)
     return Splits(
-        classes=found.classes,
-        licence=found.licence,
-        train=kept,
+        classes=dataset.classes,
+        licence=dataset.licence,
+        train=store,
         labeled_rows=labeled,
         labeled_labels=labels_N[labeled],
         val_rows=val,
@@ -243,7 +252,7 @@ def _divide(found: Listing, section: Data, seed: int, *, items: Items, kept: Ima
         data_hash=_data_hash(hashes, labels_N, parts=(labeled, val, unlabeled)),
         corrupt=corrupt,
         duplicates=len(hashes) - len(usable),
-        held_out=held,
+        held_out=test,
     )
 
 

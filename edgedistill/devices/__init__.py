@@ -1,1 +1,1 @@
-"""bench: which devices there are, how to reach them, what to bring, and what they said."""
+"""Measurements on devices: the inventory, transports, the bundle, and the reports of the agent."""

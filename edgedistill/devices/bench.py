@@ -1,4 +1,4 @@
-"""bench: ship the bundle and a job to a device, run the agent there, and hold its report against what was sent.
+"""bench: ship the bundle and a job to a device, run the agent there, and check its report against the job.
 
 bundle, Device, backend, models -> out/<device>/<backend>-<model>.json, BenchReport each
 """
@@ -20,18 +20,18 @@ from edgedistill.agent.job import VERSION, variant
 from edgedistill.agent.verdict import disagreement
 from edgedistill.console import say
 from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
-from edgedistill.devices.transport import connect, interpreter, job_name, run_through
+from edgedistill.devices.transport import connect, interpreter, job_name, run_with_reconnect
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe.schema import Bench
 from edgedistill.records import HOST_TO_HOST, Accuracy, BenchReport, Device, Energy, Latency, OnnxModel
 from edgedistill.run.files import read_json, write_json, write_record
 
-AGENT_TIMEOUT_S = 4 * 3600.0  # a bound on hanging, not on slow devices: an agent that works prints its progress
+AGENT_TIMEOUT_S = 4 * 3600.0  # bounds an agent that hangs; slow devices finish well within it
 JOB, REPORT = "job.json", "report.json"
 
 
 class AgentResult(BaseModel):
-    """What the agent says of one model."""
+    """The agent's measurement of one model in one mode."""
 
     name: str
     mode: str
@@ -51,8 +51,8 @@ class AgentResult(BaseModel):
     first_calls_ms: tuple[float, ...] = ()
 
     @property
-    def called(self) -> str:
-        """What a person calls this variant."""
+    def variant_name(self) -> str:
+        """The displayed name of the model and mode."""
         return variant(self.name, self.mode)
 
 
@@ -76,19 +76,19 @@ def bench(
     *,
     ssh_config: Path | None = None,
 ) -> list[BenchReport]:
-    """Measure models of a bundle on a device in every mode asked for that the backend has; write one record each.
+    """Measure models of a bundle on a device in every requested mode that the backend has; write one record each.
 
-    They are returned model by model, in the order of `models` and of the modes.
+    Records are returned model by model, in the order of `models` and of the modes.
 
     Args:
         bundle: a folder that `write_bundle` filled.
-        device: where to measure.
+        device: the device to measure on.
         backend: a name of `agent.backends.BACKENDS`.
         settings: the recipe's `bench` section.
-        models: which of the bundle's models; the first of precision fp32 is what the others are compared with.
-        out: the folder that gets <device>/<backend>-<model>.json, and <backend>-<model>-<mode>.json for another mode
-            than host to host.
-        ssh_config: another OpenSSH configuration than the user's.
+        models: models of the bundle; the others are compared with the first of precision fp32.
+        out: folder for <device>/<backend>-<model>.json, and <backend>-<model>-<mode>.json for modes other than host to
+            host.
+        ssh_config: OpenSSH configuration file to use instead of the user's.
 
     Raises:
         InputError: the bundle is altered or lacks one of the models.
@@ -96,28 +96,31 @@ def bench(
     """
     files = {path.name: path for path in verify_bundle(bundle)}
     job = make_job(files, backend, settings, models)
-    needed = [files[name] for name in _needed(job)]
-    answer = _measure(device, needed, job, ssh_config)
-    check_report(answer, job, len(np.load(files[LABELS], allow_pickle=False)), device)
-    reports = [_record(device, answer, one) for one in answer.results]
-    for report in reports:
-        mode = "" if report.mode == HOST_TO_HOST else f"-{report.mode}"
-        write_record(out / device.name / f"{backend}-{report.artefact}{mode}.json", report)
+    needed = [files[name] for name in _job_files(job)]
+    agent_report = _measure(device, needed, job, ssh_config)
+    check_report(agent_report, job, len(np.load(files[LABELS], allow_pickle=False)), device)
+    reports = [_bench_report(device, agent_report, measurement) for measurement in agent_report.results]
+    for record in reports:
+        mode = "" if record.mode == HOST_TO_HOST else f"-{record.mode}"
+        write_record(out / device.name / f"{backend}-{record.artefact}{mode}.json", record)
     return reports
 
 
 def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: Sequence[OnnxModel]) -> dict[str, Any]:
-    """The agent's job, as plain JSON.
+    """Build the agent's job, as plain JSON.
 
     Args:
-        files: file name -> path of everything in the bundle.
+        files: file name -> path of every file of the bundle.
+        backend: a name of `agent.backends.BACKENDS`.
+        settings: the recipe's `bench` section.
+        models: models to measure.
 
     Raises:
         InputError: a model is not in the bundle, or the backend has none of the modes.
     """
     entries = [
-        {"name": model_name(one), "path": Path(one.path).name, "sha256": one.sha256, "precision": one.precision}
-        for one in models
+        {"name": model_name(model), "path": Path(model.path).name, "sha256": model.sha256, "precision": model.precision}
+        for model in models
     ]
     absent = [entry["path"] for entry in entries if entry["path"] not in files]
     if absent or not entries:
@@ -132,39 +135,40 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
 
 
 def modes_of(backend: str, settings: Bench) -> list[str]:
-    """The modes asked for that the backend has, and one more for every batch size of offline throughput.
+    """The requested modes that the backend has, and one mode per batch size of offline throughput.
 
     Raises:
         InputError: there is none.
     """
-    has = agent_backends.create(backend).modes
-    modes = [mode for mode in settings.modes if mode in has] + [f"offline-{batch}" for batch in settings.offline]
+    supported = agent_backends.create(backend).modes
+    modes = [mode for mode in settings.modes if mode in supported] + [f"offline-{batch}" for batch in settings.offline]
     if not modes:
-        raise InputError(f"bench.modes: {backend} has only {', '.join(has)}", "name one of these, or bench.offline")
+        supported_list = ", ".join(supported)
+        raise InputError(f"bench.modes: {backend} has only {supported_list}", "name one of these, or bench.offline")
     return modes
 
 
-def check_report(answer: AgentReport, job: Mapping[str, Any], n_images: int, device: Device) -> None:
-    """Hold a report against its job: the same models by name and sha256, enough samples, accuracy over enough images.
+def check_report(report: AgentReport, job: Mapping[str, Any], n_images: int, device: Device) -> None:
+    """Compare a report with its job: the same models by name and sha256, enough samples, accuracy over enough images.
 
     Raises:
-        EdgeDistillError: it differs; the message says in what.
+        EdgeDistillError: it differs; the message lists the differences.
     """
-    shipped = [(one["name"], mode, one["sha256"]) for one in job["models"] for mode in job["modes"]]
+    shipped = [(model["name"], mode, model["sha256"]) for model in job["models"] for mode in job["modes"]]
     n = min(job["accuracy_images"], n_images)
     problems = []
-    if (answer.version, answer.backend) != (job["version"], job["backend"]):
-        problems.append(f"version {answer.version} of backend {answer.backend}")
-    if [(one.name, one.mode, one.sha256) for one in answer.results] != shipped:
+    if (report.version, report.backend) != (job["version"], job["backend"]):
+        problems.append(f"version {report.version} of backend {report.backend}")
+    if [(measurement.name, measurement.mode, measurement.sha256) for measurement in report.results] != shipped:
         problems.append("other models than those shipped")
-    for one in answer.results:
-        problems += _sample_problems(one, job) + _accuracy_problems(one, n)
+    for measurement in report.results:
+        problems += _sample_problems(measurement, job) + _accuracy_problems(measurement, n)
     if problems:
         raise EdgeDistillError(f"{device.name}: the report is not of this job: {'; '.join(problems)}", "bench again")
 
 
 def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
-    """What a device says of itself: machine, cpu, versions, state, and which backends can run there.
+    """Read a device's facts: machine, cpu, versions, state, and which backends can run there.
 
     Raises:
         EdgeDistillError: it cannot be reached, or its Python cannot run the agent.
@@ -173,12 +177,12 @@ def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
         archive = Path(folder) / AGENT
         archive.write_bytes(agent_archive())
         transport.put([archive])
-        said = transport.run([interpreter(device), AGENT, "--facts"], 120.0).stdout
-    facts: dict[str, Any] = json.loads(said.splitlines()[-1])
+        stdout = transport.run([interpreter(device), AGENT, "--facts"], 120.0).stdout
+    facts: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     return facts
 
 
-def _needed(job: Mapping[str, Any]) -> list[str]:
+def _job_files(job: Mapping[str, Any]) -> list[str]:
     models = [model["path"] for model in job["models"]]
     return [AGENT, job["images"], job["labels"], *models, *job["host_predictions"].values()]
 
@@ -187,78 +191,91 @@ def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_
     rounds, agent = job["processes"] * job["rounds"], [interpreter(device), AGENT, JOB]
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
         write_json(Path(folder) / JOB, job)
-        sent, report = [*files, Path(folder) / JOB], Path(folder) / REPORT
+        uploads, report_path = [*files, Path(folder) / JOB], Path(folder) / REPORT
         with (
-            connect(device, ssh_config, job_name(device, sent)) as transport,
+            connect(device, ssh_config, job_name(device, uploads)) as transport,
             tqdm(total=rounds, desc=f"bench {device.name}", unit="round", leave=False, disable=None) as bar,
         ):
-            losses = run_through(
-                transport, sent, argv=agent, result=report, timeout_s=AGENT_TIMEOUT_S, on_line=_follow(bar)
+            interruptions = run_with_reconnect(
+                transport,
+                uploads,
+                argv=agent,
+                result_path=report_path,
+                timeout_s=AGENT_TIMEOUT_S,
+                on_line=show_progress(bar),
             )
-        raw = read_json(report)
+        raw = read_json(report_path)
     try:
-        answer = TypeAdapter(AgentReport).validate_python(raw)
-        return answer.model_copy(update={"facts": {**answer.facts, "interruptions": losses}})
+        agent_report = TypeAdapter(AgentReport).validate_python(raw)
+        return agent_report.model_copy(update={"facts": {**agent_report.facts, "interruptions": interruptions}})
     except ValidationError as error:
         raise EdgeDistillError(
             f"{device.name}: {REPORT} is not a report ({error.error_count()} fields differ)"
         ) from None
 
 
-def _follow(bar: tqdm[Any]) -> Callable[[str], None]:
+def show_progress(bar: tqdm[Any]) -> Callable[[str], None]:
+    """Make a line callback that moves `bar` on the agent's progress lines and prints all others."""
+
     def on_line(line: str) -> None:
         word, _, count = line.partition(" ")
-        done = count.partition("/")[0]
-        if word == "progress" and done.isdigit():
-            # an agent that picks up its work begins where it was interrupted
-            bar.update(int(done) - bar.n)
+        count_done = count.partition("/")[0]
+        if word == "progress" and count_done.isdigit():
+            # a resumed agent begins where it was interrupted
+            bar.update(int(count_done) - bar.n)
         elif line:
             say(f"  {line}")
 
     return on_line
 
 
-def _sample_problems(one: AgentResult, job: Mapping[str, Any]) -> list[str]:
-    count, seconds = len(one.samples_ms), sum(one.samples_ms) / 1000
+def _sample_problems(measurement: AgentResult, job: Mapping[str, Any]) -> list[str]:
+    count, seconds = len(measurement.samples_ms), sum(measurement.samples_ms) / 1000
     problems = []
-    if count < job["samples"] or count != sum(cell[2] for cell in one.cells):
-        problems.append(f"{one.called}: {count} samples, {job['samples']} asked for")
-    # rounding in the sum of many samples must not fail a run that just kept its time
+    if count < job["samples"] or count != sum(cell[2] for cell in measurement.cells):
+        problems.append(f"{measurement.variant_name}: {count} samples, {job['samples']} asked for")
+    # rounding in the sum of many samples must not fail a run of exactly the requested time
     if seconds < job["seconds"] * (1 - 1e-6):
-        problems.append(f"{one.called}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
-    if not all(sample > 0 for sample in one.samples_ms):
-        problems.append(f"{one.called}: a sample of no duration")
+        problems.append(f"{measurement.variant_name}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
+    if not all(sample > 0 for sample in measurement.samples_ms):
+        problems.append(f"{measurement.variant_name}: a sample of no duration")
     return problems
 
 
-def _accuracy_problems(one: AgentResult, n: int) -> list[str]:
-    return [] if one.accuracy.n == n else [f"{one.called}: accuracy over {one.accuracy.n} images, {n} asked for"]
+def _accuracy_problems(measurement: AgentResult, n: int) -> list[str]:
+    return (
+        []
+        if measurement.accuracy.n == n
+        else [f"{measurement.variant_name}: accuracy over {measurement.accuracy.n} images, {n} asked for"]
+    )
 
 
-def _record(device: Device, answer: AgentReport, one: AgentResult) -> BenchReport:
-    # how fast another function answers is not this model's latency: it is left out, and the warning says why
-    same = not disagreement(one.agreement_with_host, one.accuracy.n)
-    samples_ms, warmup_ms = (one.samples_ms, one.warmup_ms) if same else ((), ())
-    before = answer.facts.get("picked_up", 0)
-    interrupted = (f"the run was interrupted and picked up: {before} of its processes are from before",) * bool(before)
+def _bench_report(device: Device, report: AgentReport, measurement: AgentResult) -> BenchReport:
+    # a graph that disagrees with the host computes another function: its latency is left out, the warning says why
+    computes_same = not disagreement(measurement.agreement_with_host, measurement.accuracy.n)
+    samples_ms, warmup_ms = (measurement.samples_ms, measurement.warmup_ms) if computes_same else ((), ())
+    resumed_processes = report.facts.get("picked_up", 0)
+    interrupted = (
+        f"the run was interrupted and picked up: {resumed_processes} of its processes are from before",
+    ) * bool(resumed_processes)
     return BenchReport(
         device=device.name,
-        backend=answer.backend,
-        backend_version=answer.backend_version,
-        artefact=one.name,
-        sha256=one.sha256,
-        precision=one.precision,
-        latency=Latency(samples_ms=samples_ms, warmup_ms=warmup_ms, window=one.window, batch=one.batch),
-        accuracy=one.accuracy,
-        agreement_with_host=one.agreement_with_host,
+        backend=report.backend,
+        backend_version=report.backend_version,
+        artefact=measurement.name,
+        sha256=measurement.sha256,
+        precision=measurement.precision,
+        latency=Latency(samples_ms=samples_ms, warmup_ms=warmup_ms, window=measurement.window, batch=measurement.batch),
+        accuracy=measurement.accuracy,
+        agreement_with_host=measurement.agreement_with_host,
         facts={
-            **answer.facts,
-            "cells": [list(cell) for cell in one.cells] if same else [],
-            "first_calls_ms": list(one.first_calls_ms),
+            **report.facts,
+            "cells": [list(cell) for cell in measurement.cells] if computes_same else [],
+            "first_calls_ms": list(measurement.first_calls_ms),
         },
-        warnings=one.warnings + interrupted,
-        ratio_to_fp32=one.ratio_to_fp32 if same else None,
-        mode=one.mode,
-        verdict=one.verdict if same else "",
-        energy=one.energy if same else None,
+        warnings=measurement.warnings + interrupted,
+        ratio_to_fp32=measurement.ratio_to_fp32 if computes_same else None,
+        mode=measurement.mode,
+        verdict=measurement.verdict if computes_same else "",
+        energy=measurement.energy if computes_same else None,
     )

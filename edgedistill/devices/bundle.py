@@ -1,9 +1,9 @@
-"""The bundle: what a device needs and nothing else, in one flat folder with its checksums.
+"""The bundle: the files that a device needs, in one flat folder with checksums.
 
     student.*.onnx  agent.pyz  label.py  images.npy  labels.npy  host.<model>.npy  bundle.json  SHA256SUMS
 
-agent.pyz holds the whole of `edgedistill.agent` but label.py, which lies beside it as a file to read and to change;
-its one source is edgedistill/agent/label.py, and deploy/bundle/label.py is a link to that.
+agent.pyz holds `edgedistill.agent` without label.py. label.py is a separate file of the bundle, to be read and changed
+by its users; its source is edgedistill/agent/label.py, and deploy/bundle/label.py is a link to that.
 N images.
 """
 
@@ -29,7 +29,7 @@ from edgedistill.run.files import atomic, sha256_file
 SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
 IMAGES, LABELS = "images.npy", "labels.npy"
 REQUIRED = frozenset({"classes", "input_px", "store_px", "fit"})
-# any Python 3, and 2.7 too, must get as far as saying that it is too old
+# __main__.py of agent.pyz: any Python 3, and 2.7 too, must be able to print that it is too old
 ENTRY = """import sys
 
 if sys.version_info < (3, 8):
@@ -45,12 +45,12 @@ sys.exit(main())
 
 
 def model_name(model: OnnxModel) -> str:
-    """What a model is called in a bundle and in its reports: fp32, fp16, int8-cpu, int8-tensorrt."""
+    """The name of a model in a bundle and in its reports: fp32, fp16, int8-cpu, int8-tensorrt."""
     return model.name
 
 
 def target_of(backend: str) -> Target:
-    """Whose graphs a backend runs beside those for any target.
+    """The target whose graphs a backend runs, besides the graphs for any target.
 
     Raises:
         InputError: there is no such backend.
@@ -62,7 +62,7 @@ def target_of(backend: str) -> Target:
 
 
 def host_file(name: str) -> str:
-    """The file that holds the host's predictions by the model of that name."""
+    """The name of the file with the host's predictions of model `name`."""
     return f"host.{name}.npy"
 
 
@@ -77,16 +77,16 @@ def write_bundle(
     """Fill `folder` and return every file of the bundle, SHA256SUMS last.
 
     Args:
-        folder: where; files that an earlier bundle left there and this one lacks are removed, others stay.
-        models: where each graph lies, and its record.
-        description: classes, input_px, store_px and fit, and what else a reader of bundle.json should know;
-            "default" is the name of the model that label.py uses, the first one unless given.
+        folder: output folder; files of an earlier bundle that this one lacks are removed, other files stay.
+        models: path and record of each graph.
+        description: classes, input_px, store_px and fit, and further entries of bundle.json; "default" is the name of
+            the model that label.py uses, by default the first one.
         images_NHWC: test images at the model's input size, uint8 [N, px, px, 3].
-        labels_N: their true classes [N].
+        labels_N: true classes of the images [N].
         host_predictions: model name -> classes that the host computed for the same images [N].
 
     Raises:
-        EdgeDistillError: a graph on disk is not the one its record speaks of.
+        EdgeDistillError: a graph on disk differs from its record.
     """
     arrays = _arrays(images_NHWC, labels_N, host_predictions)
     contents = {model_path.name: _graph(model_path, record) for model_path, record in models}
@@ -95,9 +95,9 @@ def write_bundle(
     contents[LABEL] = agent_folder().joinpath(LABEL).read_bytes()
     contents[DESCRIPTION] = json.dumps(_describe(models, description), indent=1).encode() + b"\n"
     _remove_stale(folder, set(contents))
-    for name, data in contents.items():
+    for name, content in contents.items():
         with atomic(folder / name) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_bytes(content)
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(contents))
     with atomic(folder / SUMS) as temporary:
         temporary.write_text(sums, encoding="utf-8")
@@ -105,44 +105,44 @@ def write_bundle(
 
 
 def verify_bundle(folder: Path) -> list[Path]:
-    """The files that SHA256SUMS lists, each found to be what it says; nothing of them is run before.
+    """Return the files that SHA256SUMS lists, after checking each one's sha256; none of them is run before.
 
     Raises:
         InputError: there is no bundle, or a file is missing or altered.
     """
-    wrong = [
+    altered = [
         name
-        for name, known in _sums(folder).items()
-        if not (folder / name).is_file() or sha256_file(folder / name) != known
+        for name, sha256 in _sums(folder).items()
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256
     ]
-    if wrong:
-        raise InputError(f"{folder}: {', '.join(wrong)}: not as in {SUMS}", "run `edgedistill export` again")
+    if altered:
+        raise InputError(f"{folder}: {', '.join(altered)}: not as in {SUMS}", "run `edgedistill export` again")
     return [folder / name for name in _sums(folder)]
 
 
 def programs() -> dict[str, str]:
-    """sha256 of every program of the bundle, by file name."""
+    """The sha256 of every program of the bundle, by file name."""
     contents = {AGENT: agent_archive(), LABEL: agent_folder().joinpath(LABEL).read_bytes()}
-    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def agent_archive() -> bytes:
-    """agent.pyz: `python agent.pyz` runs it; the same sources always give the same bytes."""
+    """Build agent.pyz, which `python agent.pyz` runs; the same sources always give the same bytes."""
     sources = {
         f"agent/{path.name}": path.read_bytes() for path in sorted(agent_folder().glob("*.py")) if path.name != LABEL
     }
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
-        for name, data in {"__main__.py": ENTRY.encode(), **sources}.items():
-            # a ZipInfo made by name alone bears the date 1980-01-01, whenever it is written
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, source in {"__main__.py": ENTRY.encode(), **sources}.items():
+            # a ZipInfo created from a name alone has the date 1980-01-01, whenever it is written
             entry = zipfile.ZipInfo(name)
             entry.external_attr, entry.create_system = 0o644 << 16, 3
-            archive.writestr(entry, data)
-    return held.getvalue()
+            archive.writestr(entry, source)
+    return buffer.getvalue()
 
 
 def agent_folder() -> Path:
-    """Where the agent's modules are in this installation."""
+    """The folder of the agent's modules in this installation."""
     return Path(str(agent.__file__)).parent
 
 
@@ -155,15 +155,15 @@ def _graph(path: Path, record: OnnxModel) -> bytes:
 def _arrays(images_NHWC: np.ndarray, labels_N: np.ndarray, host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     n = len(images_NHWC)
     assert images_NHWC.dtype == np.uint8 and images_NHWC.ndim == 4 and n, "images are uint8 [N, px, px, 3], N >= 1"
-    assert all(np.shape(one) == (n,) for one in (labels_N, *host.values())), "labels and predictions are [N]"
-    whole = {LABELS: labels_N, **{host_file(name): predicted_N for name, predicted_N in host.items()}}
-    return {IMAGES: images_NHWC, **{name: np.asarray(one, dtype=np.int64) for name, one in whole.items()}}
+    assert all(np.shape(array_N) == (n,) for array_N in (labels_N, *host.values())), "labels and predictions are [N]"
+    arrays_N = {LABELS: labels_N, **{host_file(name): predicted_N for name, predicted_N in host.items()}}
+    return {IMAGES: images_NHWC, **{name: np.asarray(array_N, dtype=np.int64) for name, array_N in arrays_N.items()}}
 
 
 def _npy(array: np.ndarray) -> bytes:
-    held = io.BytesIO()
-    np.save(held, np.ascontiguousarray(array), allow_pickle=False)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +179,14 @@ def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str
         "normalization": "inside the graph",
         "default": default,
         "models": [
-            {"name": name, "file": path.name, "sha256": one.sha256, "precision": one.precision, "target": one.target}
-            for name, (path, one) in zip(names, models, strict=True)
+            {
+                "name": name,
+                "file": path.name,
+                "sha256": record.sha256,
+                "precision": record.precision,
+                "target": record.target,
+            }
+            for name, (path, record) in zip(names, models, strict=True)
         ],
     }
 
@@ -193,14 +199,17 @@ def _sums(folder: Path) -> dict[str, str]:
     pairs = [line.partition("  ") for line in lines]
     if not pairs or any(not gap or not name or Path(name).name != name for _, gap, name in pairs):
         raise InputError(f"{folder / SUMS}: is not a list of `sha256  file`", "run `edgedistill export` again")
-    return {name: known for known, _, name in pairs}
+    return {name: sha256 for sha256, _, name in pairs}
 
 
-def _remove_stale(folder: Path, kept: set[str]) -> None:
-    """Only what an earlier SHA256SUMS lists is ours to remove; SHA256SUMS goes first, so a broken bundle has none."""
+def _remove_stale(folder: Path, current: set[str]) -> None:
+    """Remove stale files of an earlier bundle, SHA256SUMS first, so that an incomplete bundle has none.
+
+    Only files that the earlier SHA256SUMS lists are removed: others belong to the user.
+    """
     if not (folder / SUMS).is_file():
         return
-    stale = set(_sums(folder)) - kept
+    stale = set(_sums(folder)) - current
     (folder / SUMS).unlink()
     for name in stale:
         (folder / name).unlink(missing_ok=True)

@@ -15,34 +15,32 @@ from edgedistill.recipe.options import did_you_mean
 from edgedistill.records import Device
 
 TRANSPORTS = ("local", "ssh")
-TEXTS = ("transport", "host", "python", "workdir")
-KEYS = (*TEXTS, "backends")
+STRING_KEYS = ("transport", "host", "python", "workdir")
+KEYS = (*STRING_KEYS, "backends")
 DEFAULT_BACKENDS = ("onnxruntime-cpu",)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # a host that starts with a dash would be read as an option of ssh
 HOST = re.compile(r"[A-Za-z0-9_\[][^\s]*")
-# what every login shell takes as it is in quotes (ssh.py); a ~ would not be the home but a folder of that name
+# paths that every login shell leaves unchanged in quotes (ssh.py); a quoted ~ would be a folder of that name
 WORKDIR = re.compile(r"[^-~\s!\\][^!\\\x00-\x1f\x7f]*")
+DEFAULT_PATH = Path("deploy/devices.yaml")
 
 
-DEFAULT = Path("deploy/devices.yaml")
-
-
-def path_for(named: str | None, base: Path) -> Path | None:
-    """Where the inventory is: the file a recipe names, else deploy/devices.yaml of the current folder, else none."""
-    if named is not None:
-        return base / named
-    return DEFAULT if DEFAULT.is_file() else None
+def path_for(recipe_path: str | None, base: Path) -> Path | None:
+    """The path of the inventory: the recipe's, else deploy/devices.yaml of the current folder, else None."""
+    if recipe_path is not None:
+        return base / recipe_path
+    return DEFAULT_PATH if DEFAULT_PATH.is_file() else None
 
 
 def load(path: Path | None) -> dict[str, Device]:
-    """The devices of an inventory file, name -> Device; "local" is always among them.
+    """Load the devices of an inventory file, name -> Device, with "local" always included.
 
     Args:
         path: a YAML file of name: {transport, host, python, workdir, backends}; None for this machine alone.
 
     Raises:
-        InputError: the file is missing, is not such a mapping, or an entry is wrong; every problem, a line each.
+        InputError: the file is missing, is not such a mapping, or an entry is wrong; one line per problem.
     """
     raw = {} if path is None else _read(path)
     problems = [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
@@ -52,10 +50,10 @@ def load(path: Path | None) -> dict[str, Device]:
 
 
 def find(devices: Mapping[str, Device], name: str) -> Device:
-    """The device called `name`.
+    """Return the device called `name`.
 
     Raises:
-        InputError: there is none; the message gives the nearest name.
+        InputError: there is none; the message suggests the nearest name.
     """
     if name not in devices:
         raise InputError(
@@ -64,13 +62,13 @@ def find(devices: Mapping[str, Device], name: str) -> Device:
     return devices[name]
 
 
-def wanted_backends(device: Device, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """What to measure with there: what was asked for, else what the inventory says, else ONNX Runtime on the CPU."""
-    return tuple(asked) or device.backends or DEFAULT_BACKENDS
+def backends_for(device: Device, requested: Sequence[str] = ()) -> tuple[str, ...]:
+    """The backends to measure: the requested ones, else the inventory's, else ONNX Runtime on the CPU."""
+    return tuple(requested) or device.backends or DEFAULT_BACKENDS
 
 
-def _device(name: str, backends: Sequence[str] = (), **place: str) -> Device:
-    return Device(name=name, **place, backends=tuple(backends))
+def _device(name: str, backends: Sequence[str] = (), **options: str) -> Device:
+    return Device(name=name, **options, backends=tuple(backends))
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -94,24 +92,24 @@ def _problems(name: Any, entry: Any) -> list[str]:
         return [f"must be a mapping of {', '.join(KEYS)}"]
     unknown = [f"unknown key {key}{did_you_mean(str(key), KEYS)}" for key in entry if key not in KEYS]
     texts = [
-        f"{key}: must be a string (got {value!r})"
-        for key, value in entry.items()
-        if key in TEXTS and not isinstance(value, str)
+        f"{key}: must be a string (got {text!r})"
+        for key, text in entry.items()
+        if key in STRING_KEYS and not isinstance(text, str)
     ]
     if name == "local" and entry.get("transport") == "ssh":
         return ["transport: local is this machine; give another one another name"]
     return unknown or texts or _place_problems(entry) + _backend_problems(entry.get("backends", []))
 
 
-def _backend_problems(named: Any) -> list[str]:
-    if not isinstance(named, list):
-        return [f"backends: must be a list, such as [onnxruntime-cpu] (got {named!r})"]
+def _backend_problems(backends: Any) -> list[str]:
+    if not isinstance(backends, list):
+        return [f"backends: must be a list, such as [onnxruntime-cpu] (got {backends!r})"]
     problems = [
         f"backends: no backend is called {name}{did_you_mean(str(name), BACKENDS)}"
-        for name in named
+        for name in backends
         if str(name) not in BACKENDS
     ]
-    return problems or ([] if len(set(named)) == len(named) else ["backends: one is named twice"])
+    return problems or ([] if len(set(backends)) == len(backends) else ["backends: one is named twice"])
 
 
 def _place_problems(entry: Mapping[str, str]) -> list[str]:

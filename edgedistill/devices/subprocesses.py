@@ -1,4 +1,4 @@
-"""Programs run to their end, bounded in time, and what they say when they fail as one line for a person."""
+"""Run programs with a time limit, and turn their failures into one-line errors."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Completed = subprocess.CompletedProcess[str]
 INVENTORY = "deploy/devices.yaml"
 MAKE_ROOM = f"make room there, or name another workdir in {INVENTORY}"
 NO_PROGRAM = f"install it there, or name another in {INVENTORY} (python:)"
-# what a program on the device says -> what a person can do about it; the first that fits
+# text in the stderr of a program on the device -> fix; the first match applies
 REMEDIES = (
     ("no space left on device", MAKE_ROOM),
     ("disk quota exceeded", MAKE_ROOM),
     ("file system is read-only", f"name another workdir in {INVENTORY}"),
     ("read-only file system", f"name another workdir in {INVENTORY}"),
 )
-# left free beside what is copied: the agent's report and its parts
-PATIENCE_S = 3.0  # between asking a program to end and ending it
+TERMINATE_GRACE_S = 3.0  # between SIGTERM and SIGKILL
+# free space to leave for the agent's report and its parts
 SPARE_BYTES = 16 << 20
 
 
@@ -44,18 +44,18 @@ def stream(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     to: IO[bytes] | None = None,
 ) -> Completed:
-    """Run a program to its end, handing on each line of its stdout as it comes.
+    """Run a program to its end, passing on each line of its stdout as it comes.
 
-    It gets a session of its own: no terminal to ask for a password on, and nothing of it outlives its time.
+    It runs in a session of its own: it has no terminal to ask for a password on, and none of its processes outlives it.
 
     Args:
         argv: the program and its arguments.
-        timeout_s: after so many seconds it is ended, with every process it started.
-        on_line: gets every line of stdout, without its end.
+        timeout_s: seconds after which it is ended, with every process it started.
+        on_line: called with every line of stdout, without its line end.
         cwd: the folder it runs in.
-        env: its environment, if another than ours.
-        stdin: what it reads; with subprocess.PIPE nothing comes, and it ends when this side does.
-        to: a file that gets stdout as it is, instead of `on_line` and the result.
+        env: its environment, by default this process's.
+        stdin: its input; with subprocess.PIPE it is empty, and ends when this process does.
+        to: a file that stdout is written to, instead of `on_line` and the return value.
 
     Raises:
         OSError: the program cannot be started.
@@ -105,17 +105,22 @@ def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """First asked, then made to: a program that only speaks for another, as of a container, has to end that one."""
+    """Send SIGTERM, then SIGKILL: a program that is a client of another, as of a container, has to end that one."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE_S)
+            process.wait(TERMINATE_GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def said(device: Device, what: str, fix: str = "") -> Iterator[None]:
-    """Errors of the operating system, and time run out, as one line for a person.
+def error_context(device: Device, action: str, fix: str = "") -> Iterator[None]:
+    """Turn errors of the operating system and timeouts into one line.
+
+    Args:
+        device: the device that the action concerns.
+        action: what was being done, for the message.
+        fix: the fix to suggest, unless the disk is full.
 
     Raises:
         EdgeDistillError: instead of OSError and subprocess.TimeoutExpired.
@@ -123,49 +128,49 @@ def said(device: Device, what: str, fix: str = "") -> Iterator[None]:
     try:
         yield
     except subprocess.TimeoutExpired as error:
-        raise EdgeDistillError(f"{device.name}: {what}: still running after {error.timeout:.0f} s, ended") from None
+        raise EdgeDistillError(f"{device.name}: {action}: still running after {error.timeout:.0f} s, ended") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise EdgeDistillError(f"{device.name}: {what}: {error.strerror}", MAKE_ROOM if full else fix) from None
+        raise EdgeDistillError(f"{device.name}: {action}: {error.strerror}", MAKE_ROOM if full else fix) from None
 
 
-def checked(device: Device, argv: Sequence[str], done: Completed) -> Completed:
-    """What a program returned, when it returned 0.
+def require_success(device: Device, argv: Sequence[str], completed: Completed) -> Completed:
+    """Return `completed` if the program exited with 0.
 
     Raises:
-        EdgeDistillError: it did not; the message holds its exit code and what it said on stderr.
+        EdgeDistillError: it did not; the message holds its exit code and its stderr.
     """
-    if done.returncode == 0:
-        return done
-    told = one_line(done.stderr) or "nothing on stderr"
+    if completed.returncode == 0:
+        return completed
+    message = one_line(completed.stderr) or "nothing on stderr"
     # sh(1): 127 a program that is not there, 126 one that cannot be executed
-    fix = NO_PROGRAM if done.returncode in (126, 127) else remedy(done.stderr, REMEDIES)
-    raise EdgeDistillError(f"{device.name}: `{shlex.join(argv)}` exited with {done.returncode}: {told}", fix)
+    fix = NO_PROGRAM if completed.returncode in (126, 127) else remedy(completed.stderr, REMEDIES)
+    raise EdgeDistillError(f"{device.name}: `{shlex.join(argv)}` exited with {completed.returncode}: {message}", fix)
 
 
-def remedy(told: str, remedies: Sequence[tuple[str, str]]) -> str:
-    """The first fix of (sign, fix) whose sign is in what was told, or none."""
-    return next((fix for sign, fix in remedies if sign in told.lower()), "")
+def remedy(message: str, remedies: Sequence[tuple[str, str]]) -> str:
+    """The fix of the first (sign, fix) whose sign is in the message, or ""."""
+    return next((fix for sign, fix in remedies if sign in message.lower()), "")
 
 
-def one_line(text: str, most: int = 600) -> str:
-    """What a program wrote, as one line of at most about `most` characters, the end of it; frames of @ are left out."""
+def one_line(text: str, max_chars: int = 600) -> str:
+    """Join a program's output into one line, only its end if longer than `max_chars`; frames of @ are removed."""
     lines = [
         " ".join(line.strip("@ \t").split()) if line.startswith("@") else " ".join(line.split())
         for line in text.splitlines()
     ]
-    told = " ".join(line for line in lines if line)
-    return told if len(told) <= most else "... " + told[-most:]
+    line = " ".join(line for line in lines if line)
+    return line if len(line) <= max_chars else "... " + line[-max_chars:]
 
 
-def disk_full(device: Device, free_bytes: int, needed_bytes: int) -> EdgeDistillError:
-    """The error of a device without the room for what is to be copied."""
+def disk_full_error(device: Device, free_bytes: int, needed_bytes: int) -> EdgeDistillError:
+    """The error of a device without enough free space for the files to copy."""
     place = device.workdir or "its work folder"
     room = f"{free_bytes / 1e6:.1f} MB free, {needed_bytes / 1e6:.1f} MB needed"
     return EdgeDistillError(f"{device.name}: no space left in {place}: {room}", MAKE_ROOM)
 
 
-def altered(device: Device, names: Sequence[str]) -> EdgeDistillError:
-    """The error of files that are not, on the device, what was sent."""
-    what = f"{', '.join(names)}: not on the device as sent (sha256 differs), so nothing was run"
-    return EdgeDistillError(f"{device.name}: {what}", "try again; if it happens again, check its disk and memory")
+def altered_error(device: Device, names: Sequence[str]) -> EdgeDistillError:
+    """The error of files that differ on the device from what was sent."""
+    problem = f"{', '.join(names)}: not on the device as sent (sha256 differs), so nothing was run"
+    return EdgeDistillError(f"{device.name}: {problem}", "try again; if it happens again, check its disk and memory")

@@ -1,4 +1,4 @@
-"""What the devices of an inventory are, and what they lack for what they are there for: `edgedistill devices`."""
+"""The state of an inventory's devices, and the backends that they lack: `edgedistill devices`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgedistill.devices import bench
-from edgedistill.devices.inventory import wanted_backends
+from edgedistill.devices.inventory import backends_for
 from edgedistill.errors import EdgeDistillError
 from edgedistill.records import Device
 
-ANSWER_S = 90.0  # an Orin that has slept on its disk takes some ten seconds to import TensorRT
-ABSENT = "not here"  # how the agent begins the reason why a backend cannot run
-NONE = "-"
-# fact -> what stands before it
+ANSWER_S = 90.0  # an Orin with a cold disk cache takes some ten seconds to import TensorRT
+ABSENT = "not here"  # prefix of the agent's reason why a backend cannot run
+EMPTY_CELL = "-"
+# fact -> prefix in the line of versions
 VERSIONS = {"gpu": "", "driver": "driver ", "jetpack": "JetPack ", "l4t": "Jetson Linux "}
 COLUMNS = ("device", "reachable", "machine", "Python", "memory", "power mode", "governor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probed:
-    """One device: what it says of itself, or why it says nothing. `facts` are those of `agent.pyz --facts`."""
+class DeviceStatus:
+    """The facts of one device, as printed by `agent.pyz --facts`, or the trouble that prevented them."""
 
     device: Device
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -33,105 +33,108 @@ class Probed:
 
     @property
     def missing(self) -> dict[str, str]:
-        """Backend that this device is there for -> why it cannot run there, and the fix."""
-        found = self.facts.get("backends", {})
-        said = {
-            name: str(found.get(name, f"{ABSENT}: its agent does not know it")) for name in wanted_backends(self.device)
+        """Backend configured for this device -> why it cannot run there, and the fix."""
+        versions = self.facts.get("backends", {})
+        states = {
+            name: str(versions.get(name, f"{ABSENT}: its agent does not know it")) for name in backends_for(self.device)
         }
-        return {name: _reason(state) for name, state in said.items() if not _here(state)}
+        return {name: _reason(state) for name, state in states.items() if not _is_available(state)}
 
     @property
     def usable(self) -> bool:
-        """It answers, and every backend that it is there for runs."""
+        """Whether it answers and every backend configured for it runs."""
         return not self.trouble and not self.missing
 
 
 def survey(
-    devices: Sequence[Device], ask: Callable[[Device], Mapping[str, Any]] | None = None, answer_s: float = ANSWER_S
-) -> list[Probed]:
-    """Probe all devices at once, each for at most `answer_s` seconds; in their order, never an error.
+    devices: Sequence[Device], probe: Callable[[Device], Mapping[str, Any]] | None = None, answer_s: float = ANSWER_S
+) -> list[DeviceStatus]:
+    """Probe all devices in parallel; returns one status each, in their order, and raises no error.
 
     Args:
-        devices: whom to ask.
-        ask: how, `bench.probe` unless given.
-        answer_s: how long to wait for each.
+        devices: the devices to probe.
+        probe: the function that reads a device's facts, by default `bench.probe`.
+        answer_s: seconds to wait for each.
     """
-    answers: queue.Queue[tuple[int, Probed]] = queue.Queue()
+    answers: queue.Queue[tuple[int, DeviceStatus]] = queue.Queue()
     late = f"no answer within {answer_s:g} s; is it overloaded, or its disk full? ask it again"
-    probed = [Probed(device=device, trouble=f"{device.name}: {late}", reachable=False) for device in devices]
-    for at, device in enumerate(devices):
-        # a thread that waits for a device that hangs must not keep the program from ending
-        threading.Thread(target=_put, args=(answers, at, device, ask or bench.probe), daemon=True).start()
-    until = time.monotonic() + answer_s
+    statuses = [DeviceStatus(device=device, trouble=f"{device.name}: {late}", reachable=False) for device in devices]
+    for index, device in enumerate(devices):
+        # a daemon thread: a device that hangs must not keep the program from ending
+        threading.Thread(target=_probe_device, args=(answers, index, device, probe or bench.probe), daemon=True).start()
+    deadline = time.monotonic() + answer_s
     for _ in devices:
         try:
-            at, one = answers.get(timeout=max(0.0, until - time.monotonic()))
+            index, status = answers.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             break
-        probed[at] = one
-    return probed
+        statuses[index] = status
+    return statuses
 
 
-def _put(
-    answers: queue.Queue[tuple[int, Probed]], at: int, device: Device, ask: Callable[[Device], Mapping[str, Any]]
+def _probe_device(
+    answers: queue.Queue[tuple[int, DeviceStatus]],
+    index: int,
+    device: Device,
+    probe: Callable[[Device], Mapping[str, Any]],
 ) -> None:
     try:
-        answers.put((at, Probed(device=device, facts=ask(device))))
+        answers.put((index, DeviceStatus(device=device, facts=probe(device))))
     except EdgeDistillError as error:
-        answers.put((at, Probed(device=device, trouble=str(error), reachable=_was_reached(error))))
+        answers.put((index, DeviceStatus(device=device, trouble=str(error), reachable=_was_reached(error))))
     except Exception as error:
-        said = f"{device.name}: unexpected {type(error).__name__}: {error}"
-        answers.put((at, Probed(device=device, trouble=said, reachable=False)))
+        trouble = f"{device.name}: unexpected {type(error).__name__}: {error}"
+        answers.put((index, DeviceStatus(device=device, trouble=trouble, reachable=False)))
 
 
 def _was_reached(error: EdgeDistillError) -> bool:
-    """Whether it was the device that spoke, and not OpenSSH of its connection (ssh.py)."""
+    """Whether the error comes from the device and not from OpenSSH's connection (ssh.py)."""
     return not any(sign in str(error) for sign in ("OpenSSH to ", "no program is called ssh"))
 
 
-def table(probed: Sequence[Probed], why: bool = False) -> str:
-    """For people: a row for each device, then what runs there and what is missing.
+def table(statuses: Sequence[DeviceStatus], why: bool = False) -> str:
+    """Format statuses as text: one row per device, then the backends that run there and those that are missing.
 
     Args:
-        probed: what `survey` returned.
-        why: also say why backends that nobody asked for cannot run.
+        statuses: statuses from `survey`.
+        why: also explain why backends that are not configured cannot run.
     """
-    rows = [COLUMNS, *(_row(one) for one in probed)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
+    rows = [COLUMNS, *(_row(status) for status in statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [line for one in probed for line in _notes(one, why)]
+    notes = [line for status in statuses for line in _notes(status, why)]
     return "\n".join([*lines, "", *notes])
 
 
-def as_json(probed: Sequence[Probed]) -> list[dict[str, Any]]:
-    """For programs: the same, with every fact."""
+def as_json(statuses: Sequence[DeviceStatus]) -> list[dict[str, Any]]:
+    """Format statuses for programs, with every fact."""
     return [
         {
-            "device": one.device.name,
-            "transport": one.device.transport,
-            "host": one.device.host,
-            "reachable": one.reachable,
-            "usable": one.usable,
-            "trouble": one.trouble,
-            "wanted": list(wanted_backends(one.device)),
-            "missing": {} if one.trouble else one.missing,
-            "facts": dict(one.facts),
+            "device": status.device.name,
+            "transport": status.device.transport,
+            "host": status.device.host,
+            "reachable": status.reachable,
+            "usable": status.usable,
+            "trouble": status.trouble,
+            "wanted": list(backends_for(status.device)),
+            "missing": {} if status.trouble else status.missing,
+            "facts": dict(status.facts),
         }
-        for one in probed
+        for status in statuses
     ]
 
 
-def _row(one: Probed) -> tuple[str, ...]:
-    facts = one.facts
-    machine = facts.get("board") or facts.get("cpu") or facts.get("machine") or NONE
-    governor = ", ".join(facts.get("governor", [])) or NONE
+def _row(status: DeviceStatus) -> tuple[str, ...]:
+    facts = status.facts
+    machine = facts.get("board") or facts.get("cpu") or facts.get("machine") or EMPTY_CELL
+    governor = ", ".join(facts.get("governor", [])) or EMPTY_CELL
     return (
-        one.device.name,
-        "yes" if one.reachable else "no",
+        status.device.name,
+        "yes" if status.reachable else "no",
         str(machine),
-        str(facts.get("python", NONE)),
+        str(facts.get("python", EMPTY_CELL)),
         _memory(facts),
-        str(facts.get("power_mode") or NONE),
+        str(facts.get("power_mode") or EMPTY_CELL),
         governor,
     )
 
@@ -139,37 +142,41 @@ def _row(one: Probed) -> tuple[str, ...]:
 def _memory(facts: Mapping[str, Any]) -> str:
     total, free = facts.get("memory_mb"), facts.get("memory_available_mb")
     if total is None:
-        return NONE
+        return EMPTY_CELL
     return f"{total / 1000:.1f} GB" if free is None else f"{free / 1000:.1f} of {total / 1000:.1f} GB free"
 
 
-def _notes(one: Probed, why: bool) -> list[str]:
-    if one.trouble:
-        return [one.trouble]
-    found: Mapping[str, str] = one.facts.get("backends", {})
-    runs = [f"{backend} {version}" for backend, version in found.items() if _here(version)]
-    unasked = {backend: said for backend, said in found.items() if not _here(said) and backend not in one.missing}
-    notes = [about for about in [_about(one.facts)] if about]
+def _notes(status: DeviceStatus, explain: bool) -> list[str]:
+    if status.trouble:
+        return [status.trouble]
+    versions: Mapping[str, str] = status.facts.get("backends", {})
+    runs = [f"{backend} {version}" for backend, version in versions.items() if _is_available(version)]
+    unasked = {
+        backend: version
+        for backend, version in versions.items()
+        if not _is_available(version) and backend not in status.missing
+    }
+    notes = [about for about in [_facts_line(status.facts)] if about]
     notes.append(f"runs {', '.join(runs) or 'nothing'}")
-    notes += [f"missing {backend}: {reason}" for backend, reason in one.missing.items()]
-    if why:
-        notes += [f"without {backend}: {_reason(said)}" for backend, said in unasked.items()]
+    notes += [f"missing {backend}: {reason}" for backend, reason in status.missing.items()]
+    if explain:
+        notes += [f"without {backend}: {_reason(version)}" for backend, version in unasked.items()]
     elif unasked:
-        notes.append(f"without {', '.join(unasked)}; `edgedistill devices {one.device.name}` says why")
-    return [f"{one.device.name}: {note}" for note in notes]
+        notes.append(f"without {', '.join(unasked)}; `edgedistill devices {status.device.name}` says why")
+    return [f"{status.device.name}: {note}" for note in notes]
 
 
-def _about(facts: Mapping[str, Any]) -> str:
-    """Versions below the runtimes, and what would make a measurement there noisy."""
-    said = [f"{before}{facts[name]}" for name, before in VERSIONS.items() if isinstance(facts.get(name), str)]
-    said += [f"{kind} clock follows the load" for kind, fixed in facts.get("fixed_clocks", {}).items() if not fixed]
-    said += [f"throttling: {', '.join(facts['throttling'])}"] if facts.get("throttling") else []
-    return ", ".join(said)
+def _facts_line(facts: Mapping[str, Any]) -> str:
+    """One line of driver versions and of conditions that make measurements noisy."""
+    parts = [f"{prefix}{facts[name]}" for name, prefix in VERSIONS.items() if isinstance(facts.get(name), str)]
+    parts += [f"{kind} clock follows the load" for kind, fixed in facts.get("fixed_clocks", {}).items() if not fixed]
+    parts += [f"throttling: {', '.join(facts['throttling'])}"] if facts.get("throttling") else []
+    return ", ".join(parts)
 
 
-def _here(version: str) -> bool:
+def _is_available(version: str) -> bool:
     return not version.startswith(ABSENT)
 
 
-def _reason(said: str) -> str:
-    return said.removeprefix(f"{ABSENT}: ")
+def _reason(state: str) -> str:
+    return state.removeprefix(f"{ABSENT}: ")

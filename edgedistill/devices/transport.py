@@ -1,8 +1,8 @@
-"""How files and commands reach a device: by copying on this machine, or by OpenSSH.
+"""Transports of files and commands to a device: copies on this machine, or OpenSSH.
 
-Both work in a folder of their own, made by `connect` and removed when it ends, unless the connection broke: then it
-waits for another try. OpenSSH is the user's: their configuration, keys and known_hosts; a password is never asked for
-and an unknown host is never accepted.
+Both use a folder of their own, made by `connect` and removed when it ends, unless the connection broke: then the folder
+is kept for another try. OpenSSH uses the user's configuration, keys and known_hosts; it never asks for a password and
+never accepts an unknown host.
 """
 
 from __future__ import annotations
@@ -23,62 +23,62 @@ from edgedistill.devices.subprocesses import (
     SPARE_BYTES,
     Completed,
     OnLine,
-    altered,
-    checked,
-    disk_full,
-    said,
+    altered_error,
+    disk_full_error,
+    error_context,
+    require_success,
     stream,
 )
 from edgedistill.errors import InputError
 from edgedistill.records import Device
 from edgedistill.run.files import digest, sha256_file
 
-# a Jetson is back after a minute or two; someone may have to find its plug
+# a Jetson reboots in a minute or two; a person may have to restore its power
 RECONNECT_S = 600.0
-LONGEST_PAUSE_S = 30.0
-# a supply too weak for the load reboots the device each time the work begins
-MOST_LOSSES = 5
-AGAIN = "the same command goes on where it stopped"
+MAX_PAUSE_S = 30.0
+# with a power supply too weak for the load, the device reboots each time the work begins
+MAX_CONNECTION_LOSSES = 5
+RESUME_HINT = "the same command goes on where it stopped"
 
 
 class Transport(Protocol):
-    """A folder on a device, and the means to fill it, run in it, and read from it."""
+    """A folder on a device, with operations to copy files to and from it and to run programs in it."""
 
     def open(self) -> None:
-        """Reach the device and make the folder, or find it again."""
+        """Connect to the device and make the folder, or reuse the existing one."""
 
     def put(self, files: Sequence[Path]) -> None:
-        """Copy files into the folder, flat, under their own names; what is there already is not sent again."""
+        """Copy files into the folder, flat, under their own names; unchanged files are not sent again."""
 
     def run(self, argv: Sequence[str], timeout_s: float, on_line: OnLine | None = None) -> Completed:
-        """Run a program in the folder; `on_line` gets every line of its stdout as it comes.
+        """Run a program in the folder; `on_line` is called with every line of its stdout as it comes.
 
         Raises:
-            EdgeDistillError: a file is no longer as it was put there, the program exited with another code than 0,
-                or it was still running after `timeout_s` seconds.
-            ConnectionLostError: the device went away.
+            EdgeDistillError: a file was altered after it was copied, the program exited with another code than 0, or it
+                was still running after `timeout_s` seconds.
+            ConnectionLostError: the connection to the device was lost.
         """
 
     def get(self, name: str, to: Path) -> None:
         """Copy a file of the folder to the path `to`."""
 
     def close(self, keep: bool = False) -> None:
-        """Leave the device, and remove the folder unless it is to be kept."""
+        """Disconnect from the device, and remove the folder unless `keep`."""
 
 
 @contextlib.contextmanager
 def connect(device: Device, ssh_config: Path | None = None, job: str = "") -> Iterator[Transport]:
-    """A folder on the device; removed on the way out, unless the device went away or a person interrupts.
+    """Open a folder on the device; it is removed on exit, unless the connection is lost or the user interrupts.
 
     Args:
-        device: where to.
-        ssh_config: another OpenSSH configuration than the user's.
-        job: a name from `job_name`, under which another try finds a kept folder again; without it, a fresh one.
+        device: the device to connect to.
+        ssh_config: OpenSSH configuration file to use instead of the user's.
+        job: a name from `job_name`, under which another try reuses a kept folder; a fresh folder by default.
 
     Raises:
         EdgeDistillError: the device cannot be reached or its workdir cannot be written.
     """
-    transport: Transport = Local(device) if device.transport == "local" else OpenSsh(device, ssh_config, job)
+    transport: Transport = LocalTransport(device) if device.transport == "local" else OpenSsh(device, ssh_config, job)
     keep = False
     try:
         transport.open()
@@ -91,7 +91,7 @@ def connect(device: Device, ssh_config: Path | None = None, job: str = "") -> It
 
 
 def job_name(device: Device, files: Sequence[Path]) -> str:
-    """The folder's name for these files and this device's Python: the same job finds its folder again."""
+    """The folder's name for these files and this device's Python: the same job reuses its folder."""
     sums = {file.name: sha256_file(file) for file in files}
     return f"job-{digest([sums, interpreter(device)])[:16]}"
 
@@ -101,66 +101,67 @@ def interpreter(device: Device) -> str:
     return device.python or (sys.executable if device.transport == "local" else "python3")
 
 
-def run_through(
+def run_with_reconnect(
     transport: Transport,
     files: Sequence[Path],
     argv: Sequence[str],
-    result: Path,
+    result_path: Path,
     timeout_s: float,
     on_line: OnLine | None = None,
 ) -> list[str]:
-    """Put files, run a program and get the file it wrote, through cut connections and reboots of the device.
+    """Copy files, run a program and fetch the file it wrote, despite lost connections and reboots of the device.
 
     Args:
-        transport: open.
-        files: what the program needs; after an interruption what is missing is sent again.
-        argv: a program that, run again, picks its work up.
-        result: where the file of that name goes.
-        timeout_s: a bound on every single run of it.
-        on_line: gets every line of its stdout.
+        transport: an open transport.
+        files: files that the program needs; after an interruption missing ones are sent again.
+        argv: a program that resumes its work when run again.
+        result_path: local path for the program's output file, which has the same file name.
+        timeout_s: time limit in seconds of each run of the program.
+        on_line: called with every line of its stdout.
 
     Returns:
-        What interrupted it, a line each; none if nothing did.
+        The interruptions, one line each.
 
     Raises:
         EdgeDistillError: as `Transport.run`.
-        ConnectionLostError: it did not come back within RECONNECT_S, or went away more than MOST_LOSSES times.
+        ConnectionLostError: the connection was lost for more than RECONNECT_S seconds, or more than
+            MAX_CONNECTION_LOSSES times.
     """
     losses: list[str] = []
-    ended = False
+    program_done = False
     while True:
         try:
-            if not ended:
+            if not program_done:
                 transport.put(files)
                 transport.run(argv, timeout_s, on_line)
-                ended = True
-            transport.get(result.name, result)
+                program_done = True
+            transport.get(result_path.name, result_path)
             return losses
         except ConnectionLostError as error:
             losses.append(error.message)
-            if len(losses) > MOST_LOSSES:
-                fix = f"does its power supply hold under load? {AGAIN}"
+            if len(losses) > MAX_CONNECTION_LOSSES:
+                fix = f"does its power supply hold under load? {RESUME_HINT}"
                 raise ConnectionLostError(f"{error.message}; lost {len(losses)} times", fix) from None
             say(f"{error.message}; waiting for it to come back")
-            _wait_for(transport)
+            _reconnect(transport)
 
 
-def _wait_for(transport: Transport) -> None:
-    until, pause_s = time.monotonic() + RECONNECT_S, 1.0
+def _reconnect(transport: Transport) -> None:
+    deadline, pause_s = time.monotonic() + RECONNECT_S, 1.0
     while True:
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
         try:
             transport.open()
             return
         except ConnectionLostError as error:
-            if time.monotonic() > until:
-                gone = f"{error.message}; not back within {RECONNECT_S:.0f} s"
-                raise ConnectionLostError(gone, f"once it is back, {AGAIN}") from None
+            if time.monotonic() > deadline:
+                message = f"{error.message}; not back within {RECONNECT_S:.0f} s"
+                raise ConnectionLostError(message, f"once it is back, {RESUME_HINT}") from None
 
 
-class Local:
-    """This machine: a folder in `workdir`, or in the system's temporary one."""
+class LocalTransport:
+    """This machine: a folder in `workdir`, or in the system's temporary folder."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -180,31 +181,31 @@ class Local:
         """Copy files into the folder."""
         folder = self._folder()
         for file in files:
-            with said(self.device, f"copying {file.name}"):
+            with error_context(self.device, f"copying {file.name}"):
                 needed_bytes, free_bytes = file.stat().st_size + SPARE_BYTES, shutil.disk_usage(folder).free
                 if free_bytes < needed_bytes:
-                    raise disk_full(self.device, free_bytes, needed_bytes)
+                    raise disk_full_error(self.device, free_bytes, needed_bytes)
                 self.sums[file.name] = sha256_file(file)
                 shutil.copyfile(file, folder / file.name)
 
     def run(self, argv: Sequence[str], timeout_s: float, on_line: OnLine | None = None) -> Completed:
-        """Run a program in the folder, once every file there has been found as it was put."""
+        """Run a program in the folder after checking that every file there is as it was copied."""
         folder = self._folder()
-        with said(self.device, "checking its files"):
-            wrong = [name for name, known in self.sums.items() if sha256_file(folder / name) != known]
-        if wrong:
-            raise altered(self.device, wrong)
-        with said(self.device, argv[0], NO_PROGRAM):
-            done = stream(argv, timeout_s, on_line, cwd=folder)
-        return checked(self.device, argv, done)
+        with error_context(self.device, "checking its files"):
+            changed = [name for name, sha256 in self.sums.items() if sha256_file(folder / name) != sha256]
+        if changed:
+            raise altered_error(self.device, changed)
+        with error_context(self.device, argv[0], NO_PROGRAM):
+            completed = stream(argv, timeout_s, on_line, cwd=folder)
+        return require_success(self.device, argv, completed)
 
     def get(self, name: str, to: Path) -> None:
         """Copy a file of the folder to `to`."""
-        with said(self.device, f"fetching {name}"):
+        with error_context(self.device, f"fetching {name}"):
             shutil.copyfile(self._folder() / name, to)
 
     def close(self, keep: bool = False) -> None:
-        """Remove the folder; there is no other try here, so none is kept."""
+        """Remove the folder, whatever `keep` is: a local run is not retried."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

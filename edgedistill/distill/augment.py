@@ -1,6 +1,6 @@
-"""Augmentation of a whole batch at once: one grid sample, no Python per image, on whatever device the batch is on.
+"""Augmentation of a whole batch in one grid sample, without a Python loop over images, on the batch's device.
 
-torchvision's transforms draw one crop for a batch, or loop over its images; on two cores that loop costs more than a
+torchvision's transforms draw one crop for a batch or loop over its images; on two cores that loop costs more than a
 small student's forward pass.
 """
 
@@ -15,24 +15,27 @@ from edgedistill.recipe.schema import Augment, Strong
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-GREY = 127
-SHARED = 4  # images that share a draw of RandAugment: each image sees the same distribution, at a quarter of the cost
+GRAY = 127
+# images that share one draw of RandAugment: the distribution for each image is the same, at a quarter of the cost
+IMAGES_PER_DRAW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where the images at hand stand in a batch of `total`: what is drawn for an image depends on its place alone."""
+class BatchPositions:
+    """Positions `indices` of some images within a batch of `total`; an image's random draws depend on its position."""
 
     total: int
-    mine: Tensor
+    indices: Tensor
 
 
-def augment(images_BCHW: Tensor, settings: Augment, random: Generator, places: Places | None = None) -> Tensor:
-    """Random resized crop, flips, brightness and contrast, drawn for each image; normalised floats in and out.
+def augment(
+    images_BCHW: Tensor, settings: Augment, random: Generator, positions: BatchPositions | None = None
+) -> Tensor:
+    """Apply random resized crops, flips, brightness and contrast, drawn for each image; normalized floats in and out.
 
-    The crop keeps `min_area` to 1 of the area and its aspect ratio within 3/4 to 4/3, as is usual for ImageNet
-    (Szegedy et al. 2014). `random` lives on the CPU, so that a GPU draws the same batches as a CPU. Without `places`
-    the images are the whole batch.
+    The crop keeps `min_area` to 1 of the area and an aspect ratio within 3/4 to 4/3, as is usual for ImageNet
+    (Szegedy et al. 2014). `random` is a CPU generator, so that a GPU draws the same batches as a CPU. Without
+    `positions` the images are the whole batch.
     """
     import torch
     import torch.nn.functional as F
@@ -40,11 +43,11 @@ def augment(images_BCHW: Tensor, settings: Augment, random: Generator, places: P
     batch = images_BCHW.shape[0]
 
     def uniform(low: float, high: float) -> Tensor:
-        drawn = torch.rand(places.total if places else batch, generator=random) * (high - low) + low
-        return drawn[places.mine] if places else drawn
+        samples = torch.rand(positions.total if positions else batch, generator=random) * (high - low) + low
+        return samples[positions.indices] if positions else samples
 
     area = uniform(settings.min_area, 1.0)
-    # a crop of nearly everything has little choice of ratio: both of its sides must fit
+    # both sides of a crop must fit: the closer its area is to 1, the narrower the range of aspect ratios
     ratio = torch.exp(uniform(-1, 1) * (-area.log()).clamp(max=math.log(4 / 3)))
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     theta = torch.zeros(batch, 2, 3)
@@ -59,17 +62,17 @@ def augment(images_BCHW: Tensor, settings: Augment, random: Generator, places: P
     cropped = F.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     if settings.jitter == 0.0:
         return cropped
-    middle = cropped.mean(dim=(1, 2, 3), keepdim=True)
-    gain, shift = (one.to(device).view(-1, 1, 1, 1) for one in (contrast, brightness))
-    return (cropped - middle) * gain + middle + shift
+    mean_B111 = cropped.mean(dim=(1, 2, 3), keepdim=True)
+    gain, shift = (factor_B.to(device).view(-1, 1, 1, 1) for factor_B in (contrast, brightness))
+    return (cropped - mean_B111) * gain + mean_B111 + shift
 
 
-def strengthened(images_BHWC: Tensor, settings: Strong) -> Tensor:
-    """RandAugment and Cutout of uint8 images [B, px, px, 3]: FixMatch's strong view, crops and flips aside.
+def strong_augment(images_BHWC: Tensor, settings: Strong) -> Tensor:
+    """Apply RandAugment and Cutout to uint8 images [B, px, px, 3]: FixMatch's strong view, without crops and flips.
 
-    RandAugment is torchvision's (Cubuk et al. 2020). Cutout (DeVries and Taylor 2017) fills a square, its side drawn
-    for each image up to `settings.cutout` of the image's, with grey, as FixMatch does. Draws come from torch's default
-    generator, as torchvision's do.
+    RandAugment is torchvision's (Cubuk et al. 2020). Cutout (DeVries and Taylor 2017) fills a square with gray, as
+    FixMatch does; its side is drawn for each image, up to `settings.cutout` of the image's side. Draws come from
+    torch's default generator, as torchvision's do.
     """
     import torch
     from torchvision.transforms import v2
@@ -78,11 +81,11 @@ def strengthened(images_BHWC: Tensor, settings: Strong) -> Tensor:
         return images_BHWC
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if settings.ops:
-        randomly = v2.RandAugment(settings.ops, settings.magnitude, fill=GREY)
-        images_BCHW = torch.cat([randomly(some) for some in torch.split(images_BCHW, SHARED)])
+        rand_augment = v2.RandAugment(settings.ops, settings.magnitude, fill=GRAY)
+        images_BCHW = torch.cat([rand_augment(group) for group in torch.split(images_BCHW, IMAGES_PER_DRAW)])
     batch, _, px, _ = images_BCHW.shape
     side, top, left = torch.rand(3, batch, 1) * torch.tensor([settings.cutout, 1.0, 1.0]).view(3, 1, 1)
-    at = (torch.arange(px) + 0.5) / px
-    rows, columns = ((at - middle).abs() < side / 2 for middle in (top, left))
+    centers = (torch.arange(px) + 0.5) / px
+    rows, columns = ((centers - center).abs() < side / 2 for center in (top, left))
     cut = (rows[:, None, :, None] & columns[:, None, None, :]).to(images_BCHW.device)
-    return images_BCHW.masked_fill(cut, GREY).permute(0, 2, 3, 1)
+    return images_BCHW.masked_fill(cut, GRAY).permute(0, 2, 3, 1)

@@ -1,6 +1,6 @@
-"""What a student learns from, and what one step of its training sees of it.
+"""The training data of a student, and the batch of one training step.
 
-A step's images and their order follow from (seed, step) alone, and so does which of several processes takes which.
+A step's images, their order and their division among processes depend on (seed, step) alone.
 B batch, U its unlabeled images, N images of the train store, C target classes, K classes of one source.
 """
 
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgedistill.data.pixels import normalise
-from edgedistill.distill.augment import Places
+from edgedistill.data.pixels import normalize
+from edgedistill.distill.augment import BatchPositions
 from edgedistill.distill.methods import METHODS, Batch, Need, Terms
-from edgedistill.distill.stream import Stream, Streamed
+from edgedistill.distill.stream import Stream, StreamBatch
 from edgedistill.distributed import processes
 from edgedistill.distributed.device import default_device
 from edgedistill.recipe.options import bound_options
@@ -34,20 +34,20 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a student learns from, at its own input size.
+    """The training data of a student, at its own input size.
 
     Attributes:
         images_NHWC: the train store, uint8 [N, px, px, 3]; rows index it.
-        labeled: rows with a label, and `labels` of them.
+        labeled: rows with a label.
         labels: target classes of `labeled`.
         unlabeled: rows without a label.
-        val: rows held out of the labeled.
+        val: labeled rows held out for validation.
         val_labels: target classes of `val`.
-        source_probs: per source its pseudo-labels for the whole train store, [N, K].
-        alphas: per source its weight.
-        held_out: rows without a label that are not trained on; with val they measure the held-out loss.
-        teacher_NC: what the sources' probes say of every image in the target's classes, for the methods that ask.
-        stream: more images without a label, that stand in shards.
+        source_probs: pseudo-labels of each source for the whole train store, [N, K].
+        alphas: weight of each source.
+        held_out: rows without a label that are not trained on; the held-out loss is computed on them and on val.
+        teacher_NC: the teacher's probabilities of the target classes for every image, for the methods that need them.
+        stream: further images without a label, read from shards.
     """
 
     images_NHWC: Images
@@ -65,7 +65,7 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What stays the same over the steps: how to train (`settings`), how long, on what, and from which seed."""
+    """All that is constant over the steps: the student, its training data, the settings, the length and the seed."""
 
     spec: StudentSpec
     material: Material
@@ -75,66 +75,66 @@ class Task:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the method must be given besides the labels."""
+        """What the method needs besides the labels."""
         return METHODS[self.settings.method.name].needs
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources whose own label spaces the method distils from: each gets a head."""
+        """The sources whose own label spaces the method distills from; each gets a head."""
         choice = self.settings.method
         shares = METHODS[choice.name].shares(self.material.alphas, choice.options)
         return tuple(name for name in self.material.source_probs if name in shares)
 
     @property
     def unlabeled(self) -> Rows:
-        """The rows without a label that the method learns from; none for one that asks nothing about them."""
+        """The rows without a label that the method learns from; none for a method that does not use them."""
         return self.material.unlabeled if self.needs - {"frozen"} else self.material.unlabeled[:0]
 
     @property
     def stream(self) -> Stream | None:
-        """The shards that the method learns from; as `unlabeled`."""
+        """The shards that the method learns from; None for a method that does not use unlabeled images."""
         return self.material.stream if self.needs - {"frozen"} else None
 
     @property
-    def streamed(self) -> int:
-        """How many of a step's unlabeled images come from shards: as many as the share of images that are there."""
+    def streamed_per_step(self) -> int:
+        """The number of a step's unlabeled images that come from shards, in proportion to the images in shards."""
         if self.stream is None or not len(self.stream):
             return 0
         return round(self.settings.batch_unlabeled * len(self.stream) / (len(self.stream) + len(self.unlabeled)))
 
     def loss(self) -> Callable[[Batch], Terms]:
-        """The method with its weights and options in place."""
+        """The method's loss function with source weights and options bound."""
         loss = METHODS[self.settings.method.name].loss
         return partial(loss, alphas=self.material.alphas, **bound_options(loss, self.settings.method.options))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class StepBatch:
     """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C].
 
-    The labeled images come first. Of several processes each has its share: `places` and `places_U` say where its
-    images stand in the batch and among the unlabeled ones, and `all_UHWC` are those of all processes, kept for the
-    methods that draw a strong view for several images at a time.
+    The labeled images come first. With several processes each holds its share: `positions` and `positions_U` are the
+    positions of its images in the batch and among the unlabeled images. `all_UHWC` holds the unlabeled images of all
+    processes, for the methods that draw a strong view for several images at a time.
     """
 
     images_BHWC: Tensor
     labels_B: Tensor
     source_probs: dict[str, Tensor]
     teacher_BC: Tensor | None = None
-    places: Places | None = None
-    places_U: Places | None = None
+    positions: BatchPositions | None = None
+    positions_U: BatchPositions | None = None
     all_UHWC: Tensor | None = None
 
 
 def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
-    """The `count` rows of a step: a new shuffle each epoch, a function of its arguments alone.
+    """Draw the `count` rows of a step from a shuffle that is new each epoch; a function of its arguments alone.
 
     Args:
-        rows: what to draw from, [N]; without rows nothing is drawn.
-        count: rows a step; more than N wraps into the next epoch's shuffle.
-        seed: of the run.
-        step: from 0.
-        stream: keeps two draws of one step apart.
+        rows: the rows to draw from, [N]; the draw is empty if there are none.
+        count: rows per step; more than N continues into the next epoch's shuffle.
+        seed: seed of the run.
+        step: number of the step, from 0.
+        stream: number that separates the draws of one step.
     """
     if not len(rows) or not count:
         return rows[:0]
@@ -145,75 +145,91 @@ def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows
     return order[offset : offset + count]
 
 
-def draw_batch(task: Task, step: int) -> Drawn:
-    """The images, labels and cached pseudo-labels of one step; a method without sources gets labeled images only.
+def draw_batch(task: Task, step: int) -> StepBatch:
+    """Draw the images, labels and cached pseudo-labels of one step.
 
-    Of several processes each gets its share of the labeled and of the unlabeled images.
+    A method without sources gets labeled images only. With several processes each gets its share of the labeled and of
+    the unlabeled images.
     """
     material, settings, team = task.material, task.settings, processes.team()
-    at = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
-    extra = draw_rows(task.unlabeled, settings.batch_unlabeled - task.streamed, task.seed, step, stream=2)
-    first, second = team.share(len(at)), team.share(len(extra) + task.streamed)
+    labeled_indices = draw_rows(np.arange(len(material.labeled)), settings.batch_labeled, task.seed, step, stream=1)
+    unlabeled_rows = draw_rows(
+        task.unlabeled, settings.batch_unlabeled - task.streamed_per_step, task.seed, step, stream=2
+    )
+    labeled_share, unlabeled_share = (
+        team.share(len(labeled_indices)),
+        team.share(len(unlabeled_rows) + task.streamed_per_step),
+    )
     # a strong view is drawn for several images at a time, so each process draws it for all of them
-    everyones = team.size > 1 and "weak" in task.needs
-    behind = slice(*(max(0, end - len(extra)) for end in (second.start, second.stop)))
-    streamed = _streamed(task, step, slice(0, task.streamed) if everyones else behind)
-    own = streamed.at(behind) if streamed and everyones else streamed
-    drawn = gather(
-        task, material.labeled[at[first]], labels=material.labels[at[first]], unlabeled=extra[second], streamed=own
+    draws_for_all = team.size > 1 and "weak" in task.needs
+    own_streamed = slice(*(max(0, end - len(unlabeled_rows)) for end in (unlabeled_share.start, unlabeled_share.stop)))
+    stream_batch = _streamed(task, step, slice(0, task.streamed_per_step) if draws_for_all else own_streamed)
+    own_stream_batch = stream_batch.select(own_streamed) if stream_batch and draws_for_all else stream_batch
+    step_batch = gather(
+        task,
+        material.labeled[labeled_indices[labeled_share]],
+        labels=material.labels[labeled_indices[labeled_share]],
+        unlabeled=unlabeled_rows[unlabeled_share],
+        streamed=own_stream_batch,
     )
-    if team == processes.ALONE:
-        return drawn
-    total = len(extra) + task.streamed
-    mine = torch.cat([torch.arange(len(at))[first], len(at) + torch.arange(total)[second]])
-    whole = _pixels(material.images_NHWC, extra, streamed) if everyones else None
+    if team == processes.SINGLE_PROCESS:
+        return step_batch
+    total = len(unlabeled_rows) + task.streamed_per_step
+    indices = torch.cat(
+        [torch.arange(len(labeled_indices))[labeled_share], len(labeled_indices) + torch.arange(total)[unlabeled_share]]
+    )
+    all_UHWC = _pixels(material.images_NHWC, unlabeled_rows, stream_batch) if draws_for_all else None
     return replace(
-        drawn,
-        places=Places(total=len(at) + total, mine=mine),
-        places_U=Places(total=total, mine=torch.arange(total)[second]),
-        all_UHWC=whole,
+        step_batch,
+        positions=BatchPositions(total=len(labeled_indices) + total, indices=indices),
+        positions_U=BatchPositions(total=total, indices=torch.arange(total)[unlabeled_share]),
+        all_UHWC=all_UHWC,
     )
 
 
-def _streamed(task: Task, step: int, own: slice) -> Streamed | None:
-    if task.stream is None or own.start >= own.stop:
+def _streamed(task: Task, step: int, own_positions: slice) -> StreamBatch | None:
+    if task.stream is None or own_positions.start >= own_positions.stop:
         return None
-    return task.stream.draw(step, task.streamed, own)
+    return task.stream.draw(step, task.streamed_per_step, own_positions)
 
 
-def _pixels(images_NHWC: Images, rows: Rows, streamed: Streamed | None) -> Tensor:
+def _pixels(images_NHWC: Images, rows: Rows, streamed: StreamBatch | None) -> Tensor:
     stored = torch.from_numpy(np.asarray(images_NHWC[rows]))
     return torch.cat([stored, torch.from_numpy(streamed.images_UHWC)]) if streamed else stored
 
 
-def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows, streamed: Streamed | None = None) -> Drawn:
-    """Rows of the train store as a batch, the labeled ones first, and what was streamed behind them."""
+def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows, streamed: StreamBatch | None = None) -> StepBatch:
+    """Collect rows of the train store into a batch: the labeled, then the unlabeled, then the streamed images."""
     rows = np.concatenate([labeled, unlabeled])
     padded = np.concatenate([labels, np.full(len(unlabeled) + (len(streamed.images_UHWC) if streamed else 0), -1)])
     probs = {name: np.asarray(task.material.source_probs[name][rows]) for name in task.sources}
-    known = task.material.teacher_NC if "teacher" in task.needs else None
-    teacher = None if known is None else np.asarray(known[rows])
+    teacher_NC = task.material.teacher_NC if "teacher" in task.needs else None
+    teacher = None if teacher_NC is None else np.asarray(teacher_NC[rows])
     if streamed:
-        probs = {name: np.concatenate([one, streamed.source_probs[name]]) for name, one in probs.items()}
+        probs = {name: np.concatenate([probs_NK, streamed.source_probs[name]]) for name, probs_NK in probs.items()}
         if teacher is not None and streamed.teacher_UC is not None:
             teacher = np.concatenate([teacher, streamed.teacher_UC])
-    return Drawn(
+    return StepBatch(
         images_BHWC=_pixels(task.material.images_NHWC, rows, streamed),
         labels_B=torch.from_numpy(padded),
-        source_probs={name: torch.from_numpy(one) for name, one in probs.items()},
+        source_probs={name: torch.from_numpy(probs_NK) for name, probs_NK in probs.items()},
         teacher_BC=None if teacher is None else torch.from_numpy(teacher),
     )
 
 
 def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:
-    """Some of the images that the method trains on, as they are: normalised [B, 3, px, px], for batch statistics."""
-    material, chosen = task.material, np.random.default_rng([task.seed, 3])
-    rows = chosen.permutation(np.concatenate([material.labeled, task.unlabeled]))
-    # of stored and streamed images as many as a step takes of each
-    taken = images * task.streamed // (task.settings.batch_labeled + task.settings.batch_unlabeled)
-    rows = rows[: images - taken]
+    """Yield some of the training images without augmentation, normalized [B, 3, px, px], for batch statistics."""
+    material, random = task.material, np.random.default_rng([task.seed, 3])
+    rows = random.permutation(np.concatenate([material.labeled, task.unlabeled]))
+    # stored and streamed images in the proportion that a step takes
+    streamed_count = images * task.streamed_per_step // (task.settings.batch_labeled + task.settings.batch_unlabeled)
+    rows = rows[: images - streamed_count]
     parts = (np.asarray(material.images_NHWC[part]) for part in np.array_split(rows, math.ceil(len(rows) / batch)))
-    streamed = np.array_split(task.stream.sample[:taken], math.ceil(taken / batch)) if task.stream and taken else []
+    streamed = (
+        np.array_split(task.stream.sample[:streamed_count], math.ceil(streamed_count / batch))
+        if task.stream and streamed_count
+        else []
+    )
     for part in itertools.chain(parts, streamed):
         images_BHWC = torch.from_numpy(part).to(default_device())
-        yield normalise(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)
+        yield normalize(images_BHWC, task.spec.mean, task.spec.std).contiguous(memory_format=torch.channels_last)

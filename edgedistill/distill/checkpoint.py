@@ -1,4 +1,4 @@
-"""A training on disk: last.pt and metrics.jsonl, and how a killed run goes on from them."""
+"""Checkpoints: last.pt and metrics.jsonl, and how a killed run resumes from them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from edgedistill.run.files import atomic
 
 
 def save(state: State, step: int, seconds: float, folder: Path) -> None:
-    """Write last.pt, atomically: the state after `step` steps, which took `seconds` over all processes."""
+    """Write last.pt atomically: the state after `step` steps, which took `seconds` over all processes."""
     parts = {name: part.state_dict() for name, part in state.parts().items()}
-    # by way of memory: on a full disk torch's own writer raises what nobody can tell from a bug
-    held = io.BytesIO()
-    torch.save({"step": step, "seconds": seconds, **parts}, held)
+    # serialized in memory first: on a full disk torch's own writer raises an error that looks like a bug
+    buffer = io.BytesIO()
+    torch.save({"step": step, "seconds": seconds, **parts}, buffer)
     with atomic(folder / artifacts.LAST_CHECKPOINT.name) as temporary:
-        temporary.write_bytes(held.getbuffer())
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def resume(state: State, folder: Path) -> tuple[int, float]:
-    """Load last.pt where there is one; returns the steps done and their seconds.
+    """Load last.pt if it exists; returns the steps done and their seconds.
 
-    metrics.jsonl is cut back to it: of several processes by the one that leads, the others only read.
+    metrics.jsonl is cut back to the checkpoint's step. With several processes only the leader writes it.
     """
     checkpoint, lines, leads = (
         folder / artifacts.LAST_CHECKPOINT.name,
         folder / artifacts.METRICS.name,
-        processes.team().leads,
+        processes.team().is_leader,
     )
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,14 +50,14 @@ def resume(state: State, folder: Path) -> tuple[int, float]:
     step = int(saved["step"])
     if not leads:
         return step, float(saved["seconds"])
-    covered = [text + "\n" for line, text in whole_lines(lines) if line["step"] <= step]
+    covered = [text + "\n" for line, text in complete_lines(lines) if line["step"] <= step]
     with atomic(lines) as temporary:
         temporary.write_text("".join(covered), encoding="utf-8")
     return step, float(saved["seconds"])
 
 
-def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The lines of a JSON-lines file, parsed and as text; one that a kill cut short is left out."""
+def complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the lines of a JSON-lines file, parsed and as text; a line that a kill cut short is skipped."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(text), text

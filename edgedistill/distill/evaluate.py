@@ -1,4 +1,4 @@
-"""How a student answers, without training it: its logits, its accuracy, its loss on what was held out.
+"""Evaluation of a student: its logits, its accuracy and its held-out loss.
 
 B batch, N images of the train store, C target classes, K classes of one source.
 """
@@ -14,37 +14,40 @@ from torch import Tensor, nn
 
 from edgedistill.agent import metrics
 from edgedistill.console import slices
-from edgedistill.data.pixels import normalise
-from edgedistill.distill.batches import Drawn, Images, Rows, Task, gather, training_batches
+from edgedistill.data.pixels import normalize
+from edgedistill.distill.batches import Images, Rows, StepBatch, Task, gather, training_batches
 from edgedistill.distill.methods import Batch, Terms
-from edgedistill.distill.state import Joint, State, refresh_statistics
+from edgedistill.distill.state import State, StudentWithHeads, refresh_statistics
 from edgedistill.records import Accuracy, StudentSpec
 
 
-def on_val(state: State, task: Task) -> Accuracy:
-    """Accuracy of the EMA weights on val, batch statistics made anew; the next step's update writes over those."""
+def val_accuracy(state: State, task: Task) -> Accuracy:
+    """Compute the accuracy of the EMA weights on val, with batch statistics recomputed for them."""
     refresh_statistics(state.ema, training_batches(task))
     return score(logits(state.ema, task.spec, task.material.images_NHWC[task.material.val]), task.material.val_labels)
 
 
-def heads_of(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32; `net` is a Joint."""
-    kind, asked = images_BCHW.device.type, task.settings.precision
-    reduced = asked == "bfloat16" or (asked == "auto" and kind == "cuda")
-    with torch.autocast(kind, torch.bfloat16, enabled=reduced):
+def forward_heads(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Compute target logits [B, C] and the source heads' logits side by side [B, sum of K], in float32.
+
+    `net` is a StudentWithHeads.
+    """
+    device_type, precision = images_BCHW.device.type, task.settings.precision
+    reduced = precision == "bfloat16" or (precision == "auto" and device_type == "cuda")
+    with torch.autocast(device_type, torch.bfloat16, enabled=reduced):
         target_BC, stacked = net(images_BCHW.contiguous(memory_format=torch.channels_last))
         return target_BC.float(), stacked.float()
 
 
-def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor | None = None) -> Batch:
-    """The heads' logits, cut apart by source, beside labels, pseudo-labels and teacher: what the method sees."""
-    probs = {name: value.to(stacked.device).float() for name, value in drawn.source_probs.items()}
-    widths = [value.shape[1] for value in probs.values()]
+def method_batch(target_BC: Tensor, stacked: Tensor, step_batch: StepBatch, weak_UC: Tensor | None = None) -> Batch:
+    """Build the method's input: the heads' logits split by source, with labels, pseudo-labels and teacher."""
+    probs = {name: probs_BK.to(stacked.device).float() for name, probs_BK in step_batch.source_probs.items()}
+    widths = [probs_BK.shape[1] for probs_BK in probs.values()]
     split = dict(zip(probs, torch.split(stacked, widths, dim=1), strict=True)) if probs else {}
-    teacher_BC = drawn.teacher_BC.to(target_BC.device).float() if drawn.teacher_BC is not None else None
+    teacher_BC = step_batch.teacher_BC.to(target_BC.device).float() if step_batch.teacher_BC is not None else None
     return Batch(
         target_logits_BC=target_BC,
-        labels_B=drawn.labels_B.to(target_BC.device),
+        labels_B=step_batch.labels_B.to(target_BC.device),
         source_logits=split,
         source_probs=probs,
         teacher_probs_BC=teacher_BC,
@@ -52,44 +55,47 @@ def as_batch(target_BC: Tensor, stacked: Tensor, drawn: Drawn, weak_UC: Tensor |
     )
 
 
-def plain(images_BHWC: Tensor, task: Task, device: torch.device) -> Tensor:
-    """uint8 images as the student takes them, normalised, without augmentation: [B, 3, px, px]."""
-    return normalise(images_BHWC.to(device), task.spec.mean, task.spec.std)
+def student_input(images_BHWC: Tensor, task: Task, device: torch.device) -> Tensor:
+    """Normalize uint8 images as the student takes them, without augmentation: [B, 3, px, px]."""
+    return normalize(images_BHWC.to(device), task.spec.mean, task.spec.std)
 
 
 def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> float:
-    """How well the student answers as its sources do, on val and the images held out; for transfer, its loss on val.
+    """Compute the method's source terms on val and the held-out images; for transfer, the label loss on val.
 
-    The label term is left out where there are others: on a few dozen images it prefers the student that is least
-    sure, while the source terms, which can be asked of any image, put candidates in the order of their later accuracy
-    (on the quickstart's three candidates with two seeds: both times, and the label term neither time).
+    The label term is left out if there are others: on a few dozen images it prefers the least confident student. The
+    source terms can be computed on any image, and rank candidates in the order of their later accuracy (on the
+    quickstart's three candidates with two seeds: both times, and the label term neither time).
     """
     material, device = task.material, next(state.ema.parameters()).device
     unlabeled = material.held_out if task.needs - {"frozen"} else material.held_out[:0]
-    drawn = gather(task, material.val, material.val_labels, unlabeled)
+    step_batch = gather(task, material.val, material.val_labels, unlabeled)
     state.ema.eval()
     with torch.inference_mode():
-        net = Joint(state.ema, state.heads)
-        heads = [heads_of(net, plain(part, task, device), task) for part in torch.split(drawn.images_BHWC, 64)]
+        net = StudentWithHeads(state.ema, state.heads)
+        heads = [
+            forward_heads(net, student_input(part, task, device), task)
+            for part in torch.split(step_batch.images_BHWC, 64)
+        ]
         target, stacked = (torch.cat(parts) for parts in zip(*heads, strict=True))
-        terms = loss(as_batch(target, stacked, drawn, target[drawn.labels_B < 0]))
-    counted = {name: value for name, value in terms.items() if name not in {"labels", "consistency"}}
-    counted = counted or {"labels": terms["labels"]}
-    return float(sum(value.item() for value in counted.values()))
+        terms = loss(method_batch(target, stacked, step_batch, target[step_batch.labels_B < 0]))
+    source_terms = {name: term for name, term in terms.items() if name not in {"labels", "consistency"}}
+    source_terms = source_terms or {"labels": terms["labels"]}
+    return float(sum(term.item() for term in source_terms.values()))
 
 
 def logits(model: nn.Module, spec: StudentSpec, images_NHWC: Images, batch: int = 64) -> NDArray[np.float32]:
-    """The student's logits_NC on uint8 images [N, px, px, 3], without augmentation, in eval mode."""
+    """Compute the student's logits_NC on uint8 images [N, px, px, 3], without augmentation, in eval mode."""
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(normalise(torch.from_numpy(np.array(images_NHWC[part])).to(device), spec.mean, spec.std)).cpu()
+            model(normalize(torch.from_numpy(np.array(images_NHWC[part])).to(device), spec.mean, spec.std)).cpu()
             for part in slices(f"torch on {len(images_NHWC)} images", len(images_NHWC), batch)
         ]
     return np.asarray(torch.cat(parts).float().numpy())
 
 
 def score(logits_NC: NDArray[np.float32], labels_N: Rows) -> Accuracy:
-    """Accuracy record of logits against labels."""
+    """Compute the accuracy record of logits against labels."""
     return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(axis=1)))

@@ -1,7 +1,7 @@
-"""The training loop: one student, one method, so many steps; the EMA weights of the last step are the result.
+"""The training loop for one student and one method; the EMA weights of the last step are the result.
 
-Every step draws its images and its augmentation from (seed, step) alone. A run that was killed and goes on from its
-last checkpoint therefore sees what it would have seen, and ends with the same weights to the byte.
+Every step draws its images and its augmentation from (seed, step) alone. A killed run that resumes from its last
+checkpoint therefore sees the same batches, and ends with the same weights to the byte.
 
 B batch, N images of the train store, C target classes, K classes of one source.
 """
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgedistill.distill.augment import augment, strengthened
-from edgedistill.distill.batches import Drawn, Task, draw_batch
+from edgedistill.distill.augment import augment, strong_augment
+from edgedistill.distill.batches import StepBatch, Task, draw_batch
 from edgedistill.distill.checkpoint import resume, save
-from edgedistill.distill.evaluate import as_batch, heads_of, held_out_loss, on_val, plain
+from edgedistill.distill.evaluate import forward_heads, held_out_loss, method_batch, student_input, val_accuracy
 from edgedistill.distill.methods import Batch, Terms
-from edgedistill.distill.state import Joint, State, descend, set_rate, start
+from edgedistill.distill.state import State, StudentWithHeads, initial_state, optimizer_step, set_learning_rate
 from edgedistill.distributed import processes
 from edgedistill.errors import EdgeDistillError
 from edgedistill.records import Accuracy
@@ -37,14 +37,14 @@ OnStep = Callable[[int, Mapping[str, float]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A trained student (EMA weights, eval mode) and how it does on what it was not trained on.
+class TrainedStudent:
+    """A trained student (EMA weights, eval mode) and its figures on held-out images.
 
     Attributes:
         model: the student.
         val: its accuracy on val.
-        loss: the method's source terms on val and the images held out, by the last source heads; see held_out_loss.
-        seconds: training time, over all processes that took part.
+        loss: the method's source terms on val and the held-out images, from the last source heads; see held_out_loss.
+        seconds: training time in seconds, over all processes that resumed the run.
     """
 
     model: nn.Module
@@ -60,108 +60,123 @@ def fit(
     on_step: OnStep = lambda step, scalars: None,
     rungs: Mapping[int, Callable[[Accuracy], object]] = MappingProxyType({}),
     heads: Mapping[str, Any] | None = None,
-) -> Fitted:
-    """Train `model` (parts `backbone` and `head`) as `task` says.
+) -> TrainedStudent:
+    """Train `model` (parts `backbone` and `head`) on `task`.
 
     Args:
-        model: from student.build.
-        task: what stays the same over the steps.
-        folder: where last.pt and metrics.jsonl go; None trains without a trace (a search trial).
+        model: from students.build.
+        task: the training data and settings.
+        folder: where last.pt and metrics.jsonl are written; None writes no files (a search trial).
         on_step: called after each step with its number (from 1) and its scalars; steps that a checkpoint already
             covers are not repeated.
-        rungs: step -> what is called with the accuracy on val after it; what it raises ends the training.
-        heads: the source heads to begin with; drawn from the seed where there are none.
+        rungs: step -> callback that receives the accuracy on val after it; an exception it raises ends the training.
+        heads: state of the source heads to begin with; drawn from the seed by default.
 
     Raises:
-        EdgeDistillError: the loss is no longer finite.
+        EdgeDistillError: the loss is not finite.
     """
     classes = sum(task.material.source_probs[name].shape[1] for name in task.sources)
-    kept = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
-    state, loss = start(model, classes, task.settings.model_copy(update={"freeze": kept}), task.seed), task.loss()
+    frozen = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
+    state, loss = (
+        initial_state(model, classes, task.settings.model_copy(update={"freeze": frozen}), task.seed),
+        task.loss(),
+    )
     if heads:
         state.heads.load_state_dict(heads)
-    begin, before = 0, 0.0
+    begin, earlier_seconds = 0, 0.0
     if folder:
         with processes.leader_first():
-            begin, before = resume(state, folder)
-        processes.agreed(begin, "the step to go on from")
+            begin, earlier_seconds = resume(state, folder)
+        processes.require_agreement(begin, "the step to go on from")
     started = time.monotonic()
     for step in range(begin, task.steps):
-        set_rate(state.optimiser, task.settings, step, task.steps)
-        scalars = train_step(state, loss, drawn=draw_batch(task, step), task=task, step=step)
+        set_learning_rate(state.optimizer, task.settings, step, task.steps)
+        scalars = train_step(state, loss, step_batch=draw_batch(task, step), task=task, step=step)
         if not math.isfinite(scalars["loss"]):
             raise EdgeDistillError(f"distill: the loss is not finite at step {step + 1}", "lower distill.lr")
-        if folder and processes.team().leads:
+        if folder and processes.team().is_leader:
             record(
-                folder, state, task=task, step=step + 1, scalars=scalars, seconds=before + time.monotonic() - started
+                folder,
+                state,
+                task=task,
+                step=step + 1,
+                scalars=scalars,
+                seconds=earlier_seconds + time.monotonic() - started,
             )
         on_step(step + 1, scalars)
         if step + 1 in rungs:
-            processes.led(partial(rungs[step + 1], on_val(state, task)))
-    val = on_val(state, task)
-    seconds = before + time.monotonic() - started
-    return Fitted(model=state.ema.eval(), val=val, loss=held_out_loss(state, loss, task), seconds=seconds)
+            processes.run_on_leader(partial(rungs[step + 1], val_accuracy(state, task)))
+    val = val_accuracy(state, task)
+    seconds = earlier_seconds + time.monotonic() - started
+    return TrainedStudent(model=state.ema.eval(), val=val, loss=held_out_loss(state, loss, task), seconds=seconds)
 
 
-def train_step(state: State, loss: Callable[[Batch], Terms], drawn: Drawn, task: Task, step: int) -> dict[str, float]:
-    """Forward, the method's terms, one step of the optimiser; returns {"loss", "terms/..."} of the whole batch."""
+def train_step(
+    state: State, loss: Callable[[Batch], Terms], step_batch: StepBatch, task: Task, step: int
+) -> dict[str, float]:
+    """Run the forward pass, the method's terms and one optimizer step; returns {"loss", "terms/..."} of the batch."""
     device = next(state.model.parameters()).device
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
     state.model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
-        images_BCHW = augment(plain(seen(drawn, task), task, device), task.settings.augment, random, drawn.places)
-        weak_UC = weak_logits(state, drawn, task, random)
-        terms = loss(as_batch(*heads_of(state.net, images_BCHW, task), drawn, weak_UC))
+        images_BCHW = augment(
+            student_input(strong_view(step_batch, task), task, device),
+            task.settings.augment,
+            random,
+            step_batch.positions,
+        )
+        weak_UC = weak_logits(state, step_batch, task, random)
+        terms = loss(method_batch(*forward_heads(state.net, images_BCHW, task), step_batch, weak_UC))
     total = torch.stack(list(terms.values())).sum()
-    descend(state, total, task.settings.ema_decay, step)
+    optimizer_step(state, total, task.settings.ema_decay, step)
     values = processes.mean(torch.stack([total, *terms.values()]).detach()).tolist()  # one wait, not one a term
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
 
 
-def seen(drawn: Drawn, task: Task) -> Tensor:
-    """The step's uint8 images before crops and flips: unlabeled ones strongly augmented where two views are asked."""
+def strong_view(step_batch: StepBatch, task: Task) -> Tensor:
+    """The step's uint8 images before crops and flips; for methods with two views, unlabeled ones strongly augmented."""
     if "weak" not in task.needs:
-        return drawn.images_BHWC
-    labeled = int((drawn.labels_B >= 0).sum())
-    if drawn.all_UHWC is None or drawn.places_U is None:
-        strong_UHWC = strengthened(drawn.images_BHWC[labeled:], task.settings.strong)
+        return step_batch.images_BHWC
+    labeled = int((step_batch.labels_B >= 0).sum())
+    if step_batch.all_UHWC is None or step_batch.positions_U is None:
+        strong_UHWC = strong_augment(step_batch.images_BHWC[labeled:], task.settings.strong)
     else:
-        strong_UHWC = strengthened(drawn.all_UHWC, task.settings.strong)[drawn.places_U.mine]
-    return torch.cat([drawn.images_BHWC[:labeled], strong_UHWC])
+        strong_UHWC = strong_augment(step_batch.all_UHWC, task.settings.strong)[step_batch.positions_U.indices]
+    return torch.cat([step_batch.images_BHWC[:labeled], strong_UHWC])
 
 
-def weak_logits(state: State, drawn: Drawn, task: Task, random: torch.Generator) -> Tensor | None:
-    """The target head [U, C] on a weakly augmented view, without gradient: small crops, the recipe's flips.
+def weak_logits(state: State, step_batch: StepBatch, task: Task, random: torch.Generator) -> Tensor | None:
+    """Compute target logits [U, C] on a weakly augmented view, without gradient: mild crops and the recipe's flips.
 
-    None for a method that asks for no second view.
+    None for a method that needs no second view.
     """
     if "weak" not in task.needs:
         return None
-    device, images_UHWC = next(state.model.parameters()).device, drawn.images_BHWC[drawn.labels_B < 0]
+    device, images_UHWC = next(state.model.parameters()).device, step_batch.images_BHWC[step_batch.labels_B < 0]
     if not len(images_UHWC):
         return torch.zeros(0, task.spec.num_classes, device=device)
-    usual = task.settings.augment
-    weak = usual.model_copy(update={"min_area": max(0.8, usual.min_area), "jitter": 0.0})
+    settings = task.settings.augment
+    weak = settings.model_copy(update={"min_area": max(0.8, settings.min_area), "jitter": 0.0})
     with torch.no_grad():
-        images_UCHW = augment(plain(images_UHWC, task, device), weak, random, drawn.places_U)
-        return heads_of(Joint(state.model, state.heads), images_UCHW, task)[0]
+        images_UCHW = augment(student_input(images_UHWC, task, device), weak, random, step_batch.positions_U)
+        return forward_heads(StudentWithHeads(state.model, state.heads), images_UCHW, task)[0]
 
 
 def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
-    """A line a step, an evaluation now and then, and after the line the checkpoint that covers it."""
+    """Append the step's line to metrics.jsonl, with an evaluation if one is due, then save the checkpoint if due."""
     settings, last = task.settings, step == task.steps
-    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) or task.streamed else 0)
+    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) or task.streamed_per_step else 0)
     line: dict[str, Any] = {
         "step": step,
         "loss": scalars["loss"],
-        "lr": state.optimiser.param_groups[0]["lr"],
-        "terms": {name[len("terms/") :]: value for name, value in scalars.items() if name.startswith("terms/")},
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "terms": {name[len("terms/") :]: term for name, term in scalars.items() if name.startswith("terms/")},
         "images_per_second": round(images * step / seconds, 2),
     }
     if step % settings.evaluate_every == 0 or last:
-        line["val"] = asdict(on_val(state, task))
+        line["val"] = asdict(val_accuracy(state, task))
     with (folder / artifacts.METRICS.name).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
     if step % settings.checkpoint_every == 0 or last:

@@ -1,8 +1,8 @@
 """Distillation methods: pure functions from one batch to named loss terms, whose sum is the loss.
 
-B batch, U its unlabeled images, C target classes, K classes of one source. The student carries its target head and
-one extra linear head per source in use, in that source's label space; the extra heads are dropped after training.
-Terms are already weighted, so what is logged is what is summed.
+B batch, U its unlabeled images, C target classes, K classes of one source. The student has its target head and one
+extra linear head per source in use, in that source's label space; the extra heads are dropped after training.
+Terms are logged as they are summed, with their weights applied.
 
     METHODS[name].loss(batch, alphas, **options) -> {term: scalar tensor}
 """
@@ -24,21 +24,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Weight = Annotated[float, Field(ge=0.0)]
+LabelShare = Annotated[float, Field(ge=0.0, le=1.0, description="Share of the labels in the loss.")]
+Temperature = Annotated[
+    float,
+    Field(
+        gt=0.0,
+        description="Temperature of student and source; the term is scaled by its square (Hinton et al. 2015).",
+    ),
+]
+Normalise = Annotated[
+    bool, Field(description="Divide each source's term by log K, so that 1,000 classes do not outweigh 10.")
+]
+Sharpen = Annotated[
+    float, Field(gt=0.0, description="The teacher's probabilities are raised to this power and normalized.")
+]
+Threshold = Annotated[float, Field(ge=0.0, le=1.0, description="Least confidence of a pseudo-label that is used.")]
+Weight = Annotated[float, Field(ge=0.0, description="Weight of the consistency term.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a method may see of one step.
+    """The inputs of a method for one step.
 
     Attributes:
-        target_logits_BC: the student's target head.
+        target_logits_BC: logits of the student's target head.
         labels_B: target labels, -1 where the image has none.
-        source_logits: per source, the student's extra head, [B, K].
-        source_probs: per source, its cached pseudo-labels for the same images, [B, K]; rows sum to 1.
-        teacher_probs_BC: what the sources' probes say in the target's own classes; rows sum to 1.
-        weak_logits_UC: the target head on a weakly augmented view of the unlabeled images, without gradient.
+        source_logits: logits of the student's extra head for each source, [B, K].
+        source_probs: cached pseudo-labels of each source for the same images, [B, K]; rows sum to 1.
+        teacher_probs_BC: the teacher's probabilities of the target's own classes; rows sum to 1.
+        weak_logits_UC: target logits on a weakly augmented view of the unlabeled images, without gradient.
     """
 
     target_logits_BC: Tensor
@@ -60,44 +74,56 @@ Need = Literal["sources", "teacher", "weak", "frozen"]
 
 
 def transfer(batch: Batch, alphas: Alphas) -> Terms:
-    """Cross-entropy on the labels alone: fine-tuning from the initial weights, the baseline."""
+    """Cross-entropy on the labels alone: the baseline of fine-tuning from the initial weights."""
     return {"labels": label_loss(batch)}
 
 
 def linear_probe(batch: Batch, alphas: Alphas) -> Terms:
-    """As transfer, with the backbone's weights kept: only the target head learns."""
+    """As transfer, with frozen backbone weights: only the target head is trained."""
     return {"labels": label_loss(batch)}
 
 
-def fixmatch(batch: Batch, alphas: Alphas, *, threshold: Unit = 0.95, weight: Weight = 1.0) -> Terms:
-    """Labels, and consistency between two views of the unlabeled images (Sohn et al., FixMatch, NeurIPS 2020).
+def fixmatch(batch: Batch, alphas: Alphas, *, threshold: Threshold = 0.95, weight: Weight = 1.0) -> Terms:
+    """Label loss plus consistency of two views of the unlabeled images (Sohn et al., FixMatch, NeurIPS 2020).
 
     CE(labels) + weight * mean over U of [max p_weak >= threshold] CE(strong view, argmax p_weak).
 
     Args:
         batch: one step's logits and labels; the target head's own logits are those of the strong view.
         alphas: not used; no source takes part.
-        threshold: least confidence of a pseudo-label that counts.
-        weight: of the consistency term.
     """
     return {"labels": label_loss(batch), "consistency": weight * consistency_loss(batch, threshold)}
 
 
 def nearest(
-    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.8, temperature: Temperature = 1.0, normalise: Normalise = True
 ) -> Terms:
-    """DistillNearest (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and the most similar source alone.
+    """DistillNearest (our reading of Borup, Phoo, Hariharan, ICCV 2023): label loss plus the most similar source.
 
     lam * CE(labels) + (1 - lam) * CE(source head, pseudo-labels of the source with the largest weight).
     """
-    return mixture(batch, heaviest(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
+    return mixture(batch, heaviest_source(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
 
 
 def single(
-    batch: Batch, alphas: Alphas, *, source: str, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    source: str,
+    lam: LabelShare = 0.8,
+    temperature: Temperature = 1.0,
+    normalise: Normalise = True,
 ) -> Terms:
-    """As nearest, from the source that is named: what one source alone is worth."""
-    return mixture(batch, named(alphas, {"source": source}), lam=lam, temperature=temperature, normalise=normalise)
+    """As nearest, from the source named by `source`: measures one source alone.
+
+    Args:
+        batch: one step's logits, labels and pseudo-labels.
+        alphas: weight of each source; not used.
+        source: name of the source.
+    """
+    return mixture(
+        batch, named_source(alphas, {"source": source}), lam=lam, temperature=temperature, normalise=normalise
+    )
 
 
 def random(
@@ -105,49 +131,50 @@ def random(
     alphas: Alphas,
     *,
     seed: int = 0,
-    lam: Unit = 0.8,
-    temperature: Positive = 1.0,
-    normalise: bool = True,
+    lam: LabelShare = 0.8,
+    temperature: Temperature = 1.0,
+    normalise: Normalise = True,
 ) -> Terms:
-    """As nearest, from a source drawn with `seed`: the control that shows what choosing is worth."""
-    return mixture(batch, drawn(alphas, {"seed": seed}), lam=lam, temperature=temperature, normalise=normalise)
+    """As nearest, from a source drawn with `seed`: the control for the choice of the source.
+
+    Args:
+        batch: one step's logits, labels and pseudo-labels.
+        alphas: weight of each source; not used.
+        seed: seed of the draw.
+    """
+    return mixture(batch, random_source(alphas, {"seed": seed}), lam=lam, temperature=temperature, normalise=normalise)
 
 
 def equal(
-    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.8, temperature: Temperature = 1.0, normalise: Normalise = True
 ) -> Terms:
-    """All sources with the same weight: the control that shows what the weighting is worth."""
-    return mixture(batch, evenly(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
+    """As weighted, with the same weight for all sources: the control for the weighting."""
+    return mixture(batch, equal_shares(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
 
 
 def weighted(
-    batch: Batch, alphas: Alphas, *, lam: Unit = 0.8, temperature: Positive = 1.0, normalise: bool = True
+    batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.8, temperature: Temperature = 1.0, normalise: Normalise = True
 ) -> Terms:
-    """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): labels, and every source by its similarity.
+    """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): label loss plus all sources by similarity.
 
     lam * CE(labels) + (1 - lam) * sum_s alpha_s * CE(head of s, pseudo-labels of s).
 
     Args:
         batch: one step's logits, labels and pseudo-labels.
         alphas: weight of each source; >= 0, sum 1.
-        lam: share of the labels in the loss.
-        temperature: of student and source alike; the source term is scaled by its square (Hinton et al. 2015).
-        normalise: divide each source's term by log K, so that 1,000 classes do not outweigh 10.
     """
     return mixture(batch, alphas, lam=lam, temperature=temperature, normalise=normalise)
 
 
-def adapted(batch: Batch, alphas: Alphas, *, lam: Unit = 0.5, sharpen: Positive = 2.0) -> Terms:
-    """Labels, and a teacher that speaks the target's own classes: linear probes on the sources' features, mixed.
+def adapted(batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.5, sharpen: Sharpen = 2.0) -> Terms:
+    """Label loss plus a teacher in the target's own classes: a mixture of linear probes on the sources' features.
 
     lam * CE(labels) + (1 - lam) * CE(target head, teacher), on labeled and unlabeled images. After Vemulapalli et al.
     2023 (arXiv 2311.18237) and SimCLRv2 (Chen et al. 2020); how the probes are mixed is the recipe's `teacher`.
 
     Args:
         batch: one step's logits, labels and teacher.
-        alphas: not used here: the teacher is mixed before training.
-        lam: share of the labels in the loss.
-        sharpen: the teacher's probabilities are raised to this power and normalised.
+        alphas: not used; the teacher is mixed before training.
     """
     return {"labels": lam * label_loss(batch), "teacher": (1.0 - lam) * teacher_loss(batch, sharpen)}
 
@@ -156,12 +183,12 @@ def consistent(
     batch: Batch,
     alphas: Alphas,
     *,
-    lam: Unit = 0.5,
-    sharpen: Positive = 2.0,
-    threshold: Unit = 0.95,
+    lam: LabelShare = 0.5,
+    sharpen: Sharpen = 2.0,
+    threshold: Threshold = 0.95,
     weight: Weight = 0.5,
 ) -> Terms:
-    """`adapted`, with FixMatch's consistency on top of it (Wang et al., USB, NeurIPS 2022, on what helps whom)."""
+    """`adapted` plus FixMatch's consistency term (Wang et al., USB, NeurIPS 2022, compare such combinations)."""
     return {
         **adapted(batch, alphas, lam=lam, sharpen=sharpen),
         "consistency": weight * consistency_loss(batch, threshold),
@@ -172,18 +199,23 @@ def combined(
     batch: Batch,
     alphas: Alphas,
     *,
-    lam: Unit = 0.3,
+    lam: LabelShare = 0.3,
     sources: Unit = 0.3,
-    sharpen: Positive = 2.0,
-    temperature: Positive = 1.0,
-    normalise: bool = True,
+    sharpen: Sharpen = 2.0,
+    temperature: Temperature = 1.0,
+    normalise: Normalise = True,
 ) -> Terms:
-    """`adapted`, with the weighted sources' own label spaces as an auxiliary task (after UNIC, Sariyildiz et al. 2024).
+    """`adapted` plus the weighted sources' own label spaces as an auxiliary task (after UNIC, Sariyildiz et al. 2024).
 
     lam * CE(labels) + (1 - lam - sources) * CE(target head, teacher) + sources * sum_s alpha_s CE(head of s, s).
 
+    Args:
+        batch: one step's logits, labels, pseudo-labels and teacher.
+        alphas: weight of each source; >= 0, sum 1.
+        sources: share of the sources in the loss.
+
     Raises:
-        InputError: lam and sources leave nothing for the teacher.
+        InputError: lam + sources is over 1.
     """
     if lam + sources > 1.0:
         raise InputError("distill.method: lam + sources is over 1", "lower one of them")
@@ -193,31 +225,31 @@ def combined(
     return {"labels": lam * label_loss(batch), "teacher": teacher, **auxiliary}
 
 
-def by_weight(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Every source with a weight, by it."""
+def weighted_shares(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Every source with a positive weight, with that weight as its share."""
     return {name: alpha for name, alpha in alphas.items() if alpha > 0.0}
 
 
-def evenly(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Every source, with the same share."""
+def equal_shares(alphas: Alphas, options: Options) -> dict[str, float]:
+    """All sources with equal shares."""
     return dict.fromkeys(alphas, 1.0 / len(alphas)) if alphas else {}
 
 
-def heaviest(alphas: Alphas, options: Options) -> dict[str, float]:
-    """The source with the largest weight alone; of equal weights the first."""
+def heaviest_source(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Only the source with the largest weight; the first if several are equal."""
     return {max(alphas, key=lambda name: alphas[name]): 1.0} if alphas else {}
 
 
-def drawn(alphas: Alphas, options: Options) -> dict[str, float]:
-    """A source drawn with the option `seed` alone."""
+def random_source(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Only one source, drawn with the option `seed`."""
     return {stdlib_random.Random(options.get("seed", 0)).choice(sorted(alphas)): 1.0} if alphas else {}
 
 
-def named(alphas: Alphas, options: Options) -> dict[str, float]:
-    """The source of the option `source` alone.
+def named_source(alphas: Alphas, options: Options) -> dict[str, float]:
+    """Only the source named by the option `source`.
 
     Raises:
-        InputError: there is no such source.
+        InputError: no source has that name.
     """
     if not alphas:
         return {}
@@ -226,23 +258,23 @@ def named(alphas: Alphas, options: Options) -> dict[str, float]:
     return {options["source"]: 1.0}
 
 
-def no_sources(alphas: Alphas, options: Options) -> dict[str, float]:
-    """No source's own label space takes part."""
+def no_shares(alphas: Alphas, options: Options) -> dict[str, float]:
+    """No shares: the method uses no source's own label space."""
     return {}
 
 
-def nothing_wrong(options: Options, sources: Collection[str]) -> str:
-    """The signature says all there is to check."""
+def no_problem(options: Options, sources: Collection[str]) -> str:
+    """Find no problem: the signature checks all options."""
     return ""
 
 
 def source_problem(options: Options, sources: Collection[str]) -> str:
-    """The option `source` must name a source."""
+    """Check that the option `source` names a source."""
     return "" if options.get("source") in sources else f"no source is called {options.get('source')}"
 
 
 def shares_problem(options: Options, sources: Collection[str]) -> str:
-    """The options `lam` and `sources` must leave something for the teacher."""
+    """Check that the options `lam` and `sources` do not sum to more than 1."""
     lam, auxiliary = options.get("lam", 0.3), options.get("sources", 0.3)
     if not (isinstance(lam, float | int) and isinstance(auxiliary, float | int)):
         return ""
@@ -255,19 +287,22 @@ class Method:
 
     Attributes:
         loss: from a batch and the sources' weights to named loss terms; keyword-only parameters are recipe options.
-        needs: what it must be given besides the labels.
-        shares: from weights and options to the sources whose own label spaces it distils from, and their shares.
-        problem: what options that fit the signature can still get wrong, "" for nothing; asked before any work.
+        needs: inputs it needs besides the labels.
+        shares: from weights and options to the sources whose own label spaces it distills from, and their shares.
+        version: raised when the method computes something else for the same settings; lines of the suite made under
+            another version are not mixed with these.
+        problem: checks what the signature cannot; returns a message, "" if options are right. Called before any work.
     """
 
     loss: Callable[..., Terms]
     needs: frozenset[Need] = frozenset()
-    shares: Callable[[Alphas, Options], dict[str, float]] = no_sources
-    problem: Callable[[Options, Collection[str]], str] = nothing_wrong
+    shares: Callable[[Alphas, Options], dict[str, float]] = no_shares
+    problem: Callable[[Options, Collection[str]], str] = no_problem
+    version: int = 1
 
     @property
-    def asks_sources(self) -> bool:
-        """Does it learn from sources, in their label spaces or through a teacher?"""
+    def uses_sources(self) -> bool:
+        """Whether it learns from sources, in their label spaces or through a teacher."""
         return bool(self.needs & {"sources", "teacher"})
 
 
@@ -276,27 +311,27 @@ METHODS: dict[str, Method] = {
     "transfer": Method(loss=transfer),
     "linear_probe": Method(loss=linear_probe, needs=frozenset({"frozen"})),
     "fixmatch": Method(loss=fixmatch, needs=frozenset({"weak"})),
-    "random": Method(loss=random, needs=SOURCES, shares=drawn),
-    "nearest": Method(loss=nearest, needs=SOURCES, shares=heaviest),
-    "single": Method(loss=single, needs=SOURCES, shares=named, problem=source_problem),
-    "equal": Method(loss=equal, needs=SOURCES, shares=evenly),
-    "weighted": Method(loss=weighted, needs=SOURCES, shares=by_weight),
+    "random": Method(loss=random, needs=SOURCES, shares=random_source),
+    "nearest": Method(loss=nearest, needs=SOURCES, shares=heaviest_source),
+    "single": Method(loss=single, needs=SOURCES, shares=named_source, problem=source_problem),
+    "equal": Method(loss=equal, needs=SOURCES, shares=equal_shares),
+    "weighted": Method(loss=weighted, needs=SOURCES, shares=weighted_shares),
     "adapted": Method(loss=adapted, needs=frozenset({"teacher"})),
     "consistent": Method(loss=consistent, needs=frozenset({"teacher", "weak"})),
     "combined": Method(
-        loss=combined, needs=frozenset({"teacher", "sources"}), shares=by_weight, problem=shares_problem
+        loss=combined, needs=frozenset({"teacher", "sources"}), shares=weighted_shares, problem=shares_problem
     ),
 }
 
 
 def consistency_loss(batch: Batch, threshold: float) -> Tensor:
-    """FixMatch's term over the unlabeled images, a scalar; 0 where the batch has none or none is sure enough."""
+    """FixMatch's term over the unlabeled images, a scalar; 0 if there are none or none reaches the threshold."""
     import torch.nn.functional as F
 
     assert batch.weak_logits_UC is not None, "the method needs the weak view"
     strong_UC = batch.target_logits_BC[batch.labels_B < 0]
-    sure_U, pseudo_U = batch.weak_logits_UC.softmax(dim=1).max(dim=1)
-    losses_U = F.cross_entropy(strong_UC, pseudo_U, reduction="none") * (sure_U >= threshold)
+    confidence_U, pseudo_U = batch.weak_logits_UC.softmax(dim=1).max(dim=1)
+    losses_U = F.cross_entropy(strong_UC, pseudo_U, reduction="none") * (confidence_U >= threshold)
     return losses_U.sum() / max(1, len(losses_U))
 
 
@@ -307,15 +342,15 @@ def teacher_loss(batch: Batch, sharpen: float) -> Tensor:
 
 
 def sharpened(probs_BC: Tensor, power: float) -> Tensor:
-    """p^power, normalised; 1 leaves it as it is."""
+    """Raise probabilities to `power` and normalize them; 1 returns them unchanged."""
     if power == 1.0:
         return probs_BC
-    raised = (probs_BC / probs_BC.amax(dim=-1, keepdim=True)) ** power
-    return raised / raised.sum(dim=-1, keepdim=True)
+    powers_BC = (probs_BC / probs_BC.amax(dim=-1, keepdim=True)) ** power
+    return powers_BC / powers_BC.sum(dim=-1, keepdim=True)
 
 
 def label_loss(batch: Batch) -> Tensor:
-    """Mean cross-entropy over the labeled images of the batch; 0 where there are none."""
+    """Mean cross-entropy over the labeled images of the batch; 0 if there are none."""
     import torch.nn.functional as F
 
     labeled = batch.labels_B >= 0
@@ -326,26 +361,26 @@ def label_loss(batch: Batch) -> Tensor:
 def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normalise: bool) -> Tensor:
     """Mean cross-entropy of a source head against the source's own distribution, on labeled and unlabeled images.
 
-    Several sources with the same K can be given at once, [B, S, K]; then the result is [S], else a scalar.
+    Several sources with the same K can be stacked, [B, S, K]; then the result is [S], else a scalar.
     """
     import torch
 
     if temperature != 1.0:
-        softened = probs_BK.clamp(min=1e-8) ** (1.0 / temperature)
-        probs_BK = softened / softened.sum(dim=-1, keepdim=True)
+        softened_BK = probs_BK.clamp(min=1e-8) ** (1.0 / temperature)
+        probs_BK = softened_BK / softened_BK.sum(dim=-1, keepdim=True)
     scaled = logits_BK / temperature if temperature != 1.0 else logits_BK
-    # rows of probs sum to 1, so the cross-entropy is the log-sum-exp less one inner product
+    # rows of probs sum to 1, so the cross-entropy is the log-sum-exp minus one inner product
     loss: Tensor = (scaled.logsumexp(dim=-1) - torch.linalg.vecdot(probs_BK, scaled)).mean(dim=0)
     return loss * temperature**2 / (math.log(max(2, logits_BK.shape[-1])) if normalise else 1.0)
 
 
 def mixture(batch: Batch, alphas: Alphas, lam: float, temperature: float, normalise: bool) -> Terms:
-    """`labels` and one term a source with weight, scaled by lam and (1 - lam) * alpha."""
+    """Compute `labels` and one term per source with weight, scaled by lam and (1 - lam) * alpha."""
     import torch
 
     losses: Terms = {}
     active = [name for name, alpha in alphas.items() if alpha > 0.0]
-    # sources with label spaces of one size go through together: a dozen ImageNet nets cost three operations, not forty
+    # sources with label spaces of the same size are stacked: a dozen ImageNet nets cost three operations, not forty
     for _, group in itertools.groupby(sorted(active, key=batch.classes), key=batch.classes):
         names = list(group)
         logits_BSK = torch.stack([batch.source_logits[name] for name in names], dim=1)

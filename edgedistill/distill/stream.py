@@ -1,8 +1,8 @@
-"""Shuffled images out of shards, with what sources and teacher say of them: each step's follow from (seed, step) alone.
+"""Shuffled images from shards with source and teacher outputs; each step's images depend on (seed, step) alone.
 
-The shards of an epoch come in a random order and are taken up in windows of some shards; within a window images are
-shuffled. While one window is trained on, the next is read and decoded.
-N images of all shards, U of them a step, K classes of a source, C target classes.
+The shards of an epoch come in random order and are grouped into windows of several shards; images are shuffled within
+a window. While one window is trained on, the next is read and decoded.
+N images of all shards, U of them per step, R rows of one shard, K classes of a source, C target classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.data import images
-from edgedistill.data.shards import Shard, View, mark, squares
+from edgedistill.data.shards import Shard, View, pixel_hash, squares
 from edgedistill.errors import EdgeDistillError
 from edgedistill.sources.outputs import SourceOutputs
 
@@ -30,7 +30,7 @@ SHUFFLE = 4  # keeps these draws apart from those of the train store
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledShard:
-    """A shard, which of its rows take part, and what each source says of all its rows."""
+    """A shard, the rows of it that are trained on, and each source's outputs on all its rows."""
 
     shard: Shard
     rows: Rows
@@ -38,26 +38,26 @@ class LabeledShard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """Images [U, px, px, 3], each source's probabilities [U, K], and the teacher's [U, C] where there is one."""
+class StreamBatch:
+    """Images [U, px, px, 3], each source's probabilities [U, K], and the teacher's [U, C] if there is one."""
 
     images_UHWC: Arrays
     source_probs: dict[str, Arrays]
     teacher_UC: Arrays | None
 
-    def at(self, places: Any) -> Streamed:
-        """Some of them."""
-        teacher = None if self.teacher_UC is None else self.teacher_UC[places]
-        return Streamed(
-            images_UHWC=self.images_UHWC[places],
-            source_probs={name: one[places] for name, one in self.source_probs.items()},
+    def select(self, positions: Any) -> StreamBatch:
+        """The images at some positions, with their outputs."""
+        teacher = None if self.teacher_UC is None else self.teacher_UC[positions]
+        return StreamBatch(
+            images_UHWC=self.images_UHWC[positions],
+            source_probs={name: probs_UK[positions] for name, probs_UK in self.source_probs.items()},
             teacher_UC=teacher,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A stretch of an epoch's order: `shards` and `rows` of its images, [W], the first of them at position `begin`."""
+    """Part of an epoch's order: `shards` and `rows` of its W images, [W], the first of them at position `begin`."""
 
     begin: int
     shards: Rows
@@ -65,36 +65,36 @@ class Window:
 
     @property
     def end(self) -> int:
-        """The position behind the last."""
+        """The position after the last image."""
         return self.begin + len(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Every how many images a step begins, and which places in it this process takes: from `start` up to `stop`."""
+class StepShare:
+    """The share of this process in each step of `count` images: positions `start` up to `stop` within the step."""
 
     count: int
     start: int
     stop: int
 
-    def of(self, window: Window) -> Rows:
-        """Which places in the window are this process's, ascending."""
-        places = np.arange(window.begin, window.end) % self.count
-        return np.flatnonzero((places >= self.start) & (places < self.stop))
+    def positions_in(self, window: Window) -> Rows:
+        """Positions in the window that belong to this process, ascending."""
+        positions = np.arange(window.begin, window.end) % self.count
+        return np.flatnonzero((positions >= self.start) & (positions < self.stop))
 
 
 @dataclass(eq=False, kw_only=True)
 class Stream:
-    """The images of all shards at one input size, in the order of a seed.
+    """The images of all shards at one input size, in an order drawn from a seed.
 
     Args:
         parts: the shards.
-        view: how they are decoded.
+        view: how images are decoded.
         px: the student's input size in pixels.
-        seed: of the order.
-        mixed: images in a window, at least.
-        sources: whose probabilities are wanted.
-        teacher: from each source's features to the teacher's probabilities, where that is wanted.
+        seed: seed of the order.
+        mixed: least number of images in a window.
+        sources: sources whose probabilities are returned.
+        teacher: function from each source's features to the teacher's probabilities, if the method needs them.
     """
 
     parts: tuple[LabeledShard, ...]
@@ -105,135 +105,145 @@ class Stream:
     sources: tuple[str, ...] = ()
     teacher: Callable[[Mapping[str, Arrays]], Arrays] | None = None
     _orders: dict[int, list[Window]] = field(default_factory=dict, repr=False)
-    _ready: dict[tuple[int, Share], Future[Streamed]] = field(default_factory=dict, repr=False)
-    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    ready_batches: dict[tuple[int, StepShare], Future[StreamBatch]] = field(default_factory=dict, repr=False)
+    _read_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __len__(self) -> int:
         """N."""
-        return sum(len(one.rows) for one in self.parts)
+        return sum(len(part.rows) for part in self.parts)
 
-    def draw(self, step: int, count: int, own: slice | None = None) -> Streamed:
-        """The images of a step (from 0), or those of its places `own`.
+    def draw(self, step: int, count: int, own: slice | None = None) -> StreamBatch:
+        """Return the images of a step (from 0), or those at its positions `own`.
 
         Raises:
-            EdgeDistillError: a shard cannot be read any more.
+            EdgeDistillError: a shard can no longer be read.
         """
-        share = Share(count=count, start=own.start, stop=own.stop) if own else Share(count=count, start=0, stop=count)
+        share = (
+            StepShare(count=count, start=own.start, stop=own.stop)
+            if own
+            else StepShare(count=count, start=0, stop=count)
+        )
         first, end = step * count + share.start, step * count + share.stop
-        found = []
+        parts = []
         for window in self._windows_from(first):
             if window.begin >= end:
                 break
-            mine = share.of(window) + window.begin
-            wanted = np.flatnonzero((mine >= first) & (mine < end))
-            if len(wanted):
-                found.append(self._loaded(window, share).at(wanted))
-        return _joined(found)
+            own_positions = share.positions_in(window) + window.begin
+            selected = np.flatnonzero((own_positions >= first) & (own_positions < end))
+            if len(selected):
+                parts.append(self._loaded(window, share).select(selected))
+        return _joined(parts)
 
     @cached_property
     def sample(self) -> Arrays:
-        """A few hundred images as they are, [M, px, px, 3], for batch statistics."""
+        """A few hundred images without augmentation, [M, px, px, 3], for batch statistics."""
         window = next(self._windows_from(0))
         return self._read(window, np.arange(min(512, len(window.rows)))).images_UHWC
 
     def _windows_from(self, position: int) -> Iterator[Window]:
-        """The windows in their order, beginning with the one that holds `position`."""
+        """Yield the windows in order, beginning with the one that holds `position`."""
         for epoch in itertools.count(position // len(self)):
-            yield from (one for one in self._windows(epoch) if one.end > position)
+            yield from (window for window in self._windows(epoch) if window.end > position)
 
     def _windows(self, epoch: int) -> list[Window]:
         if epoch not in self._orders:
-            self._orders = {at: known for at, known in self._orders.items() if at >= epoch - 1}
+            self._orders = {key: windows for key, windows in self._orders.items() if key >= epoch - 1}
             self._orders[epoch] = self._order(epoch)
         return self._orders[epoch]
 
     def _order(self, epoch: int) -> list[Window]:
-        random, found = np.random.default_rng([self.seed, SHUFFLE, epoch]), []
-        held: list[tuple[int, Rows]] = []
+        random, windows = np.random.default_rng([self.seed, SHUFFLE, epoch]), []
+        window_parts: list[tuple[int, Rows]] = []
         begin = epoch * len(self)
-        for place, shard in enumerate(order := random.permutation(len(self.parts))):
-            held.append((int(shard), self.parts[shard].rows))
-            if sum(len(rows) for _, rows in held) >= self.mixed or place == len(order) - 1:
-                shards = np.concatenate([np.full(len(rows), at) for at, rows in held])
+        for place, part_index in enumerate(order := random.permutation(len(self.parts))):
+            window_parts.append((int(part_index), self.parts[part_index].rows))
+            if sum(len(rows) for _, rows in window_parts) >= self.mixed or place == len(order) - 1:
+                shards = np.concatenate([np.full(len(rows), part_index) for part_index, rows in window_parts])
                 shuffle = random.permutation(len(shards))
                 window = Window(
-                    begin=begin, shards=shards[shuffle], rows=np.concatenate([rows for _, rows in held])[shuffle]
+                    begin=begin,
+                    shards=shards[shuffle],
+                    rows=np.concatenate([rows for _, rows in window_parts])[shuffle],
                 )
-                found.append(window)
-                begin, held = window.end, []
-        return [one for one in found if len(one.rows)]
+                windows.append(window)
+                begin, window_parts = window.end, []
+        return [window for window in windows if len(window.rows)]
 
-    def _loaded(self, window: Window, share: Share) -> Streamed:
-        """This process's images of a window, in its order; the window after it is then on its way."""
+    def _loaded(self, window: Window, share: StepShare) -> StreamBatch:
+        """Return this process's images of a window, in its order, and begin to read the next window."""
         following = next(self._windows_from(window.end))
-        wanted = {(one.begin, share): one for one in (window, following)}
-        for key in [key for key in self._ready if key not in wanted]:
-            self._ready.pop(key).cancel()
-        for key, one in wanted.items():
-            if key not in self._ready:
-                self._ready[key] = self._ahead(one, share.of(one))
-        return self._ready[window.begin, share].result()
+        upcoming = {(window.begin, share): window, (following.begin, share): following}
+        for key in [key for key in self.ready_batches if key not in upcoming]:
+            self.ready_batches.pop(key).cancel()
+        for key, ahead in upcoming.items():
+            if key not in self.ready_batches:
+                self.ready_batches[key] = self._read_async(ahead, share.positions_in(ahead))
+        return self.ready_batches[window.begin, share].result()
 
-    def _ahead(self, window: Window, places: Rows) -> Future[Streamed]:
-        """`_read` on its way. By a daemon: a process ends without waiting for an address that does not answer."""
-        promised: Future[Streamed] = Future()
+    def _read_async(self, window: Window, positions: Rows) -> Future[StreamBatch]:
+        """Start `_read` in a daemon thread, so that a read that hangs does not keep the process from exiting."""
+        future: Future[StreamBatch] = Future()
 
-        def keep() -> None:
-            with self._turn:  # one window after the other: the first is waited for
-                if not promised.set_running_or_notify_cancel():
+        def read() -> None:
+            with self._read_lock:  # one window after the other: the trainer waits for the first
+                if not future.set_running_or_notify_cancel():
                     return
                 try:
-                    promised.set_result(self._read(window, places))
+                    future.set_result(self._read(window, positions))
                 except BaseException as error:
-                    promised.set_exception(error)
+                    future.set_exception(error)
 
-        threading.Thread(target=keep, daemon=True).start()
-        return promised
+        threading.Thread(target=read, daemon=True).start()
+        return future
 
-    def _read(self, window: Window, places: Rows) -> Streamed:
-        """The images at some places of a window, decoded, and all that is known of them."""
-        pixels = np.empty((len(places), self.px, self.px, 3), dtype=np.uint8)
+    def _read(self, window: Window, positions: Rows) -> StreamBatch:
+        """Decode the images at some positions of a window, and collect their source and teacher outputs."""
+        pixels = np.empty((len(positions), self.px, self.px, 3), dtype=np.uint8)
         probs: dict[str, Arrays] = {}
         teacher: Arrays | None = None
-        for at in np.unique(window.shards[places]):
-            part = self.parts[at]
-            here = np.flatnonzero(window.shards[places] == at)
-            rows = window.rows[places[here]]
-            pixels[here] = self._decoded(part.shard, rows)
+        for part_index in np.unique(window.shards[positions]):
+            part = self.parts[part_index]
+            selected = np.flatnonzero(window.shards[positions] == part_index)
+            rows = window.rows[positions[selected]]
+            pixels[selected] = self._decoded(part.shard, rows)
             for name in self.sources:
-                said = np.asarray(part.outputs[name].probs_NK[rows])
-                probs.setdefault(name, np.empty((len(places), said.shape[1]), said.dtype))[here] = said
+                probs_RK = np.asarray(part.outputs[name].probs_NK[rows])
+                probs.setdefault(name, np.empty((len(positions), probs_RK.shape[1]), probs_RK.dtype))[selected] = (
+                    probs_RK
+                )
             if self.teacher is not None:
-                taught = self.teacher({name: np.asarray(one.features_ND[rows]) for name, one in part.outputs.items()})
-                teacher = np.empty((len(places), taught.shape[1]), np.float32) if teacher is None else teacher
-                teacher[here] = taught
-        return Streamed(images_UHWC=pixels, source_probs=probs, teacher_UC=teacher)
+                teacher_RC = self.teacher(
+                    {name: np.asarray(outputs.features_ND[rows]) for name, outputs in part.outputs.items()}
+                )
+                teacher = np.empty((len(positions), teacher_RC.shape[1]), np.float32) if teacher is None else teacher
+                teacher[selected] = teacher_RC
+        return StreamBatch(images_UHWC=pixels, source_probs=probs, teacher_UC=teacher)
 
     def _decoded(self, shard: Shard, rows: Rows) -> Arrays:
-        kept, known = shard.kept[rows], shard.hashes[rows].tolist()
-        seen = squares(shard.url, self.view, frozenset(kept.tolist()))
-        marks = dict(zip(kept.tolist(), known, strict=True))
-        # what was said of an image, and that it stands in no val or test, was said of these pixels
-        found = {
-            at: images.resize(square, self.px)
-            for at, _, square in seen
-            if square is not None and mark(square) == marks[at]
+        image_positions, hashes = shard.sample_numbers[rows], shard.hashes[rows].tolist()
+        decoded = squares(shard.url, self.view, frozenset(image_positions.tolist()))
+        marks = dict(zip(image_positions.tolist(), hashes, strict=True))
+        # the outputs, and the check that the image is not in val or test, are valid for these pixels only
+        resized = {
+            position: images.resize(square, self.px)
+            for position, _, square in decoded
+            if square is not None and pixel_hash(square) == marks[position]
         }
-        if len(found) < len(rows):
+        if len(resized) < len(rows):
             (shard.folder / "shard.json").unlink(missing_ok=True)
-            what = f"{len(rows) - len(found)} of its images are not those that were labeled"
-            raise EdgeDistillError(f"{shard.url}: {what}", "run again: the shard is then labeled anew")
-        return np.stack([found[int(at)] for at in kept])
+            problem = f"{len(rows) - len(resized)} of its images are not those that were labeled"
+            raise EdgeDistillError(f"{shard.url}: {problem}", "run again: the shard is then labeled anew")
+        return np.stack([resized[int(position)] for position in image_positions])
 
 
-def _joined(parts: list[Streamed]) -> Streamed:
+def _joined(parts: list[StreamBatch]) -> StreamBatch:
     if len(parts) == 1:
         return parts[0]
-    teacher = [one.teacher_UC for one in parts if one.teacher_UC is not None]
-    return Streamed(
-        images_UHWC=np.concatenate([one.images_UHWC for one in parts]),
+    teacher = [part.teacher_UC for part in parts if part.teacher_UC is not None]
+    return StreamBatch(
+        images_UHWC=np.concatenate([part.images_UHWC for part in parts]),
         source_probs={
-            name: np.concatenate([one.source_probs[name] for one in parts]) for name in parts[0].source_probs
+            name: np.concatenate([part.source_probs[name] for part in parts]) for name in parts[0].source_probs
         },
         teacher_UC=np.concatenate(teacher) if teacher else None,
     )

@@ -1,1 +1,1 @@
-"""Several processes at one training, and the device that each works on."""
+"""Training with several processes, and the device of each."""

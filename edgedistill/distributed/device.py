@@ -1,4 +1,4 @@
-"""Where tensors live: the GPU where torch sees one, else the CPU."""
+"""The device of tensors: a GPU if torch finds one, else the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def default_device() -> torch.device:
-    """The device that students train on and sources answer on."""
+    """The device on which students are trained and sources are run."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
-"""Several processes at one training: who is who, what each takes, and how they agree.
+"""Training with several processes: their ranks, their shares of the work, and their communication.
 
-`torchrun -m edgedistill train` starts one program several times. The first process leads: it alone decides and writes;
-the others wait for its orders (crew.py). A step's batch is the same however many they are: each takes a share of it,
-batch norm sees the whole of it, and gradients are averaged. accelerate brings the processes up and wraps the model.
+`torchrun -m edgedistill train` starts the program several times. The process of rank 0 is the leader: only it decides
+and writes files; the other processes wait for its orders (steps/workers.py). The batch of a training step does not
+depend on the number of processes: each takes a share of it, batch norm is computed over all of it, and gradients are
+averaged. accelerate sets up the process group and wraps the model.
 """
 
 from __future__ import annotations
@@ -22,52 +23,52 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)  # how long a process waits for an order: the leader may be measuring on a device
+ORDER_TIMEOUT = timedelta(days=30)  # how long a process waits for an order; the leader may be measuring on a device
 FIX = 'pip install "edgedistill[scale]"'
 
 
-class DismissedError(Exception):
-    """The leader gave up what everybody was at; the next order comes."""
+class WorkAbortedError(Exception):
+    """The leader aborted the current work; the process waits for the next order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """This process among `size` of them; rank 0 leads."""
+    """Rank of this process among `size` processes; rank 0 is the leader."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Does this process decide and write?"""
+    def is_leader(self) -> bool:
+        """Whether this process decides and writes files."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Which of `count` things, a multiple of `size`, this process takes."""
+        """Slice of `count` images, a multiple of `size`, that this process works on."""
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
 
-ALONE = Team()
+SINGLE_PROCESS = Team()
 
 
 def team() -> Team:
-    """Who works on this training: one process, unless torchrun (or a launcher like it) started several.
+    """The processes of this training: one, unless torchrun or a similar launcher started several.
 
     Raises:
-        InputError: there are several, and accelerate is not installed, or what a launcher sets is not all there.
+        InputError: there are several and accelerate is not installed, or a variable of the launcher is not set.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
-    found = _accelerator()
-    if found.num_processes != int(os.environ["WORLD_SIZE"]):
+        return SINGLE_PROCESS
+    accelerator = process_accelerator()
+    if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):
         raise InputError("WORLD_SIZE is set, and LOCAL_RANK is not", "start the processes with torchrun")
-    return Team(rank=found.process_index, size=found.num_processes)
+    return Team(rank=accelerator.process_index, size=accelerator.num_processes)
 
 
 @functools.cache
-def _accelerator() -> accelerate.Accelerator:
-    """One a process: it joins the process group, gloo on CPUs and NCCL on GPUs, and takes a GPU of its own."""
+def process_accelerator() -> accelerate.Accelerator:
+    """The process's Accelerator: it joins the process group (gloo on CPUs, NCCL on GPUs) and selects a GPU."""
     import torch
 
     try:
@@ -85,122 +86,122 @@ def _accelerator() -> accelerate.Accelerator:
 
 @functools.cache
 def _channel() -> Any:
-    """A process group for orders, on CPUs: who waits in NCCL keeps a GPU busy and gives up after minutes."""
+    """A process group for orders, on CPUs: waiting in NCCL keeps a GPU busy and times out after minutes."""
     from torch import distributed
 
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return distributed.new_group(backend="gloo", timeout=ORDER_TIMEOUT)
 
 
-def order(what: Any) -> None:
-    """As the leader: hand `what` to everybody who waits in `next_order`."""
+def send_order(message: Any) -> None:
+    """Send `message` from the leader to the processes that wait in `receive_order`."""
     if team().size > 1:
-        _broadcast(what)
+        _broadcast(message)
 
 
-def next_order() -> Any:
-    """As one who is led: what the leader says next."""
+def receive_order() -> Any:
+    """Wait for the leader's next order and return it."""
     return _broadcast(None)
 
 
-def _broadcast(what: Any) -> Any:
+def _broadcast(message: Any) -> Any:
     from torch import distributed
 
     team()
-    told = [what]
-    with _talking():
-        distributed.broadcast_object_list(told, src=0, group=_channel())
-    return told[0]
+    messages = [message]
+    with _peer_errors():
+        distributed.broadcast_object_list(messages, src=0, group=_channel())
+    return messages[0]
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
+def _peer_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo's: mostly "connection closed by peer"
-        what = str(error).splitlines()[0]
+    except RuntimeError as error:  # gloo's, mostly "connection closed by peer"
+        reason = str(error).splitlines()[0]
         raise EdgeDistillError(
-            f"another process of this training cannot be heard ({what})",
-            "see what it said last; between machines see GLOO_SOCKET_IFNAME",
+            f"another process of this training cannot be reached ({reason})",
+            "see its last message; between machines see GLOO_SOCKET_IFNAME",
         ) from None
 
 
-def leave() -> None:
-    """The end, for everybody."""
+def shut_down() -> None:
+    """End the process group."""
     if team().size > 1:
-        _accelerator().end_training()
+        process_accelerator().end_training()
 
 
-def led(work: Callable[[], object]) -> None:
-    """Do `work` on the leader, who decides for all.
+def run_on_leader(work: Callable[[], object]) -> None:
+    """Call `work` on the leader; the other processes wait for it.
 
     Raises:
-        DismissedError: on the others, where `work` raised on the leader.
+        WorkAbortedError: on the other processes, if `work` raised on the leader.
     """
-    if team() == ALONE:
+    if team() == SINGLE_PROCESS:
         work()
         return
-    if team().leads:
+    if team().is_leader:
         try:
             work()
         except BaseException:
             _broadcast(False)
             raise
         _broadcast(True)
-    elif not next_order():
-        raise DismissedError
+    elif not receive_order():
+        raise WorkAbortedError
 
 
 @contextmanager
 def leader_first() -> Iterator[None]:
-    """The leader goes through the block before the others do."""
-    if team() == ALONE:
+    """Run the block on the leader before the other processes run it."""
+    if team() == SINGLE_PROCESS:
         yield
         return
-    with _accelerator().main_process_first():
+    with process_accelerator().main_process_first():
         yield
 
 
-def gathered(own: T) -> list[T]:
-    """What every process has, in the order of their ranks."""
-    if team() == ALONE:
+def all_gather(own: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if team() == SINGLE_PROCESS:
         return [own]
     from torch import distributed
 
-    found: list[Any] = [None] * team().size
-    with _talking():
-        distributed.all_gather_object(found, own, group=_channel())
-    return found
+    values: list[Any] = [None] * team().size
+    with _peer_errors():
+        distributed.all_gather_object(values, own, group=_channel())
+    return values
 
 
-def agreed(value: Any, what: str) -> None:
-    """Raise EdgeDistillError where `value` is not the same in every process."""
-    found = gathered(value)
-    if any(one != found[0] for one in found):
+def require_agreement(own: Any, name: str) -> None:
+    """Raise EdgeDistillError if `own` differs between the processes; `name` is for the message."""
+    values = all_gather(own)
+    if any(other != values[0] for other in values):
         raise EdgeDistillError(
-            f"the processes do not agree on {what}: {found}",
+            f"the processes do not agree on {name}: {values}",
             "give them one --runs folder on a file system that all of them share",
         )
 
 
 def mean(values: Tensor) -> Tensor:
     """The mean over the processes."""
-    return values if team() == ALONE else _accelerator().reduce(values, "mean")
+    return values if team() == SINGLE_PROCESS else process_accelerator().reduce(values, "mean")
 
 
-def wrapped(net: nn.Module) -> nn.Module:
-    """The module with its gradients averaged over the processes (DistributedDataParallel)."""
-    if team() == ALONE:
+def data_parallel(net: nn.Module) -> nn.Module:
+    """Wrap the module so that its gradients are averaged over the processes (DistributedDataParallel)."""
+    if team() == SINGLE_PROCESS:
         return net
-    _accelerator().free_memory()  # it keeps what it wrapped: a search would keep every candidate
-    return _accelerator().prepare_model(net)  # type: ignore[no-any-return]
+    process_accelerator().free_memory()  # accelerate keeps the modules it wrapped: a search would keep every candidate
+    return process_accelerator().prepare_model(net)  # type: ignore[no-any-return]
 
 
-def synchronised(model: nn.Module) -> nn.Module:
-    """The model with batch norm over the whole batch, wherever its images are; parameters and names stay.
+def synchronize_batchnorm(model: nn.Module) -> nn.Module:
+    """Make the model's batch norms use the batches of all processes; parameters and names stay.
 
-    On a GPU by torch.nn.SyncBatchNorm, which takes nothing but a GPU's tensors; on a CPU by `WholeBatchNorm`.
+    On GPUs by torch.nn.SyncBatchNorm, which supports only GPU tensors; on CPUs by `CpuSyncBatchNorm`.
     """
-    if team() == ALONE:
+    if team() == SINGLE_PROCESS:
         return model
     import torch
 
@@ -208,6 +209,6 @@ def synchronised(model: nn.Module) -> nn.Module:
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(model)  # type: ignore[no-any-return]
-    from edgedistill.distributed.batchnorm import whole_batch
+    from edgedistill.distributed.batchnorm import to_sync_batchnorm
 
-    return whole_batch(model)
+    return to_sync_batchnorm(model)

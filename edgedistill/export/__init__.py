@@ -1,1 +1,1 @@
-"""export: ONNX, int8 graphs, and the proof that they answer like the student they came from."""
+"""export: ONNX graphs, int8 graphs, and the checks that compare them with the student they came from."""

@@ -1,4 +1,4 @@
-"""The range of every tensor on real images: one pass that sees them all, and the rules that make a range of it.
+"""Calibration: statistics of every tensor, collected in one pass over real images, and rules that derive ranges.
 
 N images, B batch, M values.
 """
@@ -18,17 +18,17 @@ from edgedistill.export import infer
 
 Range = tuple[float, float]
 
-BATCH = 4  # every tensor of a batch stands in memory at once
-PER_IMAGE = 2048  # values kept of a tensor of one image, evenly spread; its extremes are of all of them
-TRIED = 32_768  # values that a rule which tries many ranges tries them on
+BATCH = 4  # all tensors of a batch are in memory at once
+VALUES_PER_IMAGE = 2048  # sampled values of a tensor per image, evenly spaced; extremes count all values
+SEARCH_VALUES = 32_768  # at most: values on which `mse` evaluates each candidate range
 PERCENTILE = 99.99
 BINS, LEVELS, STRIDE = 2048, 128, 16
-SHARES = np.linspace(0.2, 1.0, 33)  # of an end of the range; the second look at the upper end starts from the first
+FRACTIONS = np.linspace(0.2, 1.0, 33)  # of an end of the range; the second search of the upper end refines the first
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What was seen of a tensor: the extremes of every value, and a sample of them, float32 [M]."""
+class TensorStatistics:
+    """Statistics of a tensor: the extremes of all values, and a sample of the values, float32 [M]."""
 
     low: float
     high: float
@@ -36,50 +36,54 @@ class Seen:
 
 
 def image_hash(image_HWC: np.ndarray) -> str:
-    """sha256 of an image's raw pixels, in hex: how calibration.json names the images it saw."""
+    """sha256 of an image's raw pixels, in hex; identifies the calibration images in calibration.json."""
     return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes()).hexdigest()
 
 
-def collect(model: ModelProto, images_NHWC: np.ndarray, names: Sequence[str]) -> dict[str, Seen]:
-    """Run the images through a float graph and keep what is needed of the named tensors.
+def collect(model: ModelProto, images_NHWC: np.ndarray, names: Sequence[str]) -> dict[str, TensorStatistics]:
+    """Run a float graph on images and collect statistics of the named tensors.
 
     Args:
         model: a float graph with the input `images`.
-        images_NHWC: uint8 [N, px, px, 3]; memory grows with N by 8 kB a tensor and image.
+        images_NHWC: uint8 [N, px, px, 3]; memory grows by 8 kB per tensor and image.
         names: tensors of the graph.
 
     Raises:
-        EdgeDistillError: a tensor is not finite.
+        EdgeDistillError: a tensor has values that are not finite.
     """
-    running = infer.session(_with_outputs(model, names))
+    session = infer.session(with_outputs(model, names))
     lows, highs = (dict.fromkeys(names, start) for start in (np.inf, -np.inf))
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for at, part in enumerate(slices("calibrate", len(images_NHWC), BATCH)):
-        found = running.run(list(names), {"images": np.ascontiguousarray(images_NHWC[part])})
-        for name, array in zip(names, found, strict=True):
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for batch_index, batch in enumerate(slices("calibrate", len(images_NHWC), BATCH)):
+        arrays = session.run(list(names), {"images": np.ascontiguousarray(images_NHWC[batch])})
+        for name, array in zip(names, arrays, strict=True):
             lows[name] = min(lows[name], float(array.min()))
             highs[name] = max(highs[name], float(array.max()))
-            kept[name].append(_sample(array, at))
+            samples[name].append(sample(array, batch_index))
     for name in names:
         _refuse_infinite(name, lows[name], highs[name])
-    return {name: Seen(low=lows[name], high=highs[name], values=np.concatenate(kept[name])) for name in names}
+    return {
+        name: TensorStatistics(low=lows[name], high=highs[name], values=np.concatenate(samples[name])) for name in names
+    }
 
 
-def _with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    known = {output.name for output in model.graph.output}
-    shown.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in known
+def with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:
+    """Serialize a copy of a graph that has the named float tensors as additional outputs."""
+    extended = ModelProto()
+    extended.CopyFrom(model)
+    outputs = {output.name for output in model.graph.output}
+    extended.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in outputs
     )
-    return bytes(shown.SerializeToString())
+    return bytes(extended.SerializeToString())
 
 
-def _sample(array: np.ndarray, at: int) -> np.ndarray:
+def sample(array: np.ndarray, batch_index: int) -> np.ndarray:
+    """Sample a batch of a tensor, [B, ...], at a fixed stride: float32 [M], at most VALUES_PER_IMAGE per image."""
     flat_BM = array.reshape(len(array), -1)
-    stride = -(-flat_BM.shape[1] // PER_IMAGE)
-    # another offset each time, prime to most strides, or one column of every picture would be all that is seen
-    return np.array(flat_BM[:, at * 7919 % stride :: stride], dtype=np.float32).reshape(-1)
+    stride = -(-flat_BM.shape[1] // VALUES_PER_IMAGE)
+    # the offset, a multiple of a prime, changes with the batch, or every image would be sampled at the same columns
+    return np.array(flat_BM[:, batch_index * 7919 % stride :: stride], dtype=np.float32).reshape(-1)
 
 
 def _refuse_infinite(name: str, low: float, high: float) -> None:
@@ -88,33 +92,35 @@ def _refuse_infinite(name: str, low: float, high: float) -> None:
         raise EdgeDistillError(problem, "the student's weights diverged: train it again with a smaller distill.lr")
 
 
-def minmax(seen: Seen) -> Range:
-    """Everything that was seen."""
-    return seen.low, seen.high
+def minmax(statistics: TensorStatistics) -> Range:
+    """The lowest and the highest value."""
+    return statistics.low, statistics.high
 
 
-def percentile(seen: Seen) -> Range:
-    """All but the outermost ten thousandth of the values."""
-    rest = (100.0 - PERCENTILE) / 2
-    low, high = np.percentile(seen.values, [rest, 100.0 - rest])
+def percentile(statistics: TensorStatistics) -> Range:
+    """The range without the outermost ten-thousandth of the values, half of it at each end."""
+    tail = (100.0 - PERCENTILE) / 2
+    low, high = np.percentile(statistics.values, [tail, 100.0 - tail])
     return float(low), float(high)
 
 
-def entropy(seen: Seen) -> Range:
+def entropy(statistics: TensorStatistics) -> Range:
     """The bound on |x| with the least Kullback-Leibler divergence between the values and their 128 levels.
 
-    Migacz, "8-bit Inference with TensorRT" (GTC 2017): a bound between LEVELS and BINS bins of a histogram; what lies
-    beyond counts into the last bin of the reference, and not into the levels.
+    Migacz, "8-bit Inference with TensorRT" (GTC 2017): the bound is between LEVELS and BINS bins of a histogram;
+    values beyond it count into the last bin of the reference distribution, but not into the levels.
     """
-    largest = max(-seen.low, seen.high)
+    largest = max(-statistics.low, statistics.high)
     if largest <= 0:
-        return seen.low, seen.high
-    values = np.abs(seen.values[seen.values != 0.0])  # zero is exact within any bound, and after a ReLU half of all
+        return statistics.low, statistics.high
+    values = np.abs(
+        statistics.values[statistics.values != 0.0]
+    )  # zero is exact within any bound, and after a ReLU half of all
     counts = np.histogram(values, bins=BINS, range=(0.0, largest))[0].astype(np.float64)
     bounds = range(LEVELS, BINS + 1, STRIDE)
     best = min(bounds, key=lambda bound: _divergence(counts, bound))
     limit = largest * best / BINS
-    return max(seen.low, -limit), min(seen.high, limit)
+    return max(statistics.low, -limit), min(statistics.high, limit)
 
 
 def _divergence(counts: np.ndarray, bound: int) -> float:
@@ -127,27 +133,27 @@ def _divergence(counts: np.ndarray, bound: int) -> float:
     spread = np.where(filled, (np.add.reduceat(inside, starts) / width)[level], 0.0)
     p, q = reference / max(reference.sum(), 1.0), spread / max(spread.sum(), 1.0)
     shared = (p > 0) & (q > 0)
-    lost = p[(p > 0) & ~shared].sum()  # mass with no level at all: as far off as a float can say
+    lost = p[(p > 0) & ~shared].sum()  # mass without a level: 40 nats stand for an infinite divergence
     return float((p[shared] * np.log(p[shared] / q[shared])).sum() + 40.0 * lost)
 
 
-def mse(seen: Seen) -> Range:
-    """The ends that leave the least squared error of rounding and clipping to 256 steps, each end tried in turn."""
-    values = seen.values[:: max(1, len(seen.values) // TRIED)].astype(np.float64)
-    ends = [min(seen.low, 0.0), max(seen.high, 0.0)]
-    for at in (1, 0, 1):
-        tried = [(*ends[:at], ends[at] * share, *ends[at + 1 :]) for share in SHARES]
-        ends = list(min(tried, key=lambda pair: _squared(values, *pair)))
+def mse(statistics: TensorStatistics) -> Range:
+    """The range with the least squared error of rounding and clipping to 256 steps; searched one end at a time."""
+    values = statistics.values[:: max(1, len(statistics.values) // SEARCH_VALUES)].astype(np.float64)
+    ends = [min(statistics.low, 0.0), max(statistics.high, 0.0)]
+    for end in (1, 0, 1):
+        candidates = [(*ends[:end], ends[end] * fraction, *ends[end + 1 :]) for fraction in FRACTIONS]
+        ends = list(min(candidates, key=lambda pair: _squared_error(values, *pair)))
     return float(ends[0]), float(ends[1])
 
 
-def _squared(values: np.ndarray, low: float, high: float) -> float:
+def _squared_error(values: np.ndarray, low: float, high: float) -> float:
     step = max((high - low) / 255, np.finfo(np.float32).tiny)
     rounded = np.rint(values.clip(low, high) / step) * step
     return float(((values - rounded) ** 2).mean())
 
 
-METHODS: dict[str, Callable[[Seen], Range]] = {
+METHODS: dict[str, Callable[[TensorStatistics], Range]] = {
     "minmax": minmax,
     "percentile": percentile,
     "mse": mse,
@@ -155,6 +161,6 @@ METHODS: dict[str, Callable[[Seen], Range]] = {
 }
 
 
-def ranges(seen: Mapping[str, Seen], method: str) -> dict[str, Range]:
-    """The range of every tensor by one of METHODS, sorted by name."""
-    return {name: METHODS[method](seen[name]) for name in sorted(seen)}
+def ranges(statistics: Mapping[str, TensorStatistics], method: str) -> dict[str, Range]:
+    """Compute the range of every tensor by one of METHODS; sorted by name."""
+    return {name: METHODS[method](statistics[name]) for name in sorted(statistics)}

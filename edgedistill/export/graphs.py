@@ -1,6 +1,6 @@
-"""ONNX -> ONNX passes: a graph in, a new graph out, the argument untouched; of floats, before there are pairs.
+"""ONNX -> ONNX passes over float graphs, before Q/DQ pairs are inserted; each returns a new graph.
 
-A Q/DQ pair is QuantizeLinear followed by DequantizeLinear: where a backend may compute in int8.
+A Q/DQ pair is QuantizeLinear followed by DequantizeLinear; it marks where a backend may compute in int8.
 """
 
 from __future__ import annotations
@@ -33,74 +33,74 @@ def write(model: ModelProto, path: Path) -> None:
 
 
 def constants(model: ModelProto) -> dict[str, np.ndarray]:
-    """Every initializer by name."""
+    """The array of every initializer, by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def producers(model: ModelProto) -> dict[str, NodeProto]:
-    """The node behind every tensor that a node makes."""
+    """The node that produces each tensor, by the tensor's name."""
     return {name: node for node in model.graph.node for name in node.output}
 
 
 def consumers(model: ModelProto) -> Counter[str]:
-    """How often a tensor is read; being a graph output is a read."""
+    """How many inputs read each tensor; a graph output counts as one."""
     reads = Counter(name for node in model.graph.node for name in node.input)
     return reads + Counter(output.name for output in model.graph.output)
 
 
 def _rewrite(model: ModelProto, replace: Callable[[NodeProto], Iterable[NodeProto]]) -> ModelProto:
-    """A copy in which every node is what `replace` makes of it, without the initializers that nobody reads any more."""
-    result = copy.deepcopy(model)
+    """A copy in which `replace` has replaced every node, without the initializers that are no longer read."""
+    rewritten = copy.deepcopy(model)
     nodes = [new for node in model.graph.node for new in replace(node)]
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend(nodes)
-    return without_unread(result)
+    del rewritten.graph.node[:], rewritten.graph.value_info[:]
+    rewritten.graph.node.extend(nodes)
+    return without_unread(rewritten)
 
 
 def without_unread(model: ModelProto) -> ModelProto:
-    """The model itself, less the initializers that nobody reads."""
+    """Remove the initializers that no node reads, in place, and return the model."""
     read = consumers(model)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    used = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(used)
     return model
 
 
 def tidy(model: ModelProto) -> ModelProto:
-    """Constants as initializers, and nothing that says where or from which source lines the graph was made.
+    """Turn Constant nodes into initializers, and remove doc strings and metadata.
 
-    Exporters write stack traces and module paths into doc strings and metadata: they differ from machine to machine,
-    so equal weights would not give equal bytes, and they do not belong in an artefact that is handed on.
+    Exporters write stack traces and module paths there. These differ from machine to machine, so equal weights would
+    not give equal bytes, and they do not belong in a published artifact.
     """
-    lifted = [_lift(node) for node in model.graph.node if node.op_type == "Constant"]
-    result = _rewrite(model, lambda node: [] if node.op_type == "Constant" else [node])
-    result.graph.initializer.extend(lifted)
-    graph = result.graph
-    del result.metadata_props[:], graph.value_info[:]
-    for part in (result, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+    constant_initializers = [_constant_initializer(node) for node in model.graph.node if node.op_type == "Constant"]
+    cleaned = _rewrite(model, lambda node: [] if node.op_type == "Constant" else [node])
+    cleaned.graph.initializer.extend(constant_initializers)
+    graph = cleaned.graph
+    del cleaned.metadata_props[:], graph.value_info[:]
+    for part in (cleaned, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
         if hasattr(part, "metadata_props"):
             del part.metadata_props[:]
-    return without_unread(result)
+    return without_unread(cleaned)
 
 
-def _lift(node: NodeProto) -> TensorProto:
-    value = helper.get_attribute_value(node.attribute[0])
-    array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+def _constant_initializer(node: NodeProto) -> TensorProto:
+    constant = helper.get_attribute_value(node.attribute[0])
+    array = numpy_helper.to_array(constant) if isinstance(constant, TensorProto) else np.asarray(constant)
     if array.dtype == np.float64:  # a bare Python float; value_float is float32 by the specification
         array = array.astype(np.float32)
     return numpy_helper.from_array(array, node.output[0])
 
 
 def global_average_pool(model: ModelProto) -> ModelProto:
-    """ReduceMean over H and W becomes GlobalAveragePool, with a Flatten where the axes are dropped.
+    """Replace ReduceMean over H and W by GlobalAveragePool, with a Flatten if the axes are dropped.
 
     Runtimes have an int8 kernel for GlobalAveragePool and none for ReduceMean.
     """
-    known, ranks = constants(model), _ranks(model)
+    initializers, ranks = constants(model), _ranks(model)
 
     def replace(node: NodeProto) -> list[NodeProto]:
-        if node.op_type != "ReduceMean" or _axes(node, known, ranks.get(node.input[0])) != SPATIAL:
+        if node.op_type != "ReduceMean" or _axes(node, initializers, ranks.get(node.input[0])) != SPATIAL:
             return [node]
         pooled = node.output[0] if attribute(node, "keepdims", 1) else f"{node.output[0]}_pooled"
         pool = helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool")
@@ -112,20 +112,22 @@ def global_average_pool(model: ModelProto) -> ModelProto:
 
 
 def split_hard_swish(model: ModelProto) -> ModelProto:
-    """HardSwish(x) becomes x * HardSigmoid(x): two operators with int8 kernels for one without."""
+    """Replace HardSwish(x), which has no int8 kernel, by x * HardSigmoid(x), where both operators have one."""
 
     def replace(node: NodeProto) -> list[NodeProto]:
         if node.op_type != "HardSwish":
             return [node]
         gate = f"{node.output[0]}_gate"
-        hard = helper.make_node("HardSigmoid", [node.input[0]], [gate], name=f"{node.name}_gate", alpha=1 / 6, beta=0.5)
-        return [hard, helper.make_node("Mul", [node.input[0], gate], list(node.output), name=node.name)]
+        hard_sigmoid = helper.make_node(
+            "HardSigmoid", [node.input[0]], [gate], name=f"{node.name}_gate", alpha=1 / 6, beta=0.5
+        )
+        return [hard_sigmoid, helper.make_node("Mul", [node.input[0], gate], list(node.output), name=node.name)]
 
     return _rewrite(model, replace)
 
 
 def hard_gated(model: ModelProto) -> set[str]:
-    """Tensors x that nobody reads but HardSigmoid(x) and its product with x: what they hold below -3 is lost."""
+    """Tensors x that are read only by HardSigmoid(x) and its product with x; their values below -3 have no effect."""
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -141,24 +143,26 @@ def hard_gated(model: ModelProto) -> set[str]:
 
 
 def is_hard_sigmoid(node: NodeProto) -> bool:
-    """Whether a node is torch's HardSigmoid, x / 6 + 1 / 2 (ONNX's own default is x / 5 + 1 / 2)."""
+    """Whether a node is torch's HardSigmoid, x / 6 + 1 / 2 (ONNX's default is x / 5 + 1 / 2)."""
     if node.op_type != "HardSigmoid":
         return False
-    given = {one.name: one.f for one in node.attribute}
-    return bool(abs(given.get("alpha", 0.2) - 1 / 6) < 1e-6 and given.get("beta", 0.5) == 0.5)
+    coefficients = {proto.name: proto.f for proto in node.attribute}
+    return bool(abs(coefficients.get("alpha", 0.2) - 1 / 6) < 1e-6 and coefficients.get("beta", 0.5) == 0.5)
 
 
 def half(model: ModelProto) -> ModelProto:
-    """float16 from the first node with weights on; preprocessing and the logits stay float32.
+    """Convert a graph to float16, except for its preprocessing and its outputs, which stay float32.
 
-    A strongly typed TensorRT network takes its precisions from the graph. The types of pairs follow: ONNX knows
-    float16 there from opset 19 on.
+    A strongly typed TensorRT network takes its precisions from the graph. Q/DQ pairs become float16 as well, which
+    ONNX allows from opset 19 on.
 
     Raises:
-        EdgeDistillError: a constant is beyond what float16 holds.
+        EdgeDistillError: a constant is too large for float16.
     """
-    before, known = set(preprocessing(model)), constants(model)
-    shallow = {name for node in model.graph.node if node.name in before for name in node.output} - not_float(model)
+    preprocessing_nodes, initializers = set(preprocessing(model)), constants(model)
+    float_tensors = {
+        name for node in model.graph.node if node.name in preprocessing_nodes for name in node.output
+    } - not_float(model)
     outputs = {output.name for output in model.graph.output}
     halved: dict[str, TensorProto] = {}
     casts: dict[str, NodeProto] = {}
@@ -166,18 +170,18 @@ def half(model: ModelProto) -> ModelProto:
     def as_half(name: str) -> str:
         if name in outputs:
             return f"{name}_half"
-        if name in known and known[name].dtype == np.float32:
-            halved[name] = _halved(name, known[name])
-        elif name in shallow:
+        if name in initializers and initializers[name].dtype == np.float32:
+            halved[name] = _half_initializer(name, initializers[name])
+        elif name in float_tensors:
             casts[name] = _cast(name, f"{name}_half", TensorProto.FLOAT16)
         else:
             return name
         return f"{name}_half"
 
-    first, rest = [], []
+    float_nodes, half_nodes = [], []
     for node in model.graph.node:
-        if node.name in before:
-            first.append(node)
+        if node.name in preprocessing_nodes:
+            float_nodes.append(node)
             continue
         rewired = copy.deepcopy(node)
         rewired.input[:] = [as_half(name) for name in node.input]
@@ -185,20 +189,20 @@ def half(model: ModelProto) -> ModelProto:
         for attribute in rewired.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
-        rest.append(rewired)
+        half_nodes.append(rewired)
     back = [_cast(f"{name}_half", name, TensorProto.FLOAT) for name in sorted(outputs)]
-    result = copy.deepcopy(model)
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend([*first, *casts.values(), *rest, *back])
-    result.graph.initializer.extend(halved.values())
-    return without_unread(result)
+    half_model = copy.deepcopy(model)
+    del half_model.graph.node[:], half_model.graph.value_info[:]
+    half_model.graph.node.extend([*float_nodes, *casts.values(), *half_nodes, *back])
+    half_model.graph.initializer.extend(halved.values())
+    return without_unread(half_model)
 
 
 def _cast(name: str, into: str, to: int) -> NodeProto:
     return helper.make_node("Cast", [name], [into], name=f"{into}_cast", to=to)
 
 
-def _halved(name: str, array: np.ndarray) -> TensorProto:
+def _half_initializer(name: str, array: np.ndarray) -> TensorProto:
     largest = float(np.abs(array).max(initial=0.0))
     if largest > float(np.finfo(np.float16).max):
         raise EdgeDistillError(
@@ -208,25 +212,28 @@ def _halved(name: str, array: np.ndarray) -> TensorProto:
 
 
 def _ranks(model: ModelProto) -> dict[str, int]:
-    shaped = onnx.shape_inference.infer_shapes(model).graph
-    return {info.name: len(info.type.tensor_type.shape.dim) for info in (*shaped.input, *shaped.value_info)}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value_info.name: len(value_info.type.tensor_type.shape.dim)
+        for value_info in (*inferred.input, *inferred.value_info)
+    }
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
-    """A whole-number attribute of a node."""
-    return next((int(one.i) for one in node.attribute if one.name == name), default)
+    """An integer attribute of a node, or `default`."""
+    return next((int(proto.i) for proto in node.attribute if proto.name == name), default)
 
 
-def _axes(node: NodeProto, known: dict[str, np.ndarray], rank: int | None) -> set[int]:
-    """The reduced axes of a 4-D tensor, counted from 0, else none; an attribute, or from opset 18 on an input."""
-    listed = next((list(one.ints) for one in node.attribute if one.name == "axes"), [])
-    if len(node.input) > 1 and node.input[1] in known:
-        listed = known[node.input[1]].tolist()
+def _axes(node: NodeProto, initializers: dict[str, np.ndarray], rank: int | None) -> set[int]:
+    """The reduced axes of a 4-D tensor, non-negative; empty for another rank. An input from opset 18 on."""
+    listed = next((list(proto.ints) for proto in node.attribute if proto.name == "axes"), [])
+    if len(node.input) > 1 and node.input[1] in initializers:
+        listed = initializers[node.input[1]].tolist()
     return {axis % 4 for axis in listed} if rank == 4 else set()
 
 
 def preprocessing(model: ModelProto) -> list[str]:
-    """Names of the nodes before the first with weights, or the first pair: normalization, float in every graph."""
+    """Names of the nodes before the first weighted node or Q/DQ pair: the normalization, float in every graph."""
     names: list[str] = []
     for node in model.graph.node:
         if node.op_type in (*WEIGHTED, "QuantizeLinear", "DequantizeLinear"):
@@ -236,17 +243,17 @@ def preprocessing(model: ModelProto) -> list[str]:
 
 
 def not_float(model: ModelProto) -> set[str]:
-    """Activations that are known to be no float32: shapes, counts, masks."""
-    shown = onnx.shape_inference.infer_shapes(model).graph
+    """Activations of a known type other than float32: shapes, counts, masks."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
-        info.name
-        for info in (*shown.input, *shown.value_info, *shown.output)
-        if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
+        value_info.name
+        for value_info in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value_info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
     }
 
 
 def depths(model: ModelProto) -> dict[str, int]:
-    """Length of the longest path from the input to each tensor; nodes are in topological order by the ONNX standard."""
+    """Length of the longest path from the input to each tensor; ONNX guarantees topologically ordered nodes."""
     depths: dict[str, int] = {}
     for node in model.graph.node:
         depth = 1 + max((depths.get(name, 0) for name in node.input), default=0)
@@ -255,5 +262,7 @@ def depths(model: ModelProto) -> dict[str, int]:
 
 
 def opset(model: ModelProto) -> int:
-    """The version of ONNX's own operators that a graph is written in."""
-    return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    """The version of the ONNX operator set of a graph."""
+    return next(
+        int(operator_set.version) for operator_set in model.opset_import if operator_set.domain in ("", "ai.onnx")
+    )

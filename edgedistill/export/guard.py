@@ -1,7 +1,7 @@
-"""The accuracy guard: int8 loses at most so many points, or its worst layers stay float until it does.
+"""The accuracy guard: bounds the accuracy that int8 loses; if it loses more, the most sensitive layers stay float.
 
-Layers are ranked on few images and without labels, by what each alone does to the logits; whether the bound is kept is
-decided on val. N images, C classes.
+Layers are ranked on a few images without labels, by the noise that each one alone adds to the logits. The bound is
+checked on val. N images, C classes.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from edgedistill.agent import metrics
 from edgedistill.console import bar
 from edgedistill.export import calibrate, graphs, qdq
 from edgedistill.export.infer import predict_onnx
-from edgedistill.export.placement import layers, plan
+from edgedistill.export.placement import layers, make_plan
 from edgedistill.records import Drop, Guarded, Target
 
-RANKED_ON = 32  # images that a layer is ranked on
-DIFFER_ON = 256  # calibration images on which labels are held against fp32's
-FIRST = 64  # images of val that decide whether a graph is worth asking about all
-SIMULATED = 500  # images of val for a graph that can only be simulated
-MOST = 4  # at most one layer in so many stays float: with more, fp32 is the better graph
+RANKING_IMAGES = 32  # images on which layers are ranked
+UNLABELED_IMAGES = 256  # calibration images on which labels are compared with fp32's
+SCREENING_IMAGES = 64  # images of val that decide whether a graph is run on all of them
+SIMULATED_IMAGES = 500  # images of val for a graph that can only be simulated, which takes 20 times as long
+LAYERS_PER_FLOAT_LAYER = 4  # at most one layer in four stays float: with more, fp32 is the better graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A float graph and ranges out of quantization-aware training.
+class QatCandidate:
+    """A float graph and ranges from quantization-aware training.
 
-    `make` makes the int8 graph of them, with the named layers left float; `agreement` is that graph's share of the
-    labels of the net that was trained.
+    `make` builds their int8 graph with the named layers in float; `agreement` is the share of images on which that
+    graph predicts the label of the trained net.
     """
 
     model: ModelProto
@@ -43,7 +43,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The graph that a target gets, what the guard says of it, and the layers ranked, worst first, where it asked."""
+    """The graph chosen for a target, its guard record, and, if layers were ranked, their noise, worst first."""
 
     graph: ModelProto
     guarded: Guarded
@@ -52,14 +52,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What an int8 graph is held against.
+    """The fp32 graph, images and bound with which int8 graphs are compared.
 
     Attributes:
         model: the fp32 graph.
-        ranges: what calibration found for it.
+        ranges: its calibrated ranges.
         images_NHWC: the calibration images.
         val: images and their labels.
-        max_drop: points that may be lost.
+        max_drop: percentage points of accuracy that may be lost.
         score: "top1" or "balanced".
     """
 
@@ -72,121 +72,138 @@ class Guard:
 
     @cached_property
     def unlabeled(self) -> np.ndarray:
-        """The calibration images that are looked at again."""
-        return self.images_NHWC[:: max(1, len(self.images_NHWC) // DIFFER_ON)][:DIFFER_ON]
+        """The calibration images on which labels are compared, at most UNLABELED_IMAGES."""
+        return self.images_NHWC[:: max(1, len(self.images_NHWC) // UNLABELED_IMAGES)][:UNLABELED_IMAGES]
 
     @cached_property
-    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+    def fp32_labels(self) -> tuple[np.ndarray, np.ndarray]:
         """fp32's labels on val and on the unlabeled images."""
         graph = self.model.SerializeToString()
         return predict_onnx(graph, self.val[0]).argmax(1), predict_onnx(graph, self.unlabeled).argmax(1)
 
-    def drop(self, graph: ModelProto, target: Target, first: bool = False) -> Drop:
-        """What an int8 graph loses, on all images; at `first` on some of them.
+    def drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
+        """Measure the accuracy that an int8 graph loses; with `screening`, on SCREENING_IMAGES images of val only.
 
-        A graph that is simulated is never asked about more than SIMULATED images of val: each takes as long as twenty.
+        A simulated graph is run on at most SIMULATED_IMAGES images of val.
         """
-        bytes_, simulate = graph.SerializeToString(), target != "cpu"
-        most = FIRST if first else SIMULATED if simulate else max(len(self.val[1]), DIFFER_ON)
-        rows = _spread(len(self.val[1]), most)
-        few = _spread(len(self.unlabeled), most // 4 if simulate or first else len(self.unlabeled))
-        got = predict_onnx(bytes_, self.val[0][rows], simulate=simulate).argmax(1)
-        more = predict_onnx(bytes_, self.unlabeled[few], simulate=simulate).argmax(1)
-        before, others = self.wanted[0][rows], self.wanted[1][few]
-        points, low, high = (100 * value for value in metrics.drop(self.val[1][rows], before, got, self.score))
-        differ = 100 * float(np.mean(np.concatenate([got != before, more != others])))
-        return Drop(points=points, low=low, high=high, n=len(rows), differ=differ, images=len(rows) + len(few))
+        serialized, simulate = graph.SerializeToString(), target != "cpu"
+        max_images = (
+            SCREENING_IMAGES if screening else SIMULATED_IMAGES if simulate else max(len(self.val[1]), UNLABELED_IMAGES)
+        )
+        rows = evenly_spaced(len(self.val[1]), max_images)
+        unlabeled_rows = evenly_spaced(
+            len(self.unlabeled), max_images // 4 if simulate or screening else len(self.unlabeled)
+        )
+        predicted_N = predict_onnx(serialized, self.val[0][rows], simulate=simulate).argmax(1)
+        unlabeled_predicted_N = predict_onnx(serialized, self.unlabeled[unlabeled_rows], simulate=simulate).argmax(1)
+        fp32_N, unlabeled_fp32_N = self.fp32_labels[0][rows], self.fp32_labels[1][unlabeled_rows]
+        points, low, high = (
+            100 * fraction for fraction in metrics.drop(self.val[1][rows], fp32_N, predicted_N, self.score)
+        )
+        differ = 100 * float(
+            np.mean(np.concatenate([predicted_N != fp32_N, unlabeled_predicted_N != unlabeled_fp32_N]))
+        )
+        return Drop(
+            points=points, low=low, high=high, n=len(rows), differ=differ, images=len(rows) + len(unlabeled_rows)
+        )
 
     def holds(self, drop: Drop) -> bool:
-        """At most the bound is lost on val; or so few labels change on all images that more is not to be believed.
+        """Whether the loss on val is within the bound, or explained by one image of a small val.
 
-        The second clause is for a val so small that one image is more than the bound, of which one was lost.
+        The second case: one image of val is more than the bound, one was lost, and the share of labels that changed on
+        all images is within the bound.
         """
         one_image = self.score == "top1" and drop.points <= 100 / drop.n
         return drop.points <= self.max_drop or (one_image and drop.differ <= self.max_drop)
 
-    def hold(
-        self, target: Target, make: Callable[[Sequence[str]], ModelProto], trained: Trained | None = None
+    def choose_graph(
+        self, target: Target, make: Callable[[Sequence[str]], ModelProto], qat: QatCandidate | None = None
     ) -> Outcome:
-        """The int8 graph of a target with as few layers in float as keep the bound; with none where none do.
+        """The int8 graph of a target with the fewest float layers within the bound; all int8 if there is none.
 
         Args:
-            target: whose graph.
-            make: makes it, with the named layers left float.
-            trained: one out of quantization-aware training, taken where it loses less.
+            target: "cpu" or "tensorrt".
+            make: builds the graph with the named layers in float.
+            qat: a candidate from quantization-aware training; used if it loses no more.
         """
-        whole = make(())
-        drop = self.drop(whole, target)
-        plain, model, ranges = (
+        int8_graph = make(())
+        drop = self.drop(int8_graph, target)
+        guarded, model, ranges = (
             Guarded(target=target, holds=self.holds(drop), max_drop=self.max_drop, drop=drop),
             self.model,
             self.ranges,
         )
-        if trained:
-            found = self.drop(trained.make(()), target)
-            if found.points <= drop.points:
-                make, whole, model, ranges = trained.make, trained.make(()), trained.model, trained.ranges
-                plain = Guarded(
+        if qat:
+            candidate_drop = self.drop(qat.make(()), target)
+            if candidate_drop.points <= drop.points:
+                make, int8_graph, model, ranges = qat.make, qat.make(()), qat.model, qat.ranges
+                guarded = Guarded(
                     target=target,
-                    holds=self.holds(found),
+                    holds=self.holds(candidate_drop),
                     max_drop=self.max_drop,
-                    drop=found,
+                    drop=candidate_drop,
                     before=drop,
-                    qat=trained.agreement,
+                    qat=qat.agreement,
                 )
-        if plain.holds:
-            return Outcome(graph=whole, guarded=plain)
+        if guarded.holds:
+            return Outcome(graph=int8_graph, guarded=guarded)
         ranked = sensitivity(model, ranges, target, self.images_NHWC)
-        worst = list(ranked)[: max(1, len(ranked) // MOST)]
-        counts = _counts(len(worst))
-        with bar(f"keep layers in float for {target}", len(counts)) as shown:
+        worst = list(ranked)[: max(1, len(ranked) // LAYERS_PER_FLOAT_LAYER)]
+        counts = _float_counts(len(worst))
+        with bar(f"keep layers in float for {target}", len(counts)) as advance:
             for count in counts:
                 graph = make(worst[:count])
-                hopeless = self.drop(graph, target, first=True).low > self.max_drop
-                shown(1)
-                if not hopeless and self.holds(found := self.drop(graph, target)):
-                    kept = replace(plain, holds=True, drop=found, floats=tuple(worst[:count]), before=plain.drop)
-                    return Outcome(graph=graph, guarded=kept, sensitivity=ranked)
-        return Outcome(graph=whole, guarded=plain, sensitivity=ranked)
+                hopeless = self.drop(graph, target, screening=True).low > self.max_drop
+                advance(1)
+                if not hopeless and self.holds(candidate_drop := self.drop(graph, target)):
+                    with_floats = replace(
+                        guarded, holds=True, drop=candidate_drop, floats=tuple(worst[:count]), before=guarded.drop
+                    )
+                    return Outcome(graph=graph, guarded=with_floats, sensitivity=ranked)
+        return Outcome(graph=int8_graph, guarded=guarded, sensitivity=ranked)
 
 
-def _counts(most: int) -> list[int]:
-    """How many layers to try in float: one more each time, from the fifth on a third more."""
-    found = [1]
-    while found[-1] < most:
-        found.append(min(most, max(found[-1] + 1, found[-1] * 4 // 3)))
-    return found
+def _float_counts(max_count: int) -> list[int]:
+    """Numbers of float layers to try: one more each time, later a third more, up to `max_count`."""
+    counts = [1]
+    while counts[-1] < max_count:
+        counts.append(min(max_count, max(counts[-1] + 1, counts[-1] * 4 // 3)))
+    return counts
 
 
-def _spread(n: int, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64)) if n else np.zeros(0, dtype=np.int64)
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """Indices of at most `count` of `n` items, evenly spaced, both ends included; int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64)) if n else np.zeros(0, dtype=np.int64)
 
 
 def sensitivity(
     model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, images_NHWC: np.ndarray
 ) -> dict[str, float]:
-    """Layer -> the noise that it alone, in int8 among floats, puts on the logits; the worst first.
+    """Layer -> the noise of the logits with this layer alone in int8; the worst first.
 
-    Noise is the root mean square difference over the standard deviation of the float logits.
+    Noise is the root mean square difference divided by the standard deviation of the float logits.
     """
-    ready = qdq.prepared(model, target)
-    wanted = plan(ready, target)
-    found = qdq.affines(ready, wanted, ranges)
-    images = images_NHWC[_spread(len(images_NHWC), RANKED_ON)]
-    plain_NC = predict_onnx(ready.SerializeToString(), images)
-    scale, noise = float(plain_NC.std()) or 1.0, {}
-    names = [name for name in layers(ready) if name in wanted.weights]
-    read = {node.name: node.input[0] for node in ready.graph.node}
-    with bar(f"rank {len(names)} layers", len(names)) as shown:
+    prepared = qdq.prepare(model, target)
+    plan = make_plan(prepared, target)
+    affines = qdq.affines(prepared, plan, ranges)
+    ranking_NHWC = images_NHWC[evenly_spaced(len(images_NHWC), RANKING_IMAGES)]
+    float_NC = predict_onnx(prepared.SerializeToString(), ranking_NHWC)
+    scale, noise = float(float_NC.std()) or 1.0, {}
+    names = [name for name in layers(prepared) if name in plan.weights]
+    inputs = {node.name: node.input[0] for node in prepared.graph.node}
+    with bar(f"rank {len(names)} layers", len(names)) as advance:
         for name in names:
-            one = replace(
-                wanted,
-                pairs=(read[name],),
-                behind=frozenset({(name, read[name])}),
+            layer_plan = replace(
+                plan,
+                pairs=(inputs[name],),
+                quantized_reads=frozenset({(name, inputs[name])}),
                 weights=frozenset({name}),
                 absorbed=frozenset(),
             )
-            got_NC = predict_onnx(graphs.without_unread(qdq.written(ready, one, found)).SerializeToString(), images)
-            noise[name] = float(np.sqrt(np.mean((got_NC - plain_NC) ** 2))) / scale
-            shown(1)
+            int8_NC = predict_onnx(
+                graphs.without_unread(qdq.quantize_graph(prepared, layer_plan, affines)).SerializeToString(),
+                ranking_NHWC,
+            )
+            noise[name] = float(np.sqrt(np.mean((int8_NC - float_NC) ** 2))) / scale
+            advance(1)
     return dict(sorted(noise.items(), key=lambda pair: -pair[1]))

@@ -1,4 +1,4 @@
-"""An ONNX graph on this machine's CPU, through ONNX Runtime: what parity, the ladder and `predict` share.
+"""Inference of ONNX graphs on this machine's CPU by ONNX Runtime, for the parity gate, the ladder and `predict`.
 
 N images, H x W pixels, C target classes.
 """
@@ -16,44 +16,44 @@ from edgedistill.console import bar
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.records import OnnxModel
 
-BATCH = 4  # more at a time leave the caches: 1.8 times the time of an EfficientNet-Lite0 at 224 px
+BATCH = 4  # larger batches exceed the caches: an EfficientNet-Lite0 at 224 px takes 1.8 times as long
 
 
-def artefact_name(model: OnnxModel) -> str:
-    """What a rung, a table and a bench call this graph: "fp32", "int8-cpu", "int8-tensorrt"."""
+def artifact_name(model: OnnxModel) -> str:
+    """The name of a graph in rungs, tables and benchmarks: "fp32", "int8-cpu", "int8-tensorrt"."""
     return model.name
 
 
-def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:
-    """max |wanted - got| / max |wanted|; any two arrays of one shape. NaN counts as infinitely wrong."""
-    scale = float(np.abs(wanted).max()) or 1.0
-    error = float(np.abs(wanted - got).max()) / scale
+def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
+    """max |expected - actual| / max |expected| of two arrays of the same shape; infinite for NaN."""
+    scale = float(np.abs(expected).max()) or 1.0
+    error = float(np.abs(expected - actual).max()) / scale
     return error if np.isfinite(error) else float("inf")
 
 
 def check_images(images_NHWC: np.ndarray, px: int | None = None) -> None:
-    """Refuse anything that is not at least one uint8 RGB image (of `px` pixels, where given).
+    """Check that an array is at least one uint8 RGB image, of `px` x `px` pixels if given.
 
     Raises:
-        InputError: no images, another type or another shape.
+        InputError: there are no images, or the type or shape differs.
     """
     shape = images_NHWC.shape
     square = px is None or shape[1:3] == (px, px)
     if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[0] == 0 or shape[3] != 3 or not square:
-        wanted = "px, px" if px is None else f"{px}, {px}"
+        size = "px, px" if px is None else f"{px}, {px}"
         raise InputError(
-            f"images: {images_NHWC.dtype} {list(shape)} is not uint8 [N, {wanted}, 3] with N >= 1",
+            f"images: {images_NHWC.dtype} {list(shape)} is not uint8 [N, {size}, 3] with N >= 1",
             "pass them through images.resize first",
         )
 
 
 def session(path: Path | bytes, *, simulate: bool = False, threads: int = 2) -> Any:
-    """An ONNX Runtime session on the CPU, of a file or of a graph's bytes.
+    """Create an ONNX Runtime session on the CPU for a file or a serialized graph.
 
-    `simulate` leaves every Q/DQ pair as literal float arithmetic.
+    With `simulate`, Q/DQ pairs are computed literally in float.
 
     Raises:
-        EdgeDistillError: ONNX Runtime refuses the graph.
+        EdgeDistillError: ONNX Runtime cannot load the graph.
     """
     import onnxruntime as ort
 
@@ -68,8 +68,8 @@ def session(path: Path | bytes, *, simulate: bool = False, threads: int = 2) -> 
     if simulate:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        given = path if isinstance(path, bytes) else str(path)
-        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        model = path if isinstance(path, bytes) else str(path)
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class
         reason = " ".join(str(error).split())
         where = "a graph" if isinstance(path, bytes) else path
@@ -79,30 +79,30 @@ def session(path: Path | bytes, *, simulate: bool = False, threads: int = 2) -> 
 def predict_onnx(
     path: Path | bytes, images_NHWC: np.ndarray, *, simulate: bool = False, threads: int = 2
 ) -> np.ndarray:
-    """Logits of an exported student, batch by batch: uint8 [N, px, px, 3] -> float32 [N, C].
+    """Compute the logits of an exported student in batches: uint8 [N, px, px, 3] -> float32 [N, C].
 
     Args:
         path: an ONNX graph with the input `images` and the output `logits`: its file, or its bytes.
         images_NHWC: uint8 RGB at the graph's input size, N >= 1.
-        simulate: compute Q/DQ pairs literally in float, all graph optimizations off. This is what the graph says,
-            and the nearest a CPU comes to TensorRT's int8 arithmetic.
-        threads: batches at a time, each in one thread: operators this small share their work badly.
+        simulate: compute Q/DQ pairs literally in float, without graph optimizations. On a CPU this is the closest
+            to TensorRT's int8 arithmetic.
+        threads: batches at a time, each in one thread; operators this small do not parallelize well.
 
     Raises:
         InputError: `images_NHWC` is not uint8 [N, px, px, 3].
-        EdgeDistillError: ONNX Runtime refuses the graph.
+        EdgeDistillError: ONNX Runtime cannot load the graph.
     """
     check_images(images_NHWC)
-    running = session(path, simulate=simulate, threads=1)
+    runner = session(path, simulate=simulate, threads=1)
     name = "a graph" if isinstance(path, bytes) else path.name
 
-    def answer(at: int) -> np.ndarray:
-        logits_BC: np.ndarray = running.run(["logits"], {"images": images_NHWC[at : at + BATCH]})[0]
+    def run_batch(start: int) -> np.ndarray:
+        logits_BC: np.ndarray = runner.run(["logits"], {"images": images_NHWC[start : start + BATCH]})[0]
         return logits_BC
 
-    n, found = len(images_NHWC), []
-    with ThreadPoolExecutor(threads) as pool, bar(f"{name} on {n} images", n) as shown:
-        for logits_BC in pool.map(answer, range(0, n, BATCH)):
-            found.append(logits_BC)
-            shown(len(logits_BC))
-    return np.concatenate(found)
+    n, batches = len(images_NHWC), []
+    with ThreadPoolExecutor(threads) as pool, bar(f"{name} on {n} images", n) as advance:
+        for logits_BC in pool.map(run_batch, range(0, n, BATCH)):
+            batches.append(logits_BC)
+            advance(len(logits_BC))
+    return np.concatenate(batches)

@@ -1,4 +1,4 @@
-"""torch -> ONNX, preprocessing inside the graph, and the gate that holds the graph against torch.
+"""torch -> ONNX, with the preprocessing inside the graph, and the gate that compares the graph with torch.
 
 N images, B batch, H x W pixels, C target classes.
 """
@@ -24,12 +24,12 @@ from edgedistill.run.files import sha256_file
 
 log = logging.getLogger(__name__)
 
-LEAST_HALF = 0.95  # of fp32's labels: float16 rounds, and close calls go either way; an overflow loses nearly all
-EXPORTER_MIN_OPSET = 18  # torch.onnx.export(dynamo=True) gives this one for anything lower, without a word
+MIN_HALF_AGREEMENT = 0.95  # with fp32's labels: float16 rounding changes close calls; an overflow changes nearly all
+EXPORTER_MIN_OPSET = 18  # torch.onnx.export(dynamo=True) silently uses this one for anything lower
 
 
-class _Preprocessed(torch.nn.Module):
-    """A student behind its own normalization: uint8 [B, H, W, 3] -> logits [B, C]."""
+class Preprocessed(torch.nn.Module):
+    """A student with its normalization in front: uint8 [B, H, W, 3] -> logits [B, C]."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -42,14 +42,15 @@ class _Preprocessed(torch.nn.Module):
         self.register_buffer("shift", (-mean / std).float().repeat(spec.input_px))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # the cast comes first because TensorRT refuses to transpose uint8. Row by row, because ONNX Runtime takes the
-        # three channels of a pixel one at a time, a large part of a small net's latency
+        """Normalize the images and compute the student's logits."""
+        # the cast comes first because TensorRT refuses to transpose uint8. Rows are normalized at once, because ONNX
+        # Runtime processes the three channels of a pixel one at a time, a large part of a small net's latency
         rows = images.float().reshape(-1, self.px, self.px * 3) * self.scale + self.shift
         logits: torch.Tensor = self.model(rows.reshape(-1, self.px, self.px, 3).permute(0, 3, 1, 2))
         return logits
 
 
-class _Mean(torch.nn.Module):
+class _GlobalMean(torch.nn.Module):
     """Global average pooling that exports as one ReduceMean."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -59,36 +60,36 @@ class _Mean(torch.nn.Module):
 def export(
     model: torch.nn.Module, spec: StudentSpec, path: Path, images_NHWC: np.ndarray, settings: Export
 ) -> OnnxModel:
-    """Write a student as ONNX and hold it against torch on real images.
+    """Write a student as ONNX and compare it with torch on real images.
 
     Args:
-        model: normalised float32 [B, 3, px, px] -> logits [B, C]; it is copied, not changed.
-        spec: gives input size and normalization.
+        model: normalized float32 [B, 3, px, px] -> logits [B, C]; it is copied, not changed.
+        spec: its input size and normalization are used.
         path: the file to write; weights inline, the same bytes for the same weights.
         images_NHWC: uint8 [N, px, px, 3], N >= 1, for the parity gate.
         settings: opset and the bounds of the gate. None leaves the opset to the exporter; 17 is for TensorRT 8.5
             (JetPack 5).
 
     Returns:
-        The record; `path` is the bare file name, `parent_sha256` is left empty for the caller, and `parity` holds
+        The record; `path` is the bare file name, `parent_sha256` is empty (the caller sets it), and `parity` is
         {"agreement": fraction, "relative_error": max |torch - ONNX| / max |torch|, "n": images}.
 
     Raises:
-        InputError: `images_NHWC` has another type or shape than the student takes.
-        GateError: the file is written, and parity is outside the bounds.
-        EdgeDistillError: the student cannot be had in the opset asked for.
+        InputError: `images_NHWC` does not have the type or shape of the student's input.
+        GateError: parity is outside the bounds; the file is written.
+        EdgeDistillError: the student cannot be exported in the requested opset.
     """
     check_images(images_NHWC, spec.input_px)
-    with bar("export to ONNX", 3) as shown:
-        student = _ready(model, spec)
-        shown(1)
+    with bar("export to ONNX", 3) as advance:
+        student = prepare_student(model, spec)
+        advance(1)
         exported = graphs.global_average_pool(graphs.tidy(_convert(student, spec, settings.opset)))
-        graph = _lower(exported, settings.opset)
-        opset = _opset(graph, settings.opset)
-        shown(1)
+        graph = lower_opset(exported, settings.opset)
+        opset = check_opset(graph, settings.opset)
+        advance(1)
         graphs.write(graph, path)
-        parity = _parity(student, path, images_NHWC, settings)
-        shown(1)
+        parity = check_parity(student, path, images_NHWC, settings)
+        advance(1)
     size_mb = path.stat().st_size / 1e6
     return OnnxModel(
         path=path.name,
@@ -103,20 +104,21 @@ def export(
 
 
 def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | None:
-    """Write the float16 graph for TensorRT beside an fp32 one; its record, `path` the bare file name.
+    """Write the float16 graph for TensorRT beside an fp32 one.
 
-    None, with a warning, where float16 cannot hold what the student computes: its labels on the images, uint8
-    [N, px, px, 3], are not fp32's.
+    Returns:
+        The record, with `path` the bare file name; None, with a warning, if float16 cannot represent the student's
+        values: its labels on the images, uint8 [N, px, px, 3], differ from fp32's.
 
     Raises:
-        EdgeDistillError: a weight is beyond what float16 holds.
+        EdgeDistillError: a weight is too large for float16.
     """
     path = fp32.with_name("student.fp16.onnx")
     graphs.write(graphs.half(onnx.load(fp32)), path)
-    wanted, got = predict_onnx(fp32, images_NHWC), predict_onnx(path, images_NHWC, simulate=True)
-    if not np.isfinite(got).all() or float((wanted.argmax(1) == got.argmax(1)).mean()) < LEAST_HALF:
+    fp32_NC, fp16_NC = predict_onnx(fp32, images_NHWC), predict_onnx(path, images_NHWC, simulate=True)
+    if not np.isfinite(fp16_NC).all() or float((fp32_NC.argmax(1) == fp16_NC.argmax(1)).mean()) < MIN_HALF_AGREEMENT:
         path.unlink()
-        log.warning("export: float16 cannot hold what this student computes; there is no fp16 graph")
+        log.warning("export: float16 cannot represent this student's values; there is no fp16 graph")
         return None
     size_mb = path.stat().st_size / 1e6
     return OnnxModel(
@@ -130,23 +132,23 @@ def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | 
     )
 
 
-def _ready(model: torch.nn.Module, spec: StudentSpec) -> _Preprocessed:
-    """A copy on the CPU in eval mode, branches merged where the family has any (MobileOne, RepVGG)."""
+def prepare_student(model: torch.nn.Module, spec: StudentSpec) -> Preprocessed:
+    """Copy a student to the CPU in eval mode for export, with its branches merged (MobileOne, RepVGG)."""
     from timm.utils import reparameterize_model
 
     merged = reparameterize_model(copy.deepcopy(model).cpu().float().eval())
     for name, module in list(merged.named_modules()):
-        # torch.export takes in-place activations apart one primitive at a time, which doubles its time
+        # torch.export decomposes in-place activations into primitives, which doubles its time
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False
         # and turns adaptive pooling to 1 x 1 into a mean and a Gather over computed indices
         if isinstance(module, torch.nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            merged.set_submodule(name, _Mean())
-    return _Preprocessed(merged, spec).eval()
+            merged.set_submodule(name, _GlobalMean())
+    return Preprocessed(merged, spec).eval()
 
 
-def _convert(student: _Preprocessed, spec: StudentSpec, opset: int | None) -> onnx.ModelProto:
-    # two images, because torch.export takes a batch of one for a constant
+def _convert(student: Preprocessed, spec: StudentSpec, opset: int | None) -> onnx.ModelProto:
+    # two images, because torch.export treats a batch size of one as a constant
     example = torch.zeros(2, spec.input_px, spec.input_px, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         # torch's exporter calls parts of torch that torch has deprecated
@@ -163,15 +165,18 @@ def _convert(student: _Preprocessed, spec: StudentSpec, opset: int | None) -> on
             external_data=False,
             verbose=False,
         )
-    assert program is not None  # only with dynamo=False is there none
+    assert program is not None  # None only with dynamo=False
     return program.model_proto
 
 
-def _lower(graph: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
-    """The graph in an opset older than the exporter knows, in the IR version of that time; TensorRT 8.5 reads 17.
+def lower_opset(graph: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
+    """Convert a graph to an opset older than the exporter's oldest, and its IR version; TensorRT 8.5 reads opset 17.
 
-    torch's own way there, the TorchScript exporter, leaves timm's TensorFlow-style padding as some two hundred nodes
-    of shape arithmetic, and is on its way out.
+    torch's TorchScript exporter, the alternative, exports timm's TensorFlow-style padding as about two hundred nodes of
+    shape arithmetic, and is deprecated.
+
+    Raises:
+        EdgeDistillError: the opset cannot express the graph.
     """
     if opset is None or opset >= EXPORTER_MIN_OPSET:
         return graph
@@ -185,35 +190,46 @@ def _lower(graph: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
     return lowered
 
 
-def _opset(graph: onnx.ModelProto, wanted: int | None) -> int:
-    """The opset that came out, which torch.onnx.export does not promise to be the one asked for."""
-    got = graphs.opset(graph)
-    if wanted is not None and got != wanted:
-        raise EdgeDistillError(f"export.opset: asked for {wanted}, the exporter gave {got}", f"set it to {got}")
-    return got
+def check_opset(graph: onnx.ModelProto, requested: int | None) -> int:
+    """The opset of an exported graph, which torch.onnx.export does not guarantee to be the requested one.
+
+    Raises:
+        EdgeDistillError: it is not the requested one.
+    """
+    actual = graphs.opset(graph)
+    if requested is not None and actual != requested:
+        raise EdgeDistillError(
+            f"export.opset: asked for {requested}, the exporter gave {actual}", f"set it to {actual}"
+        )
+    return actual
 
 
-def _parity(student: _Preprocessed, path: Path, images_NHWC: np.ndarray, settings: Export) -> dict[str, float]:
-    wanted, got = _predict_torch(student, images_NHWC), predict_onnx(path, images_NHWC)
-    agreement, error = float((wanted.argmax(1) == got.argmax(1)).mean()), relative_error(wanted, got)
+def check_parity(student: Preprocessed, path: Path, images_NHWC: np.ndarray, settings: Export) -> dict[str, float]:
+    """Compare the logits of a graph with torch's: agreement, relative error and the number of images.
+
+    Raises:
+        GateError: one of the first two is outside the bounds.
+    """
+    torch_NC, onnx_NC = _predict_torch(student, images_NHWC), predict_onnx(path, images_NHWC)
+    agreement, error = float((torch_NC.argmax(1) == onnx_NC.argmax(1)).mean()), relative_error(torch_NC, onnx_NC)
     if agreement >= settings.min_agreement and error <= settings.max_relative_error:
-        return {"agreement": agreement, "relative_error": error, "n": float(len(wanted))}
+        return {"agreement": agreement, "relative_error": error, "n": float(len(torch_NC))}
     raise GateError(
-        f"{path.name}: ONNX is not torch over {len(wanted)} images: agreement {agreement:.4f} (at least "
+        f"{path.name}: ONNX is not torch over {len(torch_NC)} images: agreement {agreement:.4f} (at least "
         f"{settings.min_agreement:g}), relative error {error:.2e} (at most {settings.max_relative_error:g}); "
-        f"{_worst(wanted, got)}",
+        f"{_worst(torch_NC, onnx_NC)}",
         "try another export.opset, or loosen the bound if the two values are close enough for you",
     )
 
 
-def _worst(wanted_NC: np.ndarray, got_NC: np.ndarray) -> str:
-    distance_NC = np.nan_to_num(np.abs(wanted_NC - got_NC), nan=np.inf)
+def _worst(torch_NC: np.ndarray, onnx_NC: np.ndarray) -> str:
+    distance_NC = np.nan_to_num(np.abs(torch_NC - onnx_NC), nan=np.inf)
     image, label = np.unravel_index(distance_NC.argmax(), distance_NC.shape)
-    values = f"{wanted_NC[image, label]:.6g} in torch, {got_NC[image, label]:.6g} in ONNX"
+    values = f"{torch_NC[image, label]:.6g} in torch, {onnx_NC[image, label]:.6g} in ONNX"
     return f"worst is image {image}, class {label}: {values}"
 
 
 @torch.inference_mode()
-def _predict_torch(student: _Preprocessed, images_NHWC: np.ndarray) -> np.ndarray:
-    batches = [np.array(images_NHWC[at : at + BATCH]) for at in range(0, len(images_NHWC), BATCH)]
+def _predict_torch(student: Preprocessed, images_NHWC: np.ndarray) -> np.ndarray:
+    batches = [np.array(images_NHWC[start : start + BATCH]) for start in range(0, len(images_NHWC), BATCH)]
     return np.concatenate([student(torch.from_numpy(batch)).numpy() for batch in batches])

@@ -1,4 +1,4 @@
-"""The operators of an exported graph in torch: what a node makes of its tensors, in whatever float type they have.
+"""The operators of an exported graph, computed in torch in the float type of their inputs.
 
 B batch, C channels, H x W pixels.
 """
@@ -18,18 +18,18 @@ from edgedistill.export import graphs
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """All that a node says of itself, by name."""
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    """All attributes of a node, by name."""
+    return {proto.name: helper.get_attribute_value(proto) for proto in node.attribute}
 
 
 def _conv(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    asked = attributes(node)
-    top, left, bottom, right = asked.get("pads", [0, 0, 0, 0])
+    options = attributes(node)
+    top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
     padding: Any = (top, left)
     if (top, left) != (bottom, right):
         values, padding = functional.pad(values, (left, right, top, bottom)), 0
     return functional.conv2d(
-        values, weight, bias, asked.get("strides", 1), padding, asked.get("dilations", 1), asked.get("group", 1)
+        values, weight, bias, options.get("strides", 1), padding, options.get("dilations", 1), options.get("group", 1)
     )
 
 
@@ -38,24 +38,24 @@ def _gemm(node: NodeProto, values: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def _max_pool(node: NodeProto, values: Tensor) -> Tensor:
-    asked = attributes(node)
-    pads = asked.get("pads", [0, 0, 0, 0])
-    low = torch.finfo(values.dtype).min
-    padded = functional.pad(values, (pads[1], pads[3], pads[0], pads[2]), value=low) if any(pads) else values
-    return functional.max_pool2d(padded, asked["kernel_shape"], asked.get("strides", 1))
+    options = attributes(node)
+    pads = options.get("pads", [0, 0, 0, 0])
+    lowest = torch.finfo(values.dtype).min
+    padded = functional.pad(values, (pads[1], pads[3], pads[0], pads[2]), value=lowest) if any(pads) else values
+    return functional.max_pool2d(padded, options["kernel_shape"], options.get("strides", 1))
 
 
 def _average_pool(node: NodeProto, values: Tensor) -> Tensor:
-    asked = attributes(node)
-    pads = asked.get("pads", [0, 0, 0, 0])
-    # torch pads both sides alike; what ONNX rounds up beyond the right and lower edge is never counted
+    options = attributes(node)
+    pads = options.get("pads", [0, 0, 0, 0])
+    # torch pads both sides equally; pixels that ONNX's ceil_mode adds beyond the right and lower edge are not counted
     return functional.avg_pool2d(
         values,
-        asked["kernel_shape"],
-        asked.get("strides", 1),
+        options["kernel_shape"],
+        options.get("strides", 1),
         tuple(pads[:2]),
-        bool(asked.get("ceil_mode", 0)),
-        bool(asked.get("count_include_pad", 0)),
+        bool(options.get("ceil_mode", 0)),
+        bool(options.get("count_include_pad", 0)),
     )
 
 

@@ -1,7 +1,7 @@
-"""One calibration, and from its ranges one int8 graph for each backend, as good as it can be had.
+"""One calibration, and one int8 graph for each target from its ranges.
 
-What TensorRT wants is what ONNX Runtime on a CPU cannot fuse, and the reverse, so the placement of the Q/DQ pairs is
-the backend's (plan.py) and the ranges are everybody's (calibrate.py). N images, H x W pixels, C classes.
+ONNX Runtime on a CPU cannot fuse the Q/DQ pairs that TensorRT needs, and the reverse, so each target has its own
+placement of the pairs (placement.py); the ranges are shared (calibrate.py). N images, H x W pixels, C classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgedistill.agent import metrics
 from edgedistill.console import bar
 from edgedistill.export import calibrate, graphs, guard, qdq
 from edgedistill.export.infer import check_images, predict_onnx
-from edgedistill.export.placement import plan
+from edgedistill.export.placement import make_plan
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import OnnxModel, Target
 from edgedistill.run import artifacts
@@ -27,16 +27,17 @@ from edgedistill.run.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
-COMPARED = 256  # calibration images on which `auto` compares the rules
-LEAST_AGREEMENT = 0.995  # of an int8 graph with the fake-quantized student that it was trained as
-OLDEST_HALF = 19  # before this opset a Q/DQ pair knows no float16
+COMPARISON_IMAGES = 256  # calibration images on which `auto` compares the rules
+MIN_AGREEMENT = 0.995  # of an int8 graph with the fake-quantized student that it was written from
+MIN_HALF_OPSET = 19  # before this opset Q/DQ pairs do not support float16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A float graph that was trained on in a target's arithmetic, its ranges, and what the fake-quantized net says.
+class QatGraph:
+    """A float graph and its ranges after quantization-aware training for a target.
 
-    `labels_N` are its labels on `images_NHWC`, uint8 [N, px, px, 3]: what its int8 graph must say, too.
+    `labels_N` are the labels of the fake-quantized net on `images_NHWC`, uint8 [N, px, px, 3]; its int8 graph should
+    predict the same.
     """
 
     model: ModelProto
@@ -46,8 +47,8 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """The ranges, by which rule, and what `auto` saw of each: {rule: {"agreement", "noise"}}."""
+class Calibration:
+    """The ranges, their rule, and the rules compared by `auto`: {rule: {"agreement", "noise"}}."""
 
     method: str
     ranges: dict[str, calibrate.Range]
@@ -62,132 +63,140 @@ def quantize(
     folder: Path,
     val: tuple[np.ndarray, np.ndarray] | None = None,
     score: str = "top1",
-    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Tuned] | None = None,
+    tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], QatGraph] | None = None,
     half: bool = True,
 ) -> list[OnnxModel]:
-    """Calibrate once, and write `student.int8-<target>.onnx` for every target, with `calibration.json` beside them.
+    """Calibrate once, and write `student.int8-<target>.onnx` for every target, and `calibration.json`.
 
     Args:
-        fp32: the graph that `export` wrote.
+        fp32: the graph written by `export`.
         parent: its record.
         images_NHWC: uint8 [N, px, px, 3] of train; the first `settings.calibration_images` are used.
         settings: method, number of images, targets, and the bound on the loss of accuracy.
-        folder: where the files go.
+        folder: the folder for the files.
         val: images as above and their labels, for the accuracy guard, which writes guard.json, and sensitivity.json
-            with the layers it had to rank. None leaves the graphs unguarded.
-        score: "top1" or "balanced": what the guard counts.
-        tune: trains the graph on for a target, in that target's arithmetic; what loses less on val is taken.
-        half: whether what stays float is float16 for TensorRT.
+            with the layers that it ranked. Without them the graphs are not guarded.
+        score: "top1" or "balanced", the guard's measure of accuracy.
+        tune: continues training for a target, in that target's arithmetic; used if its graph loses no more on val.
+        half: whether float nodes are float16 for TensorRT.
 
     Returns:
         A record per target, in the order of `settings.targets`; `path` is the bare file name.
 
     Raises:
         InputError: `images_NHWC` is not uint8 [N, px, px, 3] with N >= 1.
-        EdgeDistillError: a range is not finite, or the graph is not one TensorRT would read as meant.
+        EdgeDistillError: a range is not finite, or TensorRT would misread the graph.
     """
     check_images(images_NHWC)
-    used = images_NHWC[: settings.calibration_images]
-    model, complaints = onnx.load(fp32), _complaints(len(used), settings)
-    for line in complaints:
-        log.warning(line)
-    found = calibrated(model, used, settings)
-    record(folder / artifacts.CALIBRATION.name, found, used, complaints)
-    makers = {target: maker(model, found.ranges, target, half) for target in settings.targets}
+    used_NHWC = images_NHWC[: settings.calibration_images]
+    model, warnings = onnx.load(fp32), _warnings(len(used_NHWC), settings)
+    for warning in warnings:
+        log.warning(warning)
+    calibration = choose_ranges(model, used_NHWC, settings)
+    write_calibration(folder / artifacts.CALIBRATION.name, calibration, used_NHWC, warnings)
+    makers = {target: graph_maker(model, calibration.ranges, target, half) for target in settings.targets}
     if val is None or not len(val[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
-    guarding = guard.Guard(
-        model=model, ranges=found.ranges, images_NHWC=used, val=val, max_drop=settings.max_drop, score=score
+    accuracy_guard = guard.Guard(
+        model=model, ranges=calibration.ranges, images_NHWC=used_NHWC, val=val, max_drop=settings.max_drop, score=score
     )
     outcomes = {}
     for target, make in makers.items():
-        trained = _trained(tune(model, found.ranges, target), target, half) if tune else None
-        outcomes[target] = guarding.hold(target, make, trained)
-    write_json(folder / artifacts.GUARD.name, [asdict(one.guarded) for one in outcomes.values()])
-    ranked = {target: one.sensitivity for target, one in outcomes.items() if one.sensitivity}
+        qat = _qat_candidate(tune(model, calibration.ranges, target), target, half) if tune else None
+        outcomes[target] = accuracy_guard.choose_graph(target, make, qat)
+    write_json(folder / artifacts.GUARD.name, [asdict(outcome.guarded) for outcome in outcomes.values()])
+    ranked = {target: outcome.sensitivity for target, outcome in outcomes.items() if outcome.sensitivity}
     write_json(folder / "sensitivity.json", ranked)
-    return [write(one.graph, parent, target, folder) for target, one in outcomes.items()]
+    return [write(outcome.graph, parent, target, folder) for target, outcome in outcomes.items()]
 
 
-def _trained(one: Tuned, target: Target, half: bool) -> guard.Trained:
-    """The int8 graph of a tuned student, by the same passes; and how often it answers as the student did in torch."""
-    make = maker(one.model, one.ranges, target, half)
-    same = metrics.agreement(answers(make(()), one.images_NHWC, target).argmax(axis=1), one.labels_N)
-    if same < LEAST_AGREEMENT:
-        shares = f"{same:.1%} of {len(one.labels_N)} images, less than {LEAST_AGREEMENT:.1%}"
-        log.warning(f"quantize.qat: the int8 graph for {target} answers as the student it was trained as on {shares}")
-    return guard.Trained(model=one.model, ranges=one.ranges, make=make, agreement=same)
+def _qat_candidate(tuned: QatGraph, target: Target, half: bool) -> guard.QatCandidate:
+    """The int8 graph of a trained student, by the same passes, and its agreement with the student's labels in torch."""
+    make = graph_maker(tuned.model, tuned.ranges, target, half)
+    agreement = metrics.agreement(int8_logits(make(()), tuned.images_NHWC, target).argmax(axis=1), tuned.labels_N)
+    if agreement < MIN_AGREEMENT:
+        shares = f"{agreement:.1%} of {len(tuned.labels_N)} images, less than {MIN_AGREEMENT:.1%}"
+        log.warning(f"quantize.qat: the int8 graph for {target} agrees with its fake-quantized student on {shares}")
+    return guard.QatCandidate(model=tuned.model, ranges=tuned.ranges, make=make, agreement=agreement)
 
 
-def record(path: Path, found: Calibrated, used: np.ndarray, complaints: Sequence[str]) -> None:
-    """calibration.json: the rule, what `auto` compared, the ranges, and every image by the sha256 of its pixels."""
-    hashes = [calibrate.image_hash(image) for image in used]
+def write_calibration(path: Path, calibration: Calibration, images_NHWC: np.ndarray, warnings: Sequence[str]) -> None:
+    """Write calibration.json: the rule, the comparison by `auto`, the ranges, and the sha256 of every image."""
+    hashes = [calibrate.image_hash(image) for image in images_NHWC]
     write_json(
         path,
         {
-            "method": found.method,
-            "images": len(used),
-            "warnings": list(complaints),
-            "tried": found.tried,
-            "ranges": found.ranges,
+            "method": calibration.method,
+            "images": len(images_NHWC),
+            "warnings": list(warnings),
+            "tried": calibration.tried,
+            "ranges": calibration.ranges,
             "sha256": hashes,
         },
     )
 
 
-def _complaints(n: int, settings: Quantize) -> list[str]:
+def _warnings(n: int, settings: Quantize) -> list[str]:
     if n >= settings.calibration_images:
         return []
     return [f"quantize: calibrated on {n} images of the {settings.calibration_images} asked for; train has no more"]
 
 
-def calibrated(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize) -> Calibrated:
-    """The ranges of all that any target quantizes, by the rule asked for; `auto` compares them on the first target."""
-    # the CPU's graph has every tensor of the other, and the gates of hard-swish besides
-    whole = qdq.prepared(model, "cpu")
-    names = {name for target in settings.targets for name in plan(qdq.prepared(model, target), target).ranged()}
-    seen = calibrate.collect(whole, images_NHWC, sorted(names))
+def choose_ranges(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize) -> Calibration:
+    """Compute the ranges of all tensors that a target quantizes; `auto` compares the rules on the first target."""
+    # the CPU's graph has every tensor of TensorRT's, and also the gates of hard-swish
+    prepared = qdq.prepare(model, "cpu")
+    names = {
+        name for target in settings.targets for name in make_plan(qdq.prepare(model, target), target).ranged_tensors()
+    }
+    statistics = calibrate.collect(prepared, images_NHWC, sorted(names))
     if settings.method != "auto":
-        return Calibrated(method=settings.method, ranges=calibrate.ranges(seen, settings.method), tried={})
+        return Calibration(method=settings.method, ranges=calibrate.ranges(statistics, settings.method), tried={})
     target = settings.targets[0]
-    compared = images_NHWC[:: max(1, len(images_NHWC) // COMPARED)][:COMPARED]
-    wanted_NC = predict_onnx(model.SerializeToString(), compared)
-    candidates = {method: calibrate.ranges(seen, method) for method in calibrate.METHODS}
+    compared_NHWC = images_NHWC[:: max(1, len(images_NHWC) // COMPARISON_IMAGES)][:COMPARISON_IMAGES]
+    float_NC = predict_onnx(model.SerializeToString(), compared_NHWC)
+    candidates = {method: calibrate.ranges(statistics, method) for method in calibrate.METHODS}
     tried: dict[str, dict[str, float]] = {}
-    with bar("compare calibrations", len(candidates)) as shown:
+    with bar("compare calibrations", len(candidates)) as advance:
         for method, ranges in candidates.items():
-            tried[method] = closeness(wanted_NC, answers(maker(model, ranges, target)(()), compared, target))
-            shown(1)
+            tried[method] = closeness(
+                float_NC, int8_logits(graph_maker(model, ranges, target)(()), compared_NHWC, target)
+            )
+            advance(1)
     best = max(tried, key=lambda method: (tried[method]["agreement"], -tried[method]["noise"]))
-    return Calibrated(method=best, ranges=candidates[best], tried=tried)
+    return Calibration(method=best, ranges=candidates[best], tried=tried)
 
 
-def closeness(wanted_NC: np.ndarray, got_NC: np.ndarray) -> dict[str, float]:
-    """Share of equal labels, and the root mean square difference of the logits over their standard deviation."""
-    noise = float(np.sqrt(np.mean((got_NC - wanted_NC) ** 2)) / (wanted_NC.std() or 1.0))
-    return {"agreement": metrics.agreement(wanted_NC.argmax(1), got_NC.argmax(1)), "noise": noise}
+def closeness(float_NC: np.ndarray, int8_NC: np.ndarray) -> dict[str, float]:
+    """The share of equal labels, and the noise: the root mean square difference divided by the standard deviation."""
+    noise = float(np.sqrt(np.mean((int8_NC - float_NC) ** 2)) / (float_NC.std() or 1.0))
+    return {"agreement": metrics.agreement(float_NC.argmax(1), int8_NC.argmax(1)), "noise": noise}
 
 
-def answers(graph: ModelProto, images_NHWC: np.ndarray, target: Target) -> np.ndarray:
-    """Logits [N, C] of an int8 graph as its target computes them, by simulation where that is not a CPU."""
+def int8_logits(graph: ModelProto, images_NHWC: np.ndarray, target: Target) -> np.ndarray:
+    """Compute the logits [N, C] of an int8 graph as its target does; simulated unless the target is a CPU."""
     return predict_onnx(graph.SerializeToString(), images_NHWC, simulate=target != "cpu")
 
 
-def maker(
+def graph_maker(
     model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, half: bool = True
 ) -> Callable[[Sequence[str]], ModelProto]:
-    """What makes the int8 graph of a target with the named layers left float."""
+    """A function that builds the int8 graph of a target with the named layers in float."""
 
     def make(floats: Sequence[str]) -> ModelProto:
         graph = qdq.int8_graph(model, ranges, target, floats)
-        halved = half and target == "tensorrt" and graphs.opset(graph) >= OLDEST_HALF
-        return graphs.half(graph) if halved else graph
+        to_half = half and target == "tensorrt" and graphs.opset(graph) >= MIN_HALF_OPSET
+        return graphs.half(graph) if to_half else graph
 
     return make
 
 
 def write(graph: ModelProto, parent: OnnxModel, target: Target, folder: Path) -> OnnxModel:
-    """`student.int8-<target>.onnx` in a folder, and its record."""
+    """Write `student.int8-<target>.onnx` to a folder and return its record.
+
+    Raises:
+        EdgeDistillError: TensorRT would misread the graph.
+    """
     path = folder / f"student.int8-{target}.onnx"
     if target == "tensorrt":
         qdq.refuse_for_tensorrt(graph, str(path))

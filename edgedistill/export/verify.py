@@ -1,4 +1,4 @@
-"""The ladder: the same test images through torch and every artefact; agreement, accuracy with interval, gates.
+"""The ladder: torch and every artifact on the same test images; agreement, accuracy with interval, gates.
 
 N images, H x W pixels, C target classes.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill.agent import metrics
-from edgedistill.export.infer import artefact_name, check_images, predict_onnx, relative_error
+from edgedistill.export.infer import artifact_name, check_images, predict_onnx, relative_error
 from edgedistill.recipe.schema import Export
 from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, Rung
 
-__all__ = ["artefact_name", "ladder", "predict_onnx"]
+__all__ = ["artifact_name", "ladder", "predict_onnx"]
 
-WORST = 12
-MISTAKES = 24
+MAX_WORST = 12
+MAX_MISTAKES = 24
 
 
 def ladder(
@@ -29,30 +29,30 @@ def ladder(
     labels_N: np.ndarray,
     settings: Export,
 ) -> tuple[Ladder, dict[str, np.ndarray]]:
-    """Send the test images through every artefact and hold each against torch.
+    """Run every artifact on the test images and compare it with torch.
 
-    The graph for TensorRT is simulated: its Q/DQ pairs are computed as written, in float, on the CPU.
+    The graph for TensorRT is simulated: its Q/DQ pairs are computed literally, in float, on the CPU.
 
     Args:
         torch_logits_NC: the student's own logits on `images_NHWC`, float [N, C].
-        models: the artefacts, `path` relative to `run`.
+        models: the artifacts, `path` relative to `run`.
         run: the run directory.
         images_NHWC: uint8 [N, px, px, 3].
         labels_N: true classes, integers [N].
         settings: the bounds of the gates on the fp32 graph. A gate that fails is recorded, not raised.
 
     Returns:
-        The ladder, torch first, with the indices of the images where an int8 graph is furthest from torch (at most
-        12, furthest first); and the logits [N, C] by artefact name, torch among them.
+        The ladder, torch first, with the indices of the images on which an int8 graph is furthest from torch (at most
+        12, furthest first); and the logits [N, C] by artifact name, including torch's.
 
     Raises:
         InputError: `images_NHWC` is not uint8 [N, px, px, 3] with N >= 1.
-        EdgeDistillError: ONNX Runtime refuses a graph.
+        EdgeDistillError: ONNX Runtime cannot load a graph.
     """
     check_images(images_NHWC)
     logits = {"torch": torch_logits_NC}
     for model in models:
-        logits[artefact_name(model)] = predict_onnx(run / model.path, images_NHWC, simulate=_simulated(model))
+        logits[artifact_name(model)] = predict_onnx(run / model.path, images_NHWC, simulate=_simulated(model))
     parent = next((model.parent_sha256 for model in models if model.precision == "fp32"), "")
     torch_rung = Rung(
         artefact="torch",
@@ -63,8 +63,8 @@ def ladder(
         accuracy=_accuracy(labels_N, torch_logits_NC),
         agreement_with_torch=1.0,
     )
-    rungs = [_rung(model, logits[artefact_name(model)], torch_logits_NC, labels_N) for model in models]
-    int8 = [logits[artefact_name(model)] for model in models if model.precision == "int8"]
+    rungs = [_rung(model, logits[artifact_name(model)], torch_logits_NC, labels_N) for model in models]
+    int8 = [logits[artifact_name(model)] for model in models if model.precision == "int8"]
     return Ladder(
         rungs=(torch_rung, *rungs), gates=_gates(logits, settings), worst=_worst(torch_logits_NC, int8)
     ), logits
@@ -76,7 +76,7 @@ def _simulated(model: OnnxModel) -> bool:
 
 def _rung(model: OnnxModel, logits_NC: np.ndarray, torch_logits_NC: np.ndarray, labels_N: np.ndarray) -> Rung:
     return Rung(
-        artefact=artefact_name(model),
+        artefact=artifact_name(model),
         sha256=model.sha256,
         precision=model.precision,
         target=model.target,
@@ -113,24 +113,24 @@ def _gates(logits: Mapping[str, np.ndarray], settings: Export) -> tuple[Gate, ..
 
 
 def furthest(torch_logits_NC: np.ndarray, int8: Mapping[str, np.ndarray]) -> list[str]:
-    """For each image the int8 artefact that is furthest from torch there."""
+    """The int8 artifact that is furthest from torch, for each image."""
     if not int8:
         return []
-    return [list(int8)[at] for at in _distances(torch_logits_NC, list(int8.values())).argmax(axis=0)]
+    return [list(int8)[index] for index in _distances(torch_logits_NC, list(int8.values())).argmax(axis=0)]
 
 
 def _distances(torch_logits_NC: np.ndarray, int8: Sequence[np.ndarray]) -> np.ndarray:
     """Total variation distance between torch's class probabilities and each int8 graph's, [graphs, N]."""
-    wanted = _softmax(torch_logits_NC)
-    return np.stack([np.abs(wanted - _softmax(logits_NC)).sum(1) / 2 for logits_NC in int8])
+    torch_probs_NC = _softmax(torch_logits_NC)
+    return np.stack([np.abs(torch_probs_NC - _softmax(logits_NC)).sum(1) / 2 for logits_NC in int8])
 
 
 def _worst(torch_logits_NC: np.ndarray, int8: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Images by the distance between torch's class probabilities and the furthest int8 graph's."""
+    """The images on which the class probabilities of an int8 graph are furthest from torch's, furthest first."""
     if not int8:
         return ()
     distance_N = _distances(torch_logits_NC, int8).max(axis=0)
-    order = np.argsort(-distance_N, kind="stable")[:WORST]
+    order = np.argsort(-distance_N, kind="stable")[:MAX_WORST]
     return tuple(int(image) for image in order if distance_N[image] > 0)
 
 
@@ -140,11 +140,11 @@ def _softmax(logits_NC: np.ndarray) -> np.ndarray:
 
 
 def mistakes(images_NHWC: np.ndarray, labels_N: np.ndarray, logits_NC: np.ndarray) -> dict[str, np.ndarray]:
-    """What an artefact gets wrong with most confidence, at most 24: images, labels, predicted, confidence."""
+    """The most confident mistakes of an artifact, at most 24: images, labels, predicted, confidence."""
     probs_NC = _softmax(logits_NC)
     predicted_N, confidence_N = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
     wrong = np.flatnonzero(predicted_N != labels_N)
-    rows = wrong[np.argsort(-confidence_N[wrong], kind="stable")[:MISTAKES]]
+    rows = wrong[np.argsort(-confidence_N[wrong], kind="stable")[:MAX_MISTAKES]]
     return {
         "images": images_NHWC[rows],
         "labels": labels_N[rows],

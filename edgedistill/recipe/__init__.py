@@ -1,1 +1,1 @@
-"""The recipe: its schema, how a file becomes one, and what binds names and options."""
+"""The recipe: its schema, reading it from a file, and binding of names and options."""

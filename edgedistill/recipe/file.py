@@ -1,6 +1,6 @@
-"""How a recipe file becomes a checked `Recipe`, and what is said where it does not.
+"""Reading and validation of a recipe file.
 
-A recipe is plain YAML; paths in it are relative to the file. Every problem is told at once, with its line.
+A recipe is plain YAML; its paths are relative to the file. All problems are reported at once, with their lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgedistill.recipe.schema import Recipe
 
 
 class RecipeError(InputError):
-    """Every problem of a recipe at once, a line each: `file:line: field: what, and the fix`."""
+    """All problems of a recipe, one per line: `file:line: field: problem, and the fix`."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -30,7 +30,7 @@ class RecipeError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A recipe as written: plain data, the line of every key; values given by --set and the preset are in place."""
+    """A recipe as plain data with the line of every key; the preset and the values of --set are filled in."""
 
     path: Path
     raw: dict[str, Any]
@@ -39,17 +39,17 @@ class Document:
 
     @property
     def base(self) -> Path:
-        """The folder that the recipe's relative paths start from."""
+        """The folder that the recipe's paths are relative to."""
         return self.path.resolve().parent
 
     def line(self, key: Key) -> int:
-        """The line of a key; one that is not in the file borrows the line of the nearest one above it."""
+        """The line of a key; for a key that is not in the file, the line of its nearest parent."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)
 
     def describe(self, problem: Problem) -> str:
-        """`file:line: field: what`, whatever the keys and values hold."""
+        """Format a problem as one line, `file:line: field: message`."""
         field = _one_line(".".join(str(part) for part in problem.key) or "recipe")
         message = _one_line(problem.message)
         if any(problem.key[: len(key)] == key for key in self.overridden):
@@ -57,13 +57,13 @@ class Document:
         return f"{self.path}:{self.line(problem.key)}: {field}: {message}"
 
     def error(self, problems: Sequence[Problem]) -> RecipeError:
-        """The problems as one error, in the order of the file, each once."""
-        ordered = sorted(dict.fromkeys(problems), key=lambda one: self.line(one.key))
+        """The problems as one error, without duplicates, in the order of the file."""
+        ordered = sorted(dict.fromkeys(problems), key=lambda problem: self.line(problem.key))
         return RecipeError([self.describe(problem) for problem in ordered])
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a recipe file, apply `key.path=value` overrides (values in YAML), and fill in the preset it names.
+    """Read a recipe file, apply `key.path=value` overrides (values in YAML), and fill in its preset.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or an override is not of the form key=value.
@@ -80,11 +80,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        what = _one_line(str(getattr(error, "problem", error)))
-        raise RecipeError([f"{path}:{line}: not valid YAML: {what}"]) from None
+        reason = _one_line(str(getattr(error, "problem", error)))
+        raise RecipeError([f"{path}:{line}: not valid YAML: {reason}"]) from None
     except RecursionError:
         raise RecipeError([f"{path}:1: not valid YAML: nested too deeply"]) from None
-    except ValueError as error:  # PyYAML lets a date such as 2024-99-99 through to datetime
+    except ValueError as error:  # PyYAML passes a date such as 2024-99-99 to datetime
         raise RecipeError([f"{path}:1: not valid YAML: {error}; quote what is meant as text"]) from None
     if not isinstance(raw, dict):
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
@@ -99,13 +99,13 @@ def _one_line(text: str) -> str:
 
 def _lines(node: yaml.Node | None, key: Key) -> Iterable[tuple[Key, int]]:
     if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            yield (*key, name.value), name.start_mark.line + 1
-            yield from _lines(value, (*key, name.value))
+        for name_node, entry_node in node.value:
+            yield (*key, name_node.value), name_node.start_mark.line + 1
+            yield from _lines(entry_node, (*key, name_node.value))
     elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*key, index), value.start_mark.line + 1
-            yield from _lines(value, (*key, index))
+        for index, entry_node in enumerate(node.value):
+            yield (*key, index), entry_node.start_mark.line + 1
+            yield from _lines(entry_node, (*key, index))
 
 
 def _override(raw: dict[str, Any], text: str) -> Key:
@@ -113,11 +113,11 @@ def _override(raw: dict[str, Any], text: str) -> Key:
     if not equals or not name:
         raise RecipeError([f"--set {text}: must be key=value, for example --set distill.steps=200"])
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
-    place: Any = raw
+    section: Any = raw
     try:
         for part in parts[:-1]:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
-        place[parts[-1]] = yaml.safe_load(value)
+            section = section.setdefault(part, {}) if isinstance(section, dict) else section[part]
+        section[parts[-1]] = yaml.safe_load(value)
     except (TypeError, IndexError, AttributeError):
         raise RecipeError([f"--set {text}: the recipe has no such place; give an existing list index or key"]) from None
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -126,19 +126,19 @@ def _override(raw: dict[str, Any], text: str) -> Key:
 
 
 def validate_recipe(document: Document) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe, or everything the schema has against it."""
+    """The recipe, or None, and its problems by the schema."""
     unknown = presets.problems(document.raw)
     try:
         recipe = Recipe.model_validate(document.raw)
     except PydanticError as error:
         return None, unknown + [_problem(detail) for detail in error.errors()]
     names = [source.name for source in recipe.sources]
-    twice = [
-        Problem(key=("sources", at, "name"), message=f"{name} is used twice; give every source a name of its own")
-        for at, name in enumerate(names)
-        if name in names[:at]
+    duplicates = [
+        Problem(key=("sources", index, "name"), message=f"{name} is used twice; give every source a name of its own")
+        for index, name in enumerate(names)
+        if name in names[:index]
     ]
-    return recipe, unknown + twice
+    return recipe, unknown + duplicates
 
 
 def _problem(detail: Any) -> Problem:
@@ -152,7 +152,7 @@ def _problem(detail: Any) -> Problem:
 
 
 def _fields(key: Key) -> list[str]:
-    """The fields of the section at `key`, found through the sections' default or annotated types."""
+    """The fields of the section at `key`, from the annotated types of the sections."""
     model: Any = Recipe
     for part in key:
         annotation = model.model_fields[part].annotation if isinstance(part, str) else None

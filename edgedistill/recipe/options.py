@@ -1,4 +1,4 @@
-"""What a recipe names, bound: a name to its registry, options to the keyword-only parameters of a function."""
+"""Binding of a recipe's names to registries, and of its options to the keyword-only parameters of a function."""
 
 from __future__ import annotations
 
@@ -16,45 +16,57 @@ from pydantic import ValidationError as PydanticError
 from edgedistill.errors import InputError
 
 Key = tuple[str | int, ...]
-LISTED = 12  # names in one line of an error
+MAX_LISTED = 12  # names in an error message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """Marks a recipe key or an option that was added after the first release: `Annotated[int, LATER] = 3`.
+
+    While it has its default it enters no run directory's name, no step's key and no configuration of the suite, so
+    that runs and committed lines that were made without it stay what they are.
+    """
+
+
+LATER = Later()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with a recipe: the key it concerns, and what to say about it."""
+    """One problem of a recipe: its key and the message."""
 
     key: Key
     message: str
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`; did you mean parc?`, or the whole list where nothing is near; a YAML key need not be text."""
-    names = sorted(known)
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """`; did you mean parc?`, or the list of choices if no name is near; a YAML key need not be text."""
+    names = sorted(choices)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"
-    shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-    return f"; one of: {shown}" if names else ""
+    listed = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+    return f"; one of: {listed}" if names else ""
 
 
-def choose(name: str, known: Mapping[str, Any], what: str, key: Key) -> list[Problem]:
-    """Nothing where `name` is in the registry; else one problem with the nearest right name."""
-    if name in known:
+def choose(name: str, registry: Mapping[str, Any], kind: str, key: Key) -> list[Problem]:
+    """No problem if `name` is in the registry, else one problem with the nearest name."""
+    if name in registry:
         return []
-    return [Problem(key=key, message=f"no {what} is called {name}{did_you_mean(name, known)}")]
+    return [Problem(key=key, message=f"no {kind} is called {name}{did_you_mean(name, registry)}")]
 
 
 def option_problems(function: Callable[..., Any], options: Mapping[str, Any], key: Key) -> list[Problem]:
-    """What is wrong with `options` as keyword-only arguments of `function`: unknown, missing, or of the wrong type."""
-    wanted = _keyword_only(function)
+    """Problems of `options` as keyword-only arguments of `function`: unknown, missing, or of the wrong type."""
+    parameters = keyword_only(function)
     problems = [
-        Problem(key=(*key, name), message=f"unknown key{did_you_mean(name, wanted)}")
-        for name in options.keys() - wanted
+        Problem(key=(*key, name), message=f"unknown key{did_you_mean(name, parameters)}")
+        for name in options.keys() - parameters
     ]
-    for name, parameter in wanted.items():
+    for name, parameter in parameters.items():
         if name in options:
             try:
-                TypeAdapter(_annotation(function, parameter)).validate_python(options[name])
+                TypeAdapter(annotation_of(function, parameter)).validate_python(options[name])
             except PydanticError as error:
                 message = error.errors()[0]["msg"]
                 problems.append(
@@ -66,34 +78,54 @@ def option_problems(function: Callable[..., Any], options: Mapping[str, Any], ke
 
 
 def bound_options(function: Callable[..., Any], options: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """`options` in the types of `function`'s keyword-only parameters; a `Path` is taken relative to `base`.
+    """Convert `options` to the types of `function`'s keyword-only parameters; paths are relative to `base`.
 
     Raises:
         InputError: an option does not fit the signature (`check` reports the same with its line).
     """
     problems = option_problems(function, options, ())
     if problems:
-        raise InputError("; ".join(f"{'.'.join(map(str, one.key))}: {one.message}" for one in problems))
-    wanted = _keyword_only(function)
+        raise InputError("; ".join(f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in problems))
+    parameters = keyword_only(function)
     bound = {
-        name: TypeAdapter(_annotation(function, wanted[name])).validate_python(value) for name, value in options.items()
+        name: TypeAdapter(annotation_of(function, parameters[name])).validate_python(value)
+        for name, value in options.items()
     }
     if base is None:
         return bound
-    return {name: _placed(value, base) if isinstance(value, Path) else value for name, value in bound.items()}
+    return {name: _resolved(value, base) if isinstance(value, Path) else value for name, value in bound.items()}
 
 
-def _placed(path: Path, base: Path) -> Path:
-    """`path` from `base` on, "~" and ".." resolved as words: links stay as the user knows them."""
+def options_for_key(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they enter a key: without those marked LATER that have their default."""
+    parameters = keyword_only(function)
+
+    def at_default(name: str, option: Any) -> bool:
+        parameter = parameters.get(name)
+        return parameter is not None and _is_later(function, parameter) and bool(option == parameter.default)
+
+    return {name: option for name, option in options.items() if not at_default(name, option)}
+
+
+def _is_later(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    return LATER in getattr(annotation_of(function, parameter), "__metadata__", ())
+
+
+def _resolved(path: Path, base: Path) -> Path:
+    """`path` relative to `base`, with "~" and ".." resolved textually: symbolic links stay in the path."""
     return Path(os.path.normpath(base / path.expanduser()))
 
 
-def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function by name: its options in a recipe."""
     parameters = inspect.signature(function).parameters
-    return {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {
+        name: parameter for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
-def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+def annotation_of(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """The evaluated annotation of a parameter; Any where it has none."""
     annotation = parameter.annotation
     if annotation is inspect.Parameter.empty:
         return Any

@@ -1,7 +1,8 @@
-"""The whole recipe schema; recipe_file.py makes a `Recipe` of a file.
+"""The recipe schema. file.py reads a file into a `Recipe`.
 
 Where something is chosen by name (a data kind, a source kind, a metric, a method) the options of the chosen function
-stand beside the name, and are checked against its signature before any work starts.
+stand beside the name, and are checked against its signature before any work starts. The text below a field is its line
+in the recipe reference (docs/recipe.md).
 """
 
 from __future__ import annotations
@@ -9,308 +10,328 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from edgedistill.recipe import presets
-from edgedistill.recipe.options import Key, Problem, bound_options, choose, did_you_mean, option_problems
-
-# what binds names and options belongs to the recipe for those who use it
-__all__ = ["Key", "Problem", "Recipe", "bound_options", "choose", "did_you_mean", "option_problems"]
-
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Open(Section):
-    """A part that names a function and holds that function's options beside the name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that the schema leaves to the named function."""
-        return dict(self.model_extra or {})
-
-
-class Choice(Open):
-    """`weighted`, or `{name: weighted, lam: 0.8}`."""
-
-    name: str
-
-
-NamedChoice = Annotated[Choice, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+from edgedistill.recipe.section import Choice, Fraction, Name, NamedChoice, Open, Section
 
 
 class Data(Open):
     """The target task: where its images are, how many labels may be used, and what counts as good."""
 
     kind: str
+    """Where the images come from: `folder`, `csv`, `cub`, `hf`, `torchvision`, `elpv` or `digits`."""
     labels_per_class: PositiveInt | None = None
+    """Labels of each class that may be used; the other images count as unlabeled. All labels without it."""
     val_fraction: float = Field(default=0.2, gt=0.0, le=0.9)
+    """Share of the labeled images that is held out as val."""
     test_fraction: Fraction = 0.3
+    """Share of each class that becomes the test set, where the data set has none of its own."""
     score: Literal["top1", "balanced"] = "top1"
+    """The accuracy by which students are chosen and reported; `balanced` is the mean over the classes."""
     fit: Literal["crop", "squash"] = "crop"
+    """How a picture becomes a square: the center is cut out, or the whole picture is resized."""
     store_px: PositiveInt | None = None
+    """Side of the stored squares in pixels; without it the largest input size of any source or student."""
 
 
 class Unlabeled(Section):
-    """More images without a label, too many for a folder: WebDataset shards, streamed.
-
-    `urls` are paths or addresses of tar files, with braces for many: shards/{0000..0099}.tar. They are read in the
-    order of a shuffle, some shards at a time, `mixed` images at least; so many, and as many again, stand in memory.
-    """
+    """More images without a label, too many for a folder: WebDataset shards, streamed."""
 
     kind: Literal["wds"]
+    """WebDataset: tar files of images."""
     urls: str | tuple[str, ...]
+    """Paths or addresses of the tar files; braces stand for many: `shards/{0000..0099}.tar`."""
     mixed: PositiveInt = 4096
+    """Images among which the stream is shuffled, at least; twice as many are in memory."""
 
 
 class Source(Open):
     """A frozen model from another domain, with its own preprocessing and its own input size."""
 
     name: Name
+    """Its name in weights, tables and logs."""
     kind: str
+    """Where the model comes from: `timm`, `pypi`, `weights`, `run` or `onnx`."""
     input_px: PositiveInt | None = None
+    """Its input size in pixels, where it is not the model's own."""
     mean: tuple[float, float, float] | None = None
+    """Mean of its normalization (RGB, in [0, 1]), where it is not the model's own."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Standard deviation of its normalization, where it is not the model's own."""
 
 
 class Weigh(Section):
-    """How similarity becomes weight: `metric` decides, `also` is printed beside it."""
+    """How similarity becomes the weights of the sources."""
 
     metric: NamedChoice = Choice(name="probe")
+    """The similarity metric that decides the weights."""
     also: tuple[NamedChoice, ...] = (Choice(name="parc"),)
+    """Metrics that are computed and printed beside it."""
     power: float = Field(default=12.0, ge=0.0)
+    """Exponent of the rescaled scores: 0 weights all sources alike, large values take the best alone."""
     rescale: Literal["ceiling", "minmax"] = "ceiling"
+    """Scores as shares of a perfect source's, or between the worst source (0) and the best (1)."""
     bootstrap: int = Field(default=50, ge=2)
+    """Half-samples of the labeled images that the intervals of the scores are made from."""
 
 
 class LatencyBound(Section):
-    """At most so many milliseconds an image, at this percentile, in this precision, by this backend on this device."""
+    """At most so many milliseconds an image, measured on a device."""
 
     at_most: PositiveFloat
+    """The bound in milliseconds."""
     device: str = "local"
+    """A device of the inventory."""
     backend: str = "onnxruntime-cpu"
+    """The backend that runs the candidate there."""
     precision: Literal["fp32", "int8"] = "int8"
+    """The precision of the candidate's graph."""
     percentile: float = Field(default=50.0, gt=0.0, lt=100.0)
+    """The percentile of the latencies that must meet the bound."""
 
 
-def _at_most(value: Any) -> Any:
-    return {"at_most": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _at_most(bound: Any) -> Any:
+    return {"at_most": bound} if isinstance(bound, int | float) and not isinstance(bound, bool) else bound
 
 
 class Budget(Section):
-    """Upper bounds on the student; what is left out is not bounded. `macs_m` and `params_m` in millions.
-
-    `weights_mb` and `activation_mb` (the peak, for one image) are megabytes of fp32; int8 takes a quarter.
-    `latency_ms`, a number or what LatencyBound takes, is measured on the device before a candidate trains.
-    """
+    """Upper bounds on the student; what is left out is not bounded."""
 
     macs_m: PositiveFloat | None = None
+    """Multiply-accumulates of one image, in millions."""
     params_m: PositiveFloat | None = None
+    """Parameters, in millions."""
     weights_mb: PositiveFloat | None = None
+    """Size of the weights in fp32, in megabytes; int8 takes a quarter."""
     activation_mb: PositiveFloat | None = None
+    """Peak size of the activations of one image in fp32, in megabytes; int8 takes a quarter."""
     latency_ms: Annotated[LatencyBound | None, BeforeValidator(_at_most)] = None
+    """Milliseconds an image, measured before a candidate trains: a number, or the keys below."""
 
 
 class Student(Section):
-    """The space that the search looks through: per family, the choices of each of its options."""
+    """The space that the search looks through."""
 
     families: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Per family the values of its options: one, or a list of choices."""
     budget: Budget = Budget()
+    """Upper bounds on the student."""
 
 
 class Search(Section):
-    """A short distillation per candidate; `trials` counts candidates that were trained to the end.
-
-    `rungs` is how often a candidate is compared with the others on its way there: at each, only the best of every
-    `keep_one_in` go on (successive halving). `objective` says which accuracy on val counts: the student's, or that of
-    its int8 graph. `storage` is the address of a database that several workers share (postgresql://...); a worker that
-    says nothing for three times `heartbeat_s` seconds is taken for dead.
-    """
+    """The search: a short distillation of each candidate, compared on val."""
 
     trials: PositiveInt = 8
+    """Candidates that are trained to the end of the short distillation."""
     steps: PositiveInt = 100
+    """Steps of the short distillation."""
     rungs: int = Field(default=0, ge=0, le=5)
+    """Successive halving: how often a candidate is compared with the others on the way; 0 is never."""
     keep_one_in: int = Field(default=2, ge=2, le=10)
+    """At each rung the best of every so many go on."""
     objective: Literal["fp32", "int8"] = "fp32"
-    # where a study is kept is none of its business: it names no run directory and is written into none
+    """The accuracy that counts: the student's, or that of its int8 graph."""
+    # where a study is kept does not change it: it names no run directory and enters no key
     storage: str | None = Field(default=None, exclude=True)
+    """Address of a database that several workers share, `postgresql://...`; without it a file in the run."""
     heartbeat_s: PositiveInt = Field(default=30, exclude=True)
+    """Seconds between two signs of life of a worker; its trial is retried after three that are missed."""
 
 
 class Augment(Section):
-    """What happens to a training image: random resized crop (area from `min_area`), flips, brightness and contrast."""
+    """Augmentation of the training images: crops, flips, brightness and contrast."""
 
     min_area: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Least share of the image's area that a random crop keeps."""
     hflip: bool = True
+    """Flip left and right at random."""
     vflip: bool = False
+    """Flip top and bottom at random."""
     jitter: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Largest change of brightness and contrast."""
 
 
 class Strong(Section):
-    """The strong view of consistency methods: RandAugment of `ops` operations at `magnitude` (of 31), then Cutout.
-
-    `cutout` is the largest side of the square cut out, as a share of the image's. Crops and flips come on top.
-    """
+    """The strong view of the consistency methods: RandAugment, then Cutout; crops and flips come on top."""
 
     ops: int = Field(default=2, ge=0, le=8)
+    """Operations of RandAugment for each image."""
     magnitude: int = Field(default=10, ge=0, le=30)
+    """Their magnitude, of 30."""
     cutout: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Largest side of the square that is cut out, as a share of the image's side."""
 
 
 class Distill(Section):
-    """The training run: the method, its length, and the optimiser (AdamW, cosine schedule, EMA weights kept).
-
-    `teacher` is how the sources' probes are mixed, for the methods that distil in the target's own classes.
-    `freeze` names modules of the student's backbone that keep their initial weights: with the first stages frozen a
-    fine-tuning step takes half the time. `precision` is that of the student's forward pass: auto is bfloat16 on a GPU
-    and float32 on a CPU, where bfloat16 pays for small dense convolutions and costs for depthwise ones.
-    """
+    """The training of the student: AdamW with a cosine schedule; the averaged (EMA) weights are kept."""
 
     method: NamedChoice = Choice(name="auto")
+    """The distillation method. `auto` is `adapted` from a `selftrained` teacher, or `transfer` without sources."""
     teacher: NamedChoice = Choice(name="selftrained")
+    """How the sources' probes are mixed, for the methods that distill in the target's own classes."""
     steps: PositiveInt = 1000
+    """Training steps."""
     batch_labeled: PositiveInt = 16
+    """Labeled images in a step."""
     batch_unlabeled: int = Field(default=32, ge=0)
+    """Unlabeled images in a step, for the methods that use them."""
     lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0.0)
+    """Weight decay of matrices and convolutions; biases and batch norm have none."""
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0)
+    """Decay of the averaged weights."""
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the steps in which the learning rate rises."""
     freeze: tuple[str, ...] = ()
+    """Modules of the student's backbone that keep their initial weights; frozen first stages halve a step's time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward pass; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     augment: Augment = Augment()
+    """Augmentation of the training images."""
     strong: Strong = Strong()
+    """The strong view of `fixmatch` and `consistent`."""
     checkpoint_every: PositiveInt = 50
+    """Steps between two checkpoints that a killed run resumes from."""
     evaluate_every: PositiveInt = 50
+    """Steps between two evaluations on val."""
 
 
-def _once(given: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(given))
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 Capability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 
 
 class Export(Section):
-    """torch to ONNX, and the gates that the fp32 graph must pass. `fp16`: a float16 graph for TensorRT beside it.
-
-    `engines`: the compute capabilities of GPUs that tensorrt-rtx, where it is installed, builds engines for.
-    """
+    """torch to ONNX, and the gates that the fp32 graph must pass."""
 
     opset: int | None = Field(default=None, ge=17, le=23)
+    """ONNX opset; without it the exporter's own."""
     fp16: bool = True
+    """Also write a float16 graph, for TensorRT."""
     engines: Annotated[tuple[Capability, ...], AfterValidator(_once)] = ("sm86", "sm89", "sm120")
+    """Compute capabilities that tensorrt-rtx, where it is installed, builds engines for."""
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Least share of images on which the fp32 graph and torch give the same label."""
     max_relative_error: PositiveFloat = 1e-3
+    """Largest difference of their logits, as a share of the largest logit."""
 
 
 class Qat(Section):
-    """Quantization-aware distillation: `steps` more steps with fake quantization, as `distill` says but for these.
-
-    `ranges` are frozen at what calibration found, or learned with the weights (Esser et al., ICLR 2020).
-    """
+    """Quantization-aware distillation: more training steps in int8 arithmetic, otherwise as `distill` says."""
 
     steps: PositiveInt = 200
+    """Training steps."""
     lr: PositiveFloat = 1e-4
+    """Peak learning rate."""
     ranges: Literal["learned", "frozen"] = "learned"
+    """Activation ranges: learned with the weights (Esser et al., ICLR 2020), or those of the calibration."""
 
 
-def _qat(value: Any) -> Any:
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+def _qat(setting: Any) -> Any:
+    return {True: {}, False: None}[setting] if isinstance(setting, bool) else setting
 
 
 class Quantize(Section):
-    """int8 graphs from one calibration on images of train only, and what must be true for int8 to be kept.
-
-    `method: auto` takes the rule whose int8 graph answers most often as fp32 does on the calibration images. int8 is
-    kept if it loses at most `max_drop` points on val, and if it is measurably more than `min_speedup` times as fast.
-    """
+    """int8 graphs from one calibration on images of train, and what must be true for int8 to be kept."""
 
     enabled: bool = True
+    """Make int8 graphs."""
     targets: Annotated[tuple[Literal["cpu", "tensorrt"], ...], Field(min_length=1), AfterValidator(_once)] = (
         "cpu",
         "tensorrt",
     )
+    """The runtimes to make a graph for: each places the quantization of its own kernels."""
     calibration_images: PositiveInt = 500
+    """Images of train that the ranges are measured on."""
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
+    """Rule of the ranges; `auto` takes the one whose int8 graph agrees most often with fp32."""
     max_drop: float = Field(default=1.0, ge=0.0, le=100.0)
+    """Points of accuracy on val that int8 may lose."""
     min_speedup: PositiveFloat = 1.05
+    """int8 is kept only where it is measurably more than so many times as fast."""
     qat: Annotated[Qat | None, BeforeValidator(_qat)] = None
+    """Quantization-aware distillation: `true`, or the keys below."""
 
 
 Mode = Literal["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
 
 
 class Bench(Section):
-    """Where, how and how long to measure; every variant runs for `samples` queries and `seconds` at least.
-
-    Without `backends` each device takes its own of the inventory. Of `modes` a backend takes those that it has;
-    `offline` are batch sizes whose throughput is measured besides.
-    """
+    """Where, how and how long to measure."""
 
     devices: tuple[str, ...] = ("local",)
+    """Devices of the inventory."""
     inventory: str | None = None
+    """The inventory's file; without it deploy/devices.yaml in the current folder, where there is one."""
     backends: tuple[str, ...] = ()
+    """Backends to measure; without it those that the inventory names for each device."""
     modes: Annotated[tuple[Mode, ...], AfterValidator(_once)] = get_args(Mode)
+    """Modes of measuring, of which a backend takes those that it has."""
     offline: Annotated[tuple[PositiveInt, ...], AfterValidator(_once)] = ()
+    """Batch sizes whose throughput is measured as well."""
     processes: PositiveInt = 3
+    """Fresh processes, each of which measures every graph."""
     rounds: PositiveInt = 5
+    """Rounds in a process; in each round every graph is timed in turn."""
     samples: PositiveInt = 300
+    """Queries of a graph, at least."""
     seconds: PositiveFloat = 2.0
+    """Seconds that a graph is timed for, at least."""
     threads: PositiveInt = 1
+    """Threads of the runtime."""
     accuracy_images: PositiveInt = 500
+    """Test images whose labels are compared on the device."""
 
 
 class Recipe(Section):
-    """What to do, whole. `SECTIONS_TO_DISTILL` of it name the run directory.
-
-    `preset` is kept as a note: its values stand in the sections already (presets.py).
-    """
+    """The whole recipe. The sections up to `distill` name the run directory."""
 
     name: Name
+    """The recipe's name; run directories begin with it."""
     about: str = ""
+    """One line for the report."""
     preset: str | None = None
+    """Settings of `weigh` and `distill` under one name (`paper_style`); what the recipe says itself wins."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the label draw, the initial weights, the batches and the augmentation."""
     data: Data
+    """The target task."""
     unlabeled: Unlabeled | None = None
+    """More images without a label, in shards."""
     sources: tuple[Source, ...] = ()
+    """The source models."""
     weigh: Weigh = Weigh()
+    """How similarity becomes the weights of the sources."""
     student: Student
+    """The student space and the budget."""
     search: Search = Search()
+    """The search among the students."""
     distill: Distill = Distill()
+    """The training of the student."""
     export: Export = Export()
+    """The ONNX graphs and their gates."""
     quantize: Quantize = Quantize()
+    """The int8 graphs and their guards."""
     bench: Bench = Bench()
+    """The measurement on devices."""
 
     @model_validator(mode="before")
     @classmethod
-    def _auto(cls, given: Any) -> Any:
+    def _auto(cls, raw: Any) -> Any:
         """`method: auto` becomes the method that it stands for (presets.py)."""
-        return presets.resolved(given) if isinstance(given, dict) else given
+        return presets.resolved(raw) if isinstance(raw, dict) else raw
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON, defaults filled in: what a step's key is made from.
 
-        One that may be left out, and is, changes no key.
+        A section that may be left out, and is, changes no key.
         """
-        whole = self.model_dump(mode="json")
-        return {name: whole[name] for name in names if whole[name] is not None}
+        sections = self.for_key()
+        return {name: sections[name] for name in names if sections.get(name) is not None}
 
 
 SECTIONS_TO_DISTILL = ("name", "seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill")

@@ -1,4 +1,4 @@
-"""What the devices said: a block per device and backend, and one table across all of them with the winner of each."""
+"""Measurements on devices: a block per device and backend, and a comparison with a recommendation per device."""
 
 from __future__ import annotations
 
@@ -11,155 +11,172 @@ from edgedistill.agent.metrics import percentiles
 from edgedistill.export.precision import choose_precision, higher_precision, speed_ratio
 from edgedistill.records import HOST_TO_HOST, BenchReport, Kept
 from edgedistill.report.blocks import Block, Row, interval, not_run, number, share
-from edgedistill.report.facts import Facts, groups, p50
+from edgedistill.report.facts import Facts, by_device, p50
 
-NONE = "-"
+MISSING = "-"
 
 
 def blocks(facts: Facts) -> list[Block]:
-    """Latency per device and backend, throughput where it was measured, and the devices side by side."""
+    """Blocks of latency per device and backend, of throughput where measured, and of the devices side by side."""
     if not facts.bench:
         return [Block(key="latency", title="Latency", lines=(not_run("bench"),))]
-    found = []
-    for at, (device, backend, reports) in enumerate(groups(facts)):
-        single = [one for one in reports if one.latency.batch == 1]
+    sections = []
+    for index, (device, backend, reports) in enumerate(by_device(facts)):
+        single = [report for report in reports if report.latency.batch == 1]
         if single:
-            found.append(_latency(facts, f"latency-{at}", f"Latency on {device}", single))
-        batched = [one for one in reports if one.latency.batch > 1]
+            sections.append(_latency(facts, f"latency-{index}", f"Latency on {device}", single))
+        batched = [report for report in reports if report.latency.batch > 1]
         if batched:
-            found.append(_throughput(f"throughput-{at}", f"Throughput of {backend} on {device}", batched))
-    return [*found, _devices(facts)]
+            sections.append(_throughput(f"throughput-{index}", f"Throughput of {backend} on {device}", batched))
+    return [*sections, _comparison(facts)]
 
 
 def _latency(facts: Facts, key: str, title: str, reports: Sequence[BenchReport]) -> Block:
-    header = ("artefact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
+    header = ("artifact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
     first = reports[0]
-    windows = dict.fromkeys(f"{_of(one)}{one.latency.window}" for one in reports)
+    windows = dict.fromkeys(f"{_mode_prefix(report)}{report.latency.window}" for report in reports)
     note = f"{first.backend} {first.backend_version}, batch 1; timed: {'; '.join(windows)}"
-    lines = tuple(_on_device(facts, one) for one in reports)
+    lines = tuple(_device_line(facts, report) for report in reports)
     return Block(
         key=key,
         title=title,
         note=note,
         header=header,
-        rows=tuple(_latency_row(facts, one) for one in reports),
+        rows=tuple(_latency_row(facts, report) for report in reports),
         lines=lines,
     )
 
 
-def _of(one: BenchReport) -> str:
-    return "" if one.mode == HOST_TO_HOST else f"{one.mode}: "
+def _mode_prefix(report: BenchReport) -> str:
+    return "" if report.mode == HOST_TO_HOST else f"{report.mode}: "
 
 
-def _latency_row(facts: Facts, one: BenchReport) -> Row:
-    if not one.latency.samples_ms:
-        return (one.called, *[NONE] * 5, _size(facts, one))
-    marks = percentiles(one.latency.samples_ms)
-    return (one.called, *_marks(one), f"{number(marks['min'])}-{number(marks['max'])}", _ratio(one), _size(facts, one))
+def _latency_row(facts: Facts, report: BenchReport) -> Row:
+    if not report.latency.samples_ms:
+        return (report.title, *[MISSING] * 5, _size_cell(facts, report))
+    latencies_ms = percentiles(report.latency.samples_ms)
+    return (
+        report.title,
+        *_percentile_cells(report),
+        f"{number(latencies_ms['min'])}-{number(latencies_ms['max'])}",
+        _ratio_cell(report),
+        _size_cell(facts, report),
+    )
 
 
-def _marks(one: BenchReport) -> Row:
+def _percentile_cells(report: BenchReport) -> Row:
     """p50, p90 and p99 in ms."""
-    if not one.latency.samples_ms:
-        return (NONE,) * 3
-    marks = percentiles(one.latency.samples_ms)
-    return tuple(number(marks[name]) for name in ("p50", "p90", "p99"))
+    if not report.latency.samples_ms:
+        return (MISSING,) * 3
+    latencies_ms = percentiles(report.latency.samples_ms)
+    return tuple(number(latencies_ms[name]) for name in ("p50", "p90", "p99"))
 
 
-def _size(facts: Facts, one: BenchReport) -> str:
-    return number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else NONE
+def _size_cell(facts: Facts, report: BenchReport) -> str:
+    return number(facts.sizes_mb[report.sha256]) if report.sha256 in facts.sizes_mb else MISSING
 
 
-def _ratio(one: BenchReport) -> str:
-    if one.ratio_to_fp32 is None or one.precision == "fp32":
-        return NONE
-    middle, low, high = one.ratio_to_fp32
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+def _ratio_cell(report: BenchReport) -> str:
+    if report.ratio_to_fp32 is None or report.precision == "fp32":
+        return MISSING
+    ratio, low, high = report.ratio_to_fp32
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _on_device(facts: Facts, one: BenchReport) -> str:
-    if not one.latency.samples_ms:
-        return f"{one.called}: no latency: its answers are not those of the host"
-    said = f"{one.called}: {len(one.latency.samples_ms)} samples"
-    if one.accuracy is not None:
-        said += f", {interval(one.accuracy, facts.score)} on {one.accuracy.n} images there"
-    if one.agreement_with_host is not None:
-        said += f", same answer as the host on {share(one.agreement_with_host)}"
-    if one.energy is not None:
-        said += f", {number(one.energy.mj_per_image)} mJ an image by {one.energy.meter} ({one.energy.covers})"
-    first = [*one.facts.get("first_calls_ms", ())]
-    if first:
-        left = len(one.latency.warmup_ms)
-        said += f", first call {number(max(first))} ms, {left} calls of warm-up left out"
-    if one.verdict:
-        said += f", {one.verdict.partition(',')[0]}"
-    built = one.facts.get("runtime", {}).get("models", {}).get(one.artefact, {})
-    if "engine" in built and one.mode == HOST_TO_HOST:
-        said += f"; engine {built['engine']} ({number(built['build_seconds'])} s to build)"
-    here = kept_there(facts, one)
-    return f"{said}; to run here: {_words(here)}" if here else said
+def _device_line(facts: Facts, report: BenchReport) -> str:
+    if not report.latency.samples_ms:
+        return f"{report.title}: no latency: its outputs differ from the host's"
+    line = f"{report.title}: {len(report.latency.samples_ms)} samples"
+    if report.accuracy is not None:
+        line += f", {interval(report.accuracy, facts.score)} on {report.accuracy.n} images there"
+    if report.agreement_with_host is not None:
+        line += f", same answer as the host on {share(report.agreement_with_host)}"
+    if report.energy is not None:
+        line += f", {number(report.energy.mj_per_image)} mJ per image by {report.energy.meter} ({report.energy.covers})"
+    first_calls_ms = [*report.facts.get("first_calls_ms", ())]
+    if first_calls_ms:
+        warmup_calls = len(report.latency.warmup_ms)
+        line += f", first call {number(max(first_calls_ms))} ms, {warmup_calls} warm-up calls excluded"
+    if report.verdict:
+        line += f", {report.verdict.partition(',')[0]}"
+    engine = report.facts.get("runtime", {}).get("models", {}).get(report.artefact, {})
+    if "engine" in engine and report.mode == HOST_TO_HOST:
+        line += f"; engine {engine['engine']} ({number(engine['build_seconds'])} s to build)"
+    choice = device_choice(facts, report)
+    return f"{line}; to run here: {_choice_phrase(choice)}" if choice else line
 
 
-def _words(kept: Kept) -> str:
-    return kept.artefact + ("" if kept.precision == "int8" else f", since {kept.why}")
+def _choice_phrase(choice: Kept) -> str:
+    return choice.artefact + ("" if choice.precision == "int8" else f", since {choice.why}")
 
 
-def kept_there(facts: Facts, one: BenchReport) -> Kept | None:
-    """Which precision this device should run, by its own measurement of an int8 graph; None for any other graph."""
-    made = next((model for model in facts.models if model.sha256 == one.sha256), None)
+def device_choice(facts: Facts, report: BenchReport) -> Kept | None:
+    """The precision to run on this device, chosen from its measurement of an int8 graph; None for any other graph."""
+    model = next((model for model in facts.models if model.sha256 == report.sha256), None)
     exported = any(model.precision == "fp32" for model in facts.models)
-    if made is None or made.precision != "int8" or not exported or one.mode != HOST_TO_HOST:
+    if model is None or model.precision != "int8" or not exported or report.mode != HOST_TO_HOST:
         return None
-    higher = higher_precision(made.target, facts.models)
-    times = one.ratio_to_fp32 if higher.precision == "fp32" else _against(facts, higher.sha256, one)
-    guarded = next((found for found in facts.guarded if found.target == made.target), None)
-    if times is None and (guarded is None or guarded.holds):
+    higher = higher_precision(model.target, facts.models)
+    ratio = report.ratio_to_fp32 if higher.precision == "fp32" else _speed_against(facts, higher.sha256, report)
+    guarded = next((outcome for outcome in facts.guarded if outcome.target == model.target), None)
+    if ratio is None and (guarded is None or guarded.holds):
         return None
-    least = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
-    return choose_precision(made.target, facts.models, guarded=guarded, min_speedup=least, ratio=times, untimed="")
+    min_speedup = float(facts.recipe.get("quantize", {}).get("min_speedup", 1.05))
+    return choose_precision(
+        model.target, facts.models, guarded=guarded, min_speedup=min_speedup, ratio=ratio, untimed=""
+    )
 
 
-def _against(facts: Facts, sha256: str, one: BenchReport) -> tuple[float, float, float] | None:
-    """Another artefact's time over this one's, as measured on the same device by the same backend."""
-    other = next(
+def _speed_against(facts: Facts, sha256: str, report: BenchReport) -> tuple[float, float, float] | None:
+    """The time of another artifact divided by this one's, both measured on one device with one backend and mode."""
+    baseline = next(
         (
-            base
-            for base in facts.bench
-            if base.sha256 == sha256
-            and base.mode == one.mode
-            and (base.device, base.backend) == (one.device, one.backend)
+            other
+            for other in facts.bench
+            if other.sha256 == sha256
+            and other.mode == report.mode
+            and (other.device, other.backend) == (report.device, report.backend)
         ),
         None,
     )
-    return None if other is None else speed_ratio(other, one)
+    return None if baseline is None else speed_ratio(baseline, report)
 
 
 def _throughput(key: str, title: str, reports: Sequence[BenchReport]) -> Block:
     rows = tuple(
-        (one.artefact, str(one.latency.batch), number(1000 * one.latency.batch / p50(one)), _ratio(one))
-        if one.latency.samples_ms
-        else (one.artefact, str(one.latency.batch), NONE, NONE)
-        for one in reports
+        (
+            report.artefact,
+            str(report.latency.batch),
+            number(1000 * report.latency.batch / p50(report)),
+            _ratio_cell(report),
+        )
+        if report.latency.samples_ms
+        else (report.artefact, str(report.latency.batch), MISSING, MISSING)
+        for report in reports
     )
-    header = ("artefact", "batch", "images/s", "times as fast as fp32")
+    header = ("artifact", "batch", "images/s", "times as fast as fp32")
     window = reports[0].latency.window.partition("; batches of ")[0]
     return Block(key=key, title=title, note=f"by the median of a batch; timed: {window}", header=header, rows=rows)
 
 
-def _devices(facts: Facts) -> Block:
-    """Every device beside the others, host to host, and which artefact each should run."""
-    shown = [one for one in facts.bench if one.mode == HOST_TO_HOST]
-    powered = any(one.energy for one in shown)
-    header = ("device, backend, artefact", "accuracy", "p50 ms", "p90 ms", "p99 ms", "times as fast as fp32")
+def _comparison(facts: Facts) -> Block:
+    """A table of all devices, measured host to host, and the artifact that each should run."""
+    reports = [report for report in facts.bench if report.mode == HOST_TO_HOST]
+    has_energy = any(report.energy for report in reports)
+    header = ("device, backend, artifact", "accuracy", "p50 ms", "p90 ms", "p99 ms", "times as fast as fp32")
     rows = []
-    for one in shown:
-        accuracy = f"{100 * one.accuracy.score(facts.score):.1f} %" if one.accuracy else NONE
-        energy = (number(one.energy.mj_per_image) if one.energy else NONE,) if powered else ()
-        name = f"{one.device} {one.backend} {one.artefact}"
-        rows.append((name, accuracy, *_marks(one), _ratio(one), *energy, _size(facts, one)))
-    names = dict.fromkeys(one.device for one in shown)
-    lines = tuple(winner(facts, [one for one in shown if one.device == name], name) for name in names)
-    energies = ("mJ/image",) if powered else ()
+    for report in reports:
+        accuracy = f"{100 * report.accuracy.score(facts.score):.1f} %" if report.accuracy else MISSING
+        energy = (number(report.energy.mj_per_image) if report.energy else MISSING,) if has_energy else ()
+        name = f"{report.device} {report.backend} {report.artefact}"
+        rows.append(
+            (name, accuracy, *_percentile_cells(report), _ratio_cell(report), *energy, _size_cell(facts, report))
+        )
+    names = dict.fromkeys(report.device for report in reports)
+    lines = tuple(
+        recommendation(facts, [report for report in reports if report.device == name], name) for name in names
+    )
+    energies = ("mJ/image",) if has_energy else ()
     header = (*header, *energies, "MB")
     return Block(
         key="devices",
@@ -171,34 +188,40 @@ def _devices(facts: Facts) -> Block:
     )
 
 
-def winner(facts: Facts, reports: Sequence[BenchReport], device: str) -> str:
-    """What a device should run: of what answers as the host does and no guard refuses, the fastest within the budget.
+def recommendation(facts: Facts, reports: Sequence[BenchReport], device: str) -> str:
+    """The line that recommends an artifact and backend for a device: the fastest candidate within the latency budget.
 
-    The budget is the recipe's `student.budget.latency_ms`, whatever device it was written for; without one there is
-    none to meet.
+    Candidates have the outputs of the host and are not rejected by `device_choice`. The budget is the recipe's
+    `student.budget.latency_ms`, whichever device it names; without a budget the fastest candidate is taken.
     """
-    refused = {_place(one) for one in reports if (kept := kept_there(facts, one)) and kept.precision != "int8"}
-    known = {model.sha256 for model in facts.models}
-    fit = [
-        one
-        for one in reports
-        if one.latency.samples_ms and _place(one) not in refused and (one.sha256 in known or not known)
+    rejected = {
+        _identity(report)
+        for report in reports
+        if (choice := device_choice(facts, report)) and choice.precision != "int8"
+    }
+    exported_sha256 = {model.sha256 for model in facts.models}
+    candidates = [
+        report
+        for report in reports
+        if report.latency.samples_ms
+        and _identity(report) not in rejected
+        and (report.sha256 in exported_sha256 or not exported_sha256)
     ]
-    if not fit:
-        return f"{device}: nothing to run: no artefact of this export answers as the host does"
-    best = min(fit, key=p50)
-    said = f"{best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
-    bound: dict[str, Any] = facts.recipe.get("student", {}).get("budget", {}).get("latency_ms") or {}
-    if not bound:
-        return f"{device}: fastest: {said}"
-    at, most = bound.get("percentile", 50), bound["at_most"]
-    within = [one for one in fit if np.percentile(one.latency.samples_ms, at) <= most]
-    budget = f"{most:g} ms at p{at:g}"
+    if not candidates:
+        return f"{device}: nothing to run: no artifact of this export gives the outputs of the host"
+    best = min(candidates, key=p50)
+    description = f"{best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
+    budget_ms: dict[str, Any] = facts.recipe.get("student", {}).get("budget", {}).get("latency_ms") or {}
+    if not budget_ms:
+        return f"{device}: fastest: {description}"
+    percentile, limit_ms = budget_ms.get("percentile", 50), budget_ms["at_most"]
+    within = [report for report in candidates if np.percentile(report.latency.samples_ms, percentile) <= limit_ms]
+    budget_text = f"{limit_ms:g} ms at p{percentile:g}"
     if not within:
-        return f"{device}: nothing meets {budget}; the nearest is {said}"
+        return f"{device}: nothing meets {budget_text}; the nearest is {description}"
     best = min(within, key=p50)
-    return f"{device}: fastest within {budget}: {best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
+    return f"{device}: fastest within {budget_text}: {best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
 
 
-def _place(one: BenchReport) -> tuple[str, str]:
-    return one.backend, one.artefact
+def _identity(report: BenchReport) -> tuple[str, str]:
+    return report.backend, report.artefact

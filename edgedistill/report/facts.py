@@ -1,6 +1,6 @@
-"""What a run directory says, read once: every part that is there, None or empty for a part that is not.
+"""The content of a run directory, read once; a part that is missing is None or empty.
 
-The pages (terminal, JSON, HTML) are made from `Facts` alone, so they cannot tell different stories.
+The terminal, JSON and HTML reports are made from `Facts` alone, so they agree.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgedistill.run.directory import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One run directory, read. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`."""
+    """The content of one run directory. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`."""
 
     run: Run
     recipe: dict[str, Any]
@@ -59,37 +59,37 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """The recipe's name; the directory's, where the recipe is not known."""
+        """The recipe's name, or the directory's name if the recipe is unknown."""
         return str(self.recipe.get("name", self.run.path.name))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels; empty while they are not known."""
+        """Class names in the order of the labels; empty if they are not known yet."""
         return tuple(str(name) for name in self.data.get("classes", ())) or (
             self.checkpoint.classes if self.checkpoint else ()
         )
 
     @property
     def spec(self) -> StudentSpec | None:
-        """The student: as trained, else as found by the search."""
+        """The spec of the trained student, else of the one that the search chose."""
         return self.checkpoint.spec if self.checkpoint else self.student
 
     @property
     def sizes_mb(self) -> dict[str, float]:
-        """Size on disk by sha256 of the artefact, in MB."""
+        """Size of each artifact on disk in MB, by its sha256."""
         return {model.sha256: model.size_mb for model in self.models}
 
     def rung(self, sha256: str) -> Rung | None:
-        """The ladder's rung of this very artefact."""
+        """The ladder's rung of the artifact with this sha256; None if it has none."""
         rungs = self.ladder.rungs if self.ladder else ()
         return next((rung for rung in rungs if rung.sha256 == sha256), None)
 
 
 def read(run: Run) -> Facts:
-    """Read whatever a finished or half-finished run holds.
+    """Read what a finished or unfinished run contains.
 
     Raises:
-        InputError: a file is there but broken, or is not what its step writes.
+        InputError: a file is broken, or is not what its step writes.
     """
     recipe = (artifacts.LOCK.find(run) or {}).get("recipe", {})
     data = artifacts.DATA.find(run) or {}
@@ -119,32 +119,44 @@ def read(run: Run) -> Facts:
 
 
 def _bench(run: Run, recipe: Mapping[str, Any]) -> tuple[BenchReport, ...]:
-    """Every device's reports, in the order of the recipe's devices, then fp32 first within a backend."""
+    """The reports of all devices, in the order of the recipe's devices; within a backend fp32 comes first."""
     reports = artifacts.read_bench(run)
-    wanted = list(recipe.get("bench", {}).get("devices", ()))
+    device_order = list(recipe.get("bench", {}).get("devices", ()))
 
-    def order(one: BenchReport) -> tuple[Any, ...]:
-        place = wanted.index(one.device) if one.device in wanted else len(wanted)
-        return place, one.device, one.backend, one.mode != HOST_TO_HOST, one.mode, one.precision != "fp32", one.artefact
+    def sort_key(report: BenchReport) -> tuple[Any, ...]:
+        rank = device_order.index(report.device) if report.device in device_order else len(device_order)
+        return (
+            rank,
+            report.device,
+            report.backend,
+            report.mode != HOST_TO_HOST,
+            report.mode,
+            report.precision != "fp32",
+            report.artefact,
+        )
 
-    return tuple(sorted(reports, key=order))
+    return tuple(sorted(reports, key=sort_key))
 
 
 def _engines(run: Run, recipe: Mapping[str, Any]) -> tuple[Engine, ...]:
-    """What was built ahead of time: fp32 first, then fp16, each in the order of the recipe's capabilities."""
-    found = artifacts.read_engines(run)
-    wanted = list(recipe.get("export", {}).get("engines", ()))
+    """Engines built ahead of time: fp32 first, then fp16, each in the order of the recipe's capabilities."""
+    engines = artifacts.read_engines(run)
+    capability_order = list(recipe.get("export", {}).get("engines", ()))
 
-    def order(one: Engine) -> tuple[Any, ...]:
-        place = wanted.index(one.capability) if one.capability in wanted else len(wanted)
-        return one.artefact != "fp32", one.artefact != "fp16", one.artefact, place, one.capability
+    def sort_key(engine: Engine) -> tuple[Any, ...]:
+        rank = (
+            capability_order.index(engine.capability)
+            if engine.capability in capability_order
+            else len(capability_order)
+        )
+        return engine.artefact != "fp32", engine.artefact != "fp16", engine.artefact, rank, engine.capability
 
-    return tuple(sorted(found, key=order))
+    return tuple(sorted(engines, key=sort_key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The pair that the summary compares: the int8 artefact that matters, the fp32 one, and a measurement."""
+    """What the summary compares: the rungs of the headline int8 artifact and of fp32, and one measurement."""
 
     int8: Rung | None
     fp32: Rung | None
@@ -152,105 +164,105 @@ class Headline:
 
 
 def headline(facts: Facts) -> Headline:
-    """The fastest int8 artefact on the recipe's first device that answered, and fp32 to hold it against.
+    """Choose the fastest int8 artifact on the first measured device of the recipe, and fp32 to compare it with.
 
-    Without a measurement of int8: the ladder's int8 rung (one that a runtime executed before a simulated one),
-    and the measurement of fp32 where there is one.
+    If int8 was not measured, it is the ladder's int8 rung (one that a runtime executed before a simulated one), with
+    the measurement of fp32 where there is one.
     """
     rungs = facts.ladder.rungs if facts.ladder else ()
-    refused = {f"int8-{one.target}" for one in facts.kept or () if one.precision != "int8"}
-    first = [
-        one
-        for one in facts.bench
-        if one.device == facts.bench[0].device and one.artefact not in refused and one.mode == HOST_TO_HOST
+    refused = {f"int8-{choice.target}" for choice in facts.kept or () if choice.precision != "int8"}
+    reports = [
+        report
+        for report in facts.bench
+        if report.device == facts.bench[0].device and report.artefact not in refused and report.mode == HOST_TO_HOST
     ]
-    quantized = [one for one in first if one.precision == "int8"]
-    bench = min(quantized or first, key=p50, default=None)
+    quantized = [report for report in reports if report.precision == "int8"]
+    bench = min(quantized or reports, key=p50, default=None)
     int8 = facts.rung(bench.sha256) if bench and bench.precision == "int8" else None
     if int8 is None and not quantized:
         candidates = sorted(
-            (one for one in rungs if one.precision == "int8" and one.artefact not in refused),
-            key=lambda one: one.simulated,
+            (rung for rung in rungs if rung.precision == "int8" and rung.artefact not in refused),
+            key=lambda rung: rung.simulated,
         )
         int8 = candidates[0] if candidates else None
-    exported = [one for one in rungs if one.precision == "fp32"]
+    exported = [rung for rung in rungs if rung.precision == "fp32"]
     return Headline(int8=int8, fp32=exported[-1] if exported else None, bench=bench)
 
 
 def metrics(weights: SourceWeights) -> list[str]:
-    """The metrics that scored any source: the deciding one first, the others by name."""
-    scored = {name for one in weights.sources for name in one.scores}
+    """Names of the metrics that scored any source: the deciding metric first, the others in alphabetical order."""
+    scored = {name for source in weights.sources for name in source.scores}
     return sorted(scored, key=lambda name: (name != weights.metric, name))
 
 
 def ranked(weights: SourceWeights) -> list[SourceWeight]:
-    """The sources, heaviest first; of equal weights the higher score by the deciding metric first."""
+    """Sort the sources by descending weight, those of equal weight by descending score of the deciding metric."""
 
-    def place(one: SourceWeight) -> tuple[float, float]:
-        mine = one.scores.get(weights.metric)
-        return -one.weight, -mine.score if mine else 0.0
+    def sort_key(source: SourceWeight) -> tuple[float, float]:
+        score = source.scores.get(weights.metric)
+        return -source.weight, -score.score if score else 0.0
 
-    return sorted(weights.sources, key=place)
+    return sorted(weights.sources, key=sort_key)
 
 
 def p50(report: BenchReport) -> float:
-    """Median latency in ms; infinite where no sample was taken."""
+    """Median latency in ms; infinite if there are no samples."""
     return percentiles(report.latency.samples_ms)["p50"] if report.latency.samples_ms else float("inf")
 
 
-def groups(facts: Facts) -> list[tuple[str, str, list[BenchReport]]]:
-    """The measurements by device and backend."""
-    pairs = itertools.groupby(facts.bench, key=lambda one: (one.device, one.backend))
+def by_device(facts: Facts) -> list[tuple[str, str, list[BenchReport]]]:
+    """Group the bench reports by device and backend: (device, backend, reports)."""
+    pairs = itertools.groupby(facts.bench, key=lambda report: (report.device, report.backend))
     return [(device, backend, list(reports)) for (device, backend), reports in pairs]
 
 
 def warnings(facts: Facts) -> list[str]:
-    """Everything a reader must know before trusting a figure, each once."""
-    found = [
-        f"data: {len(names)} corrupt images left out: {_some(names)}"
+    """All warnings of a run, without duplicates."""
+    messages = [
+        f"data: {len(names)} corrupt images left out: {_first_names(names)}"
         for names in [facts.data.get("corrupt") or []]
         if names
     ]
-    found += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
-    found += [
-        f"engines: {one.artefact} for {one.capability} does not build: {one.failed}"
-        for one in facts.engines
-        if one.failed
+    messages += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
+    messages += [
+        f"engines: {engine.artefact} for {engine.capability} does not build: {engine.failed}"
+        for engine in facts.engines
+        if engine.failed
     ]
-    found += [
-        f"{one.device}, {one.backend}, {one.called}: {text}"
-        for one in facts.bench
-        for text in (*one.warnings, *([one.verdict] if one.verdict.startswith("noisy") else []))
+    messages += [
+        f"{report.device}, {report.backend}, {report.title}: {text}"
+        for report in facts.bench
+        for text in (*report.warnings, *([report.verdict] if report.verdict.startswith("noisy") else []))
     ]
-    known = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
-    found += [
-        f"{one.device}, {one.backend}, {one.called}: measured an earlier artefact ({one.sha256[:8]}); "
+    current_sha256 = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
+    messages += [
+        f"{report.device}, {report.backend}, {report.title}: measured an earlier artifact ({report.sha256[:8]}); "
         "run edgedistill bench again"
-        for one in facts.bench
-        if known and one.sha256 not in known
+        for report in facts.bench
+        if current_sha256 and report.sha256 not in current_sha256
     ]
     if facts.ladder:
-        found += [
+        messages += [
             f"gate failed: {gate.name} is {gate.value:g}, must be {gate.bound}"
             for gate in facts.ladder.gates
             if not gate.passed
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(messages))
 
 
-def _some(names: list[Any], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+def _first_names(names: list[Any], limit: int = 5) -> str:
+    omitted = len(names) - limit
+    return ", ".join(map(str, names[:limit])) + (f" and {omitted} more" if omitted > 0 else "")
 
 
-def plain(value: Any) -> Any:
-    """Records and containers as JSON: mappings, lists, and None for a figure that is not finite."""
+def to_plain(value: Any) -> Any:
+    """Convert records and containers to plain JSON values; a number that is not finite becomes None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return to_plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): to_plain(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [to_plain(member) for member in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)

@@ -1,7 +1,7 @@
-"""The pictures of the HTML report: inline SVG that follows the page's light or dark colours, and JPEG thumbnails.
+"""The pictures of the HTML report: inline SVG that follows the page's light or dark colors, and JPEG thumbnails.
 
-Every picture is a function of `Facts` and gives None where there is nothing to draw yet. matplotlib is imported only
-inside the functions that draw; the same facts always give the same bytes.
+Every picture is a function of `Facts` and None if there is nothing to draw yet. matplotlib is imported only inside the
+functions that draw; the same facts always give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ import numpy as np
 
 from edgedistill.records import BenchReport
 from edgedistill.report.blocks import number, shorten
-from edgedistill.report.facts import Facts, groups, metrics, ranked
+from edgedistill.report.facts import Facts, by_device, metrics, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
-WIDTH_IN = 5.0  # 360 points: drawn about as wide as a phone is, so that nobody has to zoom
-MOST_POINTS = 400  # a curve on 360 points shows no more
-# Colours are drawn as these placeholders and become CSS variables, which change with light and dark.
+WIDTH_IN = 5.0  # 360 points: about the width of a phone, so that the page needs no zooming
+MAX_POINTS = 400  # of a curve: more cannot be seen at this width
+# Plots are drawn in these placeholder colors; CSS variables, which follow light and dark mode, replace them.
 INK, FAINT = "#010203", "#040506"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {one: f"var(--c{at})" for at, one in enumerate(SERIES, start=1)}
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {
+    color: f"var(--c{index})" for index, color in enumerate(SERIES, start=1)
+}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -61,38 +63,38 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A drawing: inline SVG, and what it shows in words, for those who cannot see it."""
+    """A plot: inline SVG, and a text alternative for screen readers."""
 
     svg: str
     alt: str
 
 
 def pictures(facts: Facts) -> dict[str, Picture]:
-    """Every picture that can be drawn, by the key of the text block it belongs to."""
+    """All pictures that can be drawn, by the key of the text block that they belong to."""
     drawn: dict[str, Picture | None] = {
         "sources": sources(facts),
         "search": search(facts),
         "learning": learning(facts),
         "accuracy": ladder(facts),
     }
-    for at, (device, backend, reports) in enumerate(groups(facts)):
-        drawn[f"latency-{at}"] = latency(f"latency-{at}", device, backend, reports)
-    return {key: one for key, one in drawn.items() if one is not None}
+    for index, (device, backend, reports) in enumerate(by_device(facts)):
+        drawn[f"latency-{index}"] = latency(f"latency-{index}", device, backend, reports)
+    return {key: picture for key, picture in drawn.items() if picture is not None}
 
 
-def _styled(draw: Callable[..., T]) -> Callable[..., T]:
-    """Draw in the page's style: rc settings are read both while drawing and while saving."""
+def _with_style(draw: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function to draw in the page's style: rc settings are read both while drawing and while saving."""
 
     @functools.wraps(draw)
-    def inside(*given: Any) -> T:
+    def wrapper(*arguments: Any) -> T:
         import matplotlib as mpl
 
         with mpl.rc_context(STYLE), warnings.catch_warnings():
-            # names may hold letters that matplotlib's font lacks; the browser sets the text in its own font
+            # names may contain letters that matplotlib's font lacks; the browser sets the text in its own font
             warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            return draw(*given)
+            return draw(*arguments)
 
-    return inside
+    return wrapper
 
 
 def _figure(height_in: float) -> Figure:
@@ -104,7 +106,7 @@ def _figure(height_in: float) -> Figure:
 
 
 def to_svg(figure: Figure, key: str) -> str:
-    """A figure as an SVG element for a page: no fixed size, ids of its own, CSS variables for colours."""
+    """Convert a figure to an SVG element: no fixed size, ids prefixed by `key`, CSS variables for colors."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -114,84 +116,84 @@ def to_svg(figure: Figure, key: str) -> str:
         )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # matplotlib's own style rule would apply to the whole page; the page's style sheet has its like
+    # matplotlib's style rule would apply to the whole page; the page's style sheet has an equivalent
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     head, _, body = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None, "matplotlib always writes a viewBox"
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, variable)
+    for color, variable in VARIABLES.items():
+        body = body.replace(color, variable)
     return f'<svg {box.group()} xmlns="http://www.w3.org/2000/svg" aria-hidden="true">{body}'
 
 
-def _names(names: Sequence[str]) -> list[str]:
+def _short_names(names: Sequence[str]) -> list[str]:
     return [shorten(name, 20) for name in names]
 
 
-def _rows(axes: Any, names: Sequence[str]) -> None:
-    """Name the rows of a horizontal chart, the first on top."""
-    axes.set_yticks(range(len(names)), _names(names))
+def _label_rows(axes: Any, names: Sequence[str]) -> None:
+    """Label the rows of a horizontal chart, the first on top."""
+    axes.set_yticks(range(len(names)), _short_names(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
 
 
-def _errors(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> np.ndarray:
-    """Distances down and up for matplotlib's error bars, [2, n]; an interval need not hold its point exactly."""
+def _error_bars(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> np.ndarray:
+    """Distances down and up for matplotlib's error bars, [2, n], clipped at 0: an interval may miss its point."""
     down, up = np.subtract(values, lows), np.subtract(highs, values)
     return np.asarray(np.maximum(np.stack([down, up]), 0.0))
 
 
-@_styled
+@_with_style
 def sources(facts: Facts) -> Picture | None:
-    """Similarity scores with intervals, one panel a metric, and the weights as bars."""
+    """Plot the source weights as bars, and similarity scores with intervals, a panel per metric."""
     if facts.sources is None or not facts.sources.sources:
         return None
     ordered = ranked(facts.sources)
-    shown = metrics(facts.sources)[:2]
+    metric_names = metrics(facts.sources)[:2]
     figure = _figure(0.9 + 0.24 * len(ordered))
-    panels = figure.subplots(1, 1 + len(shown), sharey=True, squeeze=False)[0]
-    panels[0].barh(range(len(ordered)), [one.weight for one in ordered], color=SERIES[0], height=0.6)
+    panels = figure.subplots(1, 1 + len(metric_names), sharey=True, squeeze=False)[0]
+    panels[0].barh(range(len(ordered)), [source.weight for source in ordered], color=SERIES[0], height=0.6)
     panels[0].set_title("weight")
-    for at, metric in enumerate(shown):
-        here = [(row, one.scores[metric]) for row, one in enumerate(ordered) if metric in one.scores]
-        values, lows, highs = zip(*((one.score, one.low, one.high) for _, one in here), strict=True)
-        panels[at + 1].errorbar(
+    for column, metric in enumerate(metric_names):
+        scored = [(row, source.scores[metric]) for row, source in enumerate(ordered) if metric in source.scores]
+        values, lows, highs = zip(*((score.score, score.low, score.high) for _, score in scored), strict=True)
+        panels[column + 1].errorbar(
             values,
-            [row for row, _ in here],
-            xerr=_errors(values, lows, highs),
+            [row for row, _ in scored],
+            xerr=_error_bars(values, lows, highs),
             fmt="o",
-            color=SERIES[at + 1],
+            color=SERIES[column + 1],
             markersize=4,
             capsize=2,
         )
-        panels[at + 1].set_title(_names([metric])[0])
-        ceiling = next((score.ceiling for _, score in here), None)
+        panels[column + 1].set_title(_short_names([metric])[0])
+        ceiling = next((score.ceiling for _, score in scored), None)
         below = ["95 % interval"] if any(low < high for low, high in zip(lows, highs, strict=True)) else []
         below += [] if ceiling is None else [f"ceiling {number(ceiling)}"]
-        panels[at + 1].set_xlabel("\n".join(below))
-    _rows(panels[0], [one.name for one in ordered])
+        panels[column + 1].set_xlabel("\n".join(below))
+    _label_rows(panels[0], [source.name for source in ordered])
     for panel in panels[1:]:
         panel.tick_params(axis="y", length=0)
         panel.grid(visible=False, axis="y")
-    said = ", ".join(f"{one.name} {one.weight:.2f}" for one in ordered)
-    said += f"; effective number of sources {facts.sources.effective_sources:.1f}"
+    shares = ", ".join(f"{source.name} {source.weight:.2f}" for source in ordered)
+    shares += f"; effective number of sources {facts.sources.effective_sources:.1f}"
     return Picture(
-        svg=to_svg(figure, "sources"), alt=f"Weights of the sources: {said}; beside them their similarity scores."
+        svg=to_svg(figure, "sources"), alt=f"Weights of the sources: {shares}; beside them their similarity scores."
     )
 
 
-def thin(values: Sequence[T], most: int = MOST_POINTS) -> list[T]:
-    """At most `most` of the values, evenly spaced, the first and the last kept."""
-    if len(values) <= most:
+def thin(values: Sequence[T], limit: int = MAX_POINTS) -> list[T]:
+    """Select at most `limit` values, evenly spaced, including the first and the last."""
+    if len(values) <= limit:
         return list(values)
-    return [values[round(at * (len(values) - 1) / (most - 1))] for at in range(most)]
+    return [values[round(index * (len(values) - 1) / (limit - 1))] for index in range(limit)]
 
 
-@_styled
+@_with_style
 def learning(facts: Facts) -> Picture | None:
-    """Every loss term over the steps, and below it the accuracy on val with its interval."""
+    """Plot every loss term over the steps, and below it the accuracy on val with its interval."""
     train = thin([line for line in facts.curve if "loss" in line])
     val = [line for line in facts.curve if "val" in line]
     if not train and not val:
@@ -200,9 +202,11 @@ def learning(facts: Facts) -> Picture | None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))
     upper.plot([line["step"] for line in train], [_float(line["loss"]) for line in train], color=INK, label="loss")
-    for at, term in enumerate(terms):
-        mine = [(line["step"], _float(line["terms"][term])) for line in train if term in line.get("terms", {})]
-        upper.plot(*zip(*mine, strict=True), color=SERIES[at % 6], linewidth=1.0, label=term.removeprefix("source/"))
+    for color_index, term in enumerate(terms):
+        points = [(line["step"], _float(line["terms"][term])) for line in train if term in line.get("terms", {})]
+        upper.plot(
+            *zip(*points, strict=True), color=SERIES[color_index % 6], linewidth=1.0, label=term.removeprefix("source/")
+        )
     upper.set_ylabel("loss")
     upper.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     if val:
@@ -212,49 +216,51 @@ def learning(facts: Facts) -> Picture | None:
         lower.plot(steps, [100 * line["val"][facts.score] for line in val], "o-", color=SERIES[1], markersize=3)
     lower.set_ylabel("val accuracy, %")
     lower.set_xlabel("step")
-    said = f", accuracy on val ends at {100 * val[-1]['val'][facts.score]:.1f} %" if val else ""
+    ending = f", accuracy on val ends at {100 * val[-1]['val'][facts.score]:.1f} %" if val else ""
     return Picture(
-        svg=to_svg(figure, "learning"), alt=f"Learning curves: {', '.join(['loss', *terms])} over the steps{said}."
+        svg=to_svg(figure, "learning"), alt=f"Learning curves: {', '.join(['loss', *terms])} over the steps{ending}."
     )
 
 
-def _float(value: Any) -> float:
+def _float(cell: Any) -> float:
     try:
-        return float(value)
+        return float(cell)
     except (TypeError, ValueError):
         return math.nan
 
 
-@_styled
+@_with_style
 def search(facts: Facts) -> Picture | None:
-    """Every candidate: its value after a short training against what it costs; those without a value at the bottom.
+    """Plot every candidate's val accuracy after a short training against its cost; those without one at the bottom.
 
-    The cost is the latency where the device was asked, else the MACs. The line is the front: the best value that can be
-    had for so much.
+    The cost is the latency if the search measured it, else the MACs. The line is the Pareto front: the best accuracy at
+    this cost or less.
     """
     cost, label, bound = _cost_axis(facts)
-    points = [(_float(one.get(cost)), _float(one.get("value")), one) for one in facts.trials]
+    points = [(_float(trial.get(cost)), _float(trial.get("value")), trial) for trial in facts.trials]
     points = [point for point in points if math.isfinite(point[0])]
     if not points:
         return None
     figure = _figure(2.8)
     axes = figure.subplots()
-    trained = sorted((point for point in points if math.isfinite(point[1])), key=lambda one: one[:2])
-    refused = [point for point in points if not math.isfinite(point[1])]
-    axes.scatter([one[0] for one in trained], [100 * one[1] for one in trained], color=SERIES[0], s=22, label="trained")
+    trained = sorted((point for point in points if math.isfinite(point[1])), key=lambda point: point[:2])
+    untrained = [point for point in points if not math.isfinite(point[1])]
+    axes.scatter(
+        [point[0] for point in trained], [100 * point[1] for point in trained], color=SERIES[0], s=22, label="trained"
+    )
     if trained:
         axes.step(
-            [one[0] for one in trained],
-            100 * np.maximum.accumulate([one[1] for one in trained]),
+            [point[0] for point in trained],
+            100 * np.maximum.accumulate([point[1] for point in trained]),
             where="post",
             color=SERIES[0],
             linewidth=0.8,
             label="front",
         )
-    if refused:
+    if untrained:
         axes.plot(
-            [one[0] for one in refused],
-            np.full(len(refused), 0.02),
+            [point[0] for point in untrained],
+            np.full(len(untrained), 0.02),
             "x",
             color=SERIES[3],
             markersize=4,
@@ -269,19 +275,19 @@ def search(facts: Facts) -> Picture | None:
     axes.set_xlabel(label)
     axes.set_ylabel("val accuracy after the trial, %")
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.25))
-    said = f"{len(trained)} candidates trained, {len(refused)} not feasible or stopped."
+    counts = f"{len(trained)} candidates trained, {len(untrained)} not feasible or stopped."
     return Picture(
-        svg=to_svg(figure, "search"), alt=f"Accuracy of the search's candidates against their {label}: {said}"
+        svg=to_svg(figure, "search"), alt=f"Accuracy of the search's candidates against their {label}: {counts}"
     )
 
 
 def _cost_axis(facts: Facts) -> tuple[str, str, float | None]:
-    """The column of trials.csv to draw against, what it is called, and its bound."""
+    """The column of trials.csv for the cost axis, the label of the axis, and the bound on the cost."""
     budget = facts.recipe.get("student", {}).get("budget") or {}
-    timed = budget.get("latency_ms")
-    if timed and any(one.get("latency_ms") for one in facts.trials):
-        where = f"{timed['precision']}, p{timed['percentile']:g}, on {timed['device']}"
-        return "latency_ms", f"ms ({where})", timed["at_most"]
+    latency_bound = budget.get("latency_ms")
+    if latency_bound and any(trial.get("latency_ms") for trial in facts.trials):
+        conditions = f"{latency_bound['precision']}, p{latency_bound['percentile']:g}, on {latency_bound['device']}"
+        return "latency_ms", f"ms ({conditions})", latency_bound["at_most"]
     return "macs_m", "M MACs", budget.get("macs_m")
 
 
@@ -295,70 +301,82 @@ def _is_chosen(facts: Facts, trial: dict[str, str]) -> bool:
     )
 
 
-@_styled
+@_with_style
 def ladder(facts: Facts) -> Picture | None:
-    """Accuracy with intervals of each artefact, and its agreement with torch."""
+    """Plot each artifact's accuracy with its interval, and its agreement with torch."""
     if facts.ladder is None or not facts.ladder.rungs:
         return None
     rungs = facts.ladder.rungs
     figure = _figure(0.9 + 0.28 * len(rungs))
     left, right = figure.subplots(1, 2, sharey=True)
-    values = [100 * one.accuracy.score(facts.score) for one in rungs]
-    lows, highs = np.transpose([one.accuracy.interval(facts.score) for one in rungs]) * 100
+    percents = [100 * rung.accuracy.score(facts.score) for rung in rungs]
+    lows, highs = np.transpose([rung.accuracy.interval(facts.score) for rung in rungs]) * 100
     left.errorbar(
-        values, range(len(rungs)), xerr=_errors(values, lows, highs), fmt="o", color=SERIES[0], markersize=5, capsize=3
+        percents,
+        range(len(rungs)),
+        xerr=_error_bars(percents, lows, highs),
+        fmt="o",
+        color=SERIES[0],
+        markersize=5,
+        capsize=3,
     )
     left.set_title("accuracy %, 95 % interval")
-    agreement = [100 * one.agreement_with_torch for one in rungs]
+    agreement = [100 * rung.agreement_with_torch for rung in rungs]
     right.plot(agreement, range(len(rungs)), "s", color=SERIES[2], markersize=5)
     right.set_xlim(min(99.0, min(agreement) - 0.5), 100.2)
     right.set_title("same answer as torch, %")
     right.grid(visible=False, axis="y")
     right.tick_params(axis="y", length=0)
-    _rows(left, [one.artefact for one in rungs])
-    said = ", ".join(f"{one.artefact} {value:.1f} %" for one, value in zip(rungs, values, strict=True))
-    return Picture(svg=to_svg(figure, "ladder"), alt=f"Accuracy of each artefact: {said}.")
+    _label_rows(left, [rung.artefact for rung in rungs])
+    scores = ", ".join(f"{rung.artefact} {percent:.1f} %" for rung, percent in zip(rungs, percents, strict=True))
+    return Picture(svg=to_svg(figure, "ladder"), alt=f"Accuracy of each artifact: {scores}.")
 
 
-@_styled
+@_with_style
 def latency(key: str, device: str, backend: str, reports: Sequence[BenchReport]) -> Picture | None:
-    """The share of queries answered within a time, per artefact, over all samples: nothing is clipped."""
-    measured = [one for one in reports if one.latency.samples_ms and one.latency.batch == 1]
+    """Plot the cumulative distribution of latency per artifact, over all samples without clipping."""
+    measured = [report for report in reports if report.latency.samples_ms and report.latency.batch == 1]
     if not measured:
         return None
     figure = _figure(2.6)
     axes = figure.subplots()
-    for at, one in enumerate(measured):
-        ordered = np.sort(one.latency.samples_ms)
-        share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
-        axes.step(thin(ordered.tolist()), thin(share.tolist()), where="post", color=SERIES[at % 6], label=one.called)
+    for index, report in enumerate(measured):
+        samples_ms = np.sort(report.latency.samples_ms)
+        answered_percent = np.arange(1, len(samples_ms) + 1) / len(samples_ms) * 100
+        axes.step(
+            thin(samples_ms.tolist()),
+            thin(answered_percent.tolist()),
+            where="post",
+            color=SERIES[index % 6],
+            label=report.title,
+        )
     axes.set_xscale("log")
-    _plain_ticks(axes, measured)
+    _millisecond_ticks(axes, measured)
     axes.set_xlabel("ms (log scale)")
     axes.set_ylabel("queries answered, %")
     axes.legend(loc="lower right")
-    said = ", ".join(f"{one.called} {np.median(one.latency.samples_ms):.2f} ms" for one in measured)
-    return Picture(svg=to_svg(figure, key), alt=f"Distribution of latency on {device}, {backend}; medians: {said}.")
+    medians = ", ".join(f"{report.title} {np.median(report.latency.samples_ms):.2f} ms" for report in measured)
+    return Picture(svg=to_svg(figure, key), alt=f"Distribution of latency on {device}, {backend}; medians: {medians}.")
 
 
-def _plain_ticks(axes: Any, measured: Sequence[BenchReport]) -> None:
-    """Ticks that read as milliseconds; the log locator alone leaves an axis under a decade bare."""
+def _millisecond_ticks(axes: Any, measured: Sequence[BenchReport]) -> None:
+    """Set ticks in plain milliseconds: the log locator sets none on an axis that spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    low = min(min(one.latency.samples_ms) for one in measured)
-    high = max(max(one.latency.samples_ms) for one in measured)
+    low = min(min(report.latency.samples_ms) for report in measured)
+    high = max(max(report.latency.samples_ms) for report in measured)
     ticks = np.geomspace(low, high, 5) if 0 < low < high else np.array([high])
     axes.set_xticks(sorted({float(f"{tick:.3g}") for tick in ticks}))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def jpeg(image: np.ndarray, most_px: int = 144) -> str:
-    """A picture, uint8 [px, px, 3], as a data URI of a JPEG no larger than `most_px`; small ones keep their size."""
+def jpeg(image: np.ndarray, max_px: int = 144) -> str:
+    """Encode an image, uint8 [px, px, 3], as a data URI of a JPEG of at most `max_px`; small ones keep their size."""
     from PIL import Image
 
     picture = Image.fromarray(image)
-    picture.thumbnail((most_px, most_px))
+    picture.thumbnail((max_px, max_px))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

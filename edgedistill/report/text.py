@@ -1,4 +1,4 @@
-"""The report as blocks of text: one definition of every line and table, for the terminal and for the HTML page."""
+"""The report as blocks of text: the lines and tables shared by the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from edgedistill.report.blocks import (
     METRICS,
     Block,
     Row,
-    aligned,
     clean,
+    format_block,
+    format_table,
     interval,
     not_run,
     number,
     share,
-    titled,
     wrap,
 )
 from edgedistill.report.facts import Facts, headline, p50, warnings
 
 
 def blocks(facts: Facts) -> list[Block]:
-    """The report in reading order; a part that has not run yet is a block that says which command runs it."""
+    """The blocks of the report in reading order; a part that has not run yet names the command that runs it."""
     measured = devices.blocks(facts)
     return [
         _data(facts),
         *_sources(facts),
         _student(facts),
         _accuracy(facts),
-        _kept(facts),
+        _precision(facts),
         *engines.blocks(facts),
         *measured,
         _gates(facts),
@@ -39,30 +39,30 @@ def blocks(facts: Facts) -> list[Block]:
 
 
 def summary(facts: Facts) -> str:
-    """The whole result in one sentence, as far as it is known."""
+    """The result in one sentence, as far as the run has come."""
     spec = facts.spec
     if spec is None:
         return "No student yet: the search has not finished."
-    said = f"The student is {spec.family} at {spec.input_px} px"
+    sentence = f"The student is {spec.family} at {spec.input_px} px"
     head = headline(facts)
     if head.int8 and head.fp32:
-        said += (
+        sentence += (
             f": {interval(head.int8.accuracy, facts.score)} {METRICS[facts.score]} in int8 against "
             f"{interval(head.fp32.accuracy, facts.score)} in fp32"
         )
     elif head.fp32:
-        said += f": {interval(head.fp32.accuracy, facts.score)} {METRICS[facts.score]} in fp32"
+        sentence += f": {interval(head.fp32.accuracy, facts.score)} {METRICS[facts.score]} in fp32"
     elif facts.checkpoint:
-        said += f": {interval(facts.checkpoint.test, facts.score)} {METRICS[facts.score]} in torch"
+        sentence += f": {interval(facts.checkpoint.test, facts.score)} {METRICS[facts.score]} in torch"
     if head.bench is None:
-        return f"{said}; no latency measured yet."
+        return f"{sentence}; no latency measured yet."
     bench = head.bench
-    said += f"; p50 {number(p50(bench))} ms in {bench.precision} on {bench.device} ({bench.backend})"
-    return f"{said}, {_speed(bench)}." if _speed(bench) else f"{said}."
+    sentence += f"; p50 {number(p50(bench))} ms in {bench.precision} on {bench.device} ({bench.backend})"
+    return f"{sentence}, {_speed(bench)}." if _speed(bench) else f"{sentence}."
 
 
 def _speed(bench: BenchReport) -> str:
-    """The ratio to fp32 in words; `ratio_to_fp32` is fp32's time over this one's."""
+    """The speed relative to fp32 in words; `ratio_to_fp32` is fp32's time divided by this one's."""
     if bench.ratio_to_fp32 is None or bench.precision == "fp32":
         return ""
     ratio, low, high = bench.ratio_to_fp32
@@ -80,16 +80,22 @@ def _data(facts: Facts) -> Block:
     classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
     counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
     if "shards" in data:
-        apart = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(data["streamed_duplicates"])
-        counts += f"; {data['streamed']} more without a label in {data['shards']} shards{apart}"
-    licence = f"licence of the data: {data.get('licence') or 'not stated'}"
-    return Block(key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", licence))
+        duplicates = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(
+            data["streamed_duplicates"]
+        )
+        counts += f"; {data['streamed']} more without a label in {data['shards']} shards{duplicates}"
+    license_line = f"license of the data: {data.get('licence') or 'not stated'}"
+    return Block(
+        key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", license_line)
+    )
 
 
 def _sources(facts: Facts) -> list[Block]:
     if facts.sources is None or not facts.sources.sources:
-        none = "sources" in facts.recipe and not facts.recipe["sources"]
-        return [Block(key="sources", title="Sources", lines=("the recipe names none" if none else not_run("train"),))]
+        no_sources = "sources" in facts.recipe and not facts.recipe["sources"]
+        return [
+            Block(key="sources", title="Sources", lines=("the recipe names none" if no_sources else not_run("train"),))
+        ]
     return weights.blocks(facts.sources)
 
 
@@ -97,7 +103,7 @@ def _student(facts: Facts) -> Block:
     spec = facts.spec
     if spec is None:
         return Block(key="student", title="Student", lines=(not_run("train"),))
-    options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
+    options = ", ".join(f"{name} {setting}" for name, setting in spec.options.items())
     cost = spec.cost
     needs = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
     lines = [
@@ -106,32 +112,34 @@ def _student(facts: Facts) -> Block:
         f"initial weights: {spec.initial_weights}",
     ]
     if cost.int8_risks:
-        lines.append(f"what int8 may cost it: {', '.join(cost.int8_risks)}")
+        lines.append(f"int8 accuracy risks: {', '.join(cost.int8_risks)}")
     if facts.trials:
         trained = sum(1 for trial in facts.trials if trial.get("value"))
         lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")
-    made = facts.checkpoint
+    checkpoint = facts.checkpoint
     lines.append(
-        f"{made.method}, {made.steps} steps in {made.train_seconds:.0f} s; "
-        f"val {interval(made.val, facts.score)} on {made.val.n} images"
-        if made
+        f"{checkpoint.method}, {checkpoint.steps} steps in {checkpoint.train_seconds:.0f} s; "
+        f"val {interval(checkpoint.val, facts.score)} on {checkpoint.val.n} images"
+        if checkpoint
         else f"training: {not_run('train')}"
     )
-    if made and made.teacher:
-        shares = sorted(made.teacher.weights.items(), key=lambda one: -one[1])
+    if checkpoint and checkpoint.teacher:
+        shares = sorted(checkpoint.teacher.weights.items(), key=lambda pair: -pair[1])
         mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
-        lines.append(f"teacher {made.teacher.kind}: val {interval(made.teacher.val, facts.score)}; it mixes {mixed}")
+        lines.append(
+            f"teacher {checkpoint.teacher.kind}: val {interval(checkpoint.teacher.val, facts.score)}; it mixes {mixed}"
+        )
     return Block(key="student", title="Student", lines=tuple(lines))
 
 
 def _accuracy(facts: Facts) -> Block:
-    header = ("artefact", METRICS[facts.score], "agrees with torch", "size MB", "run by")
-    ladder, made = facts.ladder, facts.checkpoint
+    header = ("artifact", METRICS[facts.score], "agrees with torch", "size MB", "run by")
+    ladder, checkpoint = facts.ladder, facts.checkpoint
     if ladder is None or not ladder.rungs:
-        if made is None:
+        if checkpoint is None:
             return Block(key="accuracy", title="Accuracy", lines=(not_run("export"),))
-        torch = ("torch", interval(made.test, facts.score), "-", "-", "torch")
-        note = f"{made.test.n} test images, 95 % intervals"
+        torch = ("torch", interval(checkpoint.test, facts.score), "-", "-", "torch")
+        note = f"{checkpoint.test.n} test images, 95 % intervals"
         return Block(
             key="accuracy",
             title="Accuracy",
@@ -142,35 +150,35 @@ def _accuracy(facts: Facts) -> Block:
         )
     rows = tuple(
         (
-            one.artefact,
-            interval(one.accuracy, facts.score),
-            share(one.agreement_with_torch),
-            number(facts.sizes_mb[one.sha256]) if one.sha256 in facts.sizes_mb else "-",
-            one.backend + (" (simulated)" if one.simulated else ""),
+            rung.artefact,
+            interval(rung.accuracy, facts.score),
+            share(rung.agreement_with_torch),
+            number(facts.sizes_mb[rung.sha256]) if rung.sha256 in facts.sizes_mb else "-",
+            rung.backend + (" (simulated)" if rung.simulated else ""),
         )
-        for one in ladder.rungs
+        for rung in ladder.rungs
     )
-    missing = _no_int8(facts) if all(one.precision != "int8" for one in ladder.rungs) else ()
+    missing = _int8_absence(facts) if all(rung.precision != "int8" for rung in ladder.rungs) else ()
     note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
     return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=missing)
 
 
-def _no_int8(facts: Facts) -> Row:
-    off = facts.recipe.get("quantize", {}).get("enabled") is False
-    return ("int8: off, quantize.enabled is false" if off else f"int8: {not_run('export --int8')}",)
+def _int8_absence(facts: Facts) -> Row:
+    disabled = facts.recipe.get("quantize", {}).get("enabled") is False
+    return ("int8: off, quantize.enabled is false" if disabled else f"int8: {not_run('export --int8')}",)
 
 
-def _kept(facts: Facts) -> Block:
+def _precision(facts: Facts) -> Block:
     if facts.kept is None:
-        return Block(key="kept", title="Kept", lines=(not_run("export"),))
-    said = tuple(f"{one.target}: {one.artefact}: {one.why}" for one in facts.kept)
+        return Block(key="kept", title="Precision", lines=(not_run("export"),))
+    choices = tuple(f"{choice.target}: {choice.artefact}: {choice.why}" for choice in facts.kept)
     lines = tuple(
-        f"{one.target}: in float, worst first: {', '.join(one.floats)}"
-        for one in facts.guarded
-        if one.holds and one.floats
+        f"{outcome.target}: in float, worst first: {', '.join(outcome.floats)}"
+        for outcome in facts.guarded
+        if outcome.holds and outcome.floats
     )
     return Block(
-        key="kept", title="Kept", note="the precision for each target, and why", lines=(said or ("fp32",)) + lines
+        key="kept", title="Precision", note="the graph for each target, and why", lines=(choices or ("fp32",)) + lines
     )
 
 
@@ -178,7 +186,7 @@ def _gates(facts: Facts) -> Block:
     if facts.ladder is None:
         return Block(key="gates", title="Gates", lines=(not_run("export"),))
     rows = tuple(
-        (one.name, f"{one.value:g}", one.bound, "pass" if one.passed else "FAIL") for one in facts.ladder.gates
+        (gate.name, f"{gate.value:g}", gate.bound, "pass" if gate.passed else "FAIL") for gate in facts.ladder.gates
     )
     if not rows:
         return Block(key="gates", title="Gates", lines=("none",))
@@ -190,33 +198,40 @@ def _warnings(facts: Facts) -> Block:
 
 
 def page(facts: Facts) -> str:
-    """The report for a terminal: plain text, at most 100 columns but for paths, one final newline."""
-    parts = [f"{facts.title}  {facts.run.path}", wrap(summary(facts)), *(titled(one) for one in blocks(facts))]
-    written = facts.run / "report.html"
-    parts.append(f"Report: {written}" if written.is_file() else "Report: not written yet: edgedistill report")
+    """The report for a terminal: plain text, at most 100 columns except for paths, one final newline."""
+    parts = [
+        f"{facts.title}  {facts.run.path}",
+        wrap(summary(facts)),
+        *(format_block(block) for block in blocks(facts)),
+    ]
+    html_path = facts.run / "report.html"
+    parts.append(f"Report: {html_path}" if html_path.is_file() else "Report: not written yet: edgedistill report")
     return clean("\n\n".join(parts)) + "\n"
 
 
-def versus(everyone: Sequence[Facts]) -> str:
-    """Several runs as one table, a row each, and under it what makes the rows hard to compare."""
+def comparison(runs: Sequence[Facts]) -> str:
+    """A table of several runs, a row each, with warnings where the rows cannot be compared."""
     header = ("run", "M MACs", "fp32 or torch", "int8", "p50 ms", "vs fp32", "MB")
     notes = []
-    if len({facts.score for facts in everyone}) > 1:
+    if len({facts.score for facts in runs}) > 1:
         notes.append("the runs are scored by different metrics: do not compare their accuracies")
-    if len({(facts.data.get("kind"), facts.data.get("test"), facts.classes) for facts in everyone}) > 1:
+    if len({(facts.data.get("kind"), facts.data.get("test"), facts.classes) for facts in runs}) > 1:
         notes.append("the runs have different data: do not compare their accuracies")
-    places = {(one.device, one.backend) for facts in everyone for one in [headline(facts).bench] if one}
-    if len(places) > 1:
+    setups = {(bench.device, bench.backend) for facts in runs for bench in [headline(facts).bench] if bench}
+    if len(setups) > 1:
         notes.append(
-            "the runs were measured in different places: " + "; ".join(", ".join(one) for one in sorted(places))
+            "the runs were measured in different places: " + "; ".join(", ".join(setup) for setup in sorted(setups))
         )
-    place = f"; latency on {', '.join(next(iter(places)))}" if len(places) == 1 else ""
-    metric = " or ".join(sorted({METRICS[facts.score] for facts in everyone}))
-    lines = [wrap(f"{metric}, 95 % intervals{place}"), *aligned(header, [_versus_row(facts) for facts in everyone])]
+    setup = f"; latency on {', '.join(next(iter(setups)))}" if len(setups) == 1 else ""
+    metric = " or ".join(sorted({METRICS[facts.score] for facts in runs}))
+    lines = [
+        wrap(f"{metric}, 95 % intervals{setup}"),
+        *format_table(header, [_comparison_row(facts) for facts in runs]),
+    ]
     return clean("\n".join(lines + [wrap(f"warning: {note}") for note in notes])) + "\n"
 
 
-def _versus_row(facts: Facts) -> Row:
+def _comparison_row(facts: Facts) -> Row:
     head, spec = headline(facts), facts.spec
     reference = head.fp32.accuracy if head.fp32 else facts.checkpoint.test if facts.checkpoint else None
     bench = head.bench

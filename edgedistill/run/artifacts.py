@@ -1,6 +1,6 @@
-"""Every file of a run directory: where it is, what it holds and how it is read.
+"""The files of a run directory: path, content and reader of each.
 
-Steps write these files, and the steps after them, the report and other runs read them; all of them by this list.
+Steps write these files; later steps, the report and other runs read them. All of them use this list.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Artifact(Generic[T]):
     """A file of a run directory.
 
     Attributes:
-        path: where it is, relative to the run directory.
-        load: from its absolute path to its content; raises InputError where the file is missing or broken.
+        path: path relative to the run directory.
+        load: reads the content from an absolute path; raises InputError if the file is missing or broken.
     """
 
     path: str
@@ -53,10 +53,10 @@ class Artifact(Generic[T]):
 
     @property
     def name(self) -> str:
-        """The file's name without its folder: what a module writes that is given the folder."""
+        """The file's name without its folder, for modules that write into a given folder."""
         return Path(self.path).name
 
-    def at(self, run: Run) -> Path:
+    def path_in(self, run: Run) -> Path:
         """The absolute path in a run."""
         return run / self.path
 
@@ -66,20 +66,20 @@ class Artifact(Generic[T]):
         Raises:
             InputError: the file is missing, broken, or is not what its step writes.
         """
-        return self.load(self.at(run))
+        return self.load(self.path_in(run))
 
     def find(self, run: Run) -> T | None:
-        """The content, or None where there is no such file.
+        """The content, or None if there is no such file.
 
         Raises:
-            InputError: the file is there but broken, or is not what its step writes.
+            InputError: the file is broken, or is not what its step writes.
         """
-        return self.read(run) if self.at(run).is_file() else None
+        return self.read(run) if self.path_in(run).is_file() else None
 
     def write(self, run: Run, content: Any) -> None:
         """Write a record, a sequence of records, or plain JSON values as JSON, atomically."""
         many = isinstance(content, list | tuple)
-        write_json(self.at(run), [_as_json(entry) for entry in content] if many else _as_json(content))
+        write_json(self.path_in(run), [_as_json(entry) for entry in content] if many else _as_json(content))
 
 
 def _as_json(content: Any) -> Any:
@@ -114,7 +114,7 @@ def _read_rows(path: Path) -> tuple[dict[str, str], ...]:
 
 
 def _read_steps(path: Path) -> tuple[dict[str, Any], ...]:
-    """The whole lines of a JSON Lines file with a `step` each; a killed run may leave half a line at its end."""
+    """The complete lines with a `step` of a JSON Lines file; an interrupted run may leave an incomplete last line."""
     return tuple(_whole_lines(_read_text(path)))
 
 
@@ -147,7 +147,7 @@ def _read_arrays(path: Path) -> Pictures:
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """np.savez_compressed, atomically."""
+    """Save arrays by np.savez_compressed, atomically."""
     with atomic(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
 
@@ -162,7 +162,7 @@ DATA = _object("data.json")
 # weigh
 SOURCES = _object("weigh/sources.json")
 WEIGHTS = _record("weigh/weights.json", SourceWeights)
-# search; study.journal* is Optuna's own
+# search; study.journal* belongs to Optuna
 STUDENT = _record("search/student.json", StudentSpec)
 TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
 # distill
@@ -199,12 +199,12 @@ REPORT_HTML = Artifact(path="report.html", load=_read_text)
 
 
 def bench_reports(device: str, backend: str, precision: Precision) -> str:
-    """Pattern of the reports of one device, backend and precision, a file a model and mode."""
+    """Pattern of the reports of one device, backend and precision; one file per model and mode."""
     return f"{BENCH}/{device}/{backend}-{precision}*.json"
 
 
 def read_bench(run: Run) -> list[BenchReport]:
-    """Every report of every device, in the order of the files' names.
+    """All reports of all devices, sorted by file name.
 
     Raises:
         InputError: one of the files is broken.
@@ -213,7 +213,7 @@ def read_bench(run: Run) -> list[BenchReport]:
 
 
 def read_engines(run: Run) -> list[Engine]:
-    """What is known of every engine that was built ahead of time, in the order of the files' names.
+    """The records of all engines that were built ahead of time, sorted by file name.
 
     Raises:
         InputError: one of the files is broken.

@@ -1,8 +1,8 @@
-"""The run directory: where a recipe's steps leave their files, and how a step knows that it is done.
+"""The run directory: the files of a recipe's steps, and the manifest of finished steps.
 
 A step's key is the sha256 of its name, its version, the recipe sections it reads and the hashes of its inputs. The
 manifest holds, per step, the key and the sha256 of every output; the same key with the same outputs is "up to date".
-Files are written beside their place, synced and renamed; the manifest is written last, so an entry implies the files.
+Files are written atomically; the manifest is written last, so an entry implies the files.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CACHE = ".cache"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run directory. Everything in it is named relative to `path`."""
+    """A run directory at `path`."""
 
     path: Path
 
     @property
     def cache(self) -> Path:
-        """Decoded images and source outputs, shared by the runs that stand side by side."""
+        """Folder of decoded images and source outputs, shared by the runs with one parent folder."""
         return self.path.parent / CACHE
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     def recipe(self) -> tuple[Recipe, Path]:
-        """The recipe as last run here, and the folder that its paths start from."""
+        """The recipe as last run, and the folder that its paths are relative to."""
         lock = artifacts.LOCK.read(self)
         try:
             return Recipe.model_validate(lock["recipe"]), Path(lock["base"])
@@ -53,22 +53,22 @@ class Run:
                 f"{self.path}: its recipe.lock.json is of another version", "run the recipe again"
             ) from None
 
-    def keep(self, recipe: Recipe, document: Document) -> None:
-        """Write the recipe as given and as resolved."""
-        with atomic(artifacts.RECIPE.at(self)) as temporary:
+    def save_recipe(self, recipe: Recipe, document: Document) -> None:
+        """Write the recipe as written and as resolved."""
+        with atomic(artifacts.RECIPE.path_in(self)) as temporary:
             temporary.write_bytes(document.path.read_bytes())
-        self.remember(recipe, document.base)
+        self.save_resolved_recipe(recipe, document.base)
 
-    def remember(self, recipe: Recipe, base: Path) -> None:
-        """Write the recipe as resolved: what `export` and `bench` go on from."""
+    def save_resolved_recipe(self, recipe: Recipe, base: Path) -> None:
+        """Write the resolved recipe, which `export` and `bench` read."""
         artifacts.LOCK.write(self, {"base": str(base), "recipe": recipe.model_dump(mode="json")})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory; the operating system lets go of it when the process dies, however it dies.
+        """Lock the directory; the operating system releases the lock when the process ends.
 
         Raises:
-            EdgeDistillError: another process is at work here.
+            EdgeDistillError: another process uses this run directory.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         guard = FileLock(self / ".lock")
@@ -79,9 +79,8 @@ class Run:
                 f"{self.path}: another edgedistill is at work in this run directory", "wait for it or end it"
             ) from None
         try:
-            for orphan in self.path.rglob(
-                ".*.tmp"
-            ):  # a killed process leaves the file it was writing; nobody else is here
+            # temporary files of a killed process; no other process holds the lock
+            for orphan in self.path.rglob(".*.tmp"):
                 orphan.unlink()
             yield
         finally:
@@ -89,30 +88,30 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """{"steps": {name: {"key", "outputs": {file: sha256}, "seconds", "finished", "peak_memory_mb"}}}."""
-        path = artifacts.MANIFEST.at(self)
+        path = artifacts.MANIFEST.path_in(self)
         if not path.exists():
             return {"steps": {}}
         try:
-            found = TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(read_json(path))
-            return {"steps": found["steps"]}
+            manifest = TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(read_json(path))
+            return {"steps": manifest["steps"]}
         except (InputError, ValidationError, KeyError):
             raise InputError(f"{path}: is damaged", "delete it; the steps then run again") from None
 
     def hashes(self, step: str) -> dict[str, str]:
-        """sha256 of every output that `step` entered."""
+        """sha256 of every recorded output of `step`, by file."""
         return dict(self.manifest()["steps"].get(step, {}).get("outputs", {}))
 
     def up_to_date(self, step: str, key: str) -> bool:
-        """Was `step` finished under this very key, and are its outputs still what they were?"""
+        """Whether `step` was finished with this key and its outputs are unchanged."""
         entry = self.manifest()["steps"].get(step)
         if entry is None or entry["key"] != key:
             return False
         return all(
-            (self / name).is_file() and sha256_file(self / name) == known for name, known in entry["outputs"].items()
+            (self / name).is_file() and sha256_file(self / name) == sha256 for name, sha256 in entry["outputs"].items()
         )
 
-    def enter(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
-        """Enter a finished step in the manifest, with the most memory this process has held so far.
+    def record_step(self, step: str, key: str, outputs: Iterable[Path], seconds: float) -> None:
+        """Record a finished step in the manifest, with the peak memory of this process so far.
 
         `outputs` are absolute paths inside the run.
         """
@@ -129,23 +128,23 @@ class Run:
         artifacts.MANIFEST.write(self, manifest)
 
     def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
-        """Make room for `step` under `key`: what another key left half-done or done is removed, its own is kept.
+        """Remove the files of `step` that were written under another key; files of `key` itself stay.
 
-        So a step goes on from its own checkpoint only, never from one of other data or another recipe.
+        So a step resumes only from its own checkpoint, never from one of other data or another recipe.
         """
         begun = self / ".begun" / step
         if begun.is_file() and begun.read_text(encoding="utf-8") == key:
             return
         manifest = self.manifest()
-        if manifest["steps"].pop(step, None):  # first: an entry implies the files
+        if manifest["steps"].pop(step, None):  # before the files: an entry implies them
             artifacts.MANIFEST.write(self, manifest)
         for path in (path for pattern in patterns for path in self.path.glob(pattern)):
             path.unlink()
         with atomic(begun) as temporary:
             temporary.write_text(key, encoding="utf-8")
 
-    def forget(self, step: str) -> None:
-        """Let `step` run again though nothing has changed; what it left stays until then."""
+    def invalidate(self, step: str) -> None:
+        """Make `step` run again although nothing has changed; its files stay until then."""
         manifest = self.manifest()
         (self / ".begun" / step).unlink(missing_ok=True)
         if manifest["steps"].pop(step, None):
@@ -154,7 +153,7 @@ class Run:
     def log(self, step: str, event: str, **facts: Any) -> None:
         """Append one line to log.jsonl."""
         line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}
-        with artifacts.LOG.at(self).open("a", encoding="utf-8") as stream:
+        with artifacts.LOG.path_in(self).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, default=str) + "\n")
 
 
@@ -168,18 +167,20 @@ def run_directory(recipe: Recipe, root: Path) -> Run:
     return Run(path=root / f"{recipe.name}-{digest(recipe.sections(SECTIONS_TO_DISTILL))[:8]}")
 
 
-def usable_root(root: Path) -> None:
-    """Raise InputError where run directories cannot stand under `root`, or its `latest` is not ours to move."""
+def require_usable_root(root: Path) -> None:
+    """Raise InputError if `root` cannot hold run directories, or its `latest` is not a symbolic link."""
     nearest = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
     if not nearest.is_dir():
         raise InputError(f"--runs {root}: {nearest} is not a folder", "name a folder for run directories")
     latest = root / "latest"
     if latest.exists() and not latest.is_symlink():
-        raise InputError(f"{latest}: is no link to a run", "move it away: `latest` points at the newest run")
+        raise InputError(
+            f"{latest}: is not a symbolic link to a run", "move it away: `latest` points at the newest run"
+        )
 
 
 def point_latest(run: Run) -> None:
-    """Point `latest` beside the run at it, atomically."""
+    """Point the symbolic link `latest` beside the run at it, atomically."""
     link = run.path.parent / "latest"
     temporary = link.with_name(f".latest.{os.getpid()}")
     temporary.unlink(missing_ok=True)
@@ -191,7 +192,7 @@ def find_run(path: Path) -> Run:
     """An existing run directory.
 
     Raises:
-        InputError: there is none at `path`.
+        InputError: there is no run at `path`.
     """
     resolved = path.resolve()
     if not (resolved / artifacts.LOCK.path).is_file():

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, commit, command; written to env.json, read by the report."""
+"""The environment of a run: versions, machine, commit, command; written to env.json, read by the report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -52,17 +52,17 @@ def processor() -> str:
 
 
 def machine() -> list[str]:
-    """What tells this machine from another one when latencies are compared: processor, runtime, name."""
+    """Identity of this machine for the comparison of latencies: processor, runtime, name."""
     return [processor(), _version("onnxruntime"), platform.node()]
 
 
 def commit() -> str:
-    """The commit of the checkout this package runs from, "+" behind it when files are changed; empty when installed."""
+    """The commit of the source checkout, with "+" if files are changed; "" if the package is installed."""
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return ""
     try:
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
             cwd=folder,
             capture_output=True,
@@ -72,7 +72,7 @@ def commit() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip()
+    return completed.stdout.strip()
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Files on disk: hashes, JSON and records; written beside their place, synced and renamed."""
+"""Files on disk: hashes, JSON and records; written to a temporary file, synced and renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the same value always gives the same bytes."""
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
 
 
@@ -31,10 +31,15 @@ def digest(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else sha256_stream(stream)
+        )
 
 
-def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+def sha256_stream(stream: Any) -> str:
+    """sha256 of a binary stream, in hex, for Python 3.10, which has no hashlib.file_digest."""
     running = hashlib.sha256()
     while block := stream.read(1 << 20):
         running.update(block)
@@ -43,10 +48,10 @@ def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed into place, else removed.
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed.
 
     Raises:
-        OSError: the disk is full or the place cannot be written; whatever stood at `path` is untouched.
+        OSError: the disk is full or the folder cannot be written; an existing file at `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -87,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Write a frozen record of records.py as JSON."""
+    """Write a record of records.py as JSON."""
     write_json(path, dataclasses.asdict(record))
 
 
@@ -95,7 +100,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """Read a record that `write_record` wrote.
 
     Raises:
-        InputError: the file is missing, broken, or holds something else.
+        InputError: the file is missing or broken, or is another record.
     """
     try:
         return TypeAdapter(kind).validate_python(read_json(path))

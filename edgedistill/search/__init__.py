@@ -1,1 +1,1 @@
-"""The search among students under a budget."""
+"""The search for a student under a budget."""

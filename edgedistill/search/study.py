@@ -1,9 +1,9 @@
-"""The Optuna study behind a search: one process on a journal file, or any number of them on a database.
+"""The Optuna study of a search: one process on a journal file, or any number of processes on a database.
 
-Each trial carries the candidate it stands for (user attribute `spec`). In a database, whoever works on a trial counts
-up its `beat`; a trial whose count stands still for three intervals is failed by the others, and its candidate is free
-again. No clock is compared with another machine's. (Optuna's own heartbeats live inside Study.optimize, begin after the
-trial is already there, and end with the first error of the connection.)
+Each trial stores its candidate (user attribute `spec`). On a database, the worker that runs a trial increments its
+`beat`. If the count does not change for three intervals, other workers fail the trial and its candidate is free again.
+No clock is compared with another machine's. (Optuna's own heartbeats exist only inside Study.optimize, begin after the
+trial is already stored, and end with the first connection error.)
 """
 
 from __future__ import annotations
@@ -33,84 +33,90 @@ Space = dict[str, BaseDistribution]
 Trials = dict[str, FrozenTrial]
 IDENTITY, SPEC, REFUSED, BEAT = "recipe", "spec", "refused", "beat"
 INSTALL = "pip install 'edgedistill[postgres]'"
-MISSED = 3  # heartbeats that a living worker may miss
+MAX_MISSED_BEATS = 3  # heartbeats that a live worker may miss
 
 
 @dataclass(kw_only=True)
-class Shared:
-    """A study with what this process knows of it: how often hearts beat, and when it last saw each of them beat.
+class SharedStudy:
+    """A study and this process's record of its heartbeats: trial number -> last count and the time it changed.
 
-    `heartbeat_s` is None where nobody else can be at it.
+    `heartbeat_s` is the interval; None if no other process can work on the study.
     """
 
     study: optuna.Study
     heartbeat_s: float | None = None
     identity: str = ""
-    seen: dict[int, tuple[int, float]] = field(default_factory=dict)
+    last_beats: dict[int, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """The candidates by what became of them, at one moment: trained to the end, out (too slow, or behind), in work."""
+class CandidateStates:
+    """All tried candidates by state: trained to the end, eliminated (refused or pruned), or running."""
 
     scored: Trials
-    out: Trials
-    busy: Trials
+    eliminated: Trials
+    running: Trials
 
 
-def opened(folder: Path, settings: Search, name: str = "students", identity: str = "") -> Shared:
-    """The study, made where there is none.
+def open_study(folder: Path, settings: Search, name: str = "students", identity: str = "") -> SharedStudy:
+    """Open the study, or create it.
 
     Args:
-        folder: where the journal lies, unless the recipe names a storage.
+        folder: folder of the journal, unless the recipe names a storage.
         settings: the recipe's `search` section.
-        name: of the study; workers that share a storage share it by name.
-        identity: what the search depends on, as a hash; all workers of a study must have the same.
+        name: name of the study; workers that share a storage share it by name.
+        identity: hash of the inputs of the search; all workers of a study must have the same.
 
     Raises:
         InputError: the storage cannot be reached, or holds another recipe's study under this name.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if settings.storage:
-        shared = Shared(
+        shared = SharedStudy(
             study=_on_database(settings.storage, name, identity), heartbeat_s=settings.heartbeat_s, identity=identity
         )
-        _of_one_recipe(shared)
+        _require_same_recipe(shared)
         return shared
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    # the run directory is locked: what its journal calls running died with an earlier process
+    # the run directory is locked, so trials that its journal lists as running belong to a dead process
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    return Shared(study=study)
+    return SharedStudy(study=study)
 
 
 def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optuna.Study:
     try:
         from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-        for left in reversed(range(tries)):
+        for tries_left in reversed(range(tries)):
             try:
                 storage = optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
                 study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
                 break
-            except (IntegrityError, ProgrammingError):  # workers that begin at once on an empty database
-                if left == 0:
+            except (
+                IntegrityError,
+                ProgrammingError,
+            ):  # several workers create the tables of an empty database at the same time
+                if tries_left == 0:
                     raise
                 time.sleep(0.5 * random.random() + 0.1)
     except ImportError as error:
-        raise InputError(f"search.storage: {_brief(error)}", INSTALL) from None
+        raise InputError(f"search.storage: {_error_line(error)}", INSTALL) from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
         fix = "is the database up, and may this user write to it?"
-        raise InputError(f"search.storage: {_brief(error)}", fix) from None
+        raise InputError(f"search.storage: {_error_line(error)}", fix) from None
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity)
     return study
 
 
-def _of_one_recipe(shared: Shared) -> None:
-    """Asked again before every trial: of two recipes that begin at once, the one that was written over has to go."""
+def _require_same_recipe(shared: SharedStudy) -> None:
+    """Raise if the study is of another recipe.
+
+    Called before every trial: if two recipes create the study at the same time, one overwrites the other's identity.
+    """
     if shared.study.user_attrs[IDENTITY] != shared.identity:
         raise InputError(
             f"search.storage: the study {shared.study.study_name} there is of another recipe or of other data, sources "
@@ -119,8 +125,8 @@ def _of_one_recipe(shared: Shared) -> None:
         )
 
 
-def reach(address: str) -> None:
-    """Connect to a storage, and write nothing.
+def check_connection(address: str) -> None:
+    """Connect to a storage without writing to it.
 
     Raises:
         InputError: it cannot be reached.
@@ -131,117 +137,123 @@ def reach(address: str) -> None:
         with sqlalchemy.create_engine(address).connect():
             return
     except ImportError as error:
-        raise InputError(f"search.storage: {_brief(error)}", INSTALL) from None
-    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: a port that is no number
-        raise InputError(f"search.storage: {_brief(error)}", "is the database up?") from None
+        raise InputError(f"search.storage: {_error_line(error)}", INSTALL) from None
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: a port that is not a number
+        raise InputError(f"search.storage: {_error_line(error)}", "is the database up?") from None
 
 
-def _brief(error: BaseException) -> str:
-    """A driver's error on one line, without the SQL and the links behind it."""
+def _error_line(error: BaseException) -> str:
+    """A driver's error on one line, without the SQL and the links after it."""
     text = " ".join(str(error).partition("(Background on this error")[0].split())
     return text[:300]
 
 
-def standing(shared: Shared) -> Standing:
-    """Where all candidates stand; what a dead worker was at is free, once its heart stood still for long enough."""
+def candidate_states(shared: SharedStudy) -> CandidateStates:
+    """Return the states of all tried candidates, after failing the trials of dead workers."""
     if shared.heartbeat_s is not None:
-        _of_one_recipe(shared)
-    _bury(shared)
+        _require_same_recipe(shared)
+    _fail_dead_trials(shared)
     trials = shared.study.get_trials(deepcopy=False)
-    named = [one for one in trials if SPEC in one.user_attrs]
-    scored = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.COMPLETE}
-    out = {str(one.user_attrs[SPEC]): one for one in named if _is_out(one)}
-    busy = {str(one.user_attrs[SPEC]): one for one in named if one.state == TrialState.RUNNING}
-    return Standing(scored=scored, out={name: one for name, one in out.items() if name not in scored}, busy=busy)
+    candidate_trials = [trial for trial in trials if SPEC in trial.user_attrs]
+    scored = {str(trial.user_attrs[SPEC]): trial for trial in candidate_trials if trial.state == TrialState.COMPLETE}
+    eliminated = {str(trial.user_attrs[SPEC]): trial for trial in candidate_trials if _is_eliminated(trial)}
+    running = {str(trial.user_attrs[SPEC]): trial for trial in candidate_trials if trial.state == TrialState.RUNNING}
+    return CandidateStates(
+        scored=scored,
+        eliminated={name: trial for name, trial in eliminated.items() if name not in scored},
+        running=running,
+    )
 
 
-def _is_out(trial: FrozenTrial) -> bool:
+def _is_eliminated(trial: FrozenTrial) -> bool:
     refused = trial.state == TrialState.FAIL and bool(trial.user_attrs.get(REFUSED))
     return refused or trial.state == TrialState.PRUNED
 
 
-def _bury(shared: Shared) -> None:
-    """Fail the trials whose count stood still for `MISSED` intervals of this process's own clock."""
+def _fail_dead_trials(shared: SharedStudy) -> None:
+    """Fail the trials whose count has not changed for `MAX_MISSED_BEATS` intervals of this process's own clock."""
     if shared.heartbeat_s is None:
         return
     now = time.monotonic()
     for trial in shared.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         beat = int(trial.user_attrs.get(BEAT, 0))
-        known, since = shared.seen.get(trial.number, (-1, now))
-        if beat != known:
-            shared.seen[trial.number] = (beat, now)
-        elif now - since > MISSED * shared.heartbeat_s:
-            with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another one was as quick
+        last_count, changed_at = shared.last_beats.get(trial.number, (-1, now))
+        if beat != last_count:
+            shared.last_beats[trial.number] = (beat, now)
+        elif now - changed_at > MAX_MISSED_BEATS * shared.heartbeat_s:
+            with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another worker failed it first
                 shared.study.tell(trial.number, state=TrialState.FAIL)
                 say(f"  search: trial {trial.number} was abandoned; its candidate is free again")
 
 
-def proposal(shared: Shared, space: Space, seed: int) -> dict[str, Any]:
-    """What Optuna's TPE (Bergstra et al. 2011) would try next, as parameters; nobody is at it yet."""
+def propose(shared: SharedStudy, space: Space, seed: int) -> dict[str, Any]:
+    """The parameters that Optuna's TPE (Bergstra et al. 2011) would try next; no trial is left running."""
     shared.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
-    asked = shared.study.ask(space)
-    shared.study.tell(asked, state=TrialState.FAIL)
-    return asked.params
+    trial = shared.study.ask(space)
+    shared.study.tell(trial, state=TrialState.FAIL)
+    return trial.params
 
 
-def begin(shared: Shared, name: str, params: Mapping[str, Any], space: Space) -> optuna.Trial | None:
-    """A running trial for this candidate; None where another worker is at it, or has been.
+def begin_trial(shared: SharedStudy, name: str, params: Mapping[str, Any], space: Space) -> optuna.Trial | None:
+    """Begin a trial for this candidate; None if another worker runs it or has run it.
 
-    The trial enters the storage whole, under its number: of two workers that want the same candidate, the one with the
-    higher number sees the other's trial and lets go. (Asking first and naming the candidate after leaves a gap.)
+    The trial is added to the storage in one operation: if two workers choose the same candidate, the one with the
+    higher trial number sees the other's trial and gives up. (Study.ask followed by a user attribute would leave a gap.)
     """
     token = uuid.uuid4().hex
-    made = optuna.trial.create_trial(
+    new_trial = optuna.trial.create_trial(
         state=TrialState.RUNNING,
         params=dict(params),
-        distributions={one: space[one] for one in params},
+        distributions={param: space[param] for param in params},
         user_attrs={SPEC: name, "token": token, BEAT: 0},
     )
-    shared.study.add_trial(made)
+    shared.study.add_trial(new_trial)
     trials = shared.study.get_trials(deepcopy=False)
-    own = next(one for one in trials if one.user_attrs.get("token") == token)
-    taken = (one for one in trials if one.number < own.number and one.user_attrs.get(SPEC) == name)
-    if any(one.state in (TrialState.RUNNING, TrialState.COMPLETE) or _is_out(one) for one in taken):
+    own = next(trial for trial in trials if trial.user_attrs.get("token") == token)
+    earlier_trials = (trial for trial in trials if trial.number < own.number and trial.user_attrs.get(SPEC) == name)
+    if any(
+        trial.state in (TrialState.RUNNING, TrialState.COMPLETE) or _is_eliminated(trial) for trial in earlier_trials
+    ):
         shared.study.tell(own.number, state=TrialState.FAIL)
         return None
     return optuna.Trial(shared.study, own._trial_id)
 
 
 @contextlib.contextmanager
-def beating(shared: Shared, trial: optuna.Trial) -> Iterator[None]:
-    """Keep the trial's heart going; what ends in an error ends the trial at once, so that nobody has to wait for it.
+def heartbeat(shared: SharedStudy, trial: optuna.Trial) -> Iterator[None]:
+    """Send heartbeats for the trial; an error fails the trial at once, so that no other worker waits for it.
 
-    A worker that was taken for dead (a suspended laptop) finds its trial finished: it lets go and lives on.
+    A worker that was presumed dead (a suspended laptop) finds its trial finished: it gives the trial up and continues.
     """
-    over = threading.Event()
+    stopped = threading.Event()
 
     def beat() -> None:
         count = 0
-        while not over.wait(shared.heartbeat_s):
+        while not stopped.wait(shared.heartbeat_s):
             count += 1
-            with contextlib.suppress(Exception):  # a database may be away for a moment; the next beat may be heard
+            with contextlib.suppress(Exception):  # a short outage of the database; the next beat may succeed
                 trial.set_user_attr(BEAT, count)
 
-    heart = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=beat, daemon=True)
     if shared.heartbeat_s is not None:
-        heart.start()
+        thread.start()
     try:
         yield
     except UpdateFinishedTrialError:
         say(f"  search: trial {trial.number} went to another worker")
     except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to tell
+        with contextlib.suppress(Exception):  # report the original error
             shared.study.tell(trial, state=TrialState.FAIL)
         raise
     finally:
-        over.set()
-        if heart.is_alive():
-            heart.join()
+        stopped.set()
+        if thread.is_alive():
+            thread.join()
 
 
 @contextlib.contextmanager
-def reachable(shared: Shared) -> Iterator[None]:
-    """Say on one line that the database went away; what was trained before is kept there.
+def storage_errors(shared: SharedStudy) -> Iterator[None]:
+    """Turn database errors into one line; completed trials are kept in the database.
 
     Raises:
         EdgeDistillError: instead of the driver's error.
@@ -256,28 +268,30 @@ def reachable(shared: Shared) -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         fix = "what was trained is kept; train again when the database is back"
-        raise EdgeDistillError(f"search.storage: {_brief(cause or error)}", fix) from None
+        raise EdgeDistillError(f"search.storage: {_error_line(cause or error)}", fix) from None
 
 
-def end(shared: Shared, trial: optuna.Trial, value: float | None, state: TrialState = TrialState.COMPLETE) -> None:
-    """Tell how a trial ended.
+def end_trial(
+    shared: SharedStudy, trial: optuna.Trial, score: float | None, state: TrialState = TrialState.COMPLETE
+) -> None:
+    """End a trial with a score or a state.
 
     Raises:
-        UpdateFinishedTrialError: somebody else ended it before.
+        UpdateFinishedTrialError: another worker has ended it.
     """
     try:
-        shared.study.tell(trial, value, state=state)
+        shared.study.tell(trial, score, state=state)
     except ValueError as error:  # "Cannot tell a FAIL trial"
         raise UpdateFinishedTrialError(str(error)) from None
 
 
-def at_step(shared: Shared, step: int, name: str) -> list[float]:
-    """What the other candidates had reached after so many steps: one value each; those of dead trials do not count."""
+def scores_at_step(shared: SharedStudy, step: int, name: str) -> list[float]:
+    """The scores of the other candidates at a step, one each; failed trials are ignored."""
     states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
     trials = shared.study.get_trials(deepcopy=False, states=states)
-    found = {
-        str(one.user_attrs.get(SPEC)): one.intermediate_values[step]
-        for one in trials
-        if step in one.intermediate_values
+    scores = {
+        str(trial.user_attrs.get(SPEC)): trial.intermediate_values[step]
+        for trial in trials
+        if step in trial.intermediate_values
     }
-    return [value for spec, value in found.items() if spec != name]
+    return [score for spec, score in scores.items() if spec != name]

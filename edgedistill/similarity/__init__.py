@@ -1,1 +1,1 @@
-"""Scores of sources on the target's labels, and the weights made of them."""
+"""Similarity scores of the sources on the target's labels, and the source weights."""

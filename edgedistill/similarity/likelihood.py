@@ -1,6 +1,6 @@
-"""How likely are the target's labels, given what a source says? Log-likelihoods, evidence, explained variance.
+"""Metrics of the labels' likelihood given a source's outputs: log-likelihoods, evidence, explained variance.
 
-The same signature as in `transferability`. N probe images, D features, K classes of the source, C target classes.
+All have the signature described in `metrics`. N probe images, D features, K classes of the source, C target classes.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import numpy as np
 from pydantic import PositiveInt
 
 from edgedistill.errors import InputError
-from edgedistill.similarity.separability import Compat, Floats, Ints, checked, one_hot, reduced, standardised
+from edgedistill.similarity.separability import Compat, Floats, Ints, checked, one_hot, reduced, standardized
 
-# added to the two variances by the authors of LogME; it keeps the evidence of a perfect fit finite
-GUARD = 1e-5
-ROUNDS = 200  # of LogME's fixed point; it takes about ten
+# added to both variances by the authors of LogME: keeps the evidence of a perfect fit finite
+VARIANCE_FLOOR = 1e-5
+MAX_ITERATIONS = 200  # of LogME's fixed point, which takes about ten
 
 
 def leep(features_ND: Floats, probs_NK: Floats, labels_N: Ints) -> float:
-    """LEEP: mean log-likelihood of the labels, read off the source's classes; -H(labels) at chance, 0 when perfect.
+    """LEEP: mean log-likelihood of the labels, given the source's classes; -H(labels) at chance, 0 when perfect.
 
     Nguyen, Hassner, Seeger, Archambeau, "LEEP: A New Measure to Evaluate Transferability of Learned Representations",
-    ICML 2020: mean_i log sum_z P(y_i | z) p_iz, P(y | z) the empirical conditional under the soft counts p. It is read
-    off the same labels that it explains: with few images and many confident source classes, noise scores high too.
+    ICML 2020: mean_i log sum_z P(y_i | z) p_iz, P(y | z) the empirical conditional under the soft counts p. It is
+    estimated from the same labels that it explains: with few images and many confident classes noise scores high.
 
     Args:
         features_ND: not used.
-        probs_NK: the source's softmax, [N, K]; a class without mass takes no part.
+        probs_NK: the source's softmax, [N, K]; a class without mass is ignored.
         labels_N: [N], two classes at least.
 
     Raises:
@@ -40,16 +40,16 @@ def leep(features_ND: Floats, probs_NK: Floats, labels_N: Ints) -> float:
 
 
 def nce(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, compat: Compat = "exact") -> float:
-    """NCE: minus the entropy of the labels given the source's best class, -H(Y | Z); 0 when the one tells the other.
+    """NCE: minus the entropy of the labels given the source's best class, -H(Y | Z); 0 when Z determines Y.
 
     Tran, Nguyen, Hassner, "Transferability and Hardness of Supervised Classification Tasks", ICCV 2019.
-    A source that gives every image a class of its own scores 0 whatever it knows: it wants more images than classes.
+    A source that predicts a different class for every image scores 0: the metric needs more images than classes.
 
     Args:
         features_ND: not used.
         probs_NK: the source's softmax, [N, K]; only its largest entry counts.
         labels_N: [N], two classes at least.
-        compat: "dbolya" adds the 1e-5 to every joint and marginal share that PARC's authors add.
+        compat: "dbolya" adds 1e-5 to every joint and marginal share, as PARC's authors do.
 
     Raises:
         InputError: the probe holds a single class, or the rows are not probabilities.
@@ -60,12 +60,12 @@ def nce(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, compat: Compat
     chosen_NK = np.eye(probs_NK.shape[1])[probs_NK.argmax(axis=1)]
     added = 1e-5 if compat == "dbolya" else 0.0
     joint_CK = one_hot(index_N).T @ chosen_NK / len(index_N) + added
-    found = float(rel_entr(joint_CK, chosen_NK.mean(axis=0) + added).sum())
-    return found if compat == "dbolya" else min(0.0, found)
+    score = float(rel_entr(joint_CK, chosen_NK.mean(axis=0) + added).sum())
+    return score if compat == "dbolya" else min(0.0, score)
 
 
 def label_entropy(labels_N: Ints) -> float:
-    """H(labels) in nats: what a source that knows nothing leaves open."""
+    """H(labels) in nats: the uncertainty that an uninformative source leaves."""
     shares_C = np.unique(labels_N, return_counts=True)[1] / len(labels_N)
     return float(-(shares_C * np.log(shares_C)).sum())
 
@@ -81,30 +81,30 @@ def hscore(
     """H-score: variance between the classes in whitened features, tr(cov(f)^-1 cov(E[f | y])); C - 1 when perfect.
 
     Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer Learning", ICIP 2019 ("plain").
-    With more features than images that is C - 1 for any source, noise too. "shrunk" takes the covariance of Ledoit and
-    Wolf 2004, as Ibrahim, Ponomareva, Mazumder, "Newer is not always better", ECML 2022, do, and in place of their
-    factor moves the result so that shuffled labels score 0 on average and labels that follow the strongest C - 1
-    directions C - 1. No less than -(C - 1); 0 where shuffled labels cannot be told from those.
+    With more features than images that is C - 1 for any source, also for noise. "shrunk" uses the covariance of Ledoit
+    and Wolf 2004, as in Ibrahim, Ponomareva, Mazumder, "Newer is not always better", ECML 2022; instead of their factor
+    the result is rescaled so that shuffled labels score 0 on average and labels along the strongest C - 1 directions
+    score C - 1. At least -(C - 1); 0 if shuffled labels cannot be distinguished from those.
 
     Args:
         features_ND: [N, D].
         probs_NK: not used.
         labels_N: [N], two classes at least.
         dims: reduce the features to this many dimensions by PCA first.
-        form: which covariance.
+        form: the covariance.
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.
     """
     features_ND, index_N = checked("hscore", features_ND, labels_N)
-    standard_ND = standardised(reduced(features_ND, dims))
+    standard_ND = standardized(reduced(features_ND, dims))
     gram_NN = standard_ND @ standard_ND.T / len(index_N)
     variance_R, basis_NR = _spectrum(gram_NN)
     targets_NC = one_hot(index_N)
     between_R = ((targets_NC.T @ basis_NR) ** 2 / targets_NC.sum(axis=0)[:, None]).sum(axis=0)
     if form == "plain":
         return float(between_R.sum())
-    kept = 1.0 - _shrinkage(gram_NN, standard_ND.shape[1])
+    kept = 1.0 - shrinkage(gram_NN, standard_ND.shape[1])
     mean = float(variance_R.sum()) / standard_ND.shape[1]
     filter_R = variance_R / ((1.0 - kept) * mean + kept * variance_R)
     classes, best = targets_NC.shape[1], float(np.sort(filter_R)[1 - targets_NC.shape[1] :].sum())
@@ -116,11 +116,11 @@ def hscore(
 
 
 def logme(features_ND: Floats, probs_NK: Floats, labels_N: Ints) -> float:
-    """LogME: log evidence an image of a Bayesian linear regression from the features to each class, mean over classes.
+    """LogME: log evidence per image of a Bayesian linear regression from features to each class, mean over classes.
 
     You, Liu, Wang, Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021, with
-    the fixed point of You et al., JMLR 2022, algorithm 3. The weights' precision alpha and the noise's beta are those
-    of the highest evidence; features are used as they are, without an intercept.
+    the fixed point of You et al., JMLR 2022, algorithm 3. The precisions alpha of the weights and beta of the noise
+    maximize the evidence; features are used unscaled, without an intercept.
 
     Args:
         features_ND: [N, D].
@@ -137,30 +137,30 @@ def logme(features_ND: Floats, probs_NK: Floats, labels_N: Ints) -> float:
 
 
 def logme_chance(labels_N: Ints) -> float:
-    """The log evidence of a regression that knows each class's share and nothing else, mean over classes."""
+    """Log evidence of a regression that predicts each class's share, mean over classes."""
     shares_C = np.unique(labels_N, return_counts=True)[1] / len(labels_N)
     return float(-0.5 * (np.log(shares_C * (1.0 - shares_C)) + 1.0 + np.log(2.0 * np.pi)).mean())
 
 
 def logme_bounds(labels_N: Ints) -> tuple[float, float]:
-    """From features that are all 0 to no residual at all; both by the formula of `logme`."""
+    """Bounds of `logme`: all features 0, and no residual."""
     n = len(labels_N)
     shares_C = np.unique(labels_N, return_counts=True)[1] / n
     low = float(-0.5 * (np.log(shares_C) + 1.0 + np.log(2.0 * np.pi)).mean())
-    return low, float(0.5 * (np.log(n / GUARD) - np.log(2.0 * np.pi)))
+    return low, float(0.5 * (np.log(n / VARIANCE_FLOOR) - np.log(2.0 * np.pi)))
 
 
 def _evidence(variance_R: Floats, along_RC: Floats, total_C: Floats, n: int) -> Floats:
-    """Log evidence an image, [C]: by variance of the features, and square of the targets, along each direction."""
+    """Log evidence per image, [C], from the features' variance and the targets' squares along each direction."""
     ratio_C, sigma_R1 = np.ones(len(total_C)), variance_R[:, None]
-    outside_C = np.maximum(total_C - along_RC.sum(axis=0), 0.0)  # what no weights can reach
-    for _ in range(ROUNDS):
+    outside_C = np.maximum(total_C - along_RC.sum(axis=0), 0.0)  # outside the span of the features
+    for _ in range(MAX_ITERATIONS):
         filter_RC = sigma_R1 / (ratio_C + sigma_R1)
         weights_C = (filter_RC**2 / sigma_R1 * along_RC).sum(axis=0)
         residual_C = outside_C + ((1.0 - filter_RC) ** 2 * along_RC).sum(axis=0)
         gamma_C = filter_RC.sum(axis=0)
-        alpha_C = gamma_C / (weights_C + GUARD)
-        beta_C = np.maximum(n - gamma_C, GUARD) / (residual_C + GUARD)
+        alpha_C = gamma_C / (weights_C + VARIANCE_FLOOR)
+        beta_C = np.maximum(n - gamma_C, VARIANCE_FLOOR) / (residual_C + VARIANCE_FLOOR)
         before_C, ratio_C = ratio_C, alpha_C / beta_C
         if (np.abs(ratio_C - before_C) <= 1e-6 * before_C).all():
             break
@@ -171,17 +171,17 @@ def _evidence(variance_R: Floats, along_RC: Floats, total_C: Floats, n: int) -> 
 
 
 def _spectrum(gram_NN: Floats) -> tuple[Floats, Floats]:
-    """Eigenvalues [R] above rounding and their vectors [N, R]; none for a matrix of zeros."""
+    """Eigenvalues [R] above rounding error and their vectors [N, R]; none for a zero matrix."""
     values_N, vectors_NN = np.linalg.eigh(gram_NN)
     kept = values_N > len(values_N) * np.finfo(np.float64).eps * max(values_N[-1], 0.0)
     return values_N[kept], vectors_NN[:, kept]
 
 
-def _shrinkage(gram_NN: Floats, dims: int) -> float:
-    """The share of the identity in Ledoit and Wolf's covariance, in [0, 1].
+def shrinkage(gram_NN: Floats, dims: int) -> float:
+    """Weight of the identity in Ledoit and Wolf's covariance, in [0, 1].
 
-    scikit-learn's `ledoit_wolf_shrinkage` from the Gram matrix (over N) alone: with a thousand features and a hundred
-    images it takes a hundredth of the time, and a bootstrap calls it fifty times a source.
+    Equal to scikit-learn's `ledoit_wolf_shrinkage`, but from the Gram matrix (over N): with a thousand features and a
+    hundred images it takes a hundredth of the time, and a bootstrap calls it fifty times per source.
     """
     n, squares = len(gram_NN), float((gram_NN**2).sum())
     spread = (squares - float(np.trace(gram_NN)) ** 2 / dims) / dims

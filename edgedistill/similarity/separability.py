@@ -1,11 +1,11 @@
-"""How well do a source's features tell the target's classes apart? Distances, neighbours and linear heads.
+"""Metrics of how well a source's features separate the target's classes: distances, neighbors and linear heads.
 
 Every metric has one signature, numpy in and a float out, higher is more similar; its options are keyword-only:
 
     METRICS[name](features_ND, probs_NK, labels_N, **options) -> float
 
 N probe images, D features (the input of the source's last linear layer), K classes of the source, C target classes
-(those that the labels hold), E dimensions of a reference. The metrics that read likelihoods are in `evidence`.
+(those among the labels), E dimensions of a reference. The metrics based on likelihoods are in `likelihood`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 Rows = NDArray[np.intp]
 Compat = Literal["exact", "dbolya"]
 Folds = Annotated[int, Field(ge=2)]
-HUGE = 1e60  # no net's output, and its squares and their products still fit a float
+MAX_MAGNITUDE = 1e60  # beyond any net's output; squares and their products still fit a float
 
 
 def parc(
@@ -38,16 +38,16 @@ def parc(
     """PARC: rank correlation between distances of features and distances of labels, times 100.
 
     Bolya, Mittapalli, Hoffman, "Scalable Diverse Model Selection for Accessible Transfer Learning", NeurIPS 2021.
-    Label distances of one-hot rows take two values; "exact" keeps those ties exact, "dbolya" repeats the float noise
-    of the authors' code, which breaks them (at 7 classes 60.3 becomes 42-45 on separable data) and differs from one
-    processor's matrix kernels to the next.
+    Label distances of one-hot rows take two values; "exact" keeps those ties exact; "dbolya" reproduces the
+    rounding errors of the authors' code, which break them (at 7 classes 60.3 becomes 42-45 on separable data) and
+    depend on the processor's matrix kernels.
 
     Args:
         features_ND: [N, D].
         probs_NK: not used.
         labels_N: [N], two classes at least.
-        dims: reduce the features to this many dimensions by PCA first (not where there are fewer images or features).
-        compat: how label distances are made.
+        dims: reduce the features to this many dimensions by PCA first (unless there are fewer images or features).
+        compat: how label distances are computed.
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.
@@ -55,14 +55,14 @@ def parc(
     features_ND, index_N = checked("parc", features_ND, labels_N)
     feature_distances = _distances(features_ND, dims)
     if compat == "exact":
-        label_distances = _above(index_N[:, None] != index_N[None, :]).astype(np.float64)
+        label_distances = _upper_triangle(index_N[:, None] != index_N[None, :]).astype(np.float64)
     else:
-        label_distances = _above(1.0 - np.asarray(np.corrcoef(one_hot(index_N))))
+        label_distances = _upper_triangle(1.0 - np.asarray(np.corrcoef(one_hot(index_N))))
     return 100.0 * _spearman(feature_distances, label_distances)
 
 
 def parc_ceiling(labels_N: Ints) -> float:
-    """The PARC of perfectly separated classes: 100 sqrt(3 q (1 - q)), q = share of pairs that share a class.
+    """The PARC of perfectly separated classes: 100 sqrt(3 q (1 - q)), q = share of pairs of one class.
 
     Label distances have two tied groups, so even a perfect ranking of feature distances stays below 100.
     """
@@ -82,16 +82,15 @@ def rsa(
     """RSA: rank correlation between the distances of two nets' features on the same images, times 100.
 
     Dwivedi, Roig, "Representation Similarity Analysis for Efficient Task Taxonomy & Transfer Learning", CVPR 2019,
-    with distances 1 - Pearson of rows standardised by feature. The second net is one trained on the target. Where
-    there is none yet, `similarity.weigh` gives what the sources together know of it: the mean over all sources of
-    `held_out_scores`.
+    with distances 1 - Pearson of rows standardized by feature. The second net is trained on the target. Before
+    there is one, `similarity.weigh` passes the mean over all sources of `held_out_scores` as the reference.
 
     Args:
         features_ND: [N, D].
         probs_NK: not used.
-        labels_N: [N], two classes at least; not used where there is a reference.
-        reference_NE: features of the net trained on the target, [N, E]; without them the labels stand in, and RSA is
-            PARC (which is how its authors introduce PARC).
+        labels_N: [N], two classes at least; not used if there is a reference.
+        reference_NE: features of the net trained on the target, [N, E]; without it the labels are the reference and
+            RSA is PARC (which is how its authors introduce PARC).
         dims: reduce both to this many dimensions by PCA first.
 
     Raises:
@@ -105,10 +104,10 @@ def rsa(
 
 
 def cka(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, debiased: bool = True) -> float:
-    """Linear CKA of the features with the one-hot labels: <K, L> / (|K| |L|) of their centred Gram matrices.
+    """Linear CKA of the features with the one-hot labels: <K, L> / (|K| |L|) of their centered Gram matrices.
 
     Kornblith, Norouzi, Lee, Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019. With more
-    features than images that is far above 0 for noise; `debiased` estimates the three products by the unbiased HSIC_1
+    features than images this is far above 0 for noise; `debiased` estimates the three products by the unbiased HSIC_1
     (Song et al. 2012; Nguyen, Raghu, Kornblith, ICLR 2021, eq. 3), which is 0 on average for noise.
 
     Args:
@@ -127,24 +126,27 @@ def cka(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, debiased: bool
             f"cka: {len(index_N)} labeled images, and its unbiased estimate needs four",
             "label more images, or set debiased: false",
         )
-    centred_ND = np.where(_varying(features_ND), features_ND - features_ND.mean(axis=0), 0.0)
-    centre = _u_centred if debiased else _centred
-    first, second = centre(centred_ND @ centred_ND.T), centre((index_N[:, None] == index_N[None, :]).astype(np.float64))
+    centered_ND = np.where(_varying(features_ND), features_ND - features_ND.mean(axis=0), 0.0)
+    center = _u_centered if debiased else _centered
+    first, second = (
+        center(centered_ND @ centered_ND.T),
+        center((index_N[:, None] == index_N[None, :]).astype(np.float64)),
+    )
     lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.clip((first * second).sum() / lengths, -1.0, 1.0)) if lengths > 0 else 0.0
 
 
 def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt = 5) -> float:
-    """Leave-one-out k nearest neighbours in cosine distance: balanced accuracy, 0 at chance and 1 when perfect.
+    """Leave-one-out k nearest neighbors in cosine distance: balanced accuracy, 0 at chance and 1 when perfect.
 
-    As in Bolya et al. 2021, table 1 (there: k = 1, Euclidean, plain accuracy). Neighbours at equal distance share
-    the votes that are left; an equal number of votes goes to the more similar images.
+    As in Bolya et al. 2021, table 1 (there: k = 1, Euclidean, plain accuracy). Neighbors at equal distance share
+    the remaining votes; ties between classes are broken by similarity.
 
     Args:
         features_ND: [N, D].
         probs_NK: not used.
         labels_N: [N], two images a class at least.
-        k: neighbours; never more than the smallest class has besides the image itself, or others would outvote them.
+        k: neighbors; limited to the size of the smallest class less one, or larger classes would outvote it.
 
     Raises:
         InputError: the probe holds a single class or a class with one image only, or the features are not finite.
@@ -157,11 +159,11 @@ def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt
     last_N1 = np.partition(similar_NN, -k, axis=1)[:, [-k]]
     closer, tied = similar_NN > last_N1 + 1e-12, np.abs(similar_NN - last_N1) <= 1e-12
     if (closer | tied).sum() == tied.size - len(tied):
-        return 0.0  # all images look alike: every other image is the nearest one
+        return 0.0  # all images are equal: every other image is a nearest neighbor
     share_NN = closer + tied * ((k - closer.sum(axis=1)) / tied.sum(axis=1))[:, None]
     similar_NN[np.diag_indices_from(similar_NN)] = 0.0
     votes_NC = ((share_NN * (1.0 + similar_NN / (4 * k))) @ one_hot(index_N)).round(9)
-    # classes that tie even so share the image: which of them comes first in the alphabet must not decide
+    # classes that still tie share the image: the order of the classes must not decide
     first_NC = votes_NC == votes_NC.max(axis=1, keepdims=True)
     right_N = first_NC[np.arange(len(index_N)), index_N] / first_NC.sum(axis=1)
     return over_chance(float(np.mean([right_N[index_N == label].mean() for label in range(classes)])), classes)
@@ -177,19 +179,19 @@ def probe(
     l2: PositiveFloat = 1.0,
     seed: int = 0,
 ) -> float:
-    """What a linear head learns: k-fold balanced accuracy of a ridge classifier, 0 at chance and 1 when perfect.
+    """Linear probe: k-fold balanced accuracy of a ridge classifier, 0 at chance and 1 when perfect.
 
-    Unlike a rank correlation of distances it is not fooled by an untrained net whose few effective dimensions follow
-    a nuisance that the label follows too. Below chance it is negative.
+    Below chance it is negative. Unlike a rank correlation of distances it is not misled by an untrained net whose few
+    effective dimensions correlate with a nuisance that correlates with the label.
 
     Args:
         features_ND: [N, D].
         probs_NK: not used.
         labels_N: [N]; a class with fewer images than `folds` lowers the number of folds to its size.
         folds: number of stratified folds, two at least.
-        repeats: how often the folds are cut anew; the score is the mean.
+        repeats: number of random divisions into folds; the score is the mean.
         l2: ridge penalty, in units of the number of features.
-        seed: of the cuts.
+        seed: seed of the divisions.
 
     Raises:
         InputError: the probe holds a single class or a class with one image only, or the features are not finite.
@@ -205,19 +207,19 @@ def probe(
         n_splits=min(folds, int(np.bincount(index_N).min())), n_repeats=repeats, random_state=seed
     )
     shares = []
-    for _, held in cuts.split(targets_NC, index_N):
-        # what a ridge regression without the held rows predicts for them, by the inverse of a partitioned matrix:
-        # the whole is solved once, and each cut costs a system of the size of its fold
-        scores = targets_NC[held] - np.linalg.solve(inverse_NN[np.ix_(held, held)], solved_NC[held])
-        # rounded: where the features say nothing all classes tie, and the rounding errors of y - (y - 0) know the label
-        shares.append(metrics.balanced(index_N[held], scores.round(9).argmax(axis=1))[0])
+    for _, fold_rows in cuts.split(targets_NC, index_N):
+        # predictions for the fold by a ridge regression without it, by the inverse of a partitioned matrix:
+        # the full system is solved once, and each fold costs a system of its own size
+        scores = targets_NC[fold_rows] - np.linalg.solve(inverse_NN[np.ix_(fold_rows, fold_rows)], solved_NC[fold_rows])
+        # rounded: without information all classes tie, and the rounding errors of y - (y - 0) depend on the label
+        shares.append(metrics.balanced(index_N[fold_rows], scores.round(9).argmax(axis=1))[0])
     return over_chance(float(np.mean(shares)), classes)
 
 
 def held_out_scores(features_ND: Floats, labels_N: Ints, l2: float = 1.0) -> Floats:
-    """What a linear head says of each image when it learns from all others: ridge scores, [N, D] -> [N, C].
+    """Leave-one-out scores of a linear head: ridge scores of each image from all others, [N, D] -> [N, C].
 
-    Leave-one-out in closed form: y - (M^-1 y) / diag(M^-1), M the regularised Gram matrix.
+    In closed form: y - (M^-1 y) / diag(M^-1), M the regularized Gram matrix.
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.
@@ -229,10 +231,10 @@ def held_out_scores(features_ND: Floats, labels_N: Ints, l2: float = 1.0) -> Flo
 
 
 def checked(metric: str, features_ND: Floats, labels_N: Ints) -> tuple[Floats, Ints]:
-    """The features as float64, and labels as class indices 0..C-1 without gaps.
+    """Validate features, as float64, and labels, as class indices 0..C-1 without gaps.
 
     Raises:
-        InputError: features and labels are not of one length, not finite, or all labels are of one class.
+        InputError: features and labels differ in length or are not finite, or all labels are of one class.
     """
     features_ND, labels_N = np.asarray(features_ND, dtype=np.float64), np.asarray(labels_N)
     if features_ND.ndim != 2 or labels_N.shape != features_ND.shape[:1] or not features_ND.size:
@@ -240,7 +242,7 @@ def checked(metric: str, features_ND: Floats, labels_N: Ints) -> tuple[Floats, I
             f"{metric}: features {features_ND.shape} and labels {labels_N.shape} do not fit",
             "give one row of features and one label an image",
         )
-    if not np.abs(features_ND).max() < HUGE:
+    if not np.abs(features_ND).max() < MAX_MAGNITUDE:
         raise InputError(f"{metric}: the features hold values that are not finite", "leave that source out")
     classes, index_N = np.unique(labels_N, return_inverse=True)
     if len(classes) < 2:
@@ -249,66 +251,66 @@ def checked(metric: str, features_ND: Floats, labels_N: Ints) -> tuple[Floats, I
 
 
 def one_hot(index_N: Ints) -> Floats:
-    """Class indices [N] -> [N, C]."""
+    """One-hot rows of class indices: [N] -> [N, C]."""
     return np.asarray(np.eye(int(index_N.max()) + 1)[index_N])
 
 
 def over_chance(share: float, classes: int) -> float:
-    """A balanced accuracy over `classes` classes, moved so that chance is 0 and perfect stays 1."""
+    """Rescale a balanced accuracy over `classes` classes so that chance is 0 and perfect stays 1."""
     chance = 1.0 / classes
     return float((share - chance) / (1.0 - chance))
 
 
 def reduced(features_ND: Floats, dims: int | None) -> Floats:
-    """The first `dims` principal components; all features where there are no more images or features than that."""
+    """The first `dims` principal components; all features if there are no more images or features than that."""
     if dims is None or dims >= min(features_ND.shape):
         return features_ND
     from sklearn.decomposition import PCA
 
-    # the arguments of the authors' code (dbolya/parc), so that scores can be compared
+    # the arguments of the authors' code (dbolya/parc), so that scores are comparable
     reducer = PCA(n_components=dims, svd_solver="randomized", random_state=1919, iterated_power=1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # shares of a variance of 0, where all images look alike
+    with np.errstate(divide="ignore", invalid="ignore"):  # shares of a variance of 0, if all images are equal
         return np.asarray(reducer.fit_transform(features_ND))
 
 
-def standardised(features_ND: Floats) -> Floats:
-    """Mean 0 and deviation 1 per feature; a feature that does not vary becomes 0."""
+def standardized(features_ND: Floats) -> Floats:
+    """Scale to mean 0 and deviation 1 per feature; a constant feature becomes 0."""
     varies_D = _varying(features_ND)
     deviation_D = np.where(varies_D, features_ND.std(axis=0), 1.0)
     return np.asarray(np.where(varies_D, (features_ND - features_ND.mean(axis=0)) / deviation_D, 0.0))
 
 
 def _varying(features_ND: Floats) -> NDArray[np.bool_]:
-    """Which features vary beyond rounding: the mean of equal numbers need not equal them to the last bit."""
+    """Which features vary beyond rounding error: the mean of equal numbers may differ from them in the last bit."""
     return np.asarray(features_ND.std(axis=0) > 1e-14 * np.abs(features_ND).max(axis=0))
 
 
 def _pairs_in_every_class(metric: str, index_N: Ints) -> int:
-    """The number of classes, each with two images at least: one to learn from and one to ask about."""
+    """Number of classes; each needs two images, one to train on and one to predict."""
     if np.bincount(index_N).min() < 2:
         raise InputError(f"{metric}: a class has a single labeled image", "give two labels a class at least")
     return int(index_N.max()) + 1
 
 
 def _ridge_system(features_ND: Floats, index_N: Ints, l2: float) -> Floats:
-    """The matrix of a ridge regression in its dual form, [N, N]: there are fewer labels than features."""
+    """Matrix of a ridge regression in dual form, [N, N]: there are fewer labels than features."""
     counts_C = np.bincount(index_N)
-    standard_ND = standardised(features_ND)
+    standard_ND = standardized(features_ND)
     gram_NN = standard_ND @ standard_ND.T / features_ND.shape[1] + 1.0  # the 1 is an intercept
-    # classes weigh the same, however many images; with no penalty to speak of the matrix could not be inverted
+    # classes have equal weight at any size; with a vanishing penalty the matrix would be singular
     penalty_N = max(l2, 1e-6) * counts_C[index_N] * len(counts_C) / len(index_N)
     return np.asarray(gram_NN + np.diag(penalty_N))
 
 
 def _distances(features_ND: Floats, dims: int | None) -> Floats:
-    """1 - Pearson of every pair of rows, standardised by feature: the strict upper triangle, flat.
+    """1 - Pearson of every pair of rows, standardized by feature: the strict upper triangle, flat.
 
-    Rounded: the distances between copies of two images are equal, and their last bits would rank them.
+    Rounded, so that equal distances between copies of two images are not ranked by their last bits.
     """
-    return np.asarray(_above(1.0 - _row_correlation(standardised(reduced(features_ND, dims)))).round(12))
+    return np.asarray(_upper_triangle(1.0 - _row_correlation(standardized(reduced(features_ND, dims)))).round(12))
 
 
-def _above(square_NN: NDArray[Any]) -> NDArray[Any]:
+def _upper_triangle(square_NN: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(square_NN[np.triu(np.ones(square_NN.shape, dtype=bool), k=1)])
 
 
@@ -318,7 +320,7 @@ def _row_correlation(rows_ND: Floats) -> Floats:
 
 
 def _cosines(rows_ND: Floats) -> Floats:
-    """Cosine of every pair of rows, [N, N]; a row of zeros is at right angles to all."""
+    """Cosine of every pair of rows, [N, N]; a row of zeros is orthogonal to all."""
     length_N1 = np.linalg.norm(rows_ND, axis=1, keepdims=True)
     unit_ND = rows_ND / np.where(length_N1 > 0, length_N1, 1.0)
     return np.asarray(np.clip(unit_ND @ unit_ND.T, -1.0, 1.0))
@@ -330,16 +332,16 @@ def _spearman(first: Floats, second: Floats) -> float:
     return float(_row_correlation(np.stack([rankdata(first), rankdata(second)]))[0, 1])
 
 
-def _centred(gram_NN: Floats) -> Floats:
+def _centered(gram_NN: Floats) -> Floats:
     means_N = gram_NN.mean(axis=0)
     return np.asarray(gram_NN - means_N[:, None] - means_N[None, :] + means_N.mean())
 
 
-def _u_centred(gram_NN: Floats) -> Floats:
-    """A Gram matrix centred so that sums of products are unbiased; its diagonal takes no part (Szekely, Rizzo 2014)."""
+def _u_centered(gram_NN: Floats) -> Floats:
+    """U-centered Gram matrix: sums of products are unbiased, the diagonal is ignored (Szekely, Rizzo 2014)."""
     n = len(gram_NN)
     hollow_NN = gram_NN - np.diag(np.diag(gram_NN))
     means_N = hollow_NN.sum(axis=0) / (n - 2)
-    centred_NN = hollow_NN - means_N[:, None] - means_N[None, :] + means_N.sum() / (n - 1)
-    np.fill_diagonal(centred_NN, 0.0)
-    return np.asarray(centred_NN)
+    centered_NN = hollow_NN - means_N[:, None] - means_N[None, :] + means_N.sum() / (n - 1)
+    np.fill_diagonal(centered_NN, 0.0)
+    return np.asarray(centered_NN)

@@ -1,4 +1,4 @@
-"""How much does each source know about the target? Scores on the probe, their intervals, and the weights.
+"""Source weights: each source's similarity to the target on the probe, with intervals, and the mixture weights.
 
 N probe images, D features (the input of the source's last linear layer), K classes of the source, S sources.
 """
@@ -15,7 +15,8 @@ import numpy as np
 
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import bound_options
-from edgedistill.recipe.schema import Choice, Weigh
+from edgedistill.recipe.schema import Weigh
+from edgedistill.recipe.section import Choice
 from edgedistill.records import MetricScore, SourceWeight, SourceWeights
 from edgedistill.similarity.metrics import METRICS, share
 from edgedistill.similarity.separability import (
@@ -26,8 +27,8 @@ from edgedistill.similarity.separability import (
 )
 
 Pair = tuple[Floats, Floats]
-FEW = 4  # labels of a class: half of fewer is no sample of them
-MOST_IMAGES = 2000  # PARC and the Gram matrices grow with the square of the images
+MIN_CLASS_LABELS = 4  # images of a class for a half-sample: half of fewer is no sample
+MAX_PROBE_IMAGES = 2000  # PARC and the Gram matrices grow with the square of the number of images
 
 
 def half_sample_interval(
@@ -43,31 +44,31 @@ def half_sample_interval(
 ) -> tuple[float, float, float]:
     """Score with a 95 % interval by the half-sample bootstrap: (score, low, high).
 
-    Each repeat scores a random half of every class, without replacement. A half has the sampling variance of the
-    whole (McCarthy 1969), and no image stands in it twice: the ordinary bootstrap's copies would be pairs at distance
-    zero to PARC and leak across the folds of a probe. The halves' spread is centred on the whole's score.
+    Each repeat scores a random half of every class, drawn without replacement. The spread of the halves estimates the
+    sampling variance of the full sample (McCarthy 1969), and a half contains no image twice: the copies of the ordinary
+    bootstrap would be pairs at distance zero to PARC and leak across the folds of a probe. The interval is centered on
+    the score of the full sample.
 
     Args:
-        metric: of `METRICS`, its options bound.
+        metric: a metric of `METRICS` with its options bound.
         features_ND: [N, D].
         probs_NK: [N, K].
-        labels_N: [N]; a class with fewer than four labels has no halves to speak of, and the interval is all of
-            `bounds`: nothing is known.
+        labels_N: [N]; with fewer than four labels in a class the interval is all of `bounds`.
         repeats: number of halves.
-        seed: of the halves.
-        bounds: the least and the highest score there can be; the interval stays within.
+        seed: seed of the halves.
+        bounds: the lowest and the highest possible score; the interval stays within.
         aligned: more arrays of N rows that the metric takes by name.
     """
     rng, more, classes = np.random.default_rng(seed), aligned or {}, np.unique(labels_N)
     score, halves = metric(features_ND, probs_NK, labels_N, **more), []
-    if min((labels_N == label).sum() for label in classes) < FEW:
+    if min((labels_N == label).sum() for label in classes) < MIN_CLASS_LABELS:
         return score, min(score, bounds[0]), max(score, bounds[1])
     for _ in range(repeats):
         keep = np.concatenate([_half(np.flatnonzero(labels_N == label), rng) for label in classes])
         rest = {name: rows[keep] for name, rows in more.items()}
         halves.append(metric(features_ND[keep], probs_NK[keep], labels_N[keep], **rest))
     low, high = score + np.quantile(halves, [0.025, 0.975]) - np.mean(halves)
-    # one half far off pulls the mean beyond a quantile; the interval never leaves its own score out
+    # an outlying half can pull the mean beyond a quantile; the interval always contains the score
     return score, min(score, max(float(low), bounds[0])), max(score, min(float(high), bounds[1]))
 
 
@@ -78,8 +79,8 @@ def _half(rows: Rows, rng: np.random.Generator) -> Rows:
 def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal["ceiling", "minmax"]) -> Floats:
     """alpha_s = e_s^power / sum e^power with e the scores rescaled to [0, 1]; shapes [S] -> [S].
 
-    "ceiling" divides by the score of a perfect source, negative scores become 0; "minmax" stretches the scores over
-    the sources at hand, which gives the worst exactly 0 and is (1, 0) for any two. No mass or no spread: uniform.
+    "ceiling" divides by the score of a perfect source, and negative scores become 0; "minmax" maps the range of the
+    scores to [0, 1]: the worst source gets 0, and any two sources get (1, 0). Uniform if all scores are 0 or equal.
     """
     if not np.isfinite(scores_S).all():
         raise InputError("similarity: a score is not finite", "leave that source out, or weigh by another metric")
@@ -91,7 +92,9 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
     top = evidence.max()
     if top <= 0:
         return np.full(len(scores_S), 1.0 / len(scores_S))
-    mass = (evidence / top) ** power  # by the top first: a small score to a high power must not underflow to 0 / 0
+    mass = (
+        evidence / top
+    ) ** power  # divided by the top first: a small score to a high power must not underflow to 0 / 0
     return np.asarray(mass / mass.sum())
 
 
@@ -102,35 +105,37 @@ def weigh_sources(
     seed: int,
     progress: Callable[[int], object] = lambda done: None,
     *,
-    max_images: int = MOST_IMAGES,
+    max_images: int = MAX_PROBE_IMAGES,
 ) -> SourceWeights:
-    """Score every source on the probe by every metric asked for, and turn `settings.metric` into weights.
+    """Score every source on the probe by every metric of the settings; `settings.metric` gives the weights.
 
     Args:
-        outputs: per source name, (features_ND, probs_NK) on the probe images.
+        outputs: (features_ND, probs_NK) on the probe images, by source name.
         labels_N: target labels of the probe, [N].
         settings: the recipe's `weigh` section.
-        seed: of the bootstrap; the same half-samples serve every source, so that their scores are paired.
+        seed: seed of the bootstrap; all sources use the same half-samples, so that their scores are paired.
         progress: called with 1 after each source and metric.
-        max_images: of a larger probe a subset of this size is used, stratified by class, always the same.
+        max_images: of a larger probe a fixed subset of this size, stratified by class, is used.
 
     Raises:
         InputError: the probe holds a single class, a metric's options do not fit, or an output is not finite.
     """
-    rows = _at_most(labels_N, max_images)
+    rows = _stratified_rows(labels_N, max_images)
     outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
-    choices = {one.name: one for one in (*settings.also, settings.metric)}
+    choices = {choice.name: choice for choice in (*settings.also, settings.metric)}
     scores = {
         name: _scored(choice, outputs, labels_N=labels_N, repeats=settings.bootstrap, seed=seed, progress=progress)
         for name, choice in choices.items()
     }
-    alphas = {name: _alphas(name, found, labels_N, settings) for name, found in scores.items()}
+    alphas = {name: _alphas(name, by_source, labels_N, settings) for name, by_source in scores.items()}
     chosen = settings.metric.name
     sources = tuple(
         SourceWeight(
-            name=name, weight=float(alphas[chosen][at]), scores={metric: found[at] for metric, found in scores.items()}
+            name=name,
+            weight=float(alphas[chosen][index]),
+            scores={metric: by_source[index] for metric, by_source in scores.items()},
         )
-        for at, name in enumerate(outputs)
+        for index, name in enumerate(outputs)
     )
     return SourceWeights(
         metric=chosen,
@@ -149,20 +154,20 @@ def _scored(
     seed: int,
     progress: Callable[[int], object],
 ) -> list[MetricScore]:
-    """One metric's scores of all sources, in their order."""
+    """Score all sources by one metric, in their order."""
     metric = METRICS[choice.name]
     bound = partial(metric.score, **bound_options(metric.score, choice.options))
-    wanted, bounds, found = inspect.signature(metric.score).parameters, metric.bounds, []
+    parameters, bounds, scores = inspect.signature(metric.score).parameters, metric.bounds, []
     ceiling = metric.ceiling(labels_N)
-    aligned = {"reference_NE": _together(outputs, labels_N)} if "reference_NE" in wanted else {}
+    aligned = {"reference_NE": _reference_scores(outputs, labels_N)} if "reference_NE" in parameters else {}
     for name, (features_ND, probs_NK) in outputs.items():
-        one: Callable[..., float] = partial(bound, source=name) if "source" in wanted else bound
+        source_metric: Callable[..., float] = partial(bound, source=name) if "source" in parameters else bound
         if bounds is None:
-            score = one(features_ND, probs_NK, labels_N)
+            score = source_metric(features_ND, probs_NK, labels_N)
             triple = (score, score, score)
         else:
             triple = half_sample_interval(
-                one,
+                source_metric,
                 features_ND,
                 probs_NK,
                 labels_N,
@@ -172,48 +177,51 @@ def _scored(
                 aligned=aligned,
             )
         top = ceiling if math.isfinite(ceiling) else None
-        found.append(MetricScore(score=triple[0], low=triple[1], high=triple[2], ceiling=top))
+        scores.append(MetricScore(score=triple[0], low=triple[1], high=triple[2], ceiling=top))
         progress(1)
-    return found
+    return scores
 
 
-def _alphas(metric: str, found: list[MetricScore], labels_N: Ints, settings: Weigh) -> Floats:
-    scores_S = np.array([one.score for one in found])
+def _alphas(metric: str, scores: list[MetricScore], labels_N: Ints, settings: Weigh) -> Floats:
+    scores_S = np.array([score.score for score in scores])
     evidence_S = share(metric, scores_S, labels_N) if settings.rescale == "ceiling" else scores_S
     return weights_of(evidence_S, 1.0, settings.power, settings.rescale)
 
 
-def _together(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
-    """What the sources together know of the target, [N, C]: RSA's reference where no net was trained on it."""
+def _reference_scores(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
+    """Mean of the sources' held-out scores, [N, C]: RSA's reference before a net is trained on the target."""
     return np.asarray(np.mean([held_out_scores(features_ND, labels_N) for features_ND, _ in outputs.values()], axis=0))
 
 
-def _at_most(labels_N: Ints, most: int) -> Rows:
-    """The rows of a stratified subset, in order; the first few of every class come before any share is filled."""
-    if len(labels_N) <= most:
+def _stratified_rows(labels_N: Ints, limit: int) -> Rows:
+    """Rows of a stratified subset, ascending; MIN_CLASS_LABELS images of every class are taken first."""
+    if len(labels_N) <= limit:
         return np.arange(len(labels_N))
-    rng, place_N, share_N = np.random.default_rng(0), np.empty(len(labels_N)), np.empty(len(labels_N))
+    rng, rank_N, share_N = np.random.default_rng(0), np.empty(len(labels_N)), np.empty(len(labels_N))
     for label in np.unique(labels_N):
-        mine = rng.permutation(np.flatnonzero(labels_N == label))
-        place_N[mine], share_N[mine] = np.arange(len(mine)), (np.arange(len(mine)) + 0.5) / len(mine)
-    return np.sort(np.lexsort((share_N, place_N >= FEW))[:most])
+        class_rows = rng.permutation(np.flatnonzero(labels_N == label))
+        rank_N[class_rows], share_N[class_rows] = (
+            np.arange(len(class_rows)),
+            (np.arange(len(class_rows)) + 0.5) / len(class_rows),
+        )
+    return np.sort(np.lexsort((share_N, rank_N >= MIN_CLASS_LABELS))[:limit])
 
 
 def _finite(name: str, pair: Pair, rows: Rows) -> Pair:
-    features_ND, probs_NK = (np.asarray(one)[rows] for one in pair)
+    features_ND, probs_NK = (np.asarray(array)[rows] for array in pair)
     if not (np.isfinite(features_ND).all() and np.isfinite(probs_NK).all()):
-        raise InputError(f"similarity: the source {name} answers with values that are not finite", "leave it out")
+        raise InputError(f"similarity: the outputs of the source {name} are not finite", "leave it out")
     return features_ND, probs_NK
 
 
 def _disagreement(chosen: str, alphas: Mapping[str, Floats], names: list[str]) -> str:
-    """A sentence where another metric would put another source first; empty where all agree."""
+    """A sentence if another metric ranks another source first; empty if all agree."""
     first = int(alphas[chosen].argmax())
-    others = [
+    sentences = [
         f"{metric} would put {names[int(weight_S.argmax())]} first (weight {weight_S.max():.2f}), "
         f"{chosen} puts {names[first]} first (and {names[int(weight_S.argmax())]} at "
         f"{alphas[chosen][int(weight_S.argmax())]:.2f})"
         for metric, weight_S in alphas.items()
         if int(weight_S.argmax()) != first
     ]
-    return f"{'; '.join(others)}. The weights follow {chosen}." if others else ""
+    return f"{'; '.join(sentences)}. The weights follow {chosen}." if sentences else ""

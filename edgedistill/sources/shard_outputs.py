@@ -1,4 +1,4 @@
-"""What every source says of a shard's images: computed once a shard, kept on disk."""
+"""The sources' outputs on a shard's images: computed once per shard, cached on disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def label_shard(
     cache: Path,
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[Shard, dict[str, SourceOutputs]]:
-    """Read a shard once, and ask every source about its images; from the cache where that was done before.
+    """Read a shard and run every source on its images, or read both from the cache.
 
-    A killed pass goes on where it stopped, within a shard, too. All its squares are in memory, at times twice.
+    An interrupted pass is resumed, also within a shard. All squares of a shard are in memory, for a moment twice.
 
     Args:
-        url: of the shard.
+        url: address of the shard.
         view: how it is decoded.
         networks: the sources.
         cache: folder of all caches.

@@ -1,1 +1,1 @@
-"""The steps of the pipeline, a file each, and what they share."""
+"""The steps of the pipeline, one per file, and the code they share."""

@@ -1,4 +1,4 @@
-"""bench: latency and accuracy on the devices, by the agent, in fresh processes; a step a device and backend."""
+"""bench: latency and accuracy on the devices, measured by the agent; one step per device and backend."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgedistill.steps.step import Step
 
 
 def inputs(context: Context, device_name: str) -> dict[str, str]:
-    """The settings of the measurement, and the device that the name stands for."""
-    settings = context.recipe.bench.model_dump(exclude={"devices", "backends", "inventory"})
+    """Hashes of the measurement's settings and of the device's inventory entry."""
+    settings = context.recipe.bench.for_key(exclude={"devices", "backends", "inventory"})
     return {"settings": digest(settings), "device": digest(context.device_facts(device_name))}
 
 
 def work(context: Context, device_name: str, backend: str) -> None:
-    """Measure the graphs that a backend runs on a device."""
+    """Measure the graphs of a backend on a device."""
     from edgedistill.devices import bench
 
     device = inventory.find(inventory.load(context.inventory), device_name)
@@ -37,20 +37,20 @@ def work(context: Context, device_name: str, backend: str) -> None:
 
 
 def steps(context: Context) -> tuple[Step, ...]:
-    """A step per device and backend, so that measuring another device leaves the first one's measurement alone."""
+    """One step per device and backend, so that measuring another device keeps the measurements of the first."""
     settings, devices = context.recipe.bench, inventory.load(context.inventory)
     return tuple(
         step(device, backend)
         for device in dict.fromkeys(settings.devices)
-        for backend in inventory.wanted_backends(
-            inventory.find(devices, device), tuple(dict.fromkeys(settings.backends))
-        )
+        for backend in inventory.backends_for(inventory.find(devices, device), tuple(dict.fromkeys(settings.backends)))
     )
 
 
 def step(device: str, backend: str) -> Step:
-    """The step of one device and backend; its outputs are the files of this backend alone, by precision: another
-    backend's name may begin with this one's."""
+    """The step of one device and backend.
+
+    Its output patterns contain the precision, because another backend's name may begin with this one's.
+    """
     return Step(
         name=f"bench-{device}-{backend}",
         version=2,

@@ -1,35 +1,35 @@
-"""bundle: the folder that a device needs, and nothing else."""
+"""bundle: the folder that is copied to a device."""
 
 from __future__ import annotations
 
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
-from edgedistill.steps.context import Context, spread
+from edgedistill.steps.context import Context, evenly_spaced
 from edgedistill.steps.step import Step
 
 HOST_IMAGES = 500
 
 
 def shipped_images(context: Context) -> int:
-    """How many test images go into the bundle."""
+    """Number of test images in the bundle."""
     return max(HOST_IMAGES, context.recipe.bench.accuracy_images)
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """The programs of the bundle, which may be those of a newer version than the graphs, and how many images."""
+    """Hash of the bundle's programs, which may be of a newer version than the graphs, and the number of images."""
     from edgedistill.devices import bundle
 
     return {"programs": digest(bundle.programs()), "images": str(shipped_images(context))}
 
 
 def work(context: Context) -> None:
-    """Write the graphs, the programs, some test images with labels and the host's predictions."""
+    """Write the graphs, the programs, a sample of the test images with labels, and the host's predictions."""
     from edgedistill.devices.bundle import model_name, write_bundle
 
     record = context.checkpoint
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     predictions = artifacts.PREDICTIONS.read(context.run)
-    rows = spread(len(labels_N), shipped_images(context))
+    rows = evenly_spaced(len(labels_N), shipped_images(context))
     description = {
         "name": context.recipe.name,
         "classes": list(record.classes),

@@ -1,4 +1,4 @@
-"""What a candidate is worth: its accuracy on val after a short distillation, of the student or of its int8 graph."""
+"""A candidate's score: accuracy on val after a short distillation, of the student or of its int8 graph."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
     from edgedistill.steps.context import Context
 
 HELD_OUT = 256  # unlabeled images that the search does not train on
-CALIBRATION = 64  # images that a candidate's int8 graph is calibrated on where its accuracy counts
-IMAGES = 8  # what latency is measured with and ranges are calibrated on; accuracy is not at stake
-EXPORTERS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")  # whose versions decide a candidate's graph
+CALIBRATION = 64  # calibration images of a candidate's int8 graph that is scored by accuracy
+IMAGES = 8  # images for latency and its calibration, where accuracy does not matter
+# packages whose versions determine a candidate's graph
+EXPORTERS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
-    """Distil the candidate for `search.steps` steps; its accuracy on val by `search.objective`, and facts beside it.
+    """Distill the candidate for `search.steps` steps; return its accuracy on val by `search.objective`, and facts.
 
     Args:
         context: the run.
         spec: the candidate.
-        seed: of its training.
-        rungs: step -> what is called with the score on val after it. It is the student's own there, in whatever
-            precision the end is scored: a graph a rung would cost more than it tells.
+        seed: seed of its training.
+        rungs: functions called with the score on val after a step, by step. Rungs score the student in float also if
+            the objective is int8: exporting a graph per rung would cost too much.
     """
     from edgedistill.distill import loop
     from edgedistill.students import space
@@ -61,7 +62,7 @@ def _judge(by: Literal["top1", "balanced"], judge: Callable[[float], object], va
 
 
 def int8_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accuracy:
-    """Accuracy on val of the student's int8 graph for a CPU."""
+    """Accuracy on val of the student's int8 graph for CPUs."""
     from edgedistill.distill import evaluate
     from edgedistill.export.infer import predict_onnx
 
@@ -70,7 +71,7 @@ def int8_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accu
         path, _ = graph(
             context, spec, folder=Path(folder), precision="int8", target="cpu", model=model, images=CALIBRATION
         )
-        logits_NC = predict_onnx(path, np.asarray(splits.train.at(spec.input_px)[splits.val_rows]))
+        logits_NC = predict_onnx(path, np.asarray(splits.train.resized(spec.input_px)[splits.val_rows]))
     return evaluate.score(logits_NC, splits.val_labels)
 
 
@@ -83,10 +84,10 @@ def graph(
     model: nn.Module | None = None,
     images: int = IMAGES,
 ) -> tuple[Path, OnnxModel]:
-    """The candidate (untrained unless a `model` is given) as the graph that would be deployed on that target.
+    """Export the candidate (untrained unless a `model` is given) as the graph to be deployed on a target.
 
     Raises:
-        UnfitError: it cannot be exported or quantized as the recipe says.
+        UnfitError: it cannot be exported or quantized with the recipe's settings.
     """
     from edgedistill.export import onnx, quantize
     from edgedistill.students import space
@@ -94,9 +95,9 @@ def graph(
 
     images_NHWC = context.calibration_images(spec.input_px)[:images]
     path = folder / "student.fp32.onnx"
-    # nets that learned little answer with nearly equal logits, so whose label wins is no measure of parity here
+    # a barely trained net's logits are nearly equal, so agreement of labels is no measure of parity here
     loose = context.recipe.export.model_copy(update={"min_agreement": 0.0})
-    # what an untrained net's ranges are changes no latency, so the simplest rule will do
+    # the ranges of an untrained net do not change its latency, so the simplest method suffices
     method = "minmax" if model is None else context.recipe.quantize.method
     few = context.recipe.quantize.model_copy(
         update={"targets": (target,), "calibration_images": len(images_NHWC), "method": method}
@@ -110,18 +111,18 @@ def graph(
         [int8] = quantize.quantize(path, fp32, images_NHWC=images_NHWC, settings=few, folder=folder)
     except OSError:
         raise
-    except Exception as error:  # torch.export's errors share no base class; one net that cannot be exported is no end
+    except Exception as error:  # torch.export's errors share no base class; the search goes on without this net
         raise UnfitError(f"{space.describe(spec)}: {' '.join(str(error).split())[:300]}") from error
     return folder / int8.path, int8
 
 
 def export_settings(context: Context) -> dict[str, Any]:
-    """The settings of export that a candidate's graph depends on."""
-    return context.recipe.export.model_dump(mode="json", exclude={"fp16", "engines"})
+    """The export settings that a candidate's graph depends on."""
+    return context.recipe.export.for_key(exclude={"fp16", "engines"})
 
 
 def architecture(context: Context, spec: StudentSpec, precision: str, target: str) -> str:
-    """Hash that names a candidate's graph before there is one: the candidate, and all that makes graphs, by version."""
+    """Cache key of a candidate's graph: hash of the candidate, the export settings and the packages' versions."""
     versions = {name: metadata.version(name) for name in ("edgedistill", *EXPORTERS)}
     candidate = [spec.family, spec.options, spec.input_px, spec.num_classes]
     return digest([candidate, precision, target, export_settings(context), versions])[:32]

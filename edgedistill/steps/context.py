@@ -1,4 +1,4 @@
-"""What the steps of one run share, each piece loaded when first asked for: images, sources, their outputs."""
+"""What the steps of one run share, loaded on first access: images, sources, their outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALLEST_PX = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the leader of several processes asks of the others: a kind of work (workers.py), in which run, on what."""
+    """The leader's order to the other processes: a kind of work (workers.py), the run, and the arguments."""
 
     recipe: Recipe
     base: Path
@@ -40,9 +40,9 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """A recipe at work in a run directory. `base` is where the recipe's relative paths start from.
+    """A recipe and its run directory. The recipe's paths are relative to `base`.
 
-    `recipe` is the one with every source in place: a source given as a recipe has become the run it was trained in.
+    In `recipe` all sources are resolved: a source given as a recipe is replaced by the run that trained it.
     """
 
     recipe: Recipe
@@ -50,14 +50,16 @@ class Context:
     run: Run
 
     def call(self, work: str, **arguments: Any) -> None:
-        """Ask the other processes, where there are any, to take part."""
+        """Order the other processes, if there are any, to take part in `work`."""
         from edgedistill.distributed import processes
 
-        processes.order(Order(recipe=self.recipe, base=self.base, run=self.run.path, work=work, arguments=arguments))
+        processes.send_order(
+            Order(recipe=self.recipe, base=self.base, run=self.run.path, work=work, arguments=arguments)
+        )
 
     @cached_property
     def candidates(self) -> list[StudentSpec]:
-        """The student space with costs; the number of classes comes from the data."""
+        """The candidates of the student space with their costs; the number of classes is that of the data."""
         from edgedistill.data import datasets
         from edgedistill.students import space
 
@@ -65,14 +67,14 @@ class Context:
 
     @cached_property
     def networks(self) -> dict[str, Network]:
-        """The sources, loaded and frozen, in the recipe's order."""
+        """The loaded, frozen sources, in the recipe's order."""
         from edgedistill.sources import registry
 
         return {section.name: registry.load(section, self.base) for section in self.recipe.sources}
 
     @cached_property
     def splits(self) -> Splits:
-        """The target's images, decoded once at the largest size that a source or a student takes."""
+        """The target's images, decoded once at the largest input size of the sources and students."""
         from edgedistill.data.splits import load_splits
 
         sizes = [spec.input_px for spec in self.candidates] + [net.input_px for net in self.networks.values()]
@@ -81,18 +83,18 @@ class Context:
 
     @cached_property
     def source_outputs(self) -> dict[str, SourceOutputs]:
-        """Features and pseudo-labels of every source on the whole train store, from the cache or computed once."""
+        """Features and pseudo-labels of every source on all images of the train store, cached."""
         from edgedistill.distributed import processes
         from edgedistill.sources.outputs import compute_outputs
 
-        store, cache, leads = self.splits.train, self.run.cache / "sources", processes.team().leads
+        store, cache, leads = self.splits.train, self.run.cache / "sources", processes.team().is_leader
         by_source = {}
         for name, network in self.networks.items():
-            call = partial(self.call, "answer", name=name) if leads else None
+            call = partial(self.call, "infer", name=name) if leads else None
             with bar(f"{name} on {store.n} images at {network.input_px} px", store.n) as progress:
                 try:
                     by_source[name] = compute_outputs(
-                        network, store.at, data_hash=store.pixels_hash, cache=cache, progress=progress, call=call
+                        network, store.resized, data_hash=store.pixels_hash, cache=cache, progress=progress, call=call
                     )
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
@@ -100,9 +102,9 @@ class Context:
 
     @cached_property
     def shards(self) -> tuple[LabeledShard, ...]:
-        """The recipe's shards with every source's outputs, from the cache or computed once, a shard at a time.
+        """The recipe's shards with every source's outputs, cached, computed one shard at a time.
 
-        Several processes divide the shards among them. Images with the pixels of one of `data` take no part.
+        Several processes divide the shards among them. Images with the pixels of an image of `data` are excluded.
         """
         import numpy as np
 
@@ -115,12 +117,12 @@ class Context:
             return ()
         urls, splits, team = addresses(self.recipe.unlabeled, self.base), self.splits, processes.team()
         label = partial(label_shard, view=self.view, networks=self.networks, cache=self.run.cache)
-        if team.leads:
+        if team.is_leader:
             self.call("label")
         with bar(f"label {len(urls)} shards", len(urls)) as progress:
             for url in urls[team.rank :: team.size]:
                 label(url, progress=progress)
-        processes.gathered(None)  # the other processes have labeled their shards
+        processes.all_gather(None)  # the other processes have labeled their shards
         labeled = [label(url) for url in urls]
         data_hashes = np.concatenate([splits.train.hashes, splits.held_out.store.hashes])
         rows = fresh_rows([shard for shard, _ in labeled], data_hashes)
@@ -131,7 +133,7 @@ class Context:
 
     @property
     def view(self) -> View:
-        """How an image becomes a stored square."""
+        """How an image is converted to a stored square."""
         from edgedistill.data.shards import View
 
         return View(px=self.splits.train.px, fit=self.recipe.data.fit)
@@ -145,12 +147,12 @@ class Context:
 
     @property
     def weights(self) -> SourceWeights:
-        """The weights of the sources, as the step weigh wrote them."""
+        """The source weights that the step weigh wrote."""
         return artifacts.WEIGHTS.read(self.run)
 
     def stream(self, px: int) -> Stream | None:
-        """The shards' images at a student's input size; None where the recipe names no shards."""
-        if px not in self._streams:  # it holds images in memory: one size at a time
+        """The shards' images at a student's input size; None if the recipe names no shards."""
+        if px not in self._streams:  # a stream holds images in memory: one size at a time
             self._streams.clear()
             self._streams[px] = self._stream(px)
         return self._streams[px]
@@ -172,14 +174,14 @@ class Context:
             seed=self.recipe.seed,
             mixed=self.recipe.unlabeled.mixed,
             sources=tuple(self.method.shares(self.weights.alphas, options)),
-            teacher=self.teacher.answer if "teacher" in self.method.needs else None,
+            teacher=self.teacher.predict if "teacher" in self.method.needs else None,
         )
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The sources' probes on the labeled images, mixed: every train image in the target's classes.
+        """The mixture of the sources' probes, fitted on the labeled images: class probabilities of every train image.
 
-        Train images with the pixels of a test image take no part; their rows are uniform.
+        Train images with the pixels of a test image are excluded; their rows are uniform.
         """
         import numpy as np
 
@@ -202,15 +204,15 @@ class Context:
         return replace(teacher, probs_NC=probs_NC)
 
     def material(self, px: int, held_out: int = 0) -> Material:
-        """What a student of input size `px` learns from, less `held_out` unlabeled images (a quarter at most)."""
+        """The training material at input size `px`, without `held_out` unlabeled images (at most a quarter)."""
         import numpy as np
 
         from edgedistill.distill.batches import Material
 
         splits = self.splits
-        held_out_rows = spread(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
+        held_out_rows = evenly_spaced(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
         return Material(
-            images_NHWC=splits.train.at(px),
+            images_NHWC=splits.train.resized(px),
             labeled=splits.labeled_rows,
             labels=splits.labeled_labels,
             unlabeled=np.delete(splits.unlabeled_rows, held_out_rows),
@@ -225,18 +227,18 @@ class Context:
 
     @property
     def inventory(self) -> Path | None:
-        """The device inventory that the recipe names, or deploy/devices.yaml where one lies in the current folder."""
+        """The recipe's device inventory, else deploy/devices.yaml in the current folder, if it exists."""
         from edgedistill.devices.inventory import path_for
 
         return path_for(self.recipe.bench.inventory, self.base)
 
     def device_facts(self, name: str) -> list[Any]:
-        """What a latency there depends on besides the graph: the same name may come to mean another machine."""
+        """What a latency on a device depends on besides the graph: one name may refer to another machine later."""
         from edgedistill.devices import inventory as devices
 
         device = devices.find(devices.load(self.inventory), name)
-        place = {name: value for name, value in asdict(device).items() if name != "backends"}
-        return [place, environment.machine() if device.transport == "local" else []]
+        settings = {name: setting for name, setting in asdict(device).items() if name != "backends"}
+        return [settings, environment.machine() if device.transport == "local" else []]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -245,44 +247,44 @@ class Context:
 
     @property
     def exported(self) -> list[OnnxModel]:
-        """fp32, and fp16 where it was asked for."""
+        """The fp32 graph, and the fp16 graph if the recipe enables it."""
         return list(artifacts.EXPORTED.read(self.run))
 
     @property
     def models(self) -> list[OnnxModel]:
-        """Every graph that was made, fp32 first."""
+        """All graphs, fp32 first."""
         return [*self.exported, *artifacts.QUANTIZED.read(self.run)]
 
     @property
     def guarded(self) -> tuple[Guarded, ...]:
-        """What the accuracy guard found, a target each; none where nothing was quantized."""
+        """The accuracy guard's outcome for each target; empty if nothing was quantized."""
         return artifacts.GUARD.find(self.run) or ()
 
     @property
     def default_model(self) -> str:
-        """Name of the graph that a CPU should run: what was kept for it, else fp32."""
+        """Name of the graph for CPUs: the one chosen by the step keep, else fp32."""
         kept = artifacts.KEPT.read(self.run)
         return next((entry.artefact for entry in kept if entry.target == "cpu"), self.models[0].name)
 
     def test_images(self, px: int) -> tuple[Any, Any]:
         """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""
-        held = self.splits.test()
-        return held.store.at(px), held.labels_N
+        test = self.splits.test()
+        return test.store.resized(px), test.labels_N
 
     def calibration_images(self, px: int) -> Any:
-        """Images of train, disjoint from val and test by their pixels, uint8 [N, px, px, 3]."""
+        """Calibration images of train, with other pixels than those of val and test, uint8 [N, px, px, 3]."""
         rows = self.splits.calibration_rows(self.recipe.quantize.calibration_images, self.recipe.seed)
-        return self.splits.train.at(px)[rows]
+        return self.splits.train.resized(px)[rows]
 
     def data_facts(self) -> dict[str, Any]:
-        """What the report says of the data, and the hash of what was used."""
-        splits, data = self.splits, self.recipe.data
+        """The facts about the data for the report, and the hashes of the images used."""
+        splits, section = self.splits, self.recipe.data
         counts = {"labeled": splits.labeled_rows, "val": splits.val_rows, "unlabeled": splits.unlabeled_rows}
         return {
-            "kind": data.kind,
+            "kind": section.kind,
             "classes": list(splits.classes),
             "licence": splits.licence,
-            "score": data.score,
+            "score": section.score,
             **{name: len(rows) for name, rows in counts.items()},
             "test": splits.n_test,
             "corrupt": list(splits.corrupt),
@@ -294,7 +296,7 @@ class Context:
         }
 
     def shard_facts(self) -> dict[str, Any]:
-        """How many more images there are in shards, how many take no part, and the hash of them all."""
+        """Numbers of images in shards, used and excluded, and the hash of all of them."""
         if self.recipe.unlabeled is None:
             return {}
         parts = self.shards
@@ -302,13 +304,13 @@ class Context:
             "shards": len(parts),
             "streamed": sum(len(part.rows) for part in parts),
             "streamed_corrupt": sum(len(part.shard.corrupt) for part in parts),
-            "streamed_duplicates": sum(len(part.shard.kept) - len(part.rows) for part in parts),
+            "streamed_duplicates": sum(len(part.shard.sample_numbers) - len(part.rows) for part in parts),
             "shards_hash": digest([part.shard.data_hash for part in parts]),
         }
 
 
-def spread(n: int, wanted: int) -> Any:
-    """At most `wanted` of n rows, evenly spread, ascending."""
+def evenly_spaced(n: int, limit: int) -> Any:
+    """Indices of at most `limit` of n rows, evenly spaced, ascending."""
     import numpy as np
 
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
+    return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(np.int64))

@@ -1,10 +1,10 @@
-"""distill: train the chosen student at full length, then look at test: once, here."""
+"""distill: train the chosen student for all steps, then measure it on test, once."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from edgedistill.console import say, watch
+from edgedistill.console import log_training, say
 from edgedistill.records import Accuracy, Checkpoint, TeacherScore
 from edgedistill.run import artifacts
 from edgedistill.run.files import atomic, sha256_file, write_json
@@ -14,15 +14,15 @@ from edgedistill.steps.step import Step
 
 
 def work(context: Context) -> None:
-    """Train the student of the search, and measure it on test."""
+    """Train the student chosen by the search, and measure it on test."""
     from safetensors.torch import save
 
     from edgedistill.distill import evaluate, loop
 
     recipe, steps = context.recipe, context.recipe.distill.steps
-    spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.at(context.run)
+    spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.path_in(context.run)
     model, task = workers.training(context, spec, steps=steps, seed=recipe.seed, folder=weights.parent)
-    with watch(context.run / artifacts.TENSORBOARD, steps) as on_step:
+    with log_training(context.run / artifacts.TENSORBOARD, steps) as on_step:
         fitted = loop.fit(model, task, folder=weights.parent, on_step=on_step)
     with atomic(weights) as temporary:
         state = fitted.model.state_dict()
@@ -42,11 +42,11 @@ def work(context: Context) -> None:
         teacher=teacher_score(context, fitted.val),
     )
     summary = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
-    write_json(artifacts.RESULT.at(context.run), {**asdict(record), **summary})
+    write_json(artifacts.RESULT.path_in(context.run), {**asdict(record), **summary})
 
 
 def teacher_score(context: Context, student: Accuracy) -> TeacherScore | None:
-    """The teacher's accuracy on val, where the method has one: the student's ceiling; a weaker one is reported."""
+    """The teacher's accuracy on val if the method has a teacher; a teacher weaker than the student is reported."""
     from edgedistill.distill import evaluate
     from edgedistill.distill.methods import METHODS
 
@@ -56,7 +56,7 @@ def teacher_score(context: Context, student: Accuracy) -> TeacherScore | None:
     val = evaluate.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)
     say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
     if val.balanced < student.balanced_ci95[0]:
-        say("  the student is better than its teacher: add sources that know more, or choose transfer")
+        say("  the student is better than its teacher: add better sources, or choose transfer")
     return TeacherScore(kind=distill.teacher.name, val=val, weights=context.teacher.weights)
 
 

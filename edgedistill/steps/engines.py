@@ -1,4 +1,4 @@
-"""engines: does TensorRT's parser take the graphs, and what becomes of them? Built ahead of time, without a GPU."""
+"""engines: TensorRT engines of the graphs, built ahead of time, without a GPU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from edgedistill.steps.step import Step
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Which engines are asked for, and what would build them: a builder that is installed later builds them then."""
+    """Hash of the engine settings, and the builder's version: installing a builder later makes the step run."""
     return {"engines": digest(context.recipe.export.engines), "builder": rtx_builder.version()}
 
 
 def work(context: Context) -> None:
-    """Build the engines of every graph, or write down why there are none."""
+    """Build the engines of every graph, or record why there are none."""
     from edgedistill.export import engines
 
-    folder = artifacts.NO_ENGINES.at(context.run).parent
+    folder = artifacts.NO_ENGINES.path_in(context.run).parent
     built = engines.write(context.models, context.run.path, folder=folder, capabilities=context.recipe.export.engines)
     for engine in built:
         if engine.failed:

@@ -1,4 +1,4 @@
-"""export: torch to ONNX, preprocessing inside; the graph must answer as torch does."""
+"""export: torch to ONNX with the preprocessing inside; the graph's outputs must match torch's."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
-FIRST_BATCH = 64  # images on which the fp32 graph is compared with torch; verify compares them on all of test
+FIRST_BATCH = 64  # images on which the fp32 graph is compared with torch; verify compares both on all of test
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """The recipe's section less what only the step `engines` reads."""
-    return {"settings": digest(context.recipe.export.model_dump(mode="json", exclude={"engines"}))}
+    """Hash of the recipe's section without what only the step `engines` reads."""
+    return {"settings": digest(context.recipe.export.for_key(exclude={"engines"}))}
 
 
 def work(context: Context) -> None:
-    """Export the student in fp32, and in fp16 where the recipe says so."""
+    """Export the student in fp32, and in fp16 if the recipe enables it."""
     from edgedistill.export import onnx
     from edgedistill.students.build import load_student
 
-    record, path = context.checkpoint, artifacts.FP32_GRAPH.at(context.run)
+    record, path = context.checkpoint, artifacts.FP32_GRAPH.path_in(context.run)
     images_NHWC = context.calibration_images(record.spec.input_px)[:FIRST_BATCH]
     model = load_student(record.spec, context.run / record.path)
     fp32 = onnx.export(model, record.spec, path=path, images_NHWC=images_NHWC, settings=context.recipe.export)

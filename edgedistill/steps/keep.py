@@ -1,4 +1,4 @@
-"""keep: which precision each target gets: int8 or the higher one, timed in turn where this machine can run them."""
+"""keep: the precision of each target, int8 or a higher one; both are timed if this machine can run them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNTIMED = "its speed is measured on the device, by edgedistill bench --backend t
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """What a speed measured on this machine depends on."""
+    """Hash of what a speed measured on this machine depends on."""
     machine = [context.device_facts("local"), context.recipe.bench.threads, timing.runtimes()]
     return {"machine": digest(machine)}
 
@@ -40,7 +40,7 @@ def work(context: Context) -> None:
 
 
 def speed(context: Context, pair: list[OnnxModel], backend: str) -> tuple[tuple[float, float, float] | None, str]:
-    """The ratio of times, or why there is none: a GPU that is there may be too full, or too old for the graph."""
+    """The ratio of times, or why it could not be measured: a GPU may lack memory or be too old for the graph."""
     try:
         return timing.ratio(context, pair, backend), ""
     except EdgeDistillError as error:

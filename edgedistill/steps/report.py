@@ -1,4 +1,4 @@
-"""report: report.json and report.html, of whatever was done in the run directory."""
+"""report: report.json and report.html of the finished steps of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def work(context: Context) -> None:
 
 
 def step(context: Context) -> Step:
-    """The step that reads every step that was done."""
+    """The step; it reads the outputs of every finished step."""
     done = tuple(name for name in context.run.manifest()["steps"] if name != "report")
     return Step(
         name="report",

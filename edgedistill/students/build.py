@@ -1,7 +1,4 @@
-"""Students: which candidates a recipe's families make, which fit the budget, and how a spec becomes a model.
-
-In a recipe each option of a family (families.py) takes one value or a list of choices.
-"""
+"""Students: models from their specs, with initial or trained weights."""
 
 from __future__ import annotations
 
@@ -19,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def weights_problem(spec: StudentSpec) -> str:
-    """Why the candidate's initial weights cannot be had on this machine, and the fix; "" where they can."""
-    return FAMILIES[spec.family](**bound_options(FAMILIES[spec.family], spec.options)).reachable()
+    """Why the candidate's initial weights are not available on this machine, and the fix; "" if they are."""
+    return FAMILIES[spec.family](**bound_options(FAMILIES[spec.family], spec.options)).weights_problem()
 
 
-def build_student(spec: StudentSpec, seed: int = 0, initialise: bool = False) -> nn.Module:
-    """The student: float [B, 3, px, px], normalised, to logits [B, C]; `backbone` and `head` are its two parts.
+def build_student(spec: StudentSpec, seed: int = 0, initialize: bool = False) -> nn.Module:
+    """Build the student: normalized float [B, 3, px, px] to logits [B, C]; `backbone` and `head` are its two parts.
 
     Args:
-        spec: what to build.
-        seed: of the random weights.
-        initialise: load the family's initial weights into the backbone (else they stay random).
+        spec: the architecture.
+        seed: seed of the random weights.
+        initialize: load the family's initial weights into the backbone (else they stay random).
     """
     import torch
     from torch import nn
@@ -39,18 +36,18 @@ def build_student(spec: StudentSpec, seed: int = 0, initialise: bool = False) ->
         torch.manual_seed(seed)
         backbone = blueprint.build()
         head = nn.Linear(feature_width(backbone), spec.num_classes)
-    if initialise and blueprint.initialise:
-        blueprint.initialise(backbone)
+    if initialize and blueprint.initialize:
+        blueprint.initialize(backbone)
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
 
 def feature_width(backbone: nn.Module) -> int:
-    """D of the pooled features: timm's `head_hidden_size` where a net widens them after pooling (MobileNetV3, V4)."""
+    """D of the pooled features; timm's `head_hidden_size` if a net widens them after pooling (MobileNetV3, V4)."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def load_student(spec: StudentSpec, path: Path) -> nn.Module:
-    """A trained student from its safetensors file, in eval mode.
+    """Load a trained student from its safetensors file, in eval mode.
 
     Raises:
         InputError: the file is missing or does not fit the spec.

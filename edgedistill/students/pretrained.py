@@ -1,4 +1,4 @@
-"""Weights from disk onto an architecture: never by unpickling code, and never half-fitting in silence."""
+"""Loading weights into an architecture, without unpickling code; every tensor must fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors, or from a torch file of plain tensors.
+    """Read a state dict from .safetensors, or from a torch file of plain tensors.
 
     Raises:
         InputError: the file is missing, broken, or a pickle that would run code when loaded.
@@ -35,7 +35,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # a file of a newer pickle protocol either loads all the same, or is refused below with a reason
+            # a file of a newer pickle protocol either loads, or is refused below with a reason
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
@@ -46,10 +46,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "save the state dict alone, best with safetensors.torch.save_file",
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0]  # the EOFError of an empty file says nothing
+        reason = (str(error) or "it ends too early").splitlines()[0]  # the EOFError of an empty file has no message
         raise InputError(f"{path}: not a torch weights file ({reason})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(f"{path}: not a state dict", "save model.state_dict()")
     return dict(state)
 
@@ -77,7 +77,7 @@ def package_state(package: str) -> dict[str, Tensor]:
 
 
 def package_fingerprint(package: str) -> str:
-    """Name and version of an installed package, or "absent": cheap, and different after an upgrade."""
+    """Name and version of an installed package, or "absent": cheap to compute, and different after an upgrade."""
     try:
         return f"{package} {metadata.version(package)}"
     except metadata.PackageNotFoundError:
@@ -85,9 +85,9 @@ def package_fingerprint(package: str) -> str:
 
 
 def hub_problem(model: str) -> str:
-    """Why a timm model's weights cannot be had now, and how to get them; empty where they are cached or in reach.
+    """Why a timm model's weights are not available, and the fix; "" if they are cached or the hub is reachable.
 
-    Asked before timm is, whose hub client tries for a minute before it gives up without a network.
+    Checked before timm is called: without a network its hub client retries for a minute.
     """
     import socket
     from urllib.parse import urlsplit
@@ -97,7 +97,7 @@ def hub_problem(model: str) -> str:
 
     repository = hub_repository(model)
     try:
-        if any(one.repo_id == repository and one.nb_files for one in scan_cache_dir().repos):
+        if any(cached.repo_id == repository and cached.nb_files for cached in scan_cache_dir().repos):
             return ""
     except CacheNotFound:
         pass
@@ -122,30 +122,30 @@ def hub_repository(model: str) -> str:
 
 
 def fit_state(model: nn.Module, state: Mapping[str, Tensor], where: str, headless: bool = False) -> None:
-    """Load `state` by name where the names agree, else in order where every shape agrees.
+    """Load `state` by name if the names agree, else in order if every shape agrees.
 
-    Published weights often come from another implementation of the same net: other names, the same tensors in the
-    same order. Batch counters are left out on both sides; some exporters drop them.
+    Published weights often come from another implementation of the same net, with other names for the same tensors in
+    the same order. Batch counters are ignored on both sides; some exporters drop them.
 
     Args:
         model: the architecture.
         state: the tensors.
-        where: what to call them in an error.
-        headless: the model lacks the classifier that closes `state`: what is left over at its end is ignored.
+        where: name of the weights for an error message.
+        headless: the model lacks the classifier at the end of `state`: surplus tensors at the end are ignored.
 
     Raises:
         InputError: they do not fit; the message names the first tensor that differs.
     """
-    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    if own.keys() <= given.keys() and (headless or own.keys() == given.keys()):
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    loaded = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    if own.keys() <= loaded.keys() and (headless or own.keys() == loaded.keys()):
         pairs = [(name, name) for name in own]
-    elif len(own) == len(given) or (headless and len(own) < len(given)):
-        pairs = list(zip(own, given, strict=not headless))
+    elif len(own) == len(loaded) or (headless and len(own) < len(loaded)):
+        pairs = list(zip(own, loaded, strict=not headless))
     else:
-        raise InputError(f"{where}: {len(given)} tensors do not fit an architecture of {len(own)}", "check `model`")
+        raise InputError(f"{where}: {len(loaded)} tensors do not fit an architecture of {len(own)}", "check `model`")
     for name, other in pairs:
-        if own[name].shape != given[other].shape:
-            shapes = f"{tuple(given[other].shape)}, the architecture wants {tuple(own[name].shape)} for {name}"
+        if own[name].shape != loaded[other].shape:
+            shapes = f"{tuple(loaded[other].shape)}, the architecture wants {tuple(own[name].shape)} for {name}"
             raise InputError(f"{where}: {other} is {shapes}", "check `model`")
-    model.load_state_dict({name: given[other] for name, other in pairs}, strict=False)
+    model.load_state_dict({name: loaded[other] for name, other in pairs}, strict=False)

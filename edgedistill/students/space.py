@@ -1,4 +1,4 @@
-"""The student space: which candidates a recipe's families make, and which of them fit the budget.
+"""The student space: the candidates of a recipe's families, and which of them are within the budget.
 
 In a recipe each option of a family (families.py) takes one value or a list of choices.
 """
@@ -21,32 +21,32 @@ DEFAULT_INPUT_PX = (64, 96, 128)
 
 
 def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
-    """What is wrong with the recipe's `student.families`: unknown families, unknown options, wrong choices."""
-    found: list[Problem] = []
+    """The problems of the recipe's `student.families`: unknown families, unknown options, wrong choices."""
+    problems: list[Problem] = []
     for family, options in section.items():
         place = (*key, family)
         if family not in FAMILIES:
-            found.append(
+            problems.append(
                 Problem(key=place, message=f"no student family is called {family}{did_you_mean(family, FAMILIES)}")
             )
             continue
-        given = dict(options) if isinstance(options, Mapping) else {}  # the schema says so where it is not
-        for px in _choices(given.pop("input_px", DEFAULT_INPUT_PX)):
+        choices = dict(options) if isinstance(options, Mapping) else {}  # other types are the schema's problem
+        for px in _choices(choices.pop("input_px", DEFAULT_INPUT_PX)):
             if not isinstance(px, int) or isinstance(px, bool) or px < 8:
-                found.append(
+                problems.append(
                     Problem(
                         key=(*place, "input_px"), message=f"must be whole numbers of pixels, 8 at least (got {px!r})"
                     )
                 )
-        empty = [name for name, value in given.items() if _choices(value) == ()]
-        found += [Problem(key=(*place, name), message="must hold one choice at least") for name in empty]
-        for one in _combinations({name: value for name, value in given.items() if name not in empty}):
-            found += option_problems(FAMILIES[family], one, place)
-    return list(dict.fromkeys(found))
+        empty = [name for name, choice in choices.items() if _choices(choice) == ()]
+        problems += [Problem(key=(*place, name), message="must hold one choice at least") for name in empty]
+        for combination in _combinations({name: choice for name, choice in choices.items() if name not in empty}):
+            problems += option_problems(FAMILIES[family], combination, place)
+    return list(dict.fromkeys(problems))
 
 
-def _choices(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _choices(choice: Any) -> tuple[Any, ...]:
+    return tuple(choice) if isinstance(choice, list | tuple) else (choice,)
 
 
 def _combinations(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -56,22 +56,22 @@ def _combinations(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
-    """Every student of the space with its cost, counted on the meta device: no weights are allocated.
+    """All candidates of the space with their costs, counted on the meta device: no weights are allocated.
 
     Raises:
         InputError: a family's options do not fit, or a candidate cannot take its input size.
     """
-    found = []
-    for family, given in section.families.items():
-        options = dict(given or {})
+    specs = []
+    for family, choices in section.families.items():
+        options = dict(choices or {})
         sizes = _choices(options.pop("input_px", DEFAULT_INPUT_PX))
-        for one, px in itertools.product(_combinations(options), sizes):
-            blueprint = FAMILIES[family](**bound_options(FAMILIES[family], one))
+        for combination, px in itertools.product(_combinations(options), sizes):
+            blueprint = FAMILIES[family](**bound_options(FAMILIES[family], combination))
             counted = cost.measure(blueprint.build, px, num_classes)
-            found.append(
+            specs.append(
                 StudentSpec(
                     family=family,
-                    options=one,
+                    options=combination,
                     input_px=px,
                     num_classes=num_classes,
                     cost=counted,
@@ -80,25 +80,25 @@ def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
                     initial_weights=blueprint.initial_weights,
                 )
             )
-    return found
+    return specs
 
 
 def over_budget(counted: Cost, budget: Budget) -> dict[str, float]:
-    """By what factor each bound that is counted is missed; empty for a feasible student. Latency is not counted."""
+    """Cost over bound for each exceeded bound of the budget, without latency; empty for a feasible student."""
     bounds = budget.model_dump(exclude_none=True, exclude={"latency_ms"})
     return {name: getattr(counted, name) / bound for name, bound in bounds.items() if getattr(counted, name) > bound}
 
 
-def feasible(found: list[StudentSpec], budget: Budget) -> list[StudentSpec]:
+def feasible(specs: list[StudentSpec], budget: Budget) -> list[StudentSpec]:
     """The candidates within the budget.
 
     Raises:
-        InputError: none is; the message names the candidate that misses by least, and its cost.
+        InputError: there is none; the message names the candidate nearest to the budget and its cost.
     """
-    kept = [spec for spec in found if not over_budget(spec.cost, budget)]
-    if kept:
-        return kept
-    nearest = min(found, key=lambda spec: max(over_budget(spec.cost, budget).values()))
+    within_budget = [spec for spec in specs if not over_budget(spec.cost, budget)]
+    if within_budget:
+        return within_budget
+    nearest = min(specs, key=lambda spec: max(over_budget(spec.cost, budget).values()))
     missed = ", ".join(
         f"{name} {getattr(nearest.cost, name):.3g} (budget {getattr(budget, name):g})"
         for name in over_budget(nearest.cost, budget)
@@ -110,6 +110,6 @@ def feasible(found: list[StudentSpec], budget: Budget) -> list[StudentSpec]:
 
 
 def describe(spec: StudentSpec) -> str:
-    """`efficientnet_lite variant=0 at 96 px`."""
-    options = " ".join(f"{name}={value}" for name, value in spec.options.items() if name != "weights")
+    """Description of a candidate, such as `efficientnet_lite variant=0 at 96 px`."""
+    options = " ".join(f"{name}={choice}" for name, choice in spec.options.items() if name != "weights")
     return f"{spec.family} {options} at {spec.input_px} px".replace("  ", " ")

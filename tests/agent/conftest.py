@@ -1,4 +1,4 @@
-"""The fake libcudart for the tests that ask for it."""
+"""Fixtures that provide a fake libcudart."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from edgedistill.agent import cuda
-from tests.helpers.fake_cuda import Fake, compiled
+from tests.helpers.fake_cuda import Fake, compile_library
 
 
 @pytest.fixture(scope="session")
 def fake_cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fake_cudart.c, compiled."""
-    return compiled(tmp_path_factory.mktemp("cudart"))
+    """Compile fake_cudart.c."""
+    return compile_library(tmp_path_factory.mktemp("cudart"))
 
 
 @pytest.fixture
 def fake(fake_cudart: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
-    """The only libcudart that the agent finds, its ledger empty, and a cache folder of the test's own."""
+    """Make the fake the only libcudart that the agent finds, with an empty ledger, and set a private cache folder."""
     monkeypatch.setenv(cuda.EXPLICIT, str(fake_cudart))
     monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "cache"))
-    made = Fake(fake_cudart)
-    yield made
-    made.library.fake_reset()
+    fake_runtime = Fake(fake_cudart)
+    yield fake_runtime
+    fake_runtime.library.fake_reset()

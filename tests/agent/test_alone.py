@@ -1,4 +1,4 @@
-"""One measurement at a time, and an interrupted one is picked up."""
+"""Only one measurement runs at a time, and an interrupted one is resumed."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ with alone.alone(print):
 
 
 @pytest.fixture(autouse=True)
-def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A lock of the test's own: a real measurement on this machine is not its affair."""
+def private_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Use a private lock, so that a real measurement on this machine does not interfere."""
     monkeypatch.setattr(lock, "LOCK", str(tmp_path / "agent.lock"))
 
 
-def test_a_second_agent_waits_and_then_goes_on() -> None:
-    said: list[str] = []
-    with subprocess.Popen([sys.executable, "-c", HOLD, lock.LOCK], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+def test_second_agent_waits_until_first_ends() -> None:
+    messages: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock.LOCK], stdout=subprocess.PIPE, text=True) as other_process:
+        assert other_process.stdout is not None and other_process.stdout.readline() == "held\n"
         with (
             pytest.raises(AgentError, match="another measurement has been running here"),
-            lock.alone(said.append, most_s=0.2, pause_s=0.05),
+            lock.alone(messages.append, most_s=0.2, pause_s=0.05),
         ):
             raise AssertionError("two at once")
-        assert said == ["waiting for another measurement on this device"]
-        # however the other one ends, its lock ends with it
-        other.kill()
-        other.wait()
-    with lock.alone(said.append, most_s=5.0, pause_s=0.05):
+        assert messages == ["waiting for another measurement on this device"]
+        # the lock is released however the other process ends
+        other_process.kill()
+        other_process.wait()
+    with lock.alone(messages.append, most_s=5.0, pause_s=0.05):
         pass
-    with lock.alone(said.append, most_s=5.0):
+    with lock.alone(messages.append, most_s=5.0):
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
-def test_a_part_is_picked_up_only_of_the_same_job_and_of_today(tmp_path: Path) -> None:
-    place = tmp_path / "part-0.json"
-    assert agent._kept(place, "a") is None
-    place.write_text("{")
-    assert agent._kept(place, "a") is None
-    place.write_text(json.dumps({"job": "a", "variants": {}}))
-    assert agent._kept(place, "a") == {"job": "a", "variants": {}}
-    assert agent._kept(place, "b") is None
+def test_only_recent_part_of_same_job_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "part-0.json"
+    assert agent._kept(path, "a") is None
+    path.write_text("{")
+    assert agent._kept(path, "a") is None
+    path.write_text(json.dumps({"job": "a", "variants": {}}))
+    assert agent._kept(path, "a") == {"job": "a", "variants": {}}
+    assert agent._kept(path, "b") is None
     old = time.time() - agent.PICK_UP_S - 60
-    os.utime(place, (old, old))
-    assert agent._kept(place, "a") is None
+    os.utime(path, (old, old))
+    assert agent._kept(path, "a") is None
 
 
-def test_the_lock_of_one_user_is_no_wall_to_another(tmp_path: Path) -> None:
-    before = os.umask(0o077)
+def test_lock_file_is_readable_by_other_users(tmp_path: Path) -> None:
+    umask = os.umask(0o077)
     try:
         with lock.alone(print):
             assert Path(lock.LOCK).stat().st_mode & 0o777 == 0o644
     finally:
-        os.umask(before)
+        os.umask(umask)

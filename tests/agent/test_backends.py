@@ -1,4 +1,4 @@
-"""Backends: what is missing is said, with what to install."""
+"""Backends: missing runtimes are reported with the package to install, and providers get the right options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgedistill.agent import backends, cache, machine, ort
 from edgedistill.agent.job import AgentError
 
 
-def test_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runtime_error_names_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(AgentError, match=r"onnxruntime does not import .* -m pip install onnxruntime$") as caught:
         backends.create("onnxruntime-cpu").build(Path("m.onnx"), 1)
@@ -23,17 +23,17 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_backend_is_listed_with_a_version_or_a_reason() -> None:
-    found = backends.available()
-    assert set(found) == set(backends.BACKENDS)
-    assert all(said[0].isdigit() or said.startswith("not here: ") for said in found.values())
+    versions = backends.available()
+    assert set(versions) == set(backends.BACKENDS)
+    assert all(version[0].isdigit() or version.startswith("not here: ") for version in versions.values())
 
 
-def test_an_unknown_backend_lists_the_known() -> None:
+def test_unknown_backend_error_lists_known_backends() -> None:
     with pytest.raises(AgentError, match="one of: onnxruntime-cpu, onnxruntime-cuda"):
         backends.create("openvino")
 
 
-def test_the_state_of_the_machine_is_read_and_not_guessed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_machine_state_is_read_from_kernel_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("cpu0", "cpu1"):
         (tmp_path / name / "cpufreq").mkdir(parents=True)
         (tmp_path / name / "cpufreq" / "scaling_governor").write_text("performance\n")
@@ -52,7 +52,7 @@ def test_the_state_of_the_machine_is_read_and_not_guessed(monkeypatch: pytest.Mo
     assert not {"governor", "temperature_c"} & set(machine.state())
 
 
-def test_processor_time_and_memory_have_sane_units() -> None:
+def test_processor_time_and_memory_have_plausible_units() -> None:
     before = machine.cpu_seconds()
     sum(range(3_000_000))
     assert 0.0 < machine.cpu_seconds() - before < 10.0
@@ -60,68 +60,70 @@ def test_processor_time_and_memory_have_sane_units() -> None:
 
 
 class Options:
-    """What ONNX Runtime's SessionOptions are set to."""
+    """Fake of ONNX Runtime's SessionOptions that keeps the configuration entries."""
 
     def __init__(self) -> None:
         self.entries: dict[str, str] = {}
 
-    def add_session_config_entry(self, name: str, value: str) -> None:
-        self.entries[name] = value
+    def add_session_config_entry(self, name: str, setting: str) -> None:
+        self.entries[name] = setting
 
 
-def runtime(monkeypatch: pytest.MonkeyPatch, provider: str, starts: bool = True, whole: bool = True) -> list[Any]:
-    """An onnxruntime with one more provider; returns what its sessions were asked for."""
-    asked: list[Any] = []
+def install_runtime(
+    monkeypatch: pytest.MonkeyPatch, provider: str, starts: bool = True, runs_all_nodes: bool = True
+) -> list[Any]:
+    """Install a fake onnxruntime with one more provider; return the arguments of every session created."""
+    requests: list[Any] = []
 
     def session(path: str, options: Options, providers: list[tuple[str, dict[str, str]]]) -> Any:
-        asked.append((path, options, providers))
-        if not whole and "session.disable_cpu_ep_fallback" in options.entries:
+        requests.append((path, options, providers))
+        if not runs_all_nodes and "session.disable_cpu_ep_fallback" in options.entries:
             raise RuntimeError("this session has nodes that only the CPU can run")
-        got = [name for name, _ in providers] if starts else []
-        one = SimpleNamespace(name="images")
+        started = [name for name, _ in providers] if starts else []
+        tensor = SimpleNamespace(name="images")
         return SimpleNamespace(
-            get_providers=lambda: [*got, "CPUExecutionProvider"],
-            get_inputs=lambda: [one],
-            get_outputs=lambda: [one],
+            get_providers=lambda: [*started, "CPUExecutionProvider"],
+            get_inputs=lambda: [tensor],
+            get_outputs=lambda: [tensor],
             run=lambda outputs, feed: [np.zeros((1, 3))],
         )
 
-    found = ModuleType("onnxruntime")
-    vars(found).update(
+    module = ModuleType("onnxruntime")
+    vars(module).update(
         __version__="1.99",
         SessionOptions=Options,
         InferenceSession=session,
         get_available_providers=lambda: [provider, "CPUExecutionProvider"],
     )
-    monkeypatch.setitem(sys.modules, "onnxruntime", found)
-    return asked
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    return requests
 
 
 @pytest.mark.parametrize("name", sorted(ort.PROVIDERS))
-def test_every_provider_is_asked_for_by_its_own_name(
+def test_every_provider_is_requested_by_its_own_name(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
     provider = ort.PROVIDERS[name].name
-    asked = runtime(monkeypatch, provider)
+    requests = install_runtime(monkeypatch, provider)
     backend = backends.create(f"onnxruntime-{name}")
     (tmp_path / "student.int8-tensorrt.onnx").write_bytes(b"graph")
     backend.build(tmp_path / "student.int8-tensorrt.onnx", 3)
-    assert [one[0] for one in asked[-1][2]] == [provider]
+    assert [provider_name for provider_name, _ in requests[-1][2]] == [provider]
     assert backend.facts()["providers"][0] == provider and backend.facts()["whole_graph"] is True
-    assert asked[-1][1].intra_op_num_threads == (1 if name == "xnnpack" else 3)
+    assert requests[-1][1].intra_op_num_threads == (1 if name == "xnnpack" else 3)
 
 
-def test_a_provider_that_leaves_nodes_to_the_cpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = runtime(monkeypatch, "CUDAExecutionProvider", whole=False)
+def test_provider_that_leaves_nodes_to_cpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = install_runtime(monkeypatch, "CUDAExecutionProvider", runs_all_nodes=False)
     backend = backends.create("onnxruntime-cuda")
     backend.build(Path("m.onnx"), 1)
     assert backend.facts()["whole_graph"] is False
-    assert ["session.disable_cpu_ep_fallback" in one[1].entries for one in asked] == [True, False]
+    assert ["session.disable_cpu_ep_fallback" in request[1].entries for request in requests] == [True, False]
 
 
-def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime(monkeypatch, "CUDAExecutionProvider", starts=False)
+def test_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_runtime(monkeypatch, "CUDAExecutionProvider", starts=False)
     with pytest.raises(AgentError, match=r"CUDAExecutionProvider did not start; are its libraries"):
         backends.create("onnxruntime-cuda").build(Path("m.onnx"), 1)
 
@@ -129,28 +131,28 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("file", "int8", "half"), [("a.fp32.onnx", "0", "0"), ("a.fp16.onnx", "0", "1"), ("a.int8-tensorrt.onnx", "1", "1")]
 )
-def test_tensorrt_inside_onnxruntime_gets_the_graphs_precision_and_a_cache(
+def test_tensorrt_provider_gets_precision_of_graph_and_cache(
     file: str, int8: str, half: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
-    asked = runtime(monkeypatch, "TensorrtExecutionProvider")
+    requests = install_runtime(monkeypatch, "TensorrtExecutionProvider")
 
     def options_of(graph: bytes, batch: int = 1) -> dict[str, str]:
         (tmp_path / file).write_bytes(graph)
         backends.create("onnxruntime-tensorrt").build(tmp_path / file, 1, batch)
-        found: dict[str, str] = asked[-1][2][0][1]
-        return found
+        options: dict[str, str] = requests[-1][2][0][1]
+        return options
 
     options = options_of(b"graph")
     assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == (int8, half)
     assert Path(options["trt_engine_cache_path"]).is_dir() and options["trt_engine_cache_enable"] == "1"
-    # a student trained again has the same names all over, and so would its engine
-    others = [options_of(b"graph, trained again"), options_of(b"graph", 8)]
-    assert len({one["trt_engine_cache_path"] for one in (options, *others)}) == 3
+    # a student trained again has the same names, and so would its engine
+    other_options = [options_of(b"graph, trained again"), options_of(b"graph", 8)]
+    assert len({choice["trt_engine_cache_path"] for choice in (options, *other_options)}) == 3
     assert options_of(b"graph") == options
 
 
-def test_modes_batches_and_targets_are_read_off_their_names() -> None:
+def test_batches_and_targets_are_derived_from_names() -> None:
     assert [backends.batch_of(mode) for mode in ("host-to-host", "compute-graph", "offline-8")] == [1, 1, 8]
     cpu = backends.create("onnxruntime-cpu")
     assert backends.window(cpu, "offline-8").endswith("; batches of 8")
@@ -168,7 +170,7 @@ def test_modes_batches_and_targets_are_read_off_their_names() -> None:
     assert [backends.target_of(name) for name in names] == ["cpu", "cpu", "any", "tensorrt", "tensorrt", "tensorrt"]
 
 
-def test_the_cache_is_where_the_user_says_and_never_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_follows_environment_and_never_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EDGEDISTILL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     assert cache.folder("engines") == tmp_path / "user" / "edgedistill" / "engines"

@@ -1,4 +1,4 @@
-"""The ctypes layer against a libcudart that keeps a ledger, the real one's headers, and a GPU where there is one."""
+"""The ctypes layer against a fake libcudart that keeps a ledger, the real headers, and a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgedistill.agent import cuda
 from edgedistill.agent.job import AgentError
 from tests.helpers import cuda_headers
 from tests.helpers.fake_cuda import Fake
-from tests.helpers.wheels import unpacked
+from tests.helpers.wheels import unpacked_wheel
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def test_everything_is_given_back_the_latest_first(fake: Fake) -> None:
+def test_resources_are_released_in_reverse_order(fake: Fake) -> None:
     with cuda.load() as device:
         stream = device.stream()
         address = device.device_memory(64)
@@ -36,42 +36,42 @@ def test_everything_is_given_back_the_latest_first(fake: Fake) -> None:
     assert fake.calls() == []
 
 
-def test_bytes_travel_in_the_streams_turn(fake: Fake) -> None:
+def test_copies_happen_in_stream_order(fake: Fake) -> None:
     with cuda.load() as device:
         stream, address = device.stream(), device.device_memory(12)
-        there, back = device.pinned((3,), np.int32), device.pinned((3,), np.int32)
-        there[:], back[:] = [1, 2, 3], 0
-        device.upload(address, there, stream)
-        device.download(back, address, stream)
-        assert back.tolist() == [0, 0, 0]  # nothing is done before somebody waits
+        source, target = device.pinned((3,), np.int32), device.pinned((3,), np.int32)
+        source[:], target[:] = [1, 2, 3], 0
+        device.upload(address, source, stream)
+        device.download(target, address, stream)
+        assert target.tolist() == [0, 0, 0]  # nothing is copied before synchronization
         device.synchronize(stream)
-        assert back.tolist() == [1, 2, 3]
+        assert target.tolist() == [1, 2, 3]
         with pytest.raises(AgentError, match="cudaMemcpyAsync"):
             device.upload(address, np.zeros(3, np.int32), stream)
 
 
-def test_a_graph_is_not_run_while_captured_and_takes_new_contents_each_time(fake: Fake) -> None:
+def test_captured_graph_runs_only_on_launch_with_current_contents(fake: Fake) -> None:
     with cuda.load() as device:
         stream, address = device.stream(), device.device_memory(4)
-        there, back = device.pinned((1,), np.int32), device.pinned((1,), np.int32)
-        there[:], back[:] = 7, 0
+        source, target = device.pinned((1,), np.int32), device.pinned((1,), np.int32)
+        source[:], target[:] = 7, 0
 
-        def work() -> None:
-            device.upload(address, there, stream)
-            device.download(back, address, stream)
+        def copy_both_ways() -> None:
+            device.upload(address, source, stream)
+            device.download(target, address, stream)
 
-        graph = device.capture(stream, work)
+        graph = device.capture(stream, copy_both_ways)
         device.synchronize(stream)
-        assert back.tolist() == [0]
-        for value in (7, 8):
-            there[:] = value
+        assert target.tolist() == [0]
+        for number in (7, 8):
+            source[:] = number
             device.launch(graph, stream)
             device.synchronize(stream)
-            assert back.tolist() == [value]
+            assert target.tolist() == [number]
 
 
 @pytest.mark.parametrize("symbol", ["cudaStreamEndCapture", "cudaGraphInstantiateWithFlags"])
-def test_a_failed_capture_leaves_no_graph(fake: Fake, symbol: str) -> None:
+def test_failed_capture_leaves_no_graph(fake: Fake, symbol: str) -> None:
     with cuda.load() as device:
         stream = device.stream()
         fake.fail(symbol, 901)
@@ -81,19 +81,19 @@ def test_a_failed_capture_leaves_no_graph(fake: Fake, symbol: str) -> None:
     assert fake.live() == {}
 
 
-def test_an_error_inside_a_capture_ends_the_capture(fake: Fake) -> None:
+def test_error_inside_capture_ends_capture(fake: Fake) -> None:
     with cuda.load() as device:
         stream = device.stream()
         with pytest.raises(AgentError, match="cudaMalloc: cudaErrorStreamCaptureUnsupported"):
             device.capture(stream, lambda: device.device_memory(4) and None)  # type: ignore[func-returns-value]
-        device.synchronize(stream)  # which a stream that is still capturing refuses
+        device.synchronize(stream)  # a stream that is still capturing refuses this
         with pytest.raises(ZeroDivisionError):
             device.capture(stream, lambda: 1 // 0 and None)  # type: ignore[func-returns-value]
         device.synchronize(stream)
         assert fake.live() == {"stream": 1}
 
 
-def test_events_keep_the_time_at_which_the_stream_passes_them(fake: Fake) -> None:
+def test_events_record_when_stream_reaches_them(fake: Fake) -> None:
     @HOST_FUNCTION
     def wait(_: object) -> None:
         time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_events_keep_the_time_at_which_the_stream_passes_them(fake: Fake) -> Non
         ("cudaStreamSynchronize", 700, r"cudaErrorIllegalAddress \(an illegal memory access was encountered\)$", 1),
     ],
 )
-def test_an_error_names_the_function_and_the_fix(fake: Fake, symbol: str, code: int, fix: str, exit_code: int) -> None:
+def test_error_names_function_and_fix(fake: Fake, symbol: str, code: int, fix: str, exit_code: int) -> None:
     fake.fail(symbol, code)
     with pytest.raises(AgentError, match=f"^{symbol}: {fix}") as caught, cuda.load() as device:
         device.device_memory(16)
@@ -129,10 +129,10 @@ def test_an_error_names_the_function_and_the_fix(fake: Fake, symbol: str, code: 
         device.event()
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (exit_code, False)
     assert fake.live() == {}
-    assert fake.library.fake_last_error() == 0  # or the next library to ask would take it for its own
+    assert fake.library.fake_last_error() == 0  # otherwise the next library to check would take the error for its own
 
 
-def test_too_much_memory_is_refused_and_all_before_it_given_back(fake: Fake) -> None:
+def test_too_large_allocation_fails_and_earlier_ones_are_freed(fake: Fake) -> None:
     with pytest.raises(AgentError, match=r"cudaMalloc: .*out of memory"), cuda.load() as device:
         device.pinned((8,), np.uint8)
         assert device.memory_mb() == (pytest.approx(1073.7, abs=0.1), pytest.approx(1073.7, abs=0.1))
@@ -142,7 +142,7 @@ def test_too_much_memory_is_refused_and_all_before_it_given_back(fake: Fake) -> 
     assert fake.live() == {}
 
 
-def test_one_thing_that_cannot_be_freed_does_not_keep_the_rest(fake: Fake) -> None:
+def test_failed_release_does_not_prevent_other_releases(fake: Fake) -> None:
     device = cuda.load()
     device.stream()
     device.device_memory(16)
@@ -153,7 +153,7 @@ def test_one_thing_that_cannot_be_freed_does_not_keep_the_rest(fake: Fake) -> No
     assert fake.live() == {"device": 1}
 
 
-def test_the_first_error_is_the_one_that_is_said(fake: Fake) -> None:
+def test_first_error_is_raised(fake: Fake) -> None:
     with pytest.raises(AgentError, match="cudaStreamSynchronize"), cuda.load() as device:
         stream = device.stream()
         fake.fail("cudaStreamSynchronize", 700)
@@ -164,17 +164,17 @@ def test_the_first_error_is_the_one_that_is_said(fake: Fake) -> None:
     assert fake.live() == {"stream": 1}
 
 
-def test_the_device_is_described(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_described(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDART_CAPABILITY", "120")
     monkeypatch.setenv("FAKE_CUDART_NAME", "NVIDIA Thing 9")
     with cuda.load() as device:
         assert device.device() == cuda.Device("NVIDIA Thing 9", "12.0", 8, driver="12.6", runtime="12.4")
 
 
-def test_a_driver_that_is_too_old_or_missing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_or_missing_driver_is_an_error(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDART_DRIVER", "12020")
-    said = r"\(CUDA driver version is insufficient .*\); driver 12\.2, \S+libcudart\.so\.12 wants CUDA 12\.4; ins"
-    with pytest.raises(AgentError, match=said) as caught:
+    message = r"\(CUDA driver version is insufficient .*\); driver 12\.2, \S+libcudart\.so\.12 wants CUDA 12\.4; ins"
+    with pytest.raises(AgentError, match=message) as caught:
         cuda.load()
     assert caught.value.exit_code == 2
     monkeypatch.setenv("FAKE_CUDART_DRIVER", "0")
@@ -185,39 +185,37 @@ def test_a_driver_that_is_too_old_or_missing(fake: Fake, monkeypatch: pytest.Mon
         cuda.load()
 
 
-def test_no_device(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device_is_an_error(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDART_DEVICES", "0")
     with pytest.raises(AgentError, match=r"cudaErrorNoDevice \(.*\); does nvidia-smi list it") as caught:
         cuda.load()
     assert caught.value.exit_code == 2
 
 
-def test_no_libcudart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_libcudart_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(cuda.EXPLICIT, str(tmp_path / "libcudart.so"))
     with pytest.raises(AgentError, match=f"EDGEDISTILL_CUDART={tmp_path}/libcudart.so: is not a libcudart"):
         cuda.load()
     monkeypatch.delenv(cuda.EXPLICIT)
-    monkeypatch.setattr(cuda, "candidates", lambda: iter(["libcudart-of-nobody.so", "libc.so.6"]))
+    monkeypatch.setattr(cuda, "candidates", lambda: iter(["libcudart-absent.so", "libc.so.6"]))
     with pytest.raises(AgentError, match=r"no libcudart .* pip install nvidia-cuda-runtime-cu12") as caught:
         cuda.load()
     assert caught.value.exit_code == 2
 
 
-def test_a_library_newer_than_the_driver_is_passed_over(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_newer_than_driver_is_skipped(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = Fake(Path(shutil.copy(fake.path, tmp_path / "libcudart.so.13")))
     monkeypatch.setattr(cuda, "candidates", lambda: iter([str(newer.path), str(fake.path)]))
     newer.fail("cudaGetDeviceCount", 35)
     with cuda.load() as device:
         assert device.path == str(fake.path)
-    # the others see the same driver and the same devices: no use in asking them
+    # other libraries see the same driver and devices, so they are not tried
     newer.fail("cudaGetDeviceCount", 100)
     with pytest.raises(AgentError, match="cudaErrorNoDevice"):
         cuda.load()
 
 
-def test_candidates_are_looked_for_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidate_libraries_are_searched_without_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cuda.EXPLICIT, raising=False)
     wheel = tmp_path / "site [1]" / "nvidia" / "cuda_runtime" / "lib" / "libcudart.so.12"
     system = tmp_path / "cuda-11.8" / "lib64" / "libcudart.so.11.8.89"
@@ -231,7 +229,7 @@ def test_candidates_are_looked_for_and_not_imported(tmp_path: Path, monkeypatch:
     assert list(cuda.candidates()) == ["/somewhere/libcudart.so"]
 
 
-def test_every_signature_is_that_of_the_header() -> None:
+def test_signatures_match_installed_header() -> None:
     name = "nvidia/cu*/include/cuda_runtime_api.h"
     headers = [header for folder in sys.path for header in Path(folder or ".").glob(name)]
     if not headers:
@@ -244,24 +242,24 @@ def test_every_signature_is_that_of_the_header() -> None:
     "requirement",
     ["nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cuda-runtime-cu12==12.6.77", "nvidia-cuda-runtime==13.0.96"],
 )
-def test_every_cuda_has_these_functions_with_these_signatures(requirement: str, tmp_path: Path) -> None:
-    site = unpacked(requirement, tmp_path)
+def test_signatures_match_every_cuda_version(requirement: str, tmp_path: Path) -> None:
+    site = unpacked_wheel(requirement, tmp_path)
     (header,) = site.rglob("cuda_runtime_api.h")
     assert cuda_headers.differences(header.read_text(errors="replace")) == {}
     (library,) = site.rglob("libcudart.so.*")
-    held = cuda.Cuda(ctypes.CDLL(str(library)), str(library))  # raises where a function is missing
-    assert held.versions()[1] in (".".join(requirement.partition("==")[2].split(".")[:2]), cuda.NONE)
-    # and it is found where pip puts it
+    runtime = cuda.Cuda(ctypes.CDLL(str(library)), str(library))  # raises where a function is missing
+    assert runtime.versions()[1] in (".".join(requirement.partition("==")[2].split(".")[:2]), cuda.NONE)
+    # the library lies where pip installs it
     assert f"{library.parent.relative_to(site)}" in cuda.WHEELS
 
 
-def test_the_comparison_with_headers_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     header = "cudaError_t CUDARTAPI cudaMalloc(void **devPtr, size_t size);\ncudaError_t CUDARTAPI cudaFree(int p);"
     monkeypatch.setattr(cuda, "SIGNATURES", {name: cuda.SIGNATURES[name] for name in ("cudaMalloc", "cudaFree")})
     assert set(cuda_headers.differences(header)) == {"cudaFree", *cuda.TEXTS}
 
 
-def test_the_real_library_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_library_reports_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cuda.EXPLICIT, raising=False)
     if not any(Path(path).is_file() for path in cuda.candidates()):
         pytest.skip("no libcudart file on sys.path or in /usr/local")
@@ -271,11 +269,11 @@ def test_the_real_library_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPa
         assert re.match(r"cudaGetDeviceCount: cudaError(InsufficientDriver|NoDevice) ", str(error))
         assert error.exit_code == 2
     else:
-        pytest.skip("there is a GPU here; tier gpu tests it")
+        pytest.skip("there is a GPU here; the gpu tests cover it")
 
 
 @pytest.mark.gpu
-def test_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_gpu_copies_captures_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cuda.EXPLICIT, raising=False)
     try:
         device = cuda.load()
@@ -286,21 +284,21 @@ def test_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         free, total = device.memory_mb()
         assert 0 < free <= total
         stream, address = device.stream(), device.device_memory(1 << 22)
-        there, back = device.pinned((1 << 22,), np.uint8), device.pinned((1 << 22,), np.uint8)
+        source, target = device.pinned((1 << 22,), np.uint8), device.pinned((1 << 22,), np.uint8)
         start, end = device.event(), device.event()
 
-        def work() -> None:
-            device.upload(address, there, stream)
-            device.download(back, address, stream)
+        def copy_both_ways() -> None:
+            device.upload(address, source, stream)
+            device.download(target, address, stream)
 
-        graph = device.capture(stream, work)
+        graph = device.capture(stream, copy_both_ways)
         for seed in range(3):
-            there[:] = np.random.default_rng(seed).integers(0, 256, there.shape, dtype=np.uint8)
+            source[:] = np.random.default_rng(seed).integers(0, 256, source.shape, dtype=np.uint8)
             device.record(start, stream)
             device.launch(graph, stream)
             device.record(end, stream)
             device.synchronize(stream)
-            np.testing.assert_array_equal(back, there)
+            np.testing.assert_array_equal(target, source)
             assert 0.0 < device.elapsed_ms(start, end) < 1000.0
         with pytest.raises(AgentError, match=r"cudaMalloc: cudaErrorMemoryAllocation \(out of memory\)"):
             device.device_memory(1 << 50)

@@ -1,4 +1,4 @@
-"""The agent stays what can travel: standard library, numpy and the runtime, in the syntax of Python 3.8."""
+"""The agent uses only the standard library, numpy and the runtime, in the syntax of Python 3.8."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgedistill import agent
 FOLDER = Path(agent.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
 ALLOWED = {"numpy", "onnxruntime"}
-# the example program opens pictures and cameras; it lies beside the archive, not in it
-ALSO = {"label.py": {"PIL", "cv2"}}
+# the example program opens images and cameras; it lies beside the archive, not in it
+EXTRA = {"label.py": {"PIL", "cv2"}}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -31,7 +31,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_imports_nothing_that_a_device_lacks(path: Path) -> None:
     foreign = set(imported(ast.parse(path.read_text()))) - set(sys.stdlib_module_names) - ALLOWED
-    assert foreign == ALSO.get(path.name, set())
+    assert foreign == EXTRA.get(path.name, set())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
@@ -41,7 +41,7 @@ def test_parses_as_python_3_8(path: Path) -> None:
     assert with_future or path.name == "__init__.py"
 
 
-def test_the_checks_can_fail() -> None:
+def test_checks_can_fail() -> None:
     with pytest.raises(SyntaxError):
         ast.parse("match x:\n    case 1: pass", feature_version=(3, 8))
     assert set(imported(ast.parse("import torch.nn\nfrom pydantic import BaseModel"))) == {"torch", "pydantic"}

@@ -1,4 +1,4 @@
-"""A job is checked whole, and nothing is loaded that is not what the job speaks of."""
+"""A job is checked completely, and only files with the hashes that it lists are loaded."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ GOOD: dict[str, Any] = {
 }
 
 
-def write(folder: Path, **changed: Any) -> Path:
+def write(folder: Path, **changes: Any) -> Path:
     (folder / "m.onnx").write_bytes(b"graph")
     path = folder / "job.json"
-    path.write_text(json.dumps({key: value for key, value in {**GOOD, **changed}.items() if value is not ...}))
+    path.write_text(json.dumps({key: setting for key, setting in {**GOOD, **changes}.items() if setting is not ...}))
     return path
 
 
-def test_a_good_job_reads_with_absolute_paths(tmp_path: Path) -> None:
+def test_valid_job_is_read_with_absolute_paths(tmp_path: Path) -> None:
     job = jobs.read(write(tmp_path))
     assert job.models[0].path == tmp_path / "m.onnx"
     assert job.host_predictions == {"fp32": tmp_path / "host.fp32.npy"}
@@ -45,7 +45,7 @@ def test_a_good_job_reads_with_absolute_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"version": 1}, "not a job of version 2"),
         ({"rounds": ..., "speed": 1}, "missing key rounds; unknown key speed"),
@@ -65,32 +65,32 @@ def test_a_good_job_reads_with_absolute_paths(tmp_path: Path) -> None:
         ({"models": [{**GOOD["models"][0], "path": "a\\b.onnx"}]}, "is not the name of a file beside the job"),
     ],
 )
-def test_a_wrong_job_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+def test_invalid_job_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AgentError) as caught:
-        jobs.read(write(tmp_path, **changed))
-    assert said in str(caught.value)
+        jobs.read(write(tmp_path, **changes))
+    assert message in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_an_altered_model_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_altered_model_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path)
     (tmp_path / "m.onnx").write_bytes(b"another graph")
     assert main([str(path)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "m.onnx: sha256 is" in said and "nothing was loaded" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "m.onnx: sha256 is" in message and "nothing was loaded" in message
     assert not (tmp_path / "report.json").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_broken_job_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_job_is_refused_in_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "job.json"
     path.write_text(text)
     assert main([str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_missing_images_and_unknown_backend_are_the_jobs_fault(
+def test_missing_images_and_unknown_backend_exit_with_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(write(tmp_path))]) == 2
@@ -99,7 +99,7 @@ def test_missing_images_and_unknown_backend_are_the_jobs_fault(
     assert "no backend is called tensorflow; one of: onnxruntime-cpu" in capsys.readouterr().err
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     jobs.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):

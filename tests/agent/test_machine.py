@@ -1,4 +1,4 @@
-"""What machines say of themselves, from their own words: a Jetson, a Raspberry Pi, an x86 server."""
+"""Identity and state of a Jetson, a Raspberry Pi and an x86 server, read from recorded files and outputs."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ MEMINFO = """MemTotal:        7802936 kB
 MemFree:         1204124 kB
 MemAvailable:    5331204 kB
 """
-PLACES = ("CPUS", "THERMAL", "HWMON", "DEVFREQ", "MEMORY", "BOARD", "L4T", "POWER_MODES", "POWER_MODE")
+PATH_CONSTANTS = ("CPUS", "THERMAL", "HWMON", "DEVFREQ", "MEMORY", "BOARD", "L4T", "POWER_MODES", "POWER_MODE")
 
 
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty machine: no files of the kernel, no programs."""
-    for name in PLACES:
+    """Point the agent to an empty machine: no kernel files, no programs."""
+    for name in PATH_CONSTANTS:
         monkeypatch.setattr(machine, name, tmp_path / name.lower())
     monkeypatch.setattr(nvidia, "LIBRARIES", ())
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path
 
 
-def put(root: Path, files: Mapping[str, str]) -> None:
+def write_files(root: Path, files: Mapping[str, str]) -> None:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
 
 
-def program(root: Path, name: str, body: str) -> None:
-    put(root, {f"bin/{name}": f"#!/bin/sh\n{body}\n"})
+def write_program(root: Path, name: str, body: str) -> None:
+    write_files(root, {f"bin/{name}": f"#!/bin/sh\n{body}\n"})
     (root / "bin" / name).chmod(0o755)
 
 
-def test_an_orin_nano(root: Path) -> None:
-    put(
+def test_orin_nano_is_described(root: Path) -> None:
+    write_files(
         root,
         {
             "board": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
@@ -91,7 +91,7 @@ def test_an_orin_nano(root: Path) -> None:
             "hwmon/hwmon3/oc3_event_cnt": "27390\n",
         },
     )
-    program(root, "dpkg-query", "[ \"$*\" = '-W -f=${Version} nvidia-jetpack' ] && printf '6.2+b77'")
+    write_program(root, "dpkg-query", "[ \"$*\" = '-W -f=${Version} nvidia-jetpack' ] && printf '6.2+b77'")
     identity, state = machine.identity(), machine.state()
     assert machine.is_jetson()
     assert (identity["l4t"], identity["jetpack"], identity["memory_mb"]) == ("36.4.3", "6.2+b77", 7990)
@@ -105,16 +105,16 @@ def test_an_orin_nano(root: Path) -> None:
     assert state["throttle_counts"] == {"under-voltage alarm": 0, "peak over-current alarm": 27390}
 
 
-def test_a_server(root: Path) -> None:
-    put(
+def test_server_throttling_is_reported(root: Path) -> None:
+    write_files(
         root,
         {
-            f"cpus/cpu{at}/thermal_throttle/{kind}_throttle_count": f"{count}\n"
-            for at, counts in enumerate([(3, 10), (4, 10)])
+            f"cpus/cpu{cpu}/thermal_throttle/{kind}_throttle_count": f"{count}\n"
+            for cpu, counts in enumerate([(3, 10), (4, 10)])
             for kind, count in zip(("core", "package"), counts, strict=True)
         },
     )
-    put(
+    write_files(
         root,
         {
             "thermal/cooling_device0/type": "Processor\n",
@@ -135,15 +135,15 @@ def test_a_server(root: Path) -> None:
     assert not {"power_mode", "power_modes", "fixed_clocks", "throttled_since_boot"} & set(state)
 
 
-def test_a_raspberry_pi(root: Path) -> None:
-    program(root, "vcgencmd", '[ "$1" = get_throttled ] && echo throttled=0x50005')
+def test_raspberry_pi_throttling_is_reported(root: Path) -> None:
+    write_program(root, "vcgencmd", '[ "$1" = get_throttled ] && echo throttled=0x50005')
     state = machine.state()
     assert state["throttling"] == ["under-voltage", "throttled"]
     assert state["throttled_since_boot"] == ["under-voltage", "throttled"]
 
 
 @pytest.mark.parametrize(
-    ("said", "now", "since"),
+    ("output", "now", "since"),
     [
         ("throttled=0x0", [], []),
         ("", [], []),
@@ -152,8 +152,8 @@ def test_a_raspberry_pi(root: Path) -> None:
         ("throttled=0x20002", ["clock capped"], ["clock capped"]),
     ],
 )
-def test_the_bits_of_get_throttled(said: str, now: list[str], since: list[str]) -> None:
-    assert machine.throttled(said) == (now, since)
+def test_get_throttled_bits_are_decoded(output: str, now: list[str], since: list[str]) -> None:
+    assert machine.throttled(output) == (now, since)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_bits_of_get_throttled(said: str, now: list[str], since: list[str]) 
         ("", ""),
     ],
 )
-def test_the_release_of_jetson_linux(release: str, version: str) -> None:
+def test_jetson_linux_release_is_parsed(release: str, version: str) -> None:
     assert machine.l4t(release) == version
 
 
@@ -178,19 +178,19 @@ def test_the_release_of_jetson_linux(release: str, version: str) -> None:
         ("NVPM ERROR: failed to open status file\n", ""),
     ],
 )
-def test_the_program_is_asked_for_the_power_mode_where_no_file_says_it(root: Path, printed: str, mode: str) -> None:
-    program(root, "nvpmodel", f"[ \"$1\" = -q ] && printf '{printed}'")
+def test_power_mode_comes_from_nvpmodel_without_file(root: Path, printed: str, mode: str) -> None:
+    write_program(root, "nvpmodel", f"[ \"$1\" = -q ] && printf '{printed}'")
     assert machine.power_mode() == mode
 
 
-def test_a_program_that_is_missing_or_fails_has_said_nothing(root: Path) -> None:
+def test_missing_or_failing_program_has_empty_output(root: Path) -> None:
     assert machine.printed("vcgencmd", "get_throttled") == ""
-    program(root, "vcgencmd", "echo throttled=0x5; exit 255")
+    write_program(root, "vcgencmd", "echo throttled=0x5; exit 255")
     assert machine.printed("vcgencmd", "get_throttled") == ""
 
 
-def test_files_that_hold_no_number_are_left_out(root: Path) -> None:
-    put(
+def test_files_without_number_are_ignored(root: Path) -> None:
+    write_files(
         root,
         {
             "cpus/cpu0/cpufreq/scaling_cur_freq": "<unknown>\n",
@@ -198,5 +198,5 @@ def test_files_that_hold_no_number_are_left_out(root: Path) -> None:
             "cpus/cpu0/thermal_throttle/core_throttle_count": "N/A\n",
         },
     )
-    (root / "hwmon" / "hwmon0" / "oc2_event_cnt").mkdir()  # cannot be read, as a part without power
+    (root / "hwmon" / "hwmon0" / "oc2_event_cnt").mkdir()  # unreadable, like the file of a part without power
     assert "throttle_counts" not in machine.state()

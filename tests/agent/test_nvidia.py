@@ -1,4 +1,4 @@
-"""The driver's library by ctypes, against one that the test builds; with a GPU at hand, against the real one."""
+"""The ctypes layer of NVML against a library that the test builds and, with a GPU, against the real one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SOURCE = HELPERS / "fake_nvml.c"
 
 @pytest.fixture(params=["BOARD"])
 def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
-    """A library built for a kind of device, in the place of the driver's."""
+    """Build a fake library for a kind of device and use it instead of the driver's."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler (cc) to build a library with")
-    built = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", f"-D{request.param}", str(SOURCE), "-o", str(built)], check=True)
-    monkeypatch.setattr(nvidia, "LIBRARIES", (str(tmp_path / "absent.so"), str(built)))
+    path = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", f"-D{request.param}", str(SOURCE), "-o", str(path)], check=True)
+    monkeypatch.setattr(nvidia, "LIBRARIES", (str(tmp_path / "absent.so"), str(path)))
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
-    return ctypes.CDLL(str(built))
+    return ctypes.CDLL(str(path))
 
 
-def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nvidia, "LIBRARIES", (str(tmp_path / "absent.so"),))
     with nvidia.opened() as gpu:
         assert gpu is None
@@ -38,7 +38,7 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "gpu" not in machine.state()
 
 
-def test_what_a_board_says(library: ctypes.CDLL) -> None:
+def test_board_is_described(library: ctypes.CDLL) -> None:
     with nvidia.opened() as gpu:
         assert library.opened() == 1
         assert gpu is not None
@@ -56,14 +56,14 @@ def test_what_a_board_says(library: ctypes.CDLL) -> None:
             "memory_used_mb": 757,
             "programs": 2,
         }
-        # that it idles, or runs at the clocks that somebody chose, slows nothing down
+        # idling, or running at clocks that the user chose, is not throttling
         assert nvidia.throttling(gpu) == ["GPU power cap", "GPU thermal slowdown by the hardware"]
         assert nvidia.throttle_counts(gpu) == {"GPU power cap (ms)": 120}
         assert (gpu.joules(), gpu.joules()) == (5000000.25, 5000000.5)
     assert library.opened() == 0
 
 
-def test_the_machine_tells_of_its_gpu(library: ctypes.CDLL) -> None:
+def test_machine_reports_its_gpu(library: ctypes.CDLL) -> None:
     assert machine.identity()["driver"] == "550.54.14"
     state = machine.state()
     assert state["gpu"]["clock_mhz"] == 2520
@@ -73,7 +73,7 @@ def test_the_machine_tells_of_its_gpu(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("library", ["JETSON"], indirect=True)
-def test_a_jetson_starts_the_library_and_supports_nothing(library: ctypes.CDLL) -> None:
+def test_jetson_starts_library_without_measurements(library: ctypes.CDLL) -> None:
     with nvidia.opened() as gpu:
         assert gpu is not None
         assert nvidia.identity(gpu) == {"gpu": "Orin (nvgpu)", "driver": "550.54.14"}
@@ -82,7 +82,7 @@ def test_a_jetson_starts_the_library_and_supports_nothing(library: ctypes.CDLL) 
 
 
 @pytest.mark.parametrize("library", ["OLD"], indirect=True)
-def test_what_a_driver_lacks_costs_that_field_alone(library: ctypes.CDLL) -> None:
+def test_function_missing_in_driver_omits_only_its_field(library: ctypes.CDLL) -> None:
     with nvidia.opened() as gpu:
         assert gpu is not None
         assert gpu.joules() is None
@@ -103,26 +103,26 @@ def test_what_a_driver_lacks_costs_that_field_alone(library: ctypes.CDLL) -> Non
         ("7", None, None),
     ],
 )
-def test_which_gpu_is_meant(
+def test_gpu_is_chosen_from_cuda_environment(
     library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, visible: str | None, order: str | None, certain: bool | None
 ) -> None:
-    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
-        if value is not None:
-            monkeypatch.setenv(name, value)
+    for variable, setting in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
+        if setting is not None:
+            monkeypatch.setenv(variable, setting)
     with nvidia.opened() as gpu:
         assert (None if gpu is None else gpu.certain) == certain
     assert library.opened() == 0
 
 
 @pytest.mark.parametrize("library", ["SINGLE"], indirect=True)
-def test_a_single_gpu_is_certain(library: ctypes.CDLL) -> None:
+def test_single_gpu_is_certain(library: ctypes.CDLL) -> None:
     with nvidia.opened() as gpu:
         assert gpu is not None and gpu.certain
 
 
-def test_energy_is_that_of_a_gpu_that_is_certain(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_measured_only_for_certain_gpu(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     with power.start("tensorrt") as meter:
-        assert meter.name == ""  # two GPUs, and CUDA may count them another way
+        assert meter.name == ""  # two GPUs, which CUDA may number differently
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with power.start("tensorrt") as meter:
         assert library.opened() == 1
@@ -134,13 +134,13 @@ def test_energy_is_that_of_a_gpu_that_is_certain(library: ctypes.CDLL, monkeypat
             meter.mark()
         assert isinstance(meter, power.Counter)
         (first, _), (last, _) = meter.points[0], meter.points[-1]
-        # started, read once to see whether there is a counter, then three times: 0.25 J a reading
+        # read once at the start to check for a counter, then three times: 0.25 J per reading
         assert meter.between(first, last) == pytest.approx(0.5)
     assert library.opened() == 0
 
 
 @pytest.mark.gpu
-def test_a_real_driver_counts_what_its_gpu_uses() -> None:
+def test_real_driver_measures_energy() -> None:
     with nvidia.opened() as gpu:
         if gpu is None:
             pytest.skip("no NVIDIA driver, or no GPU that CUDA may use")
@@ -148,7 +148,7 @@ def test_a_real_driver_counts_what_its_gpu_uses() -> None:
         assert nvidia.state(gpu)
     with power.start("tensorrt") as meter:
         if not meter.name:
-            pytest.skip("this GPU has no energy counter, or CUDA may count several another way")
+            pytest.skip("this GPU has no energy counter, or CUDA may number several GPUs differently")
         meter.mark()
         start = time.monotonic()
         time.sleep(2.0)

@@ -1,4 +1,4 @@
-"""The committed tables are what the committed lines say, and the benchmarks still run."""
+"""The committed tables match the committed result lines, and the benchmarks run on small inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
-def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def import_from_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
@@ -21,14 +21,14 @@ def test_tables_are_current() -> None:
     assert not tables.stale(), "run `python -m benchmarks.tables`"
 
 
-def test_a_table_without_its_markers_is_an_error() -> None:
-    from benchmarks import tables
+def test_page_without_markers_is_an_error() -> None:
+    from benchmarks import pages
 
     with pytest.raises(ValueError, match="lacks the markers"):
-        tables.rewritten("no markers here", "quickstart", "| a |")
+        pages.replace_section("no markers here", "quickstart", "| a |")
 
 
-def test_the_cost_of_sources_is_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_cost_measures_sources_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import step_cost
 
     monkeypatch.setattr(step_cost, "IMAGES", 140)
@@ -42,7 +42,7 @@ def test_the_cost_of_sources_is_measured_in_pairs(monkeypatch: pytest.MonkeyPatc
     assert "micro at 16 px" in step_cost.table([{**line, "cpu": "a", "cores": 2, "commit": "b"}])
 
 
-def test_lines_carry_what_they_were_measured_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lines_record_machine_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from benchmarks import lines
 
     monkeypatch.setattr(lines, "RESULTS", tmp_path)
@@ -53,23 +53,23 @@ def test_lines_carry_what_they_were_measured_on(monkeypatch: pytest.MonkeyPatch,
     assert line["python"].startswith(f"{sys.version_info.major}.")
 
 
-def test_what_many_images_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scale_measures_inference_and_shard_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import scale
 
-    for name, value in (("IMAGES", 2), ("ROUNDS", 2), ("PHOTO_PX", 24), ("STORE_PX", 16), ("IN_A_SHARD", 5)):
-        monkeypatch.setattr(scale, name, value)
-    asked, read = scale.asking("resnet10t", 32), scale.reading()
-    assert asked["bytes"] == 512 * 4 + 1000 * 2 and len(asked["seconds"]) == 2
-    assert read["images"] == 5 and len(read["seconds"]) == 2
+    for name, number in (("IMAGES", 2), ("ROUNDS", 2), ("PHOTO_PX", 24), ("STORE_PX", 16), ("SHARD_IMAGES", 5)):
+        monkeypatch.setattr(scale, name, number)
+    inference, reading = scale.time_inference("resnet10t", 32), scale.time_shard_reading()
+    assert inference["bytes"] == 512 * 4 + 1000 * 2 and len(inference["seconds"]) == 2
+    assert reading["images"] == 5 and len(reading["seconds"]) == 2
     steps = {"kind": "steps", "student": "one", "batch": 64, "seconds": {"one": [[3.0], [3.0]], "two": [[1.0], [2.0]]}}
-    same = {"cpu": "a", "cores": 2, "commit": "c"}
-    lines = [{**line, **same} for line in (asked, {**asked, "seconds": [1.0, 1.0]}, steps)]
+    machine = {"cpu": "a", "cores": 2, "commit": "c"}
+    lines = [{**line, **machine} for line in (inference, {**inference, "seconds": [1.0, 1.0]}, steps)]
     text = scale.table(lines)
-    assert text.count("`resnet10t`") == 1 and "500,000 s; 4.05 GB of cache" in text  # the newest of two
+    assert text.count("`resnet10t`") == 1 and "500,000 s; 4.05 GB of cache" in text  # the newer of two lines
     assert "2.25 times as fast (1.50 to 3.00)" in text
 
 
-def test_the_search_is_replayed_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_of_search_matches_committed_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.lines import read
     from benchmarks.search import replay
 
@@ -77,21 +77,21 @@ def test_the_search_is_replayed_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(replay, "POLICIES", {replay.DEFAULT: replay.POLICIES[replay.DEFAULT]})
     first = next(iter(replay.columns().items()))
     monkeypatch.setattr(replay, "columns", lambda: dict([first]))
-    made = next(replay.replays())
-    [*_, known] = [
+    replayed = next(replay.replays())
+    [*_, committed] = [
         line
         for line in read("search-replay")
         if (line["pack"], line["seed"], line["policy"]) == (*first[0], replay.DEFAULT)
     ]
-    assert made["repeats"][0] == known["repeats"][0]
+    assert replayed["repeats"][0] == committed["repeats"][0]
 
 
-def test_a_replayed_training_costs_what_was_done_of_it() -> None:
-    from benchmarks.search.replay import Column, wanted
+def test_replayed_training_costs_its_completed_steps() -> None:
+    from benchmarks.search.replay import Column, table_recipe
     from edgedistill.search.search import name_of
     from edgedistill.students import space
 
-    spec = space.candidates(wanted().student, 2)[0]
+    spec = space.candidates(table_recipe().student, 2)[0]
     line = {
         "macs_m": 2.0,
         "value": 0.5,
@@ -104,15 +104,15 @@ def test_a_replayed_training_costs_what_was_done_of_it() -> None:
         "full_seconds": 10.0,
         "full_steps": 30,
     }
-    column, seen = Column(lines={name_of(spec): line}), []
-    assert column.train(spec, 0, {2: seen.append, 4: seen.append})[0] == 0.5
-    assert seen == [0.2, 0.3] and column.spent == {"seconds": 4.0, "macs": 16.0}
+    column, scores = Column(lines={name_of(spec): line}), []
+    assert column.train(spec, 0, {2: scores.append, 4: scores.append})[0] == 0.5
+    assert scores == [0.2, 0.3] and column.spent == {"seconds": 4.0, "macs": 16.0}
 
-    def falls_behind(score: float) -> None:
+    def stop(score: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        column.train(spec, 0, {2: seen.append, 4: falls_behind})
+        column.train(spec, 0, {2: scores.append, 4: stop})
     assert column.spent == {"seconds": 6.0, "macs": 24.0}
     column.finish(name_of(spec))
     assert column.spent == {"seconds": 16.0, "macs": 84.0}

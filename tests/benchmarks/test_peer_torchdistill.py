@@ -1,15 +1,15 @@
-"""The comparison with torchdistill: its arithmetic by hand, and both sides on tiny nets where torchdistill is there."""
+"""The comparison with torchdistill: its arithmetic by hand, and both sides on tiny nets if it is installed."""
 
 from __future__ import annotations
 
 from importlib import util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from benchmarks.peer_torchdistill import __main__ as command
+from benchmarks.peer_torchdistill import peer, settings, table, timing
 
 LINE: dict[str, Any] = {
     "torchdistill": "1.1.5",
@@ -32,24 +32,16 @@ LINE: dict[str, Any] = {
 
 
 @pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import peer_torchdistill
-
-    return peer_torchdistill
-
-
-@pytest.fixture
-def tiny(peer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Both sides of a comparison of eight tiny sources at twice the student's size, without augmentation."""
     if util.find_spec("torchdistill") is None:
         pytest.skip("torchdistill is not installed here")
     from edgedistill.recipe.schema import Augment
 
-    monkeypatch.setattr(peer, "IMAGES", 16)
-    monkeypatch.setattr(peer, "BATCH", 16)
+    monkeypatch.setattr(timing, "IMAGES", 16)
+    monkeypatch.setattr(timing, "BATCH", 16)
     plain = Augment(min_area=1.0, hflip=False, jitter=0.0)
-    setting = peer.Setting(
+    setting = settings.Setting(
         family="micro",
         options={"width": 8, "input_px": 16},
         epochs=1,
@@ -57,11 +49,11 @@ def tiny(peer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
         source_px=32,
         augment=plain,
     )
-    return peer.prepare(setting, tmp_path)
+    return timing.prepare(setting, tmp_path)
 
 
-def test_the_ratio_is_of_rounds_and_its_interval_within_them(peer: ModuleType) -> None:
-    middle, low, high = peer.ratio(LINE["seconds"])
+def test_ratio_is_median_of_rounds_with_interval() -> None:
+    middle, low, high = table.ratio(LINE["seconds"])
     assert middle == 10.0  # of 20 / 2, 24 / 2 and 32 / 4
     assert (low, high) == (8.0, 12.0)
 
@@ -70,7 +62,7 @@ def test_the_ratio_is_of_rounds_and_its_interval_within_them(peer: ModuleType) -
     ("cache", "ours", "theirs", "epochs"),
     [
         (20.0, 2.0, 24.0, 1),  # 20 + 2 < 24
-        (22.0, 2.0, 24.0, 1),  # 22 + 2 = 24: no longer
+        (22.0, 2.0, 24.0, 1),  # 22 + 2 = 24: no slower
         (23.0, 2.0, 24.0, 2),  # 23 + 2 > 24, 23 + 4 < 48
         (100.0, 2.0, 12.0, 10),  # 100 + 20 = 120
         (0.0, 2.0, 12.0, 1),
@@ -78,47 +70,49 @@ def test_the_ratio_is_of_rounds_and_its_interval_within_them(peer: ModuleType) -
         (20.0, 3.0, 2.0, None),
     ],
 )
-def test_the_cache_is_paid_back(peer: ModuleType, cache: float, ours: float, theirs: float, epochs: int | None) -> None:
-    assert peer.break_even(cache, ours, theirs) == epochs
+def test_break_even_is_first_epoch_that_repays_cache(
+    cache: float, ours: float, theirs: float, epochs: int | None
+) -> None:
+    assert table.break_even(cache, ours, theirs) == epochs
     if epochs is not None:
-        assert peer.whole_run(epochs, cache, ours, theirs) >= 1.0
-        assert epochs == 1 or peer.whole_run(epochs - 1, cache, ours, theirs) < 1.0
+        assert table.training_ratio(epochs, cache, ours, theirs) >= 1.0
+        assert epochs == 1 or table.training_ratio(epochs - 1, cache, ours, theirs) < 1.0
 
 
-def test_a_whole_run_pays_for_its_cache(peer: ModuleType) -> None:
-    assert peer.whole_run(10, 20.0, 2.0, 24.0) == 6.0  # 240 / (20 + 20)
+def test_ratio_of_whole_run_includes_cache() -> None:
+    assert table.training_ratio(10, 20.0, 2.0, 24.0) == 6.0  # 240 / (20 + 20)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(5.0, 6.0, "yes"), (4.9, 5.1, "undecided"), (4.0, 5.0, "undecided"), (3.0, 4.9, "no")]
+    ("low", "high", "verdict"), [(5.0, 6.0, "yes"), (4.9, 5.1, "undecided"), (4.0, 5.0, "undecided"), (3.0, 4.9, "no")]
 )
-def test_the_claim_is_judged_by_the_interval(peer: ModuleType, low: float, high: float, said: str) -> None:
-    assert peer.verdict(low, high) == said
+def test_verdict_is_by_interval(low: float, high: float, verdict: str) -> None:
+    assert table.verdict(low, high) == verdict
 
 
-def test_the_table_is_worked_out_from_the_seconds(peer: ModuleType) -> None:
-    _, _, row = peer.table([LINE]).splitlines()
+def test_table_is_computed_from_seconds() -> None:
+    _, _, row = table.markdown([LINE]).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "micro at 32 px, 3 M MACs; 8 x net at 128 px"
     assert cells[1:5] == ["24.00 s", "2.00 s", "10.0 [8.0, 12.0]", "yes"]
-    # 20 s of cache are ten of our epochs; 20 + 2 < 24; 240 / (20 + 20) and 2400 / (20 + 200)
+    # 20 s of cache are ten epochs of ours; 20 + 2 < 24; 240 / (20 + 20) and 2400 / (20 + 200)
     assert cells[5:8] == ["20.0 s = 10.0 epochs", "1", "6.0 / 10.9"]
     assert cells[8:] == ["1.1.5; 192 images, batches of 64, 2 threads", "a, 2 cores", "b"]
 
 
-def test_the_table_says_when_a_peer_is_never_overtaken(peer: ModuleType) -> None:
-    row = peer.table([{**LINE, "seconds": [[3.0, 2.0]] * 3}]).splitlines()[2]
+def test_table_shows_peer_that_is_never_overtaken() -> None:
+    row = table.markdown([{**LINE, "seconds": [[3.0, 2.0]] * 3}]).splitlines()[2]
     assert "| 0.7 [0.7, 0.7] | no |" in row and "| never |" in row
 
 
-def test_without_torchdistill_it_says_what_to_install(peer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer.util, "find_spec", lambda name: None)
+def test_missing_torchdistill_names_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install torchdistill"):
-        peer.main()
+        command.main()
 
 
-def test_both_sides_start_alike_and_have_the_same_gradients(peer: ModuleType, tiny: Any) -> None:
-    """One batch of all images: the loss of torchdistill has the gradient of ours, so it does the same work."""
+def test_both_sides_have_same_weights_and_gradients(tiny: Any) -> None:
+    """On one batch of all images, torchdistill's loss has the same gradient as ours, so both do the same work."""
     import torch
 
     from edgedistill.distill import batches, loop
@@ -129,69 +123,69 @@ def test_both_sides_start_alike_and_have_the_same_gradients(peer: ModuleType, ti
     for name, weight in ours.items():
         assert torch.equal(weight, theirs[name])
     box.pre_epoch_process(epoch=0)
-    # the data loader's batch, so that the collate function has its part in this
+    # the data loader's batch, so that the collate function is tested too
     ((images_BCHW, labels_B, extra),) = box.train_data_loader
     box.forward_process(images_BCHW, labels_B, extra).backward()
-    loop.train_step(live, job.loss(), drawn=batches.draw_batch(job, 0), task=job, step=0)
-    compared = [(weight.grad, theirs[name].grad) for name, weight in ours.items()]
-    heads = torch.cat([theirs[f"heads.{name}.weight"].grad for name in peer.NAMES])
-    compared.append((live.heads.weight.grad, heads))
-    for mine, other in compared:
-        # the cache keeps float16, and Pillow rounds what it enlarges
-        assert torch.linalg.vector_norm(mine - other) <= 0.002 * torch.linalg.vector_norm(mine)
-    assert sum(bool(mine.any()) for mine, _ in compared) > len(compared) / 2, "residual branches alone start at 0"
+    loop.train_step(live, job.loss(), step_batch=batches.draw_batch(job, 0), task=job, step=0)
+    gradients = [(weight.grad, theirs[name].grad) for name, weight in ours.items()]
+    heads = torch.cat([theirs[f"heads.{name}.weight"].grad for name in settings.NAMES])
+    gradients.append((live.heads.weight.grad, heads))
+    for own_grad, peer_grad in gradients:
+        # the cache is in float16, and Pillow rounds the enlarged images
+        assert torch.linalg.vector_norm(own_grad - peer_grad) <= 0.002 * torch.linalg.vector_norm(own_grad)
+    assert sum(bool(own_grad.any()) for own_grad, _ in gradients) > len(gradients) / 2, (
+        "only residual branches start at 0"
+    )
 
 
-def test_the_cache_holds_what_the_peers_teacher_answers(peer: ModuleType, tiny: Any) -> None:
+def test_cache_holds_outputs_of_peer_teacher(tiny: Any) -> None:
     import torch
 
-    from edgedistill.data.pixels import normalise
+    from edgedistill.data.pixels import normalize
 
     job = tiny.job
     images_BHWC = torch.from_numpy(job.material.images_NHWC)
     with torch.no_grad():
-        answers = tiny.box.teacher_model(normalise(images_BHWC, job.spec.mean, job.spec.std))
-    cached = {name: torch.from_numpy(probs.astype("float32")) for name, probs in job.material.probs.items()}
-    assert list(answers) == list(cached) == list(peer.NAMES)
+        logits_by_name = tiny.box.teacher_model(normalize(images_BHWC, job.spec.mean, job.spec.std))
+    cached = {name: torch.from_numpy(probs.astype("float32")) for name, probs in job.material.source_probs.items()}
+    assert list(logits_by_name) == list(cached) == list(settings.NAMES)
 
-    def apart(one: str, other: str) -> float:
-        """Largest difference of the logits' softmax from the cached probabilities, in units of 1 / K."""
-        return float((answers[one].softmax(1) - cached[other]).abs().max() * cached[other].shape[1])
+    def distance(source: str, other: str) -> float:
+        """The largest difference between the logits' softmax and the cached probabilities, in units of 1 / K."""
+        return float((logits_by_name[source].softmax(1) - cached[other]).abs().max() * cached[other].shape[1])
 
-    # untrained nets answer nearly alike: float16 is off by half a thousandth at most, another source by four times that
-    assert max(apart(name, name) for name in peer.NAMES) < 0.0006
-    assert min(apart(one, other) for one in peer.NAMES for other in peer.NAMES if one != other) > 0.0024
+    # untrained nets have similar outputs: float16 differs by at most 0.0005, another source by four times that
+    assert max(distance(name, name) for name in settings.NAMES) < 0.0006
+    assert min(distance(name, other) for name in settings.NAMES for other in settings.NAMES if name != other) > 0.0024
 
 
-def test_both_sides_learn_from_each_of_the_eight_sources(peer: ModuleType, tiny: Any) -> None:
+def test_both_sides_learn_from_all_eight_sources(tiny: Any) -> None:
     from edgedistill.distill import batches, loop
 
     box, live = tiny.box, tiny.live
-    assert set(box.criterion.term_dict) == {"labels", *peer.NAMES} and len(peer.NAMES) == 8
+    assert set(box.criterion.term_dict) == {"labels", *settings.NAMES} and len(settings.NAMES) == 8
     before = {name: head.weight.clone() for name, head in box.student_model.heads.items()}
     stacked = live.heads.weight.detach().clone()
-    scalars = loop.train_step(live, tiny.job.loss(), drawn=batches.draw_batch(tiny.job, 0), task=tiny.job, step=0)
-    assert peer.their_epoch(box) > 0.0
-    assert all(scalars[f"terms/source/{name}"] > 0.0 for name in peer.NAMES)
+    scalars = loop.train_step(live, tiny.job.loss(), step_batch=batches.draw_batch(tiny.job, 0), task=tiny.job, step=0)
+    assert peer.epoch_seconds(box) > 0.0
+    assert all(scalars[f"terms/source/{name}"] > 0.0 for name in settings.NAMES)
     parts = zip(live.heads.weight.chunk(8), stacked.chunk(8), strict=True)
-    assert all(not now.equal(then) for now, then in parts)
-    assert all(not box.student_model.heads[name].weight.equal(then) for name, then in before.items())
+    assert all(not after.equal(initial) for after, initial in parts)
+    assert all(not box.student_model.heads[name].weight.equal(initial) for name, initial in before.items())
 
 
-def test_the_peers_sources_stay_as_they_are(peer: ModuleType, tiny: Any) -> None:
-    before = {name: value.clone() for name, value in tiny.box.teacher_model.state_dict().items()}
-    peer.their_epoch(tiny.box)
-    assert all(value.equal(before[name]) for name, value in tiny.box.teacher_model.state_dict().items())
+def test_sources_of_peer_are_not_trained(tiny: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.box.teacher_model.state_dict().items()}
+    peer.epoch_seconds(tiny.box)
+    assert all(tensor.equal(before[name]) for name, tensor in tiny.box.teacher_model.state_dict().items())
 
 
-def test_the_real_comparison_gives_a_line_that_the_table_takes(
-    peer: ModuleType, tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peer, "ROUNDS", 2)
-    setting = peer.Setting(
+def test_line_of_real_comparison_fits_table(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "ROUNDS", 2)
+    setting = settings.Setting(
         family="micro", options={"width": 8, "input_px": 16}, epochs=2, source="test_efficientnet", source_px=32
     )
-    line = peer.measure(setting)
+    line = timing.measure(setting)
     assert len(line["seconds"]) == 2 and all(len(pair) == 2 and min(pair) > 0.0 for pair in line["seconds"])
     assert line["torchdistill"] and line["cache_seconds"] > 0.0
-    assert "micro at 16 px" in peer.table([{**line, "cpu": "a", "cores": 2, "commit": "b"}])
+    assert "micro at 16 px" in table.markdown([{**line, "cpu": "a", "cores": 2, "commit": "b"}])

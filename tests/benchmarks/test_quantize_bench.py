@@ -1,4 +1,4 @@
-"""int8 beside the peers: what is asked for, scored, timed in turn and written, and how a model is served."""
+"""The int8 comparison with the peers: options, scores, interleaved timing, and the worker that serves a model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.quantize import __main__ as command
 from benchmarks.quantize import environments, interleave, score, students
-from benchmarks.quantize.environments import Artefact, PeerError
+from benchmarks.quantize.environments import Artifact, PeerError
 from benchmarks.quantize.peers import serve
 
 OPENVINO = """
 import os
-__version__ = "made"
-print("a library that talks")
-os.system("echo and so does what it starts")
+__version__ = "fake"
+print("a library that prints")
+os.system("echo and so does its child")
 class Core:
     def read_model(self, path): return self
     def reshape(self, shape): self.shape = shape
@@ -34,19 +34,19 @@ class Core:
     def create_infer_request(self): return self
     def get_property(self, name): return self
     def get_type_name(self): return "f32"
-    def infer(self, given, share_inputs):
-        assert list(given[0].shape) == self.shape, given[0].shape
-        return [given[0].mean(axis=(1, 2))]
+    def infer(self, inputs, share_inputs):
+        assert list(inputs[0].shape) == self.shape, inputs[0].shape
+        return [inputs[0].mean(axis=(1, 2))]
 """
 
 
-def artefact(name: str, path: Path | None = None, **more: Any) -> Artefact:
-    """An int8 artefact of this name, at a path of the same name where no other is given."""
-    return Artefact(name=name, path=path or Path(name), precision="int8", **more)
+def artifact(name: str, path: Path | None = None, **fields: Any) -> Artifact:
+    """An int8 artifact of this name, by default at a path of the same name."""
+    return Artifact(name=name, path=path or Path(name), precision="int8", **fields)
 
 
 def quantized() -> onnx.ModelProto:
-    """x in int8 into both sides of an Add and into a Neg; what comes of them is not quantized."""
+    """A graph with int8 x as both inputs of an Add and the input of a Neg; their outputs are not quantized."""
     scale = [numpy_helper.from_array(np.array(1, kind), name) for kind, name in ((np.float32, "s"), (np.uint8, "z"))]
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -66,10 +66,10 @@ def model(tmp_path: Path) -> Path:
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["logits"], keepdims=0),
     ]
-    given = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 4, 4, 3])
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 4, 4, 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
     axes = numpy_helper.from_array(np.array([1, 2], np.int64), "axes")
-    graph = helper.make_graph(nodes, "student", [given], [logits], [axes])
+    graph = helper.make_graph(nodes, "student", [images], [logits], [axes])
     opset = [helper.make_opsetid("", 20)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path := tmp_path / "student.onnx")
     return path
@@ -77,7 +77,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """More images than go into one query."""
+    """More images than fit in one query."""
     np.save(path := tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8))
     return path
 
@@ -86,30 +86,38 @@ def means(images: Path) -> np.ndarray:
     return np.asarray(np.load(images).mean(axis=(1, 2)))
 
 
-def served(messages: list[dict[str, Any]], **more: str) -> tuple[list[dict[str, Any]], str]:
-    """The answers of a worker process, and what it said elsewhere."""
-    text = "".join(json.dumps(one) + "\n" for one in messages)
-    done = subprocess.run(
+def serve_in_process(messages: list[dict[str, Any]], **variables: str) -> tuple[list[dict[str, Any]], str]:
+    """Run a worker process on the messages; returns its replies and its stderr."""
+    text = "".join(json.dumps(message) + "\n" for message in messages)
+    process = subprocess.run(
         [sys.executable, str(environments.SERVE)],
         input=text,
         capture_output=True,
         text=True,
-        env={**os.environ, **more},
+        env={**os.environ, **variables},
         timeout=120,
         check=True,
     )
-    return [json.loads(one) for one in done.stdout.splitlines()], done.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()], process.stderr
 
 
-def loading(model: Path, images: Path, **more: Any) -> dict[str, Any]:
-    return {"load": str(model), "runtime": "onnxruntime", "threads": 1, "images": str(images), **more}
+def load_message(model: Path, images: Path, **fields: Any) -> dict[str, Any]:
+    return {"load": str(model), "runtime": "onnxruntime", "threads": 1, "images": str(images), **fields}
 
 
-def test_a_worker_answers_every_command_until_it_is_told_to_quit(model: Path, images: Path, tmp_path: Path) -> None:
+def test_worker_answers_every_command_until_quit(model: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "logits.npy"
     predict = {"predict": str(images), "out": str(out)}
-    asked = [loading(model, images), {"warm": 0}, {"time": 30}, predict, {"sing": 1}, {"quit": True}, {"time": 1}]
-    (loaded, warm, timed, predicted, unknown), _ = served(asked)
+    messages = [
+        load_message(model, images),
+        {"warm": 0},
+        {"time": 30},
+        predict,
+        {"sing": 1},
+        {"quit": True},
+        {"time": 1},
+    ]
+    (loaded, warm, timed, predicted, unknown), _ = serve_in_process(messages)
     assert loaded["loaded"] == str(model) and set(loaded["facts"]) == {"onnxruntime"}
     assert warm == {"queries": 1} and predicted == {"images": 20}
     assert len(timed["samples_ms"]) == 30 and min(timed["samples_ms"]) > 0
@@ -119,80 +127,91 @@ def test_a_worker_answers_every_command_until_it_is_told_to_quit(model: Path, im
     np.testing.assert_allclose(logits_NC, means(images), rtol=1e-5)
 
 
-def test_a_worker_lives_on_after_a_command_that_fails(model: Path, images: Path, tmp_path: Path) -> None:
+def test_worker_survives_failed_command(model: Path, images: Path, tmp_path: Path) -> None:
     (broken := tmp_path / "broken.onnx").write_bytes(b"no graph")
-    simulated = {"predict": str(images), "out": str(tmp_path / "some.npy"), "simulate": True, "first": 3}
-    answers, _ = served([{"time": 1}, loading(broken, images), loading(model, images, simulate=True), simulated])
-    assert ["failed" in one for one in answers] == [True, True, False, False]
-    assert "broken.onnx" in answers[1]["failed"] and "\n" not in answers[1]["failed"]
-    assert answers[3] == {"images": 3}
-    np.testing.assert_allclose(np.load(tmp_path / "some.npy"), means(images)[:3], rtol=1e-5)
+    simulated = {"predict": str(images), "out": str(tmp_path / "first.npy"), "simulate": True, "first": 3}
+    replies, _ = serve_in_process(
+        [{"time": 1}, load_message(broken, images), load_message(model, images, simulate=True), simulated]
+    )
+    assert ["failed" in reply for reply in replies] == [True, True, False, False]
+    assert "broken.onnx" in replies[1]["failed"] and "\n" not in replies[1]["failed"]
+    assert replies[3] == {"images": 3}
+    np.testing.assert_allclose(np.load(tmp_path / "first.npy"), means(images)[:3], rtol=1e-5)
 
 
-def test_what_a_runtime_prints_is_no_answer(model: Path, images: Path, tmp_path: Path) -> None:
+def test_output_of_runtime_is_kept_out_of_replies(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "openvino.py").write_text(OPENVINO)
-    asked = [
-        loading(model, images, runtime="openvino"),
+    messages = [
+        load_message(model, images, runtime="openvino"),
         {"warm": 0},
         {"time": 2},
         {"predict": str(images), "out": str(tmp_path / "logits.npy"), "first": None},
-        loading(model, images, runtime="openvino", simulate=True),
+        load_message(model, images, runtime="openvino", simulate=True),
     ]
-    (loaded, warm, timed, predicted, refused), said = served(asked, PYTHONPATH=str(tmp_path))
-    assert loaded["facts"] == {"openvino": "made", "inference_precision": "f32"}
+    (loaded, warm, timed, predicted, refused), stderr = serve_in_process(messages, PYTHONPATH=str(tmp_path))
+    assert loaded["facts"] == {"openvino": "fake", "inference_precision": "f32"}
     assert warm == {"queries": 1} and len(timed["samples_ms"]) == 2 and predicted == {"images": 20}
     assert refused == {"failed": "ValueError: only onnxruntime simulates"}
-    assert "a library that talks" in said and "and so does what it starts" in said
+    assert "a library that prints" in stderr and "and so does its child" in stderr
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), means(images), rtol=1e-5)
 
 
-def test_timed_queries_go_through_distinct_images_one_at_a_time(
+def test_timed_queries_use_distinct_images_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, images: Path, tmp_path: Path
 ) -> None:
-    opened, seen = [], []
+    opened, queries = [], []
 
     class Fake(serve.Onnxruntime):
         def __init__(self, path: str, threads: int, px: int, simulate: bool) -> None:
             opened.append((path, threads, px, simulate))
-            self.version = "made"
+            self.version = "fake"
 
         def __call__(self, images_BHWC: np.ndarray) -> np.ndarray:
-            seen.append(images_BHWC)
+            queries.append(images_BHWC)
             return np.zeros((len(images_BHWC), 3))
 
     monkeypatch.setattr(serve, "RUNTIMES", {"onnxruntime": Fake})
     monkeypatch.setattr(serve, "DISTINCT", 3)
     predict = {"predict": str(images), "out": str(tmp_path / "out.npy"), "simulate": True}
-    asked = [loading(Path("a"), images), {"warm": 0}, {"time": 4}, predict, predict, loading(Path("b"), images)]
-    serve.serve(io.StringIO("".join(json.dumps(one) + "\n" for one in asked)), replies := io.StringIO())
-    assert len(replies.getvalue().splitlines()) == len(asked)
+    messages = [
+        load_message(Path("a"), images),
+        {"warm": 0},
+        {"time": 4},
+        predict,
+        predict,
+        load_message(Path("b"), images),
+    ]
+    serve.serve(io.StringIO("".join(json.dumps(message) + "\n" for message in messages)), replies := io.StringIO())
+    assert len(replies.getvalue().splitlines()) == len(messages)
     assert opened == [("a", 1, 4, False), ("a", 1, 4, True), ("b", 1, 4, False)]
     all_NHWC = np.load(images)
-    for at, image in zip((0, 1, 2, 0, 1), seen, strict=False):  # the warm query, then the timed ones
-        np.testing.assert_array_equal(image, all_NHWC[at : at + 1])
-    assert [len(one) for one in seen[5:]] == [16, 4, 16, 4]
+    for index, image in zip((0, 1, 2, 0, 1), queries, strict=False):  # the warm query, then the timed ones
+        np.testing.assert_array_equal(image, all_NHWC[index : index + 1])
+    assert [len(query) for query in queries[5:]] == [16, 4, 16, 4]
 
 
-def test_a_model_is_predicted_with_and_its_failure_has_one_line(model: Path, images: Path, tmp_path: Path) -> None:
-    logits_NC, facts = interleave.predicted(artefact("fp32", model), images, tmp_path / "out.npy", 2)
+def test_predict_gives_logits_or_one_line_failure(model: Path, images: Path, tmp_path: Path) -> None:
+    logits_NC, facts = interleave.predict(artifact("fp32", model), images, tmp_path / "out.npy", 2)
     np.testing.assert_allclose(logits_NC, means(images)[:2], rtol=1e-5)
     assert list(facts) == ["onnxruntime"]
-    (dies := tmp_path / "python").write_text(f"#!{sys.executable}\nimport sys; sys.exit('no room in {tmp_path}/a.so')")
-    dies.chmod(0o755)
+    (failing := tmp_path / "python").write_text(
+        f"#!{sys.executable}\nimport sys; sys.exit('no room in {tmp_path}/a.so')"
+    )
+    failing.chmod(0o755)
     with pytest.raises(PeerError, match=r"^exit status 1: no room in a\.so$"):
-        interleave.predicted(artefact("dies", model, python=dies), images, tmp_path / "no.npy", None)
+        interleave.predict(artifact("dies", model, python=failing), images, tmp_path / "no.npy", None)
     with pytest.raises(PeerError, match="NoSuchFile"):
-        interleave.predicted(artefact("gone", tmp_path / "gone.onnx"), images, tmp_path / "no.npy", None)
+        interleave.predict(artifact("gone", tmp_path / "gone.onnx"), images, tmp_path / "no.npy", None)
 
 
-def test_models_are_timed_in_turn_and_who_begins_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, warmed, asked = [], [], []
+def test_models_are_timed_in_turns_and_first_one_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, warmed, timed = [], [], []
 
     class Fake:
-        def __init__(self, one: Artefact, images: Path) -> None:
-            self.name = one.name
-            opened.append(one.name)
-            if one.name == "never":
+        def __init__(self, model: Artifact, images: Path) -> None:
+            self.name = model.name
+            opened.append(model.name)
+            if model.name == "never":
                 raise PeerError("does not load")
 
         def __enter__(self) -> Fake:
@@ -201,28 +220,28 @@ def test_models_are_timed_in_turn_and_who_begins_rotates(monkeypatch: pytest.Mon
         def __exit__(self, *_: object) -> None:
             pass
 
-        def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        def request(self, message: dict[str, Any]) -> dict[str, Any]:
             if "warm" in message:
                 warmed.append(message["warm"])
                 return {}
-            asked.append(self.name)
+            timed.append(self.name)
             if self.name == "dies" and len(opened) > 4:
                 raise PeerError("died")
             return {"samples_ms": [1.23456] * message["time"]}
 
     monkeypatch.setattr(interleave, "Worker", Fake)
-    models = [artefact(name, simulate=name == "other") for name in ("a", "b", "never", "other")]
+    models = [artifact(name, simulate=name == "other") for name in ("a", "b", "never", "other")]
     plan = interleave.Plan(processes=2, rounds=2, queries=3, warm=0.5)
-    samples, untimed = interleave.timed(models, Path("images"), plan)
-    assert asked == ["a", "b", "b", "a", "b", "a", "a", "b"] and warmed == [0.5] * 4
+    samples, untimed = interleave.time_in_turns(models, Path("images"), plan)
+    assert timed == ["a", "b", "b", "a", "b", "a", "a", "b"] and warmed == [0.5] * 4
     assert samples == dict.fromkeys("ab", [[[1.235] * 3] * 2] * 2) and untimed == {"never": "does not load"}
     assert Counter(opened) == {"a": 2, "b": 2, "never": 1}
     opened.clear()
-    samples, untimed = interleave.timed([*models[:2], artefact("dies")], Path("images"), plan)
-    assert list(samples) == ["a", "b"] and untimed == {"dies": "died"} and asked.count("dies") == 3
+    samples, untimed = interleave.time_in_turns([*models[:2], artifact("dies")], Path("images"), plan)
+    assert list(samples) == ["a", "b"] and untimed == {"dies": "died"} and timed.count("dies") == 3
 
 
-def test_the_ratio_is_of_the_rounds_medians() -> None:
+def test_ratio_is_of_medians_of_rounds() -> None:
     assert interleave.ratio([[[6.0, 6.0, 99.0]] * 2] * 2, [[[2.0, 2.0, 1.0]] * 2] * 2) == [3.0, 3.0, 3.0]
     assert interleave.ratio([[[1.0]] * 4], [[[3.0]] * 4]) == [0.3333] * 3
     middle, low, high = interleave.ratio([[[1.0], [2.0]], [[3.0], [4.0]]], [[[1.0]] * 2] * 2) or []
@@ -230,12 +249,12 @@ def test_the_ratio_is_of_the_rounds_medians() -> None:
     assert interleave.ratio([[[2.0]] * 3], [[[1.0]] * 3]) is None
 
 
-def test_a_whole_plan_has_rounds_for_an_interval_and_a_fast_one_has_not() -> None:
+def test_full_plan_gives_an_interval_and_fast_plan_none() -> None:
     def cells(plan: interleave.Plan) -> list[list[list[float]]]:
         return [[[1.0] * plan.queries] * plan.rounds] * plan.processes
 
-    whole, fast = interleave.Plan(), command.FAST
-    assert whole.processes > 1 and interleave.ratio(cells(whole), cells(whole)) == [1.0, 1.0, 1.0]
+    full, fast = interleave.Plan(), command.FAST
+    assert full.processes > 1 and interleave.ratio(cells(full), cells(full)) == [1.0, 1.0, 1.0]
     assert interleave.ratio(cells(fast), cells(fast)) is None
 
 
@@ -243,42 +262,44 @@ def onehot(*labels: int) -> np.ndarray:
     return np.eye(2, dtype=np.float32)[list(labels)]
 
 
-def test_a_model_is_scored_beside_the_reference() -> None:
+def test_model_is_scored_against_reference() -> None:
     labels_N, reference_NC = np.array([0, 0, 1, 1]), onehot(0, 0, 1, 0)
-    worse = score.scored(onehot(0, 1, 1, 0), reference_NC, labels_N)
+    worse = score.model_scores(onehot(0, 1, 1, 0), reference_NC, labels_N)
     # one of four lost, half an image added to each outcome: 1 / 6 +- 1.95996 * sqrt((1 + 1 - 1 / 6) / 36)
     assert worse == {"n_test": 4, "top1": 0.5, "drop_points": [25.0, -27.5634, 60.8967], "agreement": 0.75}
-    better = score.scored(onehot(0, 0, 1, 1), reference_NC, labels_N)
+    better = score.model_scores(onehot(0, 0, 1, 1), reference_NC, labels_N)
     assert better["top1"] == 1.0 and better["drop_points"] == [-25.0, -60.8967, 27.5634]
-    assert score.scored(reference_NC, reference_NC, labels_N)["drop_points"] == [0.0, -32.6661, 32.6661]
+    assert score.model_scores(reference_NC, reference_NC, labels_N)["drop_points"] == [0.0, -32.6661, 32.6661]
 
 
-def test_a_model_is_as_large_as_its_files(tmp_path: Path) -> None:
+def test_size_of_model_is_that_of_its_files(tmp_path: Path) -> None:
     sizes = {"a.onnx": 3000, "a.onnx.data": 5000, "a.bin": 7000, "a.xml": 2000, "b.onnx": 1000}
     for name, size in sizes.items():
         (tmp_path / name).write_bytes(bytes(size))
-    found = {name: score.size_mb(tmp_path / name) for name in ("a.onnx", "a.xml", "b.onnx")}
-    assert found == {"a.onnx": 0.008, "a.xml": 0.009, "b.onnx": 0.001}
+    sizes_mb = {name: score.size_mb(tmp_path / name) for name in ("a.onnx", "a.xml", "b.onnx")}
+    assert sizes_mb == {"a.onnx": 0.008, "a.xml": 0.009, "b.onnx": 0.001}
 
 
-def test_where_an_onnx_graph_is_quantized(tmp_path: Path) -> None:
+def test_placement_of_onnx_graph(tmp_path: Path) -> None:
     onnx.save(quantized(), tmp_path / "a.onnx")
     assert score.placement(tmp_path / "a.onnx") == {"quantize": 1, "dequantize": 1, "fed": {"Add": 2, "Neg": 1}}
 
 
-def test_where_an_openvino_graph_is_quantized(tmp_path: Path) -> None:
+def test_placement_of_openvino_graph(tmp_path: Path) -> None:
     types = ("Parameter", "FakeQuantize", "Convolution", "FakeQuantize", "Add")
-    layers = "".join(f'<layer id="{at}" type="{name}"/>' for at, name in enumerate(types))
+    layers = "".join(f'<layer id="{index}" type="{name}"/>' for index, name in enumerate(types))
     ends = ((0, 1), (1, 2), (2, 3), (3, 4), (1, 4), (2, 4))
-    edges = "".join(f'<edge from-layer="{source}" to-layer="{into}"/>' for source, into in ends)
+    edges = "".join(f'<edge from-layer="{source}" to-layer="{target}"/>' for source, target in ends)
     (tmp_path / "a.xml").write_text(f"<net><layers>{layers}</layers><edges>{edges}</edges></net>")
     assert score.placement(tmp_path / "a.xml") == {"fake_quantize": 2, "fed": {"Add": 2, "Convolution": 1}}
 
 
-def test_what_is_asked_for_by_default() -> None:
-    asked = command.arguments(["run", "--packs", "here"])
-    assert (asked.packs, asked.runs, asked.bank) == (Path("here"), Path("runs/quantize"), Path("runs/bank"))
-    assert asked.students == list(students.STUDENTS) and asked.peers == list(environments.PEERS) and not asked.fast
+def test_default_options() -> None:
+    options = command.arguments(["run", "--packs", "here"])
+    assert (options.packs, options.runs, options.bank) == (Path("here"), Path("runs/quantize"), Path("runs/bank"))
+    assert (
+        options.students == list(students.STUDENTS) and options.peers == list(environments.PEERS) and not options.fast
+    )
     few = command.arguments(["run", "--packs", "here", "--students", "resnet18", "--peers", "nncf", "--fast"])
     assert (few.students, few.peers, few.fast) == (["resnet18"], ["nncf"], True)
     assert command.arguments(["qat", "--packs", "here"]).method == "auto"
@@ -288,7 +309,7 @@ def test_what_is_asked_for_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("arguments", "reason"),
     [
         ([], "required: verb"),
         (["run"], "required: --packs"),
@@ -298,35 +319,35 @@ def test_what_is_asked_for_by_default() -> None:
         (["qat", "--packs", "here", "--fast"], "unrecognized arguments"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(given: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_refused(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        command.arguments(given)
-    assert why in capsys.readouterr().err
+        command.arguments(arguments)
+    assert reason in capsys.readouterr().err
 
 
-def test_who_does_not_answer_is_entered_as_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_model_that_fails_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     np.save(tmp_path / "test_labels.npy", np.array([0, 1, 1]))
-    answers = {"fp32": onehot(0, 1), "ours": onehot(0, 0)}
+    logits = {"fp32": onehot(0, 1), "ours": onehot(0, 0)}
 
-    def predicted(one: Artefact, images: Path, out: Path, first: int) -> tuple[np.ndarray, dict[str, str]]:
+    def predict(model: Artifact, images: Path, out: Path, first: int) -> tuple[np.ndarray, dict[str, str]]:
         assert images == tmp_path / "test.npy" and first == 2
-        if one.name not in answers:
+        if model.name not in logits:
             raise PeerError("why")
-        return answers[one.name], {"runtime": one.name}
+        return logits[model.name], {"runtime": model.name}
 
-    monkeypatch.setattr(interleave, "predicted", predicted)
-    models = [artefact(name) for name in ("fp32", "peer", "ours")]
+    monkeypatch.setattr(interleave, "predict", predict)
+    models = [artifact(name) for name in ("fp32", "peer", "ours")]
     failed = {"before": "them"}
-    found = command.scores(models, tmp_path, out=tmp_path, first=2, failed=failed)
-    assert list(found) == ["fp32", "ours"] and found["fp32"]["agreement"] == found["fp32"]["top1"] == 1.0
-    assert found["ours"]["agreement"] == found["ours"]["top1"] == 0.5
-    assert found["ours"]["runtime"] == {"runtime": "ours"} and failed == {"before": "them", "peer": "why"}
+    scores = command.score_all(models, tmp_path, out=tmp_path, first=2, failed=failed)
+    assert list(scores) == ["fp32", "ours"] and scores["fp32"]["agreement"] == scores["fp32"]["top1"] == 1.0
+    assert scores["ours"]["agreement"] == scores["ours"]["top1"] == 0.5
+    assert scores["ours"]["runtime"] == {"runtime": "ours"} and failed == {"before": "them", "peer": "why"}
     with pytest.raises(PeerError, match="why"):
-        command.scores(models[1:], tmp_path, out=tmp_path, first=2, failed={})
+        command.score_all(models[1:], tmp_path, out=tmp_path, first=2, failed={})
 
 
 @pytest.mark.parametrize("name", students.TRAINED)
-def test_a_student_is_the_same_net_at_every_size_and_ends_at_that_of_its_graph(name: str) -> None:
+def test_student_is_same_net_at_every_size_and_last_is_that_of_graph(name: str) -> None:
     stages = students.TRAINED[name].stages
     sizes = [px for px, *_ in stages]
     assert sizes == sorted(sizes) and sizes[-1] == students.PX
@@ -337,25 +358,25 @@ def test_a_student_is_the_same_net_at_every_size_and_ends_at_that_of_its_graph(n
     assert small.cost.macs_m < deployed.cost.macs_m
 
 
-def test_a_student_that_is_there_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = []
+def test_existing_student_is_not_trained_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepared = []
 
-    def make(name: str, packs: Path, folder: Path, bank: Path) -> None:
-        made.append(name)
+    def prepare(name: str, packs: Path, folder: Path, bank: Path) -> None:
+        prepared.append(name)
         (folder / "test_labels.npy").touch()
 
-    monkeypatch.setattr(students, "_trained", make)
-    monkeypatch.setattr(students, "_lite0", make)
+    monkeypatch.setattr(students, "prepare_trained", prepare)
+    monkeypatch.setattr(students, "prepare_lite0", prepare)
     for name in (*students.STUDENTS, *students.STUDENTS):
         assert students.prepare(name, tmp_path, tmp_path / "runs", tmp_path) == tmp_path / "runs" / name
-    assert made == list(students.STUDENTS)
+    assert prepared == list(students.STUDENTS)
 
 
 @pytest.mark.parametrize("name", environments.PEERS)
-def test_a_peer_has_an_environment_a_runtime_and_a_script_that_knows_its_mode(name: str) -> None:
+def test_every_peer_has_environment_runtime_and_script_for_its_mode(name: str) -> None:
     peer = environments.PEERS[name]
     assert peer.environment in environments.ENVIRONMENTS and peer.runtime in serve.RUNTIMES
     assert not peer.simulate or peer.runtime == "onnxruntime"
     tree = ast.parse((environments.SCRIPTS / peer.script).read_text(encoding="utf-8"))
-    assert peer.mode in {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant)}
+    assert peer.mode in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert peer.suffix == {"onnxruntime": ".onnx", "openvino": ".xml"}[peer.runtime]

@@ -1,4 +1,4 @@
-"""The suite's statistics against values worked out by hand, and which lines are compared with which."""
+"""The suite's statistics against values computed by hand, and the selection of lines that are compared."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from benchmarks.suite import contrasts, protocol, rankers, statistics
 from benchmarks.suite.board import Board, boards
 from benchmarks.suite.contrasts import Claim
 from tests.helpers.paths import ROOT
-from tests.helpers.suite_lines import PROFILE, draw, run, suite, turned
+from tests.helpers.suite_lines import PROFILE, alternating_suite, draw, run, suite
 
 
-def only(lines: list[dict[str, Any]]) -> Board:
+def board_of(lines: list[dict[str, Any]]) -> Board:
+    """The only board of the lines, with its control methods."""
     (board,) = boards(lines)
     return rankers.with_controls(board)
 
@@ -25,40 +26,40 @@ def only(lines: list[dict[str, Any]]) -> Board:
     [
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2 / 64),
         ([-0.1] * 6, 2 / 64),
-        ([2.0, 1.0, -1.0], 6 / 8),  # sums of +-2 +-1 +-1: 4, 2, 2, 0, 0, -2, -2, -4; three of eight reach 2, twice that
+        ([2.0, 1.0, -1.0], 6 / 8),  # sums of +-2 +-1 +-1: 4, 2, 2, 0, 0, -2, -2, -4; three of eight reach 2; two tails
         ([1.0, 1.0, -1.0], 1.0),
         ([0.0, 0.0], 1.0),
         ([3.0], 1.0),
     ],
 )
-def test_sign_flips_are_counted_exactly(differences: list[float], p: float) -> None:
+def test_sign_flip_p_value_is_exact(differences: list[float], p: float) -> None:
     assert statistics.sign_flip(differences) == pytest.approx(p)
 
 
-def test_nothing_to_test_is_an_error() -> None:
+def test_paired_without_differences_is_an_error() -> None:
     with pytest.raises(ValueError, match="no differences"):
         statistics.paired([])
 
 
-def test_the_t_interval() -> None:
+def test_paired_gives_t_interval() -> None:
     # mean 2, standard deviation 1, t(0.975, 2) = 4.302653: 2 +- 4.302653 / sqrt(3) = 2 +- 2.484138
-    found = statistics.paired([1.0, 2.0, 3.0])
-    assert (found.n, found.mean, found.p) == (3, 2.0, 0.25)
-    assert (found.low, found.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
+    paired = statistics.paired([1.0, 2.0, 3.0])
+    assert (paired.n, paired.mean, paired.p) == (3, 2.0, 0.25)
+    assert (paired.low, paired.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
 
 
-def test_one_seed_has_no_interval_and_equal_ones_a_closed_one() -> None:
+def test_single_seed_has_infinite_interval_and_equal_seeds_zero_width() -> None:
     assert statistics.paired([5.0]) == statistics.Paired(n=1, mean=5.0, low=-math.inf, high=math.inf, p=1.0)
-    found = statistics.paired([2.0, 2.0])
-    assert (found.low, found.high) == (2.0, 2.0)
+    paired = statistics.paired([2.0, 2.0])
+    assert (paired.low, paired.high) == (2.0, 2.0)
 
 
-def shares(drawn: np.ndarray) -> dict[float, float]:
-    values, counts = np.unique(np.round(drawn, 9), return_counts=True)
-    return dict(zip(values.tolist(), (counts / len(drawn)).tolist(), strict=True))
+def shares(means: np.ndarray) -> dict[float, float]:
+    values, counts = np.unique(np.round(means, 9), return_counts=True)
+    return dict(zip(values.tolist(), (counts / len(means)).tolist(), strict=True))
 
 
-def test_the_bootstrap_draws_targets_and_then_seeds() -> None:
+def test_bootstrap_draws_targets_and_then_seeds() -> None:
     # two targets at 0 and at 10, seeds all equal: both 0, one of each, both 10
     assert shares(statistics.two_level([[0.0] * 4, [10.0]])) == pytest.approx(
         {0.0: 0.25, 5.0: 0.5, 10.0: 0.25}, abs=0.02
@@ -67,15 +68,15 @@ def test_the_bootstrap_draws_targets_and_then_seeds() -> None:
     assert shares(statistics.two_level([[0.0, 6.0]])) == pytest.approx({0.0: 0.25, 3.0: 0.5, 6.0: 0.25}, abs=0.02)
 
 
-def test_targets_may_differ_in_seeds() -> None:
+def test_targets_may_have_different_numbers_of_seeds() -> None:
     assert statistics.two_level([[4.0] * 2, [4.0] * 5, [4.0]]) == pytest.approx(4.0)
     # a target of one seed must be drawn as often as one of three: P(0) = 1/2 * 1 + 1/2 * 0 per slot
     assert np.mean(statistics.two_level([[0.0], [9.0, 9.0, 9.0]])) == pytest.approx(4.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("targets", "coverage"), [(8, 0.90), (6, 0.86), (3, 0.77)])
-def test_how_often_the_interval_covers_the_truth(targets: int, coverage: float) -> None:
-    """What the page says of it: deviations 2 between targets and 1 between six seeds, truth 0."""
+def test_coverage_of_bootstrap_interval(targets: int, coverage: float) -> None:
+    """The coverage given on the page: deviations 2 between targets and 1 between six seeds, truth 0."""
     generator = np.random.default_rng(0)
     covered = []
     for _ in range(400):
@@ -87,17 +88,18 @@ def test_how_often_the_interval_covers_the_truth(targets: int, coverage: float) 
 
 
 def test_across_is_the_mean_of_target_means() -> None:
-    found = statistics.across({"x": {0: 1.0, 1: 3.0, 2: 2.0}, "y": {0: 6.0}, "z": {}})
-    assert found is not None and set(found.by_target) == {"x", "y"}
-    assert (found.mean, found.seeds, found.wins, found.above) == (4.0, (1, 3), (2, 0), 1.0)
-    assert found.low < 4.0 < found.high and found.p == 0.5  # two target means of one sign: 2 of 4 flips
-    assert statistics.across({"z": {}}) is None
-    assert found == statistics.across({"x": {0: 1.0, 1: 3.0, 2: 2.0}, "y": {0: 6.0}})  # the same draws each time
+    summary = statistics.summarize({"x": {0: 1.0, 1: 3.0, 2: 2.0}, "y": {0: 6.0}, "z": {}})
+    assert summary is not None and set(summary.by_target) == {"x", "y"}
+    assert (summary.mean, summary.seeds, summary.wins, summary.above) == (4.0, (1, 3), (2, 0), 1.0)
+    assert summary.low < 4.0 < summary.high and summary.p == 0.5  # two target means of one sign: 2 of 4 flips
+    assert statistics.summarize({"z": {}}) is None
+    # the same draws in each call
+    assert summary == statistics.summarize({"x": {0: 1.0, 1: 3.0, 2: 2.0}, "y": {0: 6.0}})
 
 
 def test_only_common_seeds_are_paired() -> None:
     first, second = {"x": {0: 5.0, 1: 7.0}, "y": {0: 1.0}}, {"x": {1: 4.0, 2: 0.0}, "y": {1: 1.0}, "z": {0: 1.0}}
-    assert statistics.minus(first, second) == {"x": {1: 3.0}}
+    assert statistics.paired_differences(first, second) == {"x": {1: 3.0}}
 
 
 def test_spearman_with_ties() -> None:
@@ -109,31 +111,31 @@ def test_spearman_with_ties() -> None:
     assert statistics.spearman({"a": 1.0}, {"a": 2.0}) is None
 
 
-def test_regret_is_what_the_choice_costs() -> None:
+def test_regret_is_loss_of_choice_and_ties_are_averaged() -> None:
     truth = {"a": 10.0, "b": 20.0, "c": 30.0}
     assert statistics.regret({"a": 0.0, "b": 9.0, "c": 1.0}, truth) == 10.0
     assert statistics.regret({"a": 5.0, "b": 5.0, "c": 1.0}, truth) == 15.0  # a or b: 30 - (10 + 20) / 2
     assert statistics.regret(truth, truth) == 0.0
-    assert statistics.hit({"a": 0.0, "b": 2.0, "c": 2.0}, truth) == 0.5
-    assert statistics.hit({"a": 1.0, "b": 0.0, "c": 0.0}, truth) == 0.0
+    assert statistics.hit_rate({"a": 0.0, "b": 2.0, "c": 2.0}, truth) == 0.5
+    assert statistics.hit_rate({"a": 1.0, "b": 0.0, "c": 0.0}, truth) == 0.0
 
 
-def test_static_leaves_the_target_out() -> None:
+def test_static_ranker_leaves_target_out() -> None:
     # x: a -1, b 1.   y: mean 40, deviation sqrt(200 / 3) = 8.1650: a -1.2247, b 1.2247, c 0.
     # z: mean 6, deviation sqrt(2): a, b -0.7071, c 1.4142
     truths = {"x": {"a": 10.0, "b": 20.0}, "y": {"a": 30.0, "b": 50.0, "c": 40.0}, "z": {"a": 5.0, "b": 5.0, "c": 8.0}}
-    assert statistics.static(truths, "z") == pytest.approx({"a": -1.112372, "b": 1.112372, "c": 0.0}, abs=1e-6)
-    assert statistics.static(truths, "x") == pytest.approx({"a": -0.965926, "b": 0.258819}, abs=1e-6)
-    truths["z"]["new"] = 9.0  # seen on no other target: an average source
-    ranking = statistics.static(truths, "z")
+    assert statistics.static_scores(truths, "z") == pytest.approx({"a": -1.112372, "b": 1.112372, "c": 0.0}, abs=1e-6)
+    assert statistics.static_scores(truths, "x") == pytest.approx({"a": -0.965926, "b": 0.258819}, abs=1e-6)
+    truths["z"]["new"] = 9.0  # on no other target: an average source
+    ranking = statistics.static_scores(truths, "z")
     assert ranking is not None and ranking["new"] == 0.0
-    assert statistics.static({"x": truths["x"]}, "x") is None
-    assert statistics.standardised({"a": 4.0, "b": 4.0}) == {"a": 0.0, "b": 0.0}
+    assert statistics.static_scores({"x": truths["x"]}, "x") is None
+    assert statistics.standardized({"a": 4.0, "b": 4.0}) == {"a": 0.0, "b": 0.0}
 
 
-def test_a_rerun_replaces_and_an_older_configuration_is_left_out() -> None:
+def test_rerun_replaces_line_and_older_configuration_is_left_out() -> None:
     later = "2026-11-02T00:00:00Z"
-    board = only(
+    board = board_of(
         [
             run("x", "weighted", 0, 0.5, measured=later),
             run("x", "weighted", 0, 0.1),
@@ -148,21 +150,24 @@ def test_a_rerun_replaces_and_an_older_configuration_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"labels_per_class": 5}, {"n_test": 10}, {"student": "another"}])
-def test_different_trials_never_meet(changed: dict[str, Any]) -> None:
+def test_lines_of_different_trials_are_not_compared(changed: dict[str, Any]) -> None:
     later = {"measured": "2026-11-02T00:00:00Z"}
     lines = [
         run("x", "weighted", 0, 0.5, **changed),
         run("x", "transfer", 0, 0.2, **later),
         run("y", "weighted", 0, 0.5),
     ]
-    board = only(lines)
+    board = board_of(lines)
     assert board.left_out == 1 and set(board.methods["weighted"]) == {"y"}
     assert contrasts.difference(board, "weighted", "transfer") is None
 
 
-def test_profiles_stand_apart() -> None:
-    found = boards([run("x", "transfer", 0, 0.2), run("x", "transfer", 0, 0.8, profile="gpu"), {"kind": "else"}])
-    assert [(one.profile, one.methods["transfer"]["x"][0]) for one in found] == [("gpu", 80.0), (PROFILE, 20.0)]
+def test_each_profile_has_its_own_board() -> None:
+    all_boards = boards([run("x", "transfer", 0, 0.2), run("x", "transfer", 0, 0.8, profile="gpu"), {"kind": "else"}])
+    assert [(board.profile, board.methods["transfer"]["x"][0]) for board in all_boards] == [
+        ("gpu", 80.0),
+        (PROFILE, 20.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_profiles_stand_apart() -> None:
         ([6.0, 7.0, 8.0] * 2, {"at_least": 5.0}, "holds"),
         ([5.6] * 6, {"at_least": 5.6}, "holds"),
         ([6.0, 7.0, 8.0] * 2, {"at_least": 7.5}, "smaller than claimed"),
-        # the interval lies over 0 (see below), but p = 4 / 64: the 0 may have either sign, and so may the rest
+        # the interval is above 0 (see below), but p = 4 / 64: both signs of the 0 count, in both tails
         ([0.0, 6.0, 6.0, 6.0, 6.0, 6.0], {"at_least": 0.0}, "fails"),
         ([6.0, -7.0, 8.0] * 2, {}, "fails"),
         ([-6.0, -7.0, -8.0] * 2, {}, "fails"),
@@ -180,33 +185,33 @@ def test_profiles_stand_apart() -> None:
         ([], {}, "not measured"),
         ([-0.5] * 6, {"margin": 1.0}, "holds"),
         ([-1.0] * 6, {"margin": 1.0}, "fails"),
-        ([3.0, -3.0] * 3, {"margin": 1.0}, "fails"),  # as good on the mean, but -1 is within the interval
+        ([3.0, -3.0] * 3, {"margin": 1.0}, "fails"),  # equal in the mean, but -1 is within the interval
         ([9.0] * 5, {"margin": 1.0}, "too few targets"),
     ],
 )
-def test_verdicts(gains: list[float], claimed: dict[str, float], verdict: str) -> None:
+def test_verdict_of_claim(gains: list[float], claimed: dict[str, float], verdict: str) -> None:
     lines = [
-        run(f"t{at}", name, seed, 0.5 + (gain / 100 if name == "first" else 0.0))
-        for at, gain in enumerate(gains)
+        run(f"t{index}", name, seed, 0.5 + (gain / 100 if name == "first" else 0.0))
+        for index, gain in enumerate(gains)
         for seed in (0, 1)
         for name in ("first", "second")
     ]
-    board = only(lines) if lines else Board(profile="", score="top1", runs=(), methods={}, draws={}, left_out=0)
+    board = board_of(lines) if lines else Board(profile="", score="top1", runs=(), methods={}, draws={}, left_out=0)
     assert contrasts.contrast(board, Claim(name="c", first="first", second="second", **claimed)).verdict == verdict  # type: ignore[arg-type]
 
 
-def test_an_interval_over_zero_is_not_enough() -> None:
+def test_interval_above_zero_is_not_significant_by_itself() -> None:
     lines = [
-        run(f"t{at}", name, 0, 0.5 + (gain / 100 if name == "first" else 0.0))
-        for at, gain in enumerate([0.0, 6.0, 6.0, 6.0, 6.0, 6.0])
+        run(f"t{index}", name, 0, 0.5 + (gain / 100 if name == "first" else 0.0))
+        for index, gain in enumerate([0.0, 6.0, 6.0, 6.0, 6.0, 6.0])
         for name in ("first", "second")
     ]
-    found = contrasts.difference(only(lines), "first", "second")
-    assert found is not None and found.low > 0 and found.p == pytest.approx(4 / 64)
+    difference = contrasts.difference(board_of(lines), "first", "second")
+    assert difference is not None and difference.low > 0 and difference.p == pytest.approx(4 / 64)
 
 
-def test_a_claim_in_parts_is_as_good_as_its_worst_part() -> None:
-    words = {
+def test_claim_in_parts_has_verdict_of_its_worst_part() -> None:
+    verdicts = {
         "1": "fails",
         "3a": "holds",
         "3b": "fails",
@@ -217,69 +222,79 @@ def test_a_claim_in_parts_is_as_good_as_its_worst_part() -> None:
         "8a": "not measured",
         "8b": "fails",
     }
-    found = [
+    parts = [
         contrasts.Contrast(
-            claim=Claim(name="", first="", second="", number=number), first="", second="", measured=None, verdict=word
+            claim=Claim(name="", first="", second="", number=number),
+            first="",
+            second="",
+            measured=None,
+            verdict=verdict,
         )
-        for number, word in words.items()
+        for number, verdict in verdicts.items()
     ]
-    assert contrasts.together(found) == {"3": "fails", "5": "holds", "7": "too few targets", "8": "fails"}
+    assert contrasts.combined_verdicts(parts) == {"3": "fails", "5": "holds", "7": "too few targets", "8": "fails"}
 
 
-def test_the_claims_are_those_written_down() -> None:
+def test_claims_are_those_on_the_page() -> None:
     page = (ROOT / "benchmarks/README.md").read_text()
-    numbers = [one.number.rstrip("ab") for one in contrasts.CLAIMS]
-    assert numbers == ["1", "2", "3", "3", "4", "5", "5", "6"] and not any(one.number for one in contrasts.LOOKED_AT)
-    for one in contrasts.CLAIMS:
-        (line,) = (line for line in page.split("\n") if line.startswith(f"{one.number.rstrip('ab')}. "))
+    numbers = [claim.number.rstrip("ab") for claim in contrasts.CLAIMS]
+    assert numbers == ["1", "2", "3", "3", "4", "5", "5", "6"] and not any(
+        claim.number for claim in contrasts.UNCLAIMED
+    )
+    for claim in contrasts.CLAIMS:
+        (line,) = (line for line in page.split("\n") if line.startswith(f"{claim.number.rstrip('ab')}. "))
         line = page[page.index(line) :].split("\n" + str(int(line[0]) + 1) + ". ")[0]
-        assert not one.at_least or f"by {one.at_least:g} points at least" in line
+        assert not claim.at_least or f"by {claim.at_least:g} points at least" in line
 
 
-def test_similarity_must_beat_static_in_both() -> None:
-    board = only(turned())
-    (agree, lost) = (contrasts.contrast(board, one) for one in contrasts.CLAIMS if one.number in ("5a", "5b"))
-    # "probe" made the weights: right on three targets (+1, regret 0), wrong on three (-1, regret 4); static -1 and 4
-    assert agree.first == lost.first == "probe" and agree.measured is not None and lost.measured is not None
-    assert (agree.measured.mean, lost.measured.mean) == pytest.approx((1.0, 2.0))
-    assert agree.measured.p == lost.measured.p == pytest.approx(16 / 64)  # either sign of three zeros, both tails
-    assert agree.verdict == lost.verdict == "fails"
-    right = only([{**line, "scores": {"right": line["scores"]["right"]}} for line in turned()])
-    (agree, lost) = (contrasts.contrast(right, one) for one in contrasts.CLAIMS if one.number in ("5a", "5b"))
-    assert agree.measured is not None and lost.measured is not None
-    assert (agree.measured.mean, lost.measured.mean) == pytest.approx((2.0, 4.0))
-    assert agree.verdict == lost.verdict == "holds"
+def test_similarity_must_beat_static_in_spearman_and_regret() -> None:
+    board = board_of(alternating_suite())
+    (spearman, regret) = (
+        contrasts.contrast(board, claim) for claim in contrasts.CLAIMS if claim.number in ("5a", "5b")
+    )
+    # "probe" gave the weights: right on three targets (+1, regret 0), wrong on three (-1, regret 4); static -1 and 4
+    assert spearman.first == regret.first == "probe" and spearman.measured is not None and regret.measured is not None
+    assert (spearman.measured.mean, regret.measured.mean) == pytest.approx((1.0, 2.0))
+    assert spearman.measured.p == regret.measured.p == pytest.approx(16 / 64)  # either sign of three zeros, both tails
+    assert spearman.verdict == regret.verdict == "fails"
+    right = board_of([{**line, "scores": {"right": line["scores"]["right"]}} for line in alternating_suite()])
+    (spearman, regret) = (
+        contrasts.contrast(right, claim) for claim in contrasts.CLAIMS if claim.number in ("5a", "5b")
+    )
+    assert spearman.measured is not None and regret.measured is not None
+    assert (spearman.measured.mean, regret.measured.mean) == pytest.approx((2.0, 4.0))
+    assert spearman.verdict == regret.verdict == "holds"
 
 
-def test_the_metric_of_the_weights() -> None:
-    assert rankers.metric(only(turned())) == "probe"
-    assert rankers.metric(only(suite())) == "right"  # neither a file nor "probe": the first
-    assert rankers.metric(only([run("x", "transfer", 0, 0.5)])) is None
-    known = only([{**line, "profile": "cpu"} for line in suite()])
-    assert rankers.metric(known) == protocol.load("cpu").weigh.metric.name
+def test_metric_that_gave_the_weights() -> None:
+    assert rankers.weight_metric(board_of(alternating_suite())) == "probe"
+    assert rankers.weight_metric(board_of(suite())) == "right"  # no profile file and no "probe": the first metric
+    assert rankers.weight_metric(board_of([run("x", "transfer", 0, 0.5)])) is None
+    board = board_of([{**line, "profile": "cpu"} for line in suite()])
+    assert rankers.weight_metric(board) == protocol.load("cpu").weigh.metric.name
 
 
-def test_the_best_source_s_probe_is_one_source_of_a_target() -> None:
+def test_best_probe_is_of_one_source_per_target() -> None:
     lines = [
         draw("x", 0, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.30, "b": 0.60}),
         draw("x", 1, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.50, "b": 0.40}),
         run("x", "adapted", 0, 0.65),
         run("x", "adapted", 1, 0.65),
     ]
-    assert rankers.best_probes(only(lines)) == {"x": ("b", {0: 60.0, 1: 40.0})}  # means 40 and 50
-    found = contrasts.contrast(only(lines), Claim(name="c", first=contrasts.BEST, second=contrasts.PROBE))
-    assert found.measured is not None and found.measured.mean == pytest.approx((5.0 + 25.0) / 2)
+    assert rankers.best_probes(board_of(lines)) == {"x": ("b", {0: 60.0, 1: 40.0})}  # means 40 and 50
+    contrast = contrasts.contrast(board_of(lines), Claim(name="c", first=contrasts.BEST, second=contrasts.PROBE))
+    assert contrast.measured is not None and contrast.measured.mean == pytest.approx((5.0 + 25.0) / 2)
 
 
-def test_the_best_is_chosen_among_what_lies_beyond_the_paper() -> None:
-    board = only([*suite(), run("target0", "stacked", 0, 0.99)])  # higher, but on one target of three
-    found = contrasts.contrast(board, Claim(name="best", first=contrasts.BEST, second="weighted"))
-    assert found.first == "adapted" and found.measured is not None
-    assert found.measured.mean == pytest.approx(10 - (6 + 8 + 10) / 3)
-    assert contrasts.best(only([run("x", "weighted", 0, 0.9)])) is None
+def test_best_is_chosen_among_methods_beyond_the_paper() -> None:
+    board = board_of([*suite(), run("target0", "stacked", 0, 0.99)])  # higher, but on one target of three
+    contrast = contrasts.contrast(board, Claim(name="best", first=contrasts.BEST, second="weighted"))
+    assert contrast.first == "adapted" and contrast.measured is not None
+    assert contrast.measured.mean == pytest.approx(10 - (6 + 8 + 10) / 3)
+    assert contrasts.best_method(board_of([run("x", "weighted", 0, 0.9)])) is None
 
 
-def test_random_is_the_mean_over_all_singles_or_else_its_own_line() -> None:
+def test_random_is_mean_over_all_singles_or_its_own_line() -> None:
     lines = [
         run("x", "single:a", 0, 0.2),
         run("x", "single:b", 0, 0.4),
@@ -287,34 +302,38 @@ def test_random_is_the_mean_over_all_singles_or_else_its_own_line() -> None:
         run("x", "random", 0, 0.0),
         run("x", "random", 2, 0.7),
     ]
-    assert only(lines).methods["random"]["x"] == pytest.approx({0: 30.0, 2: 70.0})  # seed 1 lacks b
-    # a draw says that there is a third source: the mean over two of three is no mean over the sources
+    assert board_of(lines).methods["random"]["x"] == pytest.approx({0: 30.0, 2: 70.0})  # seed 1 lacks b
+    # the draw has a third source: the mean over two of three is not the mean over the sources
     lines.append(draw("x", 0, {"m": {"a": 1.0, "b": 2.0, "c": 3.0}}, {}))
-    assert only(lines).methods["random"]["x"] == pytest.approx({0: 0.0, 2: 70.0})
+    assert board_of(lines).methods["random"]["x"] == pytest.approx({0: 0.0, 2: 70.0})
 
 
-def test_the_truth_comes_from_students_or_else_from_probes() -> None:
+def test_truth_is_from_students_or_else_from_probes() -> None:
     draws = [draw("x", seed, {"m": {"a": 1.0, "b": 2.0}}, {"a": 0.1, "b": 0.6 + seed / 10}) for seed in (0, 1)]
-    part = [*draws, run("x", "single:a", 0, 0.5)]
-    assert rankers.truth(only(part), "x") == rankers.Truth(by="probes", values={"a": 10.0, "b": 65.0}, seeds=(0, 1))
-    whole = [*part, run("x", "single:b", 0, 0.4), run("x", "single:b", 1, 0.9)]  # seed 1 is b's alone: not averaged
-    assert rankers.truth(only(whole), "x") == rankers.Truth(by="students", values={"a": 50.0, "b": 40.0}, seeds=(0,))
-    assert rankers.truth(only([run("x", "transfer", 0, 0.1)]), "x") is None
+    partial = [*draws, run("x", "single:a", 0, 0.5)]
+    assert rankers.target_truth(board_of(partial), "x") == rankers.Truth(
+        basis="probes", values={"a": 10.0, "b": 65.0}, seeds=(0, 1)
+    )
+    complete = [*partial, run("x", "single:b", 0, 0.4), run("x", "single:b", 1, 0.9)]  # seed 1 has only b: not averaged
+    assert rankers.target_truth(board_of(complete), "x") == rankers.Truth(
+        basis="students", values={"a": 50.0, "b": 40.0}, seeds=(0,)
+    )
+    assert rankers.target_truth(board_of([run("x", "transfer", 0, 0.1)]), "x") is None
 
 
-def test_rankers_are_judged_against_the_truth() -> None:
-    judged = {one.name: one for one in rankers.judge(only(suite()))}
-    # b is 4 points over a on every seed of every target, and nearest 2 under b
+def test_rankers_are_compared_with_truth() -> None:
+    judged = {ranker.name: ranker for ranker in rankers.evaluate_rankers(board_of(suite()))}
+    # b is 4 points above a on every seed of every target, and nearest 2 below b
     table = {
-        name: (one.spearman and one.spearman.mean, one.regret and one.regret.mean, one.chose_best)
-        for name, one in judged.items()
+        name: (ranker.spearman and ranker.spearman.mean, ranker.regret and ranker.regret.mean, ranker.chose_best)
+        for name, ranker in judged.items()
     }
     assert table == {
         "oracle": pytest.approx((1.0, 0.0, 1.0)),
         "right": pytest.approx((1.0, 0.0, 1.0)),
         "wrong": pytest.approx((-1.0, 4.0, 0.0)),
         rankers.STATIC: pytest.approx((1.0, 0.0, 1.0)),
-        rankers.WEIGHTS: (None, pytest.approx(2.0), 0.5),  # weighted alike: no ranking, half the regret
+        rankers.WEIGHTS: (None, pytest.approx(2.0), 0.5),  # equal weights: no ranking, half the regret
         rankers.RANDOM: (None, pytest.approx(2.0), 0.5),
         rankers.NEAREST: (None, pytest.approx(2.0), None),
     }
@@ -325,19 +344,19 @@ def test_rankers_are_judged_against_the_truth() -> None:
     assert judged[rankers.STATIC].over_static is None and judged[rankers.STATIC].regret_saved is None
 
 
-def test_a_ranker_without_a_score_for_every_source_is_left_out_of_that_draw() -> None:
+def test_ranker_without_score_for_every_source_is_left_out_of_draw() -> None:
     lines = [
         draw("x", 0, {"m": {"a": 1.0, "b": 2.0}, "n": {"a": 1.0}}, {"a": 0.1, "b": 0.6}),
         draw("x", 1, {"m": {"a": math.nan, "b": 2.0}}, {"a": 0.1, "b": 0.6}),
     ]
-    judged = {one.name: one for one in rankers.judge(only(lines))}
-    assert "n" not in judged and rankers.STATIC not in judged  # one target alone has no other targets
+    judged = {ranker.name: ranker for ranker in rankers.evaluate_rankers(board_of(lines))}
+    assert "n" not in judged and rankers.STATIC not in judged  # a single target has no other targets
     assert judged["m"].regret is not None and judged["m"].regret.seeds == (1, 1)
     assert judged["m"].over_static is None and judged["m"].regret_saved is None
 
 
-def test_hindsight_controls() -> None:
-    methods = only(suite()).methods
+def test_hindsight_controls_are_best_single_sources() -> None:
+    methods = board_of(suite()).methods
     assert methods["oracle nearest"]["target0"] == methods["single:b"]["target0"]
     assert methods["static best"]["target2"] == methods["single:b"]["target2"]
     assert methods["random"]["target1"][2] == pytest.approx(44.0)

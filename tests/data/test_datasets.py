@@ -1,4 +1,4 @@
-"""Every data kind on a miniature tree: what it lists, what it says when something is missing, and its fingerprint."""
+"""Every data kind on a miniature tree: its listing, its error messages and its fingerprint."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def section(kind: str, **options: object) -> Data:
     return Data.model_validate({"kind": kind, **options})
 
 
-def test_folder_with_its_own_test_split(tmp_path: Path) -> None:
+def test_folder_with_own_test_split(tmp_path: Path) -> None:
     folder_tree(tmp_path / "set", train=3, test=2)
-    found = datasets.listing(section("folder", root="set"), tmp_path)
-    assert found.classes == ("ant", "bee")
-    assert list(found.train.names) == [f"{name}/00{at}.png" for name in ("ant", "bee") for at in range(3)]
-    assert found.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.test is not None and found.test.labels_N.tolist() == [0, 0, 1, 1]
-    with found.test.load(3) as image:
+    dataset = datasets.listing(section("folder", root="set"), tmp_path)
+    assert dataset.classes == ("ant", "bee")
+    assert list(dataset.train.names) == [f"{name}/00{index}.png" for name in ("ant", "bee") for index in range(3)]
+    assert dataset.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test is not None and dataset.test.labels_N.tolist() == [0, 0, 1, 1]
+    with dataset.test.load(3) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("testbee1")))
 
 
@@ -42,13 +42,13 @@ def test_folder_without_split_and_with_unlabeled(tmp_path: Path) -> None:
     write_picture(tmp_path / "more/deep/x.png")
     write_picture(tmp_path / "more/.thumbnails/y.png")
     (tmp_path / "more/notes.txt").write_text("no picture")
-    found = datasets.listing(section("folder", root="set", unlabeled="more"), tmp_path)
-    assert found.test is None
-    assert found.train.names[-1] == "unlabeled/deep/x.png"
-    assert found.train.labels_N.tolist() == [0, 0, 1, 1, listing.UNLABELED]
+    dataset = datasets.listing(section("folder", root="set", unlabeled="more"), tmp_path)
+    assert dataset.test is None
+    assert dataset.train.names[-1] == "unlabeled/deep/x.png"
+    assert dataset.train.labels_N.tolist() == [0, 0, 1, 1, listing.UNLABELED]
 
 
-def test_folder_says_what_is_missing(tmp_path: Path) -> None:
+def test_folder_names_missing_files_and_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         datasets.listing(section("folder", root="nowhere"), tmp_path)
     folder_tree(tmp_path / "one", classes=("ant",), test=0)
@@ -63,32 +63,32 @@ def test_folder_says_what_is_missing(tmp_path: Path) -> None:
         datasets.listing(section("folder", root="two"), tmp_path)
 
 
-def test_cub_reads_the_published_tables(tmp_path: Path) -> None:
+def test_cub_reads_published_tables(tmp_path: Path) -> None:
     cub_tree(tmp_path / "CUB_200_2011", train=4, test=2)
-    found = datasets.listing(section("cub", root="CUB_200_2011"), tmp_path)
-    assert found.classes == BIRDS
-    assert found.test is not None
-    assert Counter(found.train.labels_N.tolist()) == {0: 4, 1: 4, 2: 4}
-    assert Counter(found.test.labels_N.tolist()) == {0: 2, 1: 2, 2: 2}
-    assert found.train.names[0] == "001.Black_footed_Albatross/Black_footed_Albatross_0000_1.jpg"
-    assert set(found.train.names).isdisjoint(found.test.names)
+    dataset = datasets.listing(section("cub", root="CUB_200_2011"), tmp_path)
+    assert dataset.classes == BIRDS
+    assert dataset.test is not None
+    assert Counter(dataset.train.labels_N.tolist()) == {0: 4, 1: 4, 2: 4}
+    assert Counter(dataset.test.labels_N.tolist()) == {0: 2, 1: 2, 2: 2}
+    assert dataset.train.names[0] == "001.Black_footed_Albatross/Black_footed_Albatross_0000_1.jpg"
+    assert set(dataset.train.names).isdisjoint(dataset.test.names)
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt"])
-def test_cub_names_the_missing_table_and_where_to_get_it(tmp_path: Path, name: str) -> None:
+def test_cub_names_missing_table_and_its_download(tmp_path: Path, name: str) -> None:
     (cub_tree(tmp_path) / name).unlink()
     with pytest.raises(InputError, match=rf"{name} is missing; download CUB_200_2011.tgz .* point data.root"):
         datasets.listing(section("cub", root="."), tmp_path)
 
 
-def test_cub_names_a_missing_image_and_a_broken_table(tmp_path: Path) -> None:
+def test_cub_names_missing_image_and_broken_table(tmp_path: Path) -> None:
     cub_tree(tmp_path)
     missing = next((tmp_path / "images").rglob("*.jpg"))
-    kept = missing.read_bytes()
+    image_bytes = missing.read_bytes()
     missing.unlink()
     with pytest.raises(InputError, match=f"{missing.name}: No such file"):
         datasets.listing(section("cub", root="."), tmp_path)
-    missing.write_bytes(kept)
+    missing.write_bytes(image_bytes)
     (tmp_path / "train_test_split.txt").write_text("1 1\n2\n")
     with pytest.raises(InputError, match=r"train_test_split.txt:2: must be an id and a value"):
         datasets.listing(section("cub", root="."), tmp_path)
@@ -104,19 +104,19 @@ def rows(*lines: tuple[str, str, str]) -> list[dict[str, str]]:
 def test_csv_with_split_delimiter_and_empty_labels(tmp_path: Path) -> None:
     lines = rows(("a.png", "10", "train"), ("b.png", "2", "train"), ("c.png", "", "train"), ("d.png", "2", "test"))
     csv_file(tmp_path / "set/list.csv", lines, delimiter=";")
-    found = datasets.listing(section("csv", file="set/list.csv", split="part", delimiter=";"), tmp_path)
-    assert found.classes == ("2", "10")
-    assert found.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
-    assert found.test is not None and list(found.test.names) == ["d.png"]
-    with found.test.load(0) as image:
+    dataset = datasets.listing(section("csv", file="set/list.csv", split="part", delimiter=";"), tmp_path)
+    assert dataset.classes == ("2", "10")
+    assert dataset.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+    assert dataset.test is not None and list(dataset.test.names) == ["d.png"]
+    with dataset.test.load(0) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("d.png")))
 
 
 def test_csv_images_may_lie_elsewhere(tmp_path: Path) -> None:
     csv_file(tmp_path / "set/list.csv", rows(("a.png", "x", ""), ("b.png", "y", "")))
     (tmp_path / "set/list.csv").rename(tmp_path / "list.csv")
-    found = datasets.listing(section("csv", file="list.csv", root="set"), tmp_path)
-    assert found.test is None and len(found.train) == 2
+    dataset = datasets.listing(section("csv", file="list.csv", root="set"), tmp_path)
+    assert dataset.test is None and len(dataset.train) == 2
 
 
 @pytest.mark.parametrize(
@@ -128,35 +128,35 @@ def test_csv_images_may_lie_elsewhere(tmp_path: Path) -> None:
         ({"root": "elsewhere"}, "elsewhere/a.png: No such file"),
     ],
 )
-def test_csv_says_what_is_wrong(tmp_path: Path, options: dict[str, str], message: str) -> None:
+def test_csv_names_invalid_values(tmp_path: Path, options: dict[str, str], message: str) -> None:
     csv_file(tmp_path / "list.csv", rows(("a.png", "x", "train"), ("b.png", "y", "tset")))
     with pytest.raises(InputError, match=message):
         datasets.listing(section("csv", **{"file": "list.csv", **options}), tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="the package elpv-dataset is missing")
-def test_elpv_is_whole() -> None:
+def test_elpv_has_published_label_counts() -> None:
     # Buerhop-Lutz et al. 2018: 1508 cells at 0, 295 at 1/3, 106 at 2/3, 715 at 1
-    found = datasets.listing(section("elpv"), Path())
-    assert Counter(found.train.labels_N.tolist()) == {0: 1508 + 295, 1: 106 + 715}
+    dataset = datasets.listing(section("elpv"), Path())
+    assert Counter(dataset.train.labels_N.tolist()) == {0: 1508 + 295, 1: 106 + 715}
     strict = datasets.listing(section("elpv", threshold=0.9), Path())
     assert Counter(strict.train.labels_N.tolist()) == {0: 1508 + 295 + 106, 1: 715}
-    assert strict.fingerprint != found.fingerprint
+    assert strict.fingerprint != dataset.fingerprint
     for row in (0, 2623):
-        with found.train.load(row) as image:
+        with dataset.train.load(row) as image:
             assert (image.size, image.mode) == ((300, 300), "L")
 
 
-def test_elpv_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elpv_without_package_names_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "edgedistill\[demo\]"'):
         datasets.listing(section("elpv"), Path())
 
 
 def test_digits_keep_all_seventeen_levels() -> None:
-    found = datasets.listing(section("digits"), Path())
-    assert found.classes == tuple("0123456789") and len(found.train) == 1797
-    levels = {value for row in range(50) for value in np.unique(np.asarray(found.train.load(row)))}
+    dataset = datasets.listing(section("digits"), Path())
+    assert dataset.classes == tuple("0123456789") and len(dataset.train) == 1797
+    levels = {level for row in range(50) for level in np.unique(np.asarray(dataset.train.load(row)))}
     assert levels == {round(level * 255 / 16) for level in range(17)}
 
 
@@ -167,28 +167,30 @@ def test_unknown_kind_and_options_are_named() -> None:
         datasets.listing(section("cub", rot="x"), Path())
 
 
-def test_every_kind_takes_a_base_and_checkable_options() -> None:
+def test_every_kind_takes_base_and_checkable_options() -> None:
     for name, kind in datasets.DATASETS.items():
         function = kind.listing
         positional = [
-            one for one in inspect.signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY
+            parameter
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is not parameter.KEYWORD_ONLY
         ]
-        assert [one.name for one in positional] == ["base"], name
+        assert [parameter.name for parameter in positional] == ["base"], name
         assert option_problems(function, {"no_such_option": 1}, ("data",)), name
 
 
-def test_fingerprint_follows_content_labels_and_names_and_not_the_place(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_labels_and_names_but_not_path(tmp_path: Path) -> None:
     tree = folder_tree(tmp_path / "set")
-    wanted = section("folder", root="set")
-    before = datasets.fingerprint(wanted, tmp_path)
-    assert before == datasets.listing(wanted, tmp_path).fingerprint
+    folder_section = section("folder", root="set")
+    before = datasets.fingerprint(folder_section, tmp_path)
+    assert before == datasets.listing(folder_section, tmp_path).fingerprint
     shutil.copytree(tree, tmp_path / "copy")  # copies the times of change as well
     assert datasets.fingerprint(section("folder", root="copy"), tmp_path) == before
     picture = tree / "train/ant/000.png"
     os.utime(picture, ns=(0, 0))
-    touched = datasets.fingerprint(wanted, tmp_path)
+    touched = datasets.fingerprint(folder_section, tmp_path)
     picture.rename(tree / "train/bee/900.png")
-    assert len({before, touched, datasets.fingerprint(wanted, tmp_path)}) == 3
+    assert len({before, touched, datasets.fingerprint(folder_section, tmp_path)}) == 3
 
 
 def test_fingerprint_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,5 +222,5 @@ for kind in {kinds!r}:
     assert len(datasets.fingerprint(Data.model_validate(kind), Path({str(tmp_path)!r}))) == 64
 print(*sorted({{"torch", "torchvision", "datasets", "sklearn"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == ""

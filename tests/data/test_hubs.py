@@ -1,4 +1,4 @@
-"""The kinds that stand on `datasets` and torchvision, offline and on files written here."""
+"""The data kinds built on `datasets` and torchvision, offline and on files that the tests write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import UnidentifiedImageError
 
 from edgedistill.data import datasets, listing
-from edgedistill.data.hubs import _split_options
+from edgedistill.data.hubs import split_options
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Data
 from tests.helpers.trees import mnist_tree, noise
@@ -29,7 +29,7 @@ def png(name: str) -> bytes:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The library with its cache in the test's own folder."""
+    """The `datasets` library with its cache in the test's folder."""
     import datasets as library
 
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
@@ -51,35 +51,35 @@ def test_hf_parquet_with_class_names(hub: Any, tmp_path: Path) -> None:
     names = hub.ClassLabel(names=["cat", "dog"])
     write_parquet(hub, tmp_path / "pets/train", [0, 1, 1, -1], names, broken=2)
     write_parquet(hub, tmp_path / "pets/test", [1, 0], names)
-    found = datasets.listing(section("hf", path="pets"), tmp_path)
-    assert found.classes == ("cat", "dog")
-    assert found.train.labels_N.tolist() == [0, 1, 1, listing.UNLABELED]
-    assert found.test is not None and found.test.labels_N.tolist() == [1, 0]
-    with found.train.load(1) as image:
+    dataset = datasets.listing(section("hf", path="pets"), tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.train.labels_N.tolist() == [0, 1, 1, listing.UNLABELED]
+    assert dataset.test is not None and dataset.test.labels_N.tolist() == [1, 0]
+    with dataset.train.load(1) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("train1")))
     with pytest.raises(UnidentifiedImageError):
-        found.train.load(2)
-    assert found.fingerprint == datasets.fingerprint(section("hf", path="pets"), tmp_path)
+        dataset.train.load(2)
+    assert dataset.fingerprint == datasets.fingerprint(section("hf", path="pets"), tmp_path)
 
 
 def test_classes_without_any_image_are_dropped(hub: Any, tmp_path: Path) -> None:
     names = hub.ClassLabel(names=["none", "cat", "dog", "never"])
     write_parquet(hub, tmp_path / "pets/train", [1, 2, -1], names)
     write_parquet(hub, tmp_path / "pets/test", [2], names)
-    found = datasets.listing(section("hf", path="pets"), tmp_path)
-    assert found.classes == ("cat", "dog")
-    assert found.train.labels_N.tolist() == [0, 1, listing.UNLABELED]
-    assert found.test is not None and found.test.labels_N.tolist() == [1]
+    dataset = datasets.listing(section("hf", path="pets"), tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.train.labels_N.tolist() == [0, 1, listing.UNLABELED]
+    assert dataset.test is not None and dataset.test.labels_N.tolist() == [1]
 
 
 def test_hf_text_labels_and_no_test_split(hub: Any, tmp_path: Path) -> None:
     write_parquet(hub, tmp_path / "set/train", ["b", "a", None], hub.Value("string"))
-    found = datasets.listing(section("hf", path="set", test=None), tmp_path)
-    assert found.classes == ("a", "b") and found.test is None
-    assert found.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+    dataset = datasets.listing(section("hf", path="set", test=None), tmp_path)
+    assert dataset.classes == ("a", "b") and dataset.test is None
+    assert dataset.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
 
 
-def test_hf_says_which_split_and_column_there_are(hub: Any, tmp_path: Path) -> None:
+def test_hf_error_lists_available_splits_and_columns(hub: Any, tmp_path: Path) -> None:
     write_parquet(hub, tmp_path / "set/train", ["a", "b"], hub.Value("string"))
     with pytest.raises(InputError, match=r"has no split test; it has train; set data\.train"):
         datasets.listing(section("hf", path="set"), tmp_path)
@@ -90,7 +90,7 @@ def test_hf_says_which_split_and_column_there_are(hub: Any, tmp_path: Path) -> N
         datasets.listing(section("hf", path="set"), tmp_path)
 
 
-def test_hf_without_network_is_one_line(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_without_network_raises_one_line_error(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -113,21 +113,21 @@ def test_hf_fingerprint_follows_files_or_revision(tmp_path: Path) -> None:
 
 def test_torchvision_mnist_from_its_files(tmp_path: Path) -> None:
     mnist_tree(tmp_path / "sets", train=20, test=10)
-    found = datasets.listing(section("torchvision", name="MNIST", root="sets", download=False), tmp_path)
-    assert found.classes[0] == "0 - zero" and len(found.classes) == 10
-    assert found.train.labels_N.tolist() == [*range(10), *range(10)]
-    assert found.test is not None and len(found.test) == 10
-    with found.train.load(3) as image:
+    dataset = datasets.listing(section("torchvision", name="MNIST", root="sets", download=False), tmp_path)
+    assert dataset.classes[0] == "0 - zero" and len(dataset.classes) == 10
+    assert dataset.train.labels_N.tolist() == [*range(10), *range(10)]
+    assert dataset.test is not None and len(dataset.test) == 10
+    with dataset.train.load(3) as image:
         assert (image.size, image.mode) == ((28, 28), "L")
     again = section("torchvision", name="MNIST", root="sets")
-    assert found.fingerprint == datasets.fingerprint(again, tmp_path)
+    assert dataset.fingerprint == datasets.fingerprint(again, tmp_path)
 
 
 def test_torchvision_set_without_splits_or_label_list(tmp_path: Path) -> None:
     size = {"size": 12, "image_size": [3, 8, 8], "num_classes": 3}
-    found = datasets.listing(section("torchvision", name="FakeData", root="sets", options=size), tmp_path)
-    assert found.test is None and len(found.train) == 12
-    assert found.classes == ("0", "1", "2")
+    dataset = datasets.listing(section("torchvision", name="FakeData", root="sets", options=size), tmp_path)
+    assert dataset.test is None and len(dataset.train) == 12
+    assert dataset.classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_torchvision_set_without_splits_or_label_list(tmp_path: Path) -> None:
         ({"name": "FakeData", "options": {"sise": 3}}, "FakeData: .*unexpected keyword argument 'sise'"),
     ],
 )
-def test_torchvision_says_what_is_wrong(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_torchvision_names_invalid_values(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         datasets.listing(section("torchvision", **{"root": "sets", "download": False, **options}), tmp_path)
 
@@ -148,7 +148,7 @@ def test_torchvision_split_options_follow_the_constructor() -> None:
     import torchvision.datasets as library
 
     def splits(name: str, **extra: object) -> list[dict[str, Any]]:
-        return _split_options(getattr(library, name), extra, "train", "test")
+        return split_options(getattr(library, name), extra, "train", "test")
 
     assert splits("CIFAR10") == splits("QMNIST") == [{"train": True}, {"train": False}]
     assert splits("EMNIST", split="letters") == [{"train": True}, {"train": False}]

@@ -1,4 +1,4 @@
-"""The image cache: decoded once, in order, whole or not there, and honest about what it could not decode."""
+"""The image cache: images are decoded once and in order, writes are atomic, and undecodable images are named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_images_are_mapped_in_order_and_hashed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(built.kept_rows, np.arange(600))
 
 
-def test_second_open_touches_no_image(tmp_path: Path) -> None:
+def test_second_build_decodes_nothing(tmp_path: Path) -> None:
     items = memory_items(5)
 
     def refuse(row: int) -> Image.Image:
@@ -57,16 +57,16 @@ def test_few_corrupt_images_are_left_out_and_named(tmp_path: Path) -> None:
     assert facts["corrupt"][0] == {"name": "0007", "reason": "OSError: image file is truncated (3 bytes not processed)"}
 
 
-def test_more_than_one_percent_stops_and_leaves_nothing(tmp_path: Path) -> None:
+def test_more_than_one_percent_corrupt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"more than 1% of 200 images cannot be decoded: 0007 \(OSError.*; 0150"):
         image_store.build(memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", px=8, fit="crop", desc="")
     assert [path.name for path in tmp_path.iterdir()] == [".s.lock"]
 
 
-def test_real_broken_files_are_told_from_good_ones(tmp_path: Path) -> None:
+def test_broken_files_are_distinguished_from_valid_ones(tmp_path: Path) -> None:
     noise("a", px=64).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    broken = {"cut.png": whole[:2000], "text.jpg": b"hello", "empty.png": b"", "chunk.png": whole[:20] + whole[30:]}
+    png = (tmp_path / "a.png").read_bytes()
+    broken = {"cut.png": png[:2000], "text.jpg": b"hello", "empty.png": b"", "chunk.png": png[:20] + png[30:]}
     names = ["a.png", *broken]
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
@@ -76,27 +76,27 @@ def test_real_broken_files_are_told_from_good_ones(tmp_path: Path) -> None:
     assert all(reason for _, reason in decoded[1:])
 
 
-def test_another_size_is_made_once_from_the_stored_squares(tmp_path: Path) -> None:
+def test_smaller_size_is_computed_once_from_stored_squares(tmp_path: Path) -> None:
     built = image_store.build(memory_items(3), tmp_path / "s", px=10, fit="crop", desc="")
-    small = built.at(6)
+    small = built.resized(6)
     assert isinstance(small, np.memmap) and small.shape == (3, 6, 6, 3)
     np.testing.assert_array_equal(small[2], images.resize(np.asarray(built.images_NHWC[2]), 6))
-    made = (tmp_path / "s/images.6.u8").stat().st_mtime_ns
-    built.at(6)
-    assert (tmp_path / "s/images.6.u8").stat().st_mtime_ns == made
-    assert built.at(10).filename == built.images_NHWC.filename
+    modified_ns = (tmp_path / "s/images.6.u8").stat().st_mtime_ns
+    built.resized(6)
+    assert (tmp_path / "s/images.6.u8").stat().st_mtime_ns == modified_ns
+    assert built.resized(10).filename == built.images_NHWC.filename
 
 
-def ask_for_size(built: image_store.ImageStore, start: Any) -> None:
+def request_size(built: image_store.ImageStore, start: Any) -> None:
     start.wait()
-    assert built.at(9).shape == (300, 9, 9, 3)
+    assert built.resized(9).shape == (300, 9, 9, 3)
 
 
-def test_several_processes_may_ask_for_a_size_at_once(tmp_path: Path) -> None:
+def test_concurrent_requests_for_a_size_succeed(tmp_path: Path) -> None:
     built = image_store.build(memory_items(300), tmp_path / "s", px=16, fit="crop", desc="")
     context = multiprocessing.get_context("spawn")
     start = context.Event()
-    workers = [context.Process(target=ask_for_size, args=(built, start)) for _ in range(2)]
+    workers = [context.Process(target=request_size, args=(built, start)) for _ in range(2)]
     for worker in workers:
         worker.start()
     start.set()
@@ -106,7 +106,7 @@ def test_several_processes_may_ask_for_a_size_at_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "s").glob("*.tmp"))
 
 
-def test_a_store_is_small_when_it_is_pickled(tmp_path: Path) -> None:
+def test_pickled_store_excludes_pixels(tmp_path: Path) -> None:
     built = image_store.build(memory_items(100), tmp_path / "s", px=32, fit="crop", desc="")
     assert len(pickle.dumps(built)) < 1000 < built.images_NHWC.nbytes
 
@@ -126,7 +126,7 @@ store.build(slowly, Path(sys.argv[1]), px=8, fit="crop", desc="")
 """
 
 
-def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_killed_build_is_not_taken_for_finished(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -137,13 +137,13 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
             assert process.poll() is None and time.monotonic() < deadline, "the build ended before it could be killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    assert list(tmp_path.glob(".s.*.tmp")), "the half-built folder is what this test is about"
+    assert list(tmp_path.glob(".s.*.tmp")), "the kill left no half-built folder"
     assert image_store.open_store(folder) is None
     assert image_store.build(memory_items(4), folder, px=8, fit="crop", desc="").n == 4
     assert not list(tmp_path.glob(".s.*.tmp"))
 
 
-def test_pixels_cut_short_are_made_again(tmp_path: Path) -> None:
+def test_truncated_pixels_are_rebuilt(tmp_path: Path) -> None:
     built = image_store.build(memory_items(4), tmp_path / "s", px=8, fit="crop", desc="")
     os.truncate(tmp_path / "s/images.8.u8", 100)
     assert image_store.open_store(tmp_path / "s") is None
@@ -151,7 +151,7 @@ def test_pixels_cut_short_are_made_again(tmp_path: Path) -> None:
     assert again == built and again.images_NHWC.shape == (4, 8, 8, 3)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_one_line_error_and_keeps_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = image_store.build(memory_items(4), tmp_path / "old", px=8, fit="crop", desc="")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
 
@@ -162,11 +162,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path: Path, monkey
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
         image_store.build(memory_items(4), tmp_path / "new", px=8, fit="crop", desc="")
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
-        built.at(4)
+        built.resized(4)
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.lock", ".old.lock", "old"]
 
 
-def test_no_images_is_an_input_error(tmp_path: Path) -> None:
+def test_empty_set_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are no images"):
         image_store.build(memory_items(0), tmp_path / "s", px=8, fit="crop", desc="decode train")

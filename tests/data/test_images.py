@@ -1,4 +1,4 @@
-"""Decoding and resizing: upright, RGB, and the same pixels whichever way a picture comes in."""
+"""Decoding and resizing: upright, RGB, and the same pixels for every path through the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def halves(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_crop_cuts_the_centre_and_squash_keeps_everything() -> None:
+def test_crop_cuts_center_and_squash_keeps_all_columns() -> None:
     # 40 x 20: red, then a middle of 20 px that is half red and half blue, then blue
     wide = halves(40, 20)
     cropped, squashed = images.to_square(wide, 20, "crop"), images.to_square(wide, 20, "squash")
@@ -27,13 +27,13 @@ def test_crop_cuts_the_centre_and_squash_keeps_everything() -> None:
     np.testing.assert_array_equal(cropped, np.asarray(wide)[:, 10:30])
     assert (squashed[:, :8] == (255, 0, 0)).all() and (squashed[:, -8:] == (0, 0, 255)).all()
     pixels = np.asarray(wide).copy()
-    pixels[:, :10] = 255  # outside the centre square
+    pixels[:, :10] = 255  # outside the center square
     marked = Image.fromarray(pixels)
     assert not (images.to_square(marked, 20, "crop") == 255).all(axis=2).any()
     assert (images.to_square(marked, 20, "squash")[:, :4] == 255).all()
 
 
-def test_a_picture_stands_upright_as_its_camera_says(tmp_path: Path) -> None:
+def test_read_applies_exif_orientation(tmp_path: Path) -> None:
     turned = halves(16, 16).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
@@ -47,7 +47,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert square.shape == (8, 8, 3) and square.dtype == np.uint8
 
 
-def test_reading_is_the_two_steps_of_the_cache(tmp_path: Path) -> None:
+def test_read_equals_store_then_resize(tmp_path: Path) -> None:
     picture(True, 1).save(tmp_path / "x.png")
     stored = images.to_square(picture(True, 1), 32, "crop")
     np.testing.assert_array_equal(images.read(tmp_path / "x.png", 32, 24, "crop"), images.resize(stored, 24))
@@ -62,7 +62,7 @@ def test_shrinking_is_antialiased() -> None:
     assert abs(small.astype(int) - 127).max() <= 2  # every other pixel would give 0 or 255
 
 
-def test_what_is_no_picture_raises_os_error(tmp_path: Path) -> None:
+def test_undecodable_file_raises_os_error(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(OSError, match="cannot identify"):
         images.read(tmp_path / "x.png", 8, 8, "crop")

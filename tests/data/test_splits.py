@@ -1,4 +1,4 @@
-"""The division into labeled, val, unlabeled and test: its properties, its refusals, and what it writes."""
+"""The split into labeled, val, unlabeled and test images: its properties, its errors and its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.data import image_store, images
-from edgedistill.data.splits import Splits, draw, glance, load_splits, rows_of
+from edgedistill.data.splits import Splits, draw, load_splits, preview, rows_of
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Data
 from tests.helpers.trees import csv_file, cub_tree, folder_tree, noise, write_picture
@@ -27,19 +27,19 @@ SEEDS = st.integers(0, 5)
 
 
 def names_of(labels: list[int]) -> list[str]:
-    return [f"image{at}" for at in range(len(labels))]
+    return [f"image{index}" for index in range(len(labels))]
 
 
 def section(root: str = "set", kind: str = "folder", **options: object) -> Data:
     return Data.model_validate({"kind": kind, "root": root, **options})
 
 
-def load(place: Path, wanted: Data, seed: int = 0) -> Splits:
-    return load_splits(wanted, place, cache=place / "cache", seed=seed, px=12)
+def load(folder: Path, data_section: Data, seed: int = 0) -> Splits:
+    return load_splits(data_section, folder, cache=folder / "cache", seed=seed, px=12)
 
 
 @given(labels=LABELS, budget=BUDGETS, fraction=FRACTIONS, seed=SEEDS)
-def test_draw_parts_all_images_and_counts_per_class(
+def test_draw_partitions_all_images_with_exact_counts_per_class(
     labels: list[int], budget: int | None, fraction: float, seed: int
 ) -> None:
     labels_N = np.array(labels)
@@ -48,14 +48,14 @@ def test_draw_parts_all_images_and_counts_per_class(
     assert not np.isin(labels_N[np.concatenate([labeled, val])], -1).any()
     for label in range(4):
         count = int((labels_N == label).sum())
-        drawn = count if budget is None else min(count, budget)
-        wanted = math.ceil(round(drawn * fraction, 9))
-        assert (labels_N[val] == label).sum() == wanted
-        assert (labels_N[labeled] == label).sum() == drawn - wanted
+        budgeted = count if budget is None else min(count, budget)
+        n_val = math.ceil(round(budgeted * fraction, 9))
+        assert (labels_N[val] == label).sum() == n_val
+        assert (labels_N[labeled] == label).sum() == budgeted - n_val
 
 
 @given(labels=LABELS, small=st.integers(1, 8), more=st.integers(0, 8), fraction=FRACTIONS, seed=SEEDS)
-def test_a_larger_budget_contains_the_smaller(
+def test_larger_budget_contains_smaller_one(
     labels: list[int], small: int, more: int, fraction: float, seed: int
 ) -> None:
     few = draw(names_of(labels), np.array(labels), per_class=small, val_fraction=fraction, seed=seed)
@@ -64,32 +64,32 @@ def test_a_larger_budget_contains_the_smaller(
 
 
 @given(labels=LABELS, budget=BUDGETS, seed=SEEDS, shuffle=st.randoms(use_true_random=False))
-def test_the_order_of_listing_does_not_matter(
+def test_draw_is_independent_of_listing_order(
     labels: list[int], budget: int | None, seed: int, shuffle: random.Random
 ) -> None:
     names = names_of(labels)
     order = list(range(len(labels)))
     shuffle.shuffle(order)
     first = draw(names, np.array(labels), per_class=budget, val_fraction=0.2, seed=seed)
-    second = draw([names[at] for at in order], np.array(labels)[order], per_class=budget, val_fraction=0.2, seed=seed)
-    for mine, other in zip(first, second, strict=True):
-        assert {names[row] for row in mine} == {names[order[row]] for row in other}
+    second = draw([names[row] for row in order], np.array(labels)[order], per_class=budget, val_fraction=0.2, seed=seed)
+    for first_rows, second_rows in zip(first, second, strict=True):
+        assert {names[row] for row in first_rows} == {names[order[row]] for row in second_rows}
 
 
 def test_seeds_draw_differently() -> None:
     labels = [0, 1] * 50
-    drawn = [
+    labeled_sets = [
         frozenset(draw(names_of(labels), np.array(labels), per_class=10, val_fraction=0.2, seed=seed)[0])
         for seed in range(5)
     ]
-    assert len(set(drawn)) == 5
+    assert len(set(labeled_sets)) == 5
 
 
 def pixels(splits: Splits, rows: np.ndarray) -> set[bytes]:
     return {image.tobytes() for image in rows_of(splits.train.images_NHWC, rows)}
 
 
-def test_test_is_the_same_under_every_seed_and_budget(tmp_path: Path) -> None:
+def test_test_split_is_the_same_for_every_seed_and_budget(tmp_path: Path) -> None:
     folder_tree(tmp_path / "set", train=20, test=0)
     first = load(tmp_path, section(labels_per_class=4), seed=0)
     other = load(tmp_path, section(labels_per_class=8), seed=1)
@@ -102,25 +102,25 @@ def test_test_is_the_same_under_every_seed_and_budget(tmp_path: Path) -> None:
 
 def test_official_split_unlabeled_images_and_labels_of_every_row(tmp_path: Path) -> None:
     folder_tree(tmp_path / "set", train=6, test=2)
-    for at in range(5):
-        write_picture(tmp_path / "more" / f"u{at}.png")
+    for index in range(5):
+        write_picture(tmp_path / "more" / f"u{index}.png")
     splits = load(tmp_path, section(unlabeled="more", labels_per_class=5))
     assert splits.classes == ("ant", "bee")
     assert (len(splits.labeled_rows), len(splits.val_rows), len(splits.unlabeled_rows)) == (8, 2, 2 + 5)
     by_label = {label: pixels(splits, splits.labeled_rows[splits.labeled_labels == label]) for label in (0, 1)}
-    ants = {images.to_square(noise(f"trainant{at}"), 12, "crop").tobytes() for at in range(6)}
+    ants = {images.to_square(noise(f"trainant{index}"), 12, "crop").tobytes() for index in range(6)}
     assert by_label[0] <= ants and not by_label[1] & ants
     np.testing.assert_array_equal(splits.test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop"))
     assert splits.test().labels_N.tolist() == [0, 0, 1, 1]
 
 
-def test_cub_end_to_end_keeps_the_official_test(tmp_path: Path) -> None:
+def test_cub_keeps_official_test_split(tmp_path: Path) -> None:
     cub_tree(tmp_path / "birds", train=4, test=2)
     splits = load(tmp_path, section("birds", kind="cub", labels_per_class=2, val_fraction=0.5))
     assert (len(splits.labeled_rows), len(splits.val_rows), len(splits.unlabeled_rows), splits.n_test) == (3, 3, 6, 6)
 
 
-def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_tree(tmp_path / "set")
     first = load(tmp_path, section())
 
@@ -134,9 +134,7 @@ def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         load(tmp_path, section(fit="squash"))
 
 
-def test_opening_the_test_set_is_logged_and_nothing_else_opens_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_test_set_is_opened_only_on_request_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder_tree(tmp_path / "set")
     caplog.set_level(logging.INFO)
     splits = load(tmp_path, section())
@@ -148,7 +146,7 @@ def test_opening_the_test_set_is_logged_and_nothing_else_opens_it(
     assert "test set opened: 4 images" in caplog.text
 
 
-def test_pictures_of_test_are_left_out_of_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicates_of_test_images_are_left_out_of_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = folder_tree(tmp_path / "set", train=6, test=2)
     shutil.copy(root / "test/ant/000.png", root / "train/ant/copy.png")
     splits = load(tmp_path, section())
@@ -158,7 +156,7 @@ def test_pictures_of_test_are_left_out_of_train(tmp_path: Path, caplog: pytest.L
     assert not pixels(splits, used) & {image.tobytes() for image in splits.test().store.images_NHWC}
 
 
-def test_calibration_shares_no_picture_with_val_or_test(tmp_path: Path) -> None:
+def test_calibration_shares_no_image_with_val_or_test(tmp_path: Path) -> None:
     root = folder_tree(tmp_path / "set", train=10, test=2)
     shutil.copytree(root / "train/ant", tmp_path / "more")  # these once more, without a label
     splits = load(tmp_path, section(unlabeled="more"))
@@ -169,8 +167,8 @@ def test_calibration_shares_no_picture_with_val_or_test(tmp_path: Path) -> None:
     assert len(few) == 5 and few.tolist() == same.tolist() != other.tolist() and set(few) <= set(rows)
 
 
-def test_a_test_split_without_labels_is_refused(tmp_path: Path) -> None:
-    rows = [{"path": f"{at}.png", "label": "ab"[at % 2], "part": "train"} for at in range(8)]
+def test_unlabeled_test_split_is_refused(tmp_path: Path) -> None:
+    rows = [{"path": f"{index}.png", "label": "ab"[index % 2], "part": "train"} for index in range(8)]
     csv_file(tmp_path / "list.csv", [*rows, {"path": "x.png", "label": "", "part": "test"}])
     with pytest.raises(InputError, match="the test split has images without a label"):
         load(tmp_path, Data.model_validate({"kind": "csv", "file": "list.csv", "split": "part"}))
@@ -185,26 +183,24 @@ def test_a_test_split_without_labels_is_refused(tmp_path: Path) -> None:
         ({"val_fraction": 0.9}, "class ant has 6 labeled images to train on, and 10 are needed"),
     ],
 )
-def test_too_few_images_are_refused_before_anything_is_written(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_too_few_images_are_refused_before_any_write(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     folder_tree(tmp_path / "set", train=6)
     with pytest.raises(InputError, match=message):
         load(tmp_path, section(**options))
     assert not (tmp_path / "cache").exists()
 
 
-def test_glance_decodes_a_few_writes_nothing_and_names_a_broken_image(tmp_path: Path) -> None:
+def test_glance_writes_nothing_and_names_broken_image(tmp_path: Path) -> None:
     root = folder_tree(tmp_path / "set")
-    found, squares, labels = glance(section(), tmp_path, 12, n=4)
-    assert squares.shape == (4, 12, 12, 3) and labels.tolist() == [0, 0, 1, 1] and found.classes == ("ant", "bee")
+    listing, squares, labels = preview(section(), tmp_path, 12, n=4)
+    assert squares.shape == (4, 12, 12, 3) and labels.tolist() == [0, 0, 1, 1] and listing.classes == ("ant", "bee")
     (root / "train/ant/000.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"ant/000.png cannot be decoded \(UnidentifiedImageError"):
-        glance(section(), tmp_path, 12)
+        preview(section(), tmp_path, 12)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_corrupt_images_of_train_are_named_and_no_label_shifts(
+def test_corrupt_train_images_are_named_and_labels_stay_aligned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = folder_tree(tmp_path / "set", train=60, test=2)
@@ -212,5 +208,5 @@ def test_corrupt_images_of_train_are_named_and_no_label_shifts(
     splits = load(tmp_path, section())
     assert splits.corrupt == ("ant/005.png",) and "1 images cannot be decoded" in caplog.text
     assert (splits.train.n, np.bincount([*splits.labeled_labels, *splits.val_labels]).tolist()) == (119, [59, 60])
-    bees = {images.to_square(noise(f"trainbee{at}"), 12, "crop").tobytes() for at in range(60)}
+    bees = {images.to_square(noise(f"trainbee{index}"), 12, "crop").tobytes() for index in range(60)}
     assert pixels(splits, splits.labeled_rows[splits.labeled_labels == 1]) <= bees

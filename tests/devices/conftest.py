@@ -1,4 +1,4 @@
-"""A bundle of two tiny graphs: three classes, told apart by the channel that is brightest. N images, C = 3."""
+"""A bundle of two tiny graphs that classify an image by its brightest channel. N images, C = 3 classes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def brightest_channel(path: Path, weight: float) -> None:
         numpy_helper.from_array(np.array([1, 2]), "axes"),
         numpy_helper.from_array(np.eye(3, dtype=np.float32) * np.float32(weight), "weight"),
     ]
-    given = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", PX, PX, 3])
-    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 3])
-    graph = helper.make_graph(nodes, "tiny", [given], [answer], constants)
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", PX, PX, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 3])
+    graph = helper.make_graph(nodes, "tiny", [images], [logits], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)
@@ -50,8 +50,8 @@ def record(path: Path, precision: str, target: str) -> OnnxModel:
 
 @pytest.fixture
 def models(tmp_path: Path) -> list[tuple[Path, OnnxModel]]:
-    """fp32, and one that calls itself int8 for the CPU."""
-    made = []
+    """An fp32 graph, and one whose record says int8 for the CPU."""
+    graphs = []
     for file, precision, target, weight in (
         ("student.fp32.onnx", "fp32", "any", 0.1),
         ("student.int8-cpu.onnx", "int8", "cpu", 0.2),
@@ -59,8 +59,8 @@ def models(tmp_path: Path) -> list[tuple[Path, OnnxModel]]:
         path = tmp_path / "export" / file
         path.parent.mkdir(exist_ok=True)
         brightest_channel(path, weight)
-        made.append((path, record(path, precision, target)))
-    return made
+        graphs.append((path, record(path, precision, target)))
+    return graphs
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def pictures() -> np.ndarray:
 @pytest.fixture
 def bundle(tmp_path: Path, models: list[tuple[Path, OnnxModel]], pictures: np.ndarray) -> Path:
     labels_N = np.arange(N) % 3
-    labels_N[:3] = 0  # images 1 and 2 bear a wrong label: 28 of 30 are right
+    labels_N[:3] = 0  # images 1 and 2 have a wrong label: 28 of 30 are right
     host = {"fp32": np.arange(N) % 3, "int8-cpu": np.arange(N) % 3}
     folder = tmp_path / "bundle"
     write_bundle(

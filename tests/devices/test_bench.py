@@ -1,4 +1,4 @@
-"""bench on this machine, end to end: the archive in fresh processes, and the report held against its job."""
+"""bench on this machine, end to end: the archive in fresh processes, and the report compared with its job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def records(models: Models) -> list[OnnxModel]:
     return [record for _, record in models]
 
 
-def test_bench_measures_and_writes_what_it_returns(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+def test_bench_writes_the_reports_it_returns(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     reports = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=tmp_path / "out"
     )
@@ -53,75 +53,81 @@ def test_bench_measures_and_writes_what_it_returns(bundle: Path, records: list[O
     assert 0 < low <= middle <= high
 
 
-def test_answers_unlike_the_hosts_are_warned_of(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
-    # the host says it computed the other graph's answers for class 0 alone: two thirds differ
+def test_predictions_that_differ_from_host_are_warned_of(
+    bundle: Path, records: list[OnnxModel], tmp_path: Path
+) -> None:
+    # the host's predictions are all class 0: two thirds differ
     np.save(bundle / "host.fp32.npy", np.zeros(30, np.int64))
-    _sum_again(bundle)
+    _rewrite_checksums(bundle)
     (report,) = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records[:1], out=tmp_path / "out"
     )
     assert report.agreement_with_host == pytest.approx(8 / 24)
     assert any(warning.startswith("answers differ") for warning in report.warnings)
-    # a latency whose answers are another function's is no latency of this model
+    # with wrong predictions, the measured latency is not this model's
     assert (report.latency.samples_ms, report.ratio_to_fp32, report.verdict) == ((), None, "")
 
 
-def test_offline_throughput_is_a_mode_of_its_own(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+def test_offline_throughput_is_a_separate_mode(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     settings = QUICK.model_copy(update={"offline": (4,)})
     reports = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=settings, models=records, out=tmp_path / "out"
     )
-    assert [(one.artefact, one.mode, one.latency.batch) for one in reports] == [
+    assert [(report.artefact, report.mode, report.latency.batch) for report in reports] == [
         ("fp32", "host-to-host", 1),
         ("fp32", "offline-4", 4),
         ("int8-cpu", "host-to-host", 1),
         ("int8-cpu", "offline-4", 4),
     ]
-    # 24 images in batches of four answer as one by one; the ratio is to fp32 in the same batches
-    assert all(one.accuracy and one.accuracy.n == 24 and one.agreement_with_host == 1.0 for one in reports)
+    # batches of four give the predictions of single images; the ratio is to fp32 in the same batches
+    assert all(report.accuracy and report.accuracy.n == 24 and report.agreement_with_host == 1.0 for report in reports)
     assert reports[1].ratio_to_fp32 is None and reports[3].ratio_to_fp32 is not None
     assert reports[1].latency.window.endswith("batches of 4")
     assert (tmp_path / "out" / "local" / "onnxruntime-cpu-fp32-offline-4.json").is_file()
-    told = reports[0].facts["runtime"]["models"]
-    assert set(told) == {"fp32", "fp32, offline-4", "int8-cpu", "int8-cpu, offline-4"}
+    model_facts = reports[0].facts["runtime"]["models"]
+    assert set(model_facts) == {"fp32", "fp32, offline-4", "int8-cpu", "int8-cpu, offline-4"}
 
 
-def test_a_backend_measures_the_modes_that_it_has() -> None:
+def test_backend_measures_only_its_own_modes() -> None:
     assert bench.modes_of("onnxruntime-cpu", QUICK) == ["host-to-host"]
     assert bench.modes_of("tensorrt", QUICK) == ["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
-    only = Bench(modes=("compute",))
+    compute_only = Bench(modes=("compute",))
     with pytest.raises(InputError, match=r"bench\.modes: onnxruntime-cpu has only host-to-host"):
-        bench.modes_of("onnxruntime-cpu", only)
+        bench.modes_of("onnxruntime-cpu", compute_only)
 
 
-def _sum_again(bundle: Path) -> None:
+def _rewrite_checksums(bundle: Path) -> None:
     names = sorted(path.name for path in bundle.iterdir() if path.name != "SHA256SUMS")
     sums = subprocess.run(["sha256sum", *names], cwd=bundle, capture_output=True, check=True).stdout
     (bundle / "SHA256SUMS").write_bytes(sums)
 
 
-def test_an_altered_bundle_is_refused_before_anything_runs(bundle: Path, records: list[OnnxModel]) -> None:
+def test_altered_bundle_is_refused_before_any_run(bundle: Path, records: list[OnnxModel]) -> None:
     (bundle / "agent.pyz").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"agent\.pyz"):
         bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=records, out=bundle.parent / "out")
     assert not (bundle.parent / "out").exists()
 
 
-def test_a_model_that_is_not_in_the_bundle(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
-    absent = dataclasses.replace(records[0], path="export/other.onnx")
+def test_model_outside_bundle_is_refused(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+    missing_model = dataclasses.replace(records[0], path="export/other.onnx")
     with pytest.raises(InputError, match=r"no other\.onnx"):
-        bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[absent], out=tmp_path / "out")
+        bench.bench(
+            bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[missing_model], out=tmp_path / "out"
+        )
 
 
-def test_another_graph_of_the_same_name_is_refused_on_the_device(bundle: Path, records: list[OnnxModel]) -> None:
-    other = dataclasses.replace(records[0], sha256="0" * 64)
+def test_graph_with_another_hash_is_refused_on_device(bundle: Path, records: list[OnnxModel]) -> None:
+    other_graph = dataclasses.replace(records[0], sha256="0" * 64)
     with pytest.raises(EdgeDistillError, match=r"exited with 2: agent: .*fp32\.onnx: sha256 is"):
-        bench.bench(bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[other], out=bundle.parent / "out")
+        bench.bench(
+            bundle, LOCAL, backend="onnxruntime-cpu", settings=QUICK, models=[other_graph], out=bundle.parent / "out"
+        )
 
 
-def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
+def test_unloadable_graph_raises_one_line_error(bundle: Path, records: list[OnnxModel]) -> None:
     (bundle / "student.fp32.onnx").write_bytes(b"not a graph")
-    _sum_again(bundle)
+    _rewrite_checksums(bundle)
     broken = dataclasses.replace(records[0], sha256=sha256_file(bundle / "student.fp32.onnx"))
     with pytest.raises(EdgeDistillError, match=r"exited with 1: agent: InvalidProtobuf: .*fp32\.onnx"):
         bench.bench(
@@ -129,7 +135,7 @@ def test_a_graph_that_does_not_load_is_one_line(bundle: Path, records: list[Onnx
         )
 
 
-def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) -> None:
+def test_missing_provider_raises_one_line_error(bundle: Path, records: list[OnnxModel]) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -142,7 +148,7 @@ def test_a_missing_provider_is_one_line(bundle: Path, records: list[OnnxModel]) 
     assert "has no CUDAExecutionProvider" in str(caught.value)
 
 
-def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
+def test_python_without_runtime_raises_one_line_error(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages: no numpy
     bare.chmod(0o755)
@@ -157,14 +163,14 @@ def test_a_python_without_the_runtime_is_one_line(bundle: Path, records: list[On
         )
 
 
-def test_probe_says_what_is_there() -> None:
+def test_probe_lists_python_backends_and_machine() -> None:
     facts = bench.probe(LOCAL)
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["backends"]["onnxruntime-cpu"][0].isdigit()
     assert "machine" in facts
 
 
-ANSWER: dict[str, Any] = {
+REPORT: dict[str, Any] = {
     "version": 2,
     "backend": "onnxruntime-cpu",
     "backend_version": "1",
@@ -199,7 +205,7 @@ JOB: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"backend": "tensorrt"}, "version 2 of backend tensorrt"),
         ({"mode": "compute"}, "other models than those shipped"),
@@ -207,21 +213,21 @@ JOB: dict[str, Any] = {
         ({"samples_ms": [2.0] * 3, "cells": [[0, 0, 3]]}, "fp32: 3 samples, 4 asked for"),
         ({"samples_ms": [0.5] * 4}, "fp32: 0.00 s of samples, 0.004 s asked for"),
         ({"samples_ms": [2.0, 2.0, 2.0, 0.0]}, "a sample of no duration"),
-        ({"accuracy": {**ANSWER["results"][0]["accuracy"], "n": 2}}, "accuracy over 2 images, 3 asked for"),
+        ({"accuracy": {**REPORT["results"][0]["accuracy"], "n": 2}}, "accuracy over 2 images, 3 asked for"),
     ],
 )
-def test_a_report_of_something_else_is_refused(changed: dict[str, Any], said: str) -> None:
-    good = bench.AgentReport.model_validate(ANSWER)
-    bench.check_report(good, JOB, 30, LOCAL)
-    raw = json.loads(json.dumps(ANSWER))
-    place = raw if "backend" in changed else raw["results"][0]
-    place.update(changed)
+def test_report_of_another_job_is_refused(changes: dict[str, Any], message: str) -> None:
+    report = bench.AgentReport.model_validate(REPORT)
+    bench.check_report(report, JOB, 30, LOCAL)
+    altered = json.loads(json.dumps(REPORT))
+    section = altered if "backend" in changes else altered["results"][0]
+    section.update(changes)
     with pytest.raises(EdgeDistillError, match="the report is not of this job") as caught:
-        bench.check_report(bench.AgentReport.model_validate(raw), JOB, 30, LOCAL)
-    assert said in str(caught.value)
+        bench.check_report(bench.AgentReport.model_validate(altered), JOB, 30, LOCAL)
+    assert message in str(caught.value)
 
 
-def test_an_interrupted_run_goes_on_after_its_last_whole_process(
+def test_interrupted_run_resumes_after_last_finished_process(
     bundle: Path, records: list[OnnxModel], tmp_path: Path
 ) -> None:
     files = {path.name: path for path in bundle.iterdir()}
@@ -231,29 +237,31 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_process(
         (job / path.name).write_bytes(path.read_bytes())
     (job / "job.json").write_text(json.dumps(bench.make_job(files, "onnxruntime-cpu", QUICK, records)))
     run = [sys.executable, "agent.pyz", "job.json"]
-    one = subprocess.run([*run, "--worker", "0", "--part", "part-0.json"], cwd=job, capture_output=True, check=True)
-    assert one.stdout.count(b"progress") == QUICK.rounds
+    first_run = subprocess.run(
+        [*run, "--worker", "0", "--part", "part-0.json"], cwd=job, capture_output=True, check=True
+    )
+    assert first_run.stdout.count(b"progress") == QUICK.rounds
     measured = json.loads((job / "part-0.json").read_text())["variants"]["fp32"]["rounds_ms"]
-    rest = subprocess.run(run, cwd=job, capture_output=True, check=True)
-    assert rest.stdout.count(b"progress") == QUICK.rounds
+    second_run = subprocess.run(run, cwd=job, capture_output=True, check=True)
+    assert second_run.stdout.count(b"progress") == QUICK.rounds
     report = json.loads((job / "report.json").read_text())
     assert report["facts"]["picked_up"] == 1
-    # the samples of the first process are those from before, and nothing is left for a later run to find
+    # the first process's samples come from the interrupted run, and no partial files remain
     assert report["results"][0]["samples_ms"][: len(measured[0])] == measured[0]
     assert not list(job.glob("part-*"))
 
 
-def test_batches_are_views_and_the_last_one_is_filled_up_from_the_first() -> None:
+def test_batches_are_views_and_last_is_padded_from_first() -> None:
     images_NHWC = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    assert [one.ravel().tolist() for one in worker._batches(images_NHWC, 2)] == [[0, 1], [2, 3], [4, 0]]
-    assert [one.ravel().tolist() for one in worker._batches(images_NHWC, 8)] == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert [batch.ravel().tolist() for batch in worker._batches(images_NHWC, 2)] == [[0, 1], [2, 3], [4, 0]]
+    assert [batch.ravel().tolist() for batch in worker._batches(images_NHWC, 8)] == [[0, 1, 2, 3, 4, 0, 1, 2]]
     singles = worker._batches(images_NHWC, 1)
-    assert len(singles) == 5 and all(np.shares_memory(one, images_NHWC) for one in singles)
+    assert len(singles) == 5 and all(np.shares_memory(batch, images_NHWC) for batch in singles)
 
 
-def test_what_the_agent_says_besides_its_progress_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_agent_messages_besides_progress_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=4, disable=True) as bar:
-        follow = bench._follow(bar)
+        follow = bench.show_progress(bar)
         for line in ("waiting for another measurement on this device", "progress 3/4", ""):
             follow(line)
         assert "waiting for another measurement" in capsys.readouterr().err

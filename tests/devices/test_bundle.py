@@ -1,4 +1,4 @@
-"""What a bundle holds, that it is the same each time, and that an altered one is refused."""
+"""A bundle's files: they are complete, reproducible, and refused if they were altered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.records import OnnxModel
 
 Models = list[tuple[Path, OnnxModel]]
-HELD = {
+FILES = {
     "student.fp32.onnx",
     "student.int8-cpu.onnx",
     "agent.pyz",
@@ -32,36 +32,36 @@ HELD = {
 }
 
 
-def test_it_holds_what_a_device_needs_and_nothing_else(bundle: Path) -> None:
-    assert {path.name for path in bundle.iterdir()} == HELD
-    assert {path.name for path in verify_bundle(bundle)} == HELD - {"SHA256SUMS"}
+def test_bundle_holds_exactly_the_expected_files(bundle: Path) -> None:
+    assert {path.name for path in bundle.iterdir()} == FILES
+    assert {path.name for path in verify_bundle(bundle)} == FILES - {"SHA256SUMS"}
 
 
-def test_it_describes_itself(bundle: Path, models: Models) -> None:
-    told = json.loads((bundle / "bundle.json").read_text())
-    assert told["classes"] == ["red", "green", "blue"]
-    assert told["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB"}
-    assert told["default"] == "fp32"
-    assert [(one["name"], one["file"], one["sha256"]) for one in told["models"]] == [
+def test_bundle_json_describes_classes_input_and_models(bundle: Path, models: Models) -> None:
+    description = json.loads((bundle / "bundle.json").read_text())
+    assert description["classes"] == ["red", "green", "blue"]
+    assert description["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB"}
+    assert description["default"] == "fp32"
+    assert [(model["name"], model["file"], model["sha256"]) for model in description["models"]] == [
         (model_name(record), path.name, record.sha256) for path, record in models
     ]
 
 
-def test_arrays_have_the_agents_types(bundle: Path) -> None:
+def test_arrays_have_dtypes_of_agent(bundle: Path) -> None:
     assert np.load(bundle / "images.npy").dtype == np.uint8
     assert np.load(bundle / "labels.npy").dtype == np.load(bundle / "host.fp32.npy").dtype == np.int64
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum program here")
-def test_sha256sum_checks_it(bundle: Path) -> None:
-    done = subprocess.run(
+def test_sha256sum_accepts_bundle(bundle: Path) -> None:
+    process = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=bundle, capture_output=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(b": OK") == len(HELD) - 1
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count(b": OK") == len(FILES) - 1
 
 
-def test_the_agent_archive_is_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_agent_archive_is_reproducible(tmp_path: Path) -> None:
     assert hashlib.sha256(agent_archive()).digest() == hashlib.sha256(agent_archive()).digest()
     (tmp_path / "agent.pyz").write_bytes(agent_archive())
     with zipfile.ZipFile(tmp_path / "agent.pyz") as archive:
@@ -71,29 +71,29 @@ def test_the_agent_archive_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert "agent/label.py" not in names
 
 
-def test_stale_files_go_and_foreign_ones_stay(bundle: Path, models: Models, pictures: np.ndarray) -> None:
-    (bundle / "picture.jpg").write_bytes(b"someone's own")
+def test_rewrite_removes_stale_files_and_keeps_foreign_ones(bundle: Path, models: Models, pictures: np.ndarray) -> None:
+    (bundle / "picture.jpg").write_bytes(b"a user's file")
     about = {"classes": ["a", "b", "c"], "input_px": 8, "store_px": 8, "fit": "crop"}
     files = write_bundle(
         bundle, models[:1], description=about, images_NHWC=pictures, labels_N=np.zeros(30, int), host_predictions={}
     )
-    left = {path.name for path in bundle.iterdir()}
-    assert left == {path.name for path in files} | {"picture.jpg"}
-    assert "student.int8-cpu.onnx" not in left
+    names = {path.name for path in bundle.iterdir()}
+    assert names == {path.name for path in files} | {"picture.jpg"}
+    assert "student.int8-cpu.onnx" not in names
     verify_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", sorted(HELD - {"SHA256SUMS"}))
-def test_one_altered_byte_is_refused(bundle: Path, name: str) -> None:
-    data = bytearray((bundle / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (bundle / name).write_bytes(data)
+@pytest.mark.parametrize("name", sorted(FILES - {"SHA256SUMS"}))
+def test_altered_byte_is_refused(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         verify_bundle(bundle)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "0123  ../../etc/passwd\n"])
-def test_broken_sums_are_refused(bundle: Path, text: str) -> None:
+def test_malformed_checksum_file_is_refused(bundle: Path, text: str) -> None:
     (bundle / "SHA256SUMS").write_text(text)
     with pytest.raises(InputError, match="is not a list"):
         verify_bundle(bundle)
@@ -107,14 +107,16 @@ def test_missing_file_and_missing_bundle_are_refused(bundle: Path, tmp_path: Pat
         verify_bundle(tmp_path / "nowhere")
 
 
-def test_a_graph_that_is_not_its_record_is_refused(tmp_path: Path, models: Models, pictures: np.ndarray) -> None:
+def test_graph_with_another_hash_than_its_record_is_refused(
+    tmp_path: Path, models: Models, pictures: np.ndarray
+) -> None:
     path, record = models[0]
-    other = [(path, dataclasses.replace(record, sha256="0" * 64))]
+    altered = [(path, dataclasses.replace(record, sha256="0" * 64))]
     about = {"classes": ["a"], "input_px": 8, "store_px": 8, "fit": "crop"}
     with pytest.raises(EdgeDistillError, match="not the graph that was entered"):
         write_bundle(
             tmp_path / "new",
-            other,
+            altered,
             description=about,
             images_NHWC=pictures,
             labels_N=np.zeros(30, int),

@@ -1,4 +1,4 @@
-"""The inventory: what it accepts, and what it says against the rest."""
+"""The inventory: the entries it accepts, and its messages about invalid ones."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def load(tmp_path: Path, text: str) -> dict[str, Device]:
     return inventory.load(path)
 
 
-def test_local_is_always_there(tmp_path: Path) -> None:
+def test_local_device_always_exists(tmp_path: Path) -> None:
     assert inventory.load(None) == {"local": Device(name="local")}
     assert load(tmp_path, "") == {"local": Device(name="local")}
     assert inventory.load(SHIPPED) == {"local": Device(name="local")}
 
 
 def uncommented(text: str) -> str:
-    """The examples alone, as a person would have them: from `# name:` to the next empty line, "# " taken off."""
+    """Return the examples uncommented: from `# name:` to the next empty line, without the leading "# "."""
     blocks = re.findall(r"(?m)^# [a-z0-9-]+:$(?:\n#   .*)+", text)
     return "\n".join(line[2:] for block in blocks for line in block.splitlines())
 
 
-def test_the_shipped_examples_are_right_once_uncommented(tmp_path: Path) -> None:
+def test_shipped_examples_are_valid_once_uncommented(tmp_path: Path) -> None:
     text = SHIPPED.read_text()
     devices = load(tmp_path, uncommented(text))
-    wanted = {"local", "orin-nano", "orin-agx", "pi5", "gpu-host", "gpu-container", "here-in-container"}
-    assert set(devices) == wanted
+    expected = {"local", "orin-nano", "orin-agx", "pi5", "gpu-host", "gpu-container", "here-in-container"}
+    assert set(devices) == expected
     python = "/home/edge/venv/bin/python"
     nano = Device(
         name="orin-nano",
@@ -51,26 +51,26 @@ def test_the_shipped_examples_are_right_once_uncommented(tmp_path: Path) -> None
     assert devices["orin-nano"] == nano
     assert devices["orin-agx"].workdir == "/mnt/nvme/edgedistill"
     assert devices["pi5"].host == "pi@pi5.local"
-    # nothing of an example is left behind as prose, and none is live
-    assert len(re.findall(r"(?m)^#   transport: ", text)) == len(wanted) - 1
+    # every example was uncommented as a whole, and none is active in the file
+    assert len(re.findall(r"(?m)^#   transport: ", text)) == len(expected) - 1
     assert re.findall(r"(?m)^[a-z].*:$", text) == ["local:"]
 
 
 @pytest.mark.parametrize("workdir", ["edge distill", "/mnt/nvme 2/it's $HOME", "bench/a;b", "ä/ö"])
-def test_a_workdir_may_have_spaces_and_quotes(tmp_path: Path, workdir: str) -> None:
+def test_workdir_may_have_spaces_and_quotes(tmp_path: Path, workdir: str) -> None:
     text = json.dumps({"orin": {"transport": "ssh", "host": "orin", "workdir": workdir}})
     assert load(tmp_path, text)["orin"].workdir == workdir
 
 
-def test_what_a_device_is_measured_with() -> None:
-    bare, there = Device(name="pi"), Device(name="orin", backends=("tensorrt", "onnxruntime-cpu"))
-    assert inventory.wanted_backends(bare) == ("onnxruntime-cpu",)
-    assert inventory.wanted_backends(there) == ("tensorrt", "onnxruntime-cpu")
-    assert inventory.wanted_backends(there, ["onnxruntime-cuda"]) == ("onnxruntime-cuda",)
+def test_wanted_backends_follow_device_and_request() -> None:
+    default_device, configured = Device(name="pi"), Device(name="orin", backends=("tensorrt", "onnxruntime-cpu"))
+    assert inventory.backends_for(default_device) == ("onnxruntime-cpu",)
+    assert inventory.backends_for(configured) == ("tensorrt", "onnxruntime-cpu")
+    assert inventory.backends_for(configured, ["onnxruntime-cuda"]) == ("onnxruntime-cuda",)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("orin: {transport: ssh}", "orin: host: is required for transport: ssh"),
         ("orin: {transport: shh, host: x}", "orin: transport: shh is unknown; did you mean ssh?"),
@@ -92,37 +92,37 @@ def test_what_a_device_is_measured_with() -> None:
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_wrong_entry_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_entry_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'devices.yaml'}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_all_problems_come_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, "a: {transport: ssh}\nb: {pyhton: x}")
     assert str(caught.value).count("\n") == 1
 
 
-def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+def test_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         inventory.load(tmp_path / "none.yaml")
 
 
-def test_an_unknown_device_gets_the_nearest_name() -> None:
+def test_unknown_device_gets_nearest_name() -> None:
     devices = {"local": Device(name="local"), "orin-nano": Device(name="orin-nano", transport="ssh", host="orin")}
     assert inventory.find(devices, "local").name == "local"
     with pytest.raises(InputError, match="no device is called orin-nao; did you mean orin-nano"):
         inventory.find(devices, "orin-nao")
 
 
-def test_a_device_called_local_is_this_machine(tmp_path: Path) -> None:
+def test_local_device_cannot_be_remote(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="local is this machine"):
         load(tmp_path, "local: {transport: ssh, host: other}\n")
 
 
 @pytest.mark.parametrize("python", ["~/venv/bin/python", "venv/bin/python"])
-def test_a_python_that_nothing_would_find_is_refused(tmp_path: Path, python: str) -> None:
+def test_relative_python_path_is_refused(tmp_path: Path, python: str) -> None:
     with pytest.raises(InputError, match="give the full path"):
         load(tmp_path, f"nano: {{transport: ssh, host: nano, python: {python}}}\n")

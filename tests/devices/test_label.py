@@ -1,4 +1,4 @@
-"""The example program of the bundle, run as a person would; its pixels are the project's pixels."""
+"""The bundle's example program, run from the command line; its pixels equal the project's pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.agent import label
 from edgedistill.data import images
 from tests.helpers.paths import ROOT
 
-# a camera that sees blue: OpenCV gives BGR, so its first channel is bright; FRAMES of them, or no end
+# a fake camera that sees blue: OpenCV gives BGR, so the first channel is bright; FRAMES frames, or endless
 CAMERA = """
 import os
 import sys
@@ -29,22 +29,22 @@ CAP_PROP_BUFFERSIZE = 38
 
 class VideoCapture:
     def __init__(self, source):
-        self.left = int(os.environ["FRAMES"])
+        self.frames_left = int(os.environ["FRAMES"])
         print(f"opened {source!r}", file=sys.stderr)
 
     def set(self, name, value):
         print(f"set {name} to {value}", file=sys.stderr)
 
     def read(self):
-        self.left -= 1
+        self.frames_left -= 1
         frame = np.full((50, 70, 3), 20, np.uint8)
         frame[:, :, 0] = 180
-        return (self.left != -1, frame if self.left != -1 else None)
+        return (self.frames_left != -1, frame if self.frames_left != -1 else None)
 
     def release(self):
         print("released", file=sys.stderr)
 """
-# ONNX Runtime for a GPU: says what it is asked for, and whether the provider starts is up to STARTS
+# a fake ONNX Runtime for a GPU: it logs its arguments; STARTS says whether the provider starts
 RUNTIME = """
 import os
 import sys
@@ -60,7 +60,7 @@ def preload_dlls():
     print("preloaded", file=sys.stderr)
 
 
-class Given:
+class Input:
     name = "images"
 
 
@@ -78,7 +78,7 @@ class InferenceSession:
         return [*self.providers, "CPUExecutionProvider"] if os.environ["STARTS"] == "yes" else ["CPUExecutionProvider"]
 
     def get_inputs(self):
-        return [Given]
+        return [Input]
 
     def run(self, outputs, feed):
         assert feed["images"].shape == (1, 8, 8, 3)
@@ -90,7 +90,7 @@ def command(bundle: Path, *argv: str) -> list[str]:
     return [sys.executable, str(bundle / "label.py"), *argv]
 
 
-def run(bundle: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run_label(bundle: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(bundle, *argv), capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env}
     )
@@ -98,7 +98,7 @@ def run(bundle: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def modules(tmp_path: Path) -> str:
-    """A folder for PYTHONPATH with the camera in it."""
+    """A folder for PYTHONPATH that holds the fake camera."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "cv2.py").write_text(CAMERA)
@@ -107,139 +107,141 @@ def modules(tmp_path: Path) -> str:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """A green picture, wider than high, with some noise."""
+    """A green picture, wider than high, with noise."""
     pixels = np.random.default_rng(3).integers(0, 60, size=(50, 70, 3), dtype=np.uint8)
     pixels[:, :, 1] += 120
     Image.fromarray(pixels).save(tmp_path / "green.png")
     return tmp_path / "green.png"
 
 
-def test_it_labels_a_picture(bundle: Path, picture: Path) -> None:
-    done = run(bundle, str(picture))
-    assert done.returncode == 0, done.stderr
+def test_picture_is_labeled(bundle: Path, picture: Path) -> None:
+    process = run_label(bundle, str(picture))
+    assert process.returncode == 0, process.stderr
     # logits 0.1 * (about 30, 150, 30): softmax gives green 1 / (1 + 2 exp(-12)) = 99.999 %
-    assert done.stdout == f"{picture}: green 100.0%\n"
-    assert run(bundle, str(picture), "--model", "int8-cpu").stdout == done.stdout
+    assert process.stdout == f"{picture}: green 100.0%\n"
+    assert run_label(bundle, str(picture), "--model", "int8-cpu").stdout == process.stdout
 
 
-def test_what_is_wrong_is_said(bundle: Path, picture: Path) -> None:
-    done = run(bundle, str(bundle / "bundle.json"))
-    assert done.returncode == 2
-    assert "cannot be read as a picture" in done.stderr
-    assert "one of: fp32, int8-cpu" in run(bundle, str(picture), "--model", "fp23").stderr
+def test_invalid_arguments_are_reported(bundle: Path, picture: Path) -> None:
+    process = run_label(bundle, str(bundle / "bundle.json"))
+    assert process.returncode == 2
+    assert "cannot be read as a picture" in process.stderr
+    assert "one of: fp32, int8-cpu" in run_label(bundle, str(picture), "--model", "fp23").stderr
     for arguments in ([], [str(picture), "--camera", "0"], ["--camera", "0", "--frames", "-1"]):
-        done = run(bundle, *arguments)
-        assert done.returncode == 2 and "name pictures, or else a --camera" in done.stderr
+        process = run_label(bundle, *arguments)
+        assert process.returncode == 2 and "name pictures, or else a --camera" in process.stderr
 
 
-def test_frames_of_a_camera_are_labeled(bundle: Path, modules: str) -> None:
-    done = run(bundle, "--camera", "0", "--frames", "3", PYTHONPATH=modules, FRAMES="9")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_camera_frames_are_labeled(bundle: Path, modules: str) -> None:
+    process = run_label(bundle, "--camera", "0", "--frames", "3", PYTHONPATH=modules, FRAMES="9")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
     # logits 0.1 * (20, 20, 180): softmax gives blue 1 / (1 + 2 exp(-16)); a frame not turned to RGB would be red
     untimed = [re.sub(r" [0-9.]+ ms$", "", line) for line in lines]
     assert untimed == [f"frame {n}: blue 100.0%" for n in (1, 2, 3)]
     assert all(float(line.split()[-2]) > 0 for line in lines)
-    opened, buffered, released, summary = done.stderr.splitlines()
+    opened, buffered, released, summary = process.stderr.splitlines()
     assert (opened, buffered, released) == ("opened 0", "set 38 to 1", "released")
     assert re.fullmatch(r"3 frames: median [0-9.]+ ms from frame to label", summary)
 
 
-def test_a_file_or_stream_is_given_to_opencv_as_it_is(bundle: Path, modules: str) -> None:
-    done = run(bundle, "--camera", "rtsp://door/1", "--frames", "1", PYTHONPATH=modules, FRAMES="9")
-    assert done.returncode == 0 and "opened 'rtsp://door/1'" in done.stderr
+def test_stream_address_is_passed_to_opencv_unchanged(bundle: Path, modules: str) -> None:
+    process = run_label(bundle, "--camera", "rtsp://door/1", "--frames", "1", PYTHONPATH=modules, FRAMES="9")
+    assert process.returncode == 0 and "opened 'rtsp://door/1'" in process.stderr
 
 
-@pytest.mark.parametrize(("there", "wanted"), [("0", []), ("2", []), ("2", ["--frames", "5"])])
-def test_a_camera_that_breaks_off_is_said(bundle: Path, modules: str, there: str, wanted: list[str]) -> None:
-    done = run(bundle, "--camera", "0", *wanted, PYTHONPATH=modules, FRAMES=there)
-    assert (done.returncode, len(done.stdout.splitlines())) == (2, int(there))
-    assert done.stderr.endswith(f"camera 0: no frame after {there}; is it plugged in, and not in use elsewhere?\n")
-    assert "released" in done.stderr
+@pytest.mark.parametrize(("n_frames", "arguments"), [("0", []), ("2", []), ("2", ["--frames", "5"])])
+def test_camera_that_stops_is_reported(bundle: Path, modules: str, n_frames: str, arguments: list[str]) -> None:
+    process = run_label(bundle, "--camera", "0", *arguments, PYTHONPATH=modules, FRAMES=n_frames)
+    assert (process.returncode, len(process.stdout.splitlines())) == (2, int(n_frames))
+    assert process.stderr.endswith(
+        f"camera 0: no frame after {n_frames}; is it plugged in, and not in use elsewhere?\n"
+    )
+    assert "released" in process.stderr
 
 
-def test_a_recording_may_end(bundle: Path, modules: str, tmp_path: Path) -> None:
+def test_end_of_recording_is_no_error(bundle: Path, modules: str, tmp_path: Path) -> None:
     (tmp_path / "door.mp4").touch()
-    done = run(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="2")
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
-    done = run(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="0")
-    assert done.returncode == 2 and "no frame after 0" in done.stderr
+    process = run_label(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="2")
+    assert (process.returncode, len(process.stdout.splitlines())) == (0, 2), process.stderr
+    process = run_label(bundle, "--camera", str(tmp_path / "door.mp4"), PYTHONPATH=modules, FRAMES="0")
+    assert process.returncode == 2 and "no frame after 0" in process.stderr
 
 
-def test_ctrl_c_ends_a_camera_in_peace(bundle: Path, modules: str) -> None:
+def test_ctrl_c_ends_camera_without_traceback(bundle: Path, modules: str) -> None:
     env = {**os.environ, "PYTHONPATH": modules, "FRAMES": "1000000000"}
     with subprocess.Popen(
         command(bundle, "--camera", "0"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        seen = [process.stdout.readline() for _ in range(3)]
+        lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert all("blue" in line for line in seen)
+    assert all("blue" in line for line in lines)
     assert (process.returncode, "Traceback" in errors, "released" in errors) == (0, False, True), errors
     assert "ms from frame to label" in errors
 
 
-def test_without_opencv_pictures_still_work(bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_pictures_are_labeled_without_opencv(bundle: Path, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("raise ImportError('No module named cv2')")
-    done = run(bundle, "--camera", "0", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr == f"No module named cv2; {sys.executable} -m pip install opencv-python-headless\n"
-    assert run(bundle, str(picture), PYTHONPATH=str(tmp_path)).returncode == 0
+    process = run_label(bundle, "--camera", "0", PYTHONPATH=str(tmp_path))
+    assert process.returncode == 2
+    assert process.stderr == f"No module named cv2; {sys.executable} -m pip install opencv-python-headless\n"
+    assert run_label(bundle, str(picture), PYTHONPATH=str(tmp_path)).returncode == 0
 
 
-def test_a_provider_that_is_not_there_is_said(bundle: Path, picture: Path) -> None:
-    done = run(bundle, str(picture), "--provider", "dreams")
-    assert done.returncode == 2
-    assert re.fullmatch(r"onnxruntime has no provider dreams here; one of: .*cpu\n", done.stderr)
+def test_missing_provider_is_reported(bundle: Path, picture: Path) -> None:
+    process = run_label(bundle, str(picture), "--provider", "dreams")
+    assert process.returncode == 2
+    assert re.fullmatch(r"onnxruntime has no provider dreams here; one of: .*cpu\n", process.stderr)
 
 
 @pytest.mark.parametrize(
-    ("asked", "file", "int8", "half"),
+    ("arguments", "file", "int8", "half"),
     [([], "student.fp32.onnx", "0", "0"), (["--model", "int8-cpu"], "student.int8-cpu.onnx", "1", "1")],
 )
-def test_another_provider_takes_a_graph_for_any_target(
-    bundle: Path, picture: Path, modules: str, asked: list[str], file: str, int8: str, half: str
+def test_gpu_provider_uses_graph_for_any_target(
+    bundle: Path, picture: Path, modules: str, arguments: list[str], file: str, int8: str, half: str
 ) -> None:
     description = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps({**description, "default": "int8-cpu"}))
     (Path(modules) / "onnxruntime.py").write_text(RUNTIME)
-    done = run(bundle, str(picture), "--provider", "tensorrt", *asked, PYTHONPATH=modules, STARTS="yes")
-    assert (done.returncode, done.stdout) == (0, f"{picture}: green 100.0%\n"), done.stderr
-    preloaded, *_, session = done.stderr.splitlines()
+    process = run_label(bundle, str(picture), "--provider", "tensorrt", *arguments, PYTHONPATH=modules, STARTS="yes")
+    assert (process.returncode, process.stdout) == (0, f"{picture}: green 100.0%\n"), process.stderr
+    preloaded, *_, session = process.stderr.splitlines()
     models = {model["file"]: model["sha256"] for model in description["models"]}
-    kept = str(bundle / "engines" / models[file][:16])
+    engine_folder = str(bundle / "engines" / models[file][:16])
     options = {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": kept,
+        "trt_engine_cache_path": engine_folder,
         "trt_int8_enable": int8,
         "trt_fp16_enable": half,
     }
     assert (preloaded, session) == ("preloaded", f"{file} {[('TensorrtExecutionProvider', options)]}")
-    done = run(bundle, str(picture), "--provider", "cuda", *asked, PYTHONPATH=modules, STARTS="no")
-    assert done.returncode == 2 and "CUDAExecutionProvider did not start" in done.stderr
-    on_cpu = run(bundle, str(picture), PYTHONPATH=modules, STARTS="yes")
+    process = run_label(bundle, str(picture), "--provider", "cuda", *arguments, PYTHONPATH=modules, STARTS="no")
+    assert process.returncode == 2 and "CUDAExecutionProvider did not start" in process.stderr
+    on_cpu = run_label(bundle, str(picture), PYTHONPATH=modules, STARTS="yes")
     assert on_cpu.stderr.splitlines()[-1] == "student.int8-cpu.onnx [('CPUExecutionProvider', {})]"
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize(("store_px", "input_px"), [(48, 32), (32, 32), (24, 40)])
-def test_its_pixels_are_the_projects(picture: Path, fit: images.Fit, store_px: int, input_px: int) -> None:
-    ours = images.read(picture, store_px, input_px, fit)
-    assert np.array_equal(label.read_picture(str(picture), store_px, input_px, fit), ours)
+def test_pixels_equal_those_of_the_project(picture: Path, fit: images.Fit, store_px: int, input_px: int) -> None:
+    expected = images.read(picture, store_px, input_px, fit)
+    assert np.array_equal(label.read_picture(str(picture), store_px, input_px, fit), expected)
 
 
-def test_exif_orientation_is_kept_to(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     half = np.zeros((40, 40, 3), np.uint8)
     half[:20] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(half).save(tmp_path / "turned.jpg", exif=exif)
-    theirs = label.read_picture(str(tmp_path / "turned.jpg"), 20, 20, "crop")
-    assert np.array_equal(theirs, images.read(tmp_path / "turned.jpg", 20, 20, "crop"))
-    assert theirs[:, -1].mean() > 200
-    assert theirs[:, 0].mean() < 50
+    actual = label.read_picture(str(tmp_path / "turned.jpg"), 20, 20, "crop")
+    assert np.array_equal(actual, images.read(tmp_path / "turned.jpg", 20, 20, "crop"))
+    assert actual[:, -1].mean() > 200
+    assert actual[:, 0].mean() < 50
 
 
-def test_deploy_shows_the_same_program() -> None:
+def test_deploy_folder_has_the_same_program() -> None:
     assert (ROOT / "deploy" / "bundle" / "label.py").read_bytes() == Path(label.__file__).read_bytes()

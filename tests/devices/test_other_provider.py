@@ -1,4 +1,4 @@
-"""A provider that is no CPU of ONNX Runtime's own, for real: OpenVINO, in an environment of its own, through bench."""
+"""bench with a provider outside ONNX Runtime's own package: OpenVINO, installed in a separate environment."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("openvino")
     venv.create(folder, with_pip=True)
     pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "onnxruntime-openvino", "numpy"]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"onnxruntime-openvino cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    process = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if process.returncode:
+        pytest.skip(f"onnxruntime-openvino cannot be installed here: {process.stderr.strip().splitlines()[-1]}")
     return pip[0]
 
 
-def test_openvino_measures_the_bundle(
+def test_openvino_measures_bundle(
     python: str, bundle: Path, models: list[tuple[Path, OnnxModel]], tmp_path: Path
 ) -> None:
     quick = Bench(processes=2, rounds=2, samples=40, seconds=0.02, accuracy_images=30)
@@ -40,7 +40,7 @@ def test_openvino_measures_the_bundle(
     runtime = reports[0].facts["runtime"]
     assert runtime["providers"][0] == "OpenVINOExecutionProvider"
     assert isinstance(runtime["whole_graph"], bool)
-    assert [one.agreement_with_host for one in reports] == [1.0, 1.0]
+    assert [report.agreement_with_host for report in reports] == [1.0, 1.0]
     assert (tmp_path / "out/local/onnxruntime-openvino-int8-cpu.json").is_file()
     assert bench.probe(device)["backends"]["onnxruntime-openvino"] == reports[0].backend_version
     assert bench.probe(Device(name="local", python=sys.executable))["backends"]["onnxruntime-openvino"].startswith(

@@ -1,4 +1,4 @@
-"""Copies over OpenSSH that break, arrive altered, or find no room; and what old runs left behind."""
+"""Copies over OpenSSH that break, arrive altered, or find no space; and folders of old runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgedistill.records import Device
 from tests.helpers import sshd
 from tests.helpers.sshd import HOST, Server
 
-pytestmark = sshd.TIER
+pytestmark = sshd.MARKS
 MB = 1 << 20
 
 
@@ -37,171 +37,175 @@ def device(tmp_path: Path) -> Device:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """One of 1 MB and one of 8 MB."""
-    made = []
+    """A file of 1 MB and a file of 8 MB."""
+    paths = []
     for name, size in (("small model.onnx", MB), ("images.npy", 8 * MB)):
         (tmp_path / name).write_bytes(random.Random(size).randbytes(size))
-        made.append(tmp_path / name)
-    return made
+        paths.append(tmp_path / name)
+    return paths
 
 
-def folder(device: Device) -> Path:
-    (found,) = Path(device.workdir).iterdir()
-    return found
+def remote_folder(device: Device) -> Path:
+    (path,) = Path(device.workdir).iterdir()
+    return path
 
 
 def break_off(server: Server, device: Device, files: list[Path], after: int) -> str:
-    """A copy whose connection breaks after so many bytes; returns the job's name."""
+    """Start a copy whose connection breaks after `after` bytes, and return the job's name."""
     job = job_name(device, files)
     with sshd.cable(server) as cable, pytest.raises(ssh.ConnectionLostError):  # noqa: SIM117 the cable is for `connect`
-        with connect(device, server.config, job) as there:
+        with connect(device, server.config, job) as connection:
             cable.cut_at = cable.sent_bytes + after
-            there.put(files)
+            connection.put(files)
     return job
 
 
-def settled(part: Path) -> int:
-    """The size of a part once nothing more of it is under way."""
+def final_size(part: Path) -> int:
+    """Return the size of a partial file once it has stopped growing."""
     sizes = [-1]
-    sshd.until(lambda: sizes.append(part.stat().st_size) or sizes[-1] == sizes[-8:][0] > MB, 10)
+    sshd.wait_until(lambda: sizes.append(part.stat().st_size) or sizes[-1] == sizes[-8:][0] > MB, 10)
     return sizes[-1]
 
 
-def test_a_broken_copy_goes_on_where_it_broke(server: Server, device: Device, files: list[Path]) -> None:
+def test_broken_copy_resumes_where_it_broke(server: Server, device: Device, files: list[Path]) -> None:
     job = break_off(server, device, files, 7 * MB)
-    assert (folder(device) / "small model.onnx").read_bytes() == files[0].read_bytes()
-    begun = settled(folder(device) / f"{PART}images.npy")
-    with sshd.cable(server) as cable, connect(device, server.config, job) as there:
-        there.put(files)
-        assert 0 < cable.sent_bytes - (8 * MB - begun) < 50_000
-        assert [(folder(device) / file.name).read_bytes() for file in files] == [file.read_bytes() for file in files]
+    assert (remote_folder(device) / "small model.onnx").read_bytes() == files[0].read_bytes()
+    n_sent = final_size(remote_folder(device) / f"{PART}images.npy")
+    with sshd.cable(server) as cable, connect(device, server.config, job) as connection:
+        connection.put(files)
+        assert 0 < cable.sent_bytes - (8 * MB - n_sent) < 50_000
+        assert [(remote_folder(device) / file.name).read_bytes() for file in files] == [
+            file.read_bytes() for file in files
+        ]
         before = cable.sent_bytes
-        there.put(files)
+        connection.put(files)
         assert cable.sent_bytes - before < 50_000
     assert not (Path(device.workdir) / job).exists()
 
 
-def test_a_part_with_a_wrong_byte_is_sent_whole(server: Server, device: Device, files: list[Path]) -> None:
+def test_altered_partial_file_is_sent_again(server: Server, device: Device, files: list[Path]) -> None:
     job = break_off(server, device, files, 7 * MB)
-    part = folder(device) / f"{PART}images.npy"
-    settled(part)
+    part = remote_folder(device) / f"{PART}images.npy"
+    final_size(part)
     with part.open("r+b") as stream:
         stream.seek(MB)
         stream.write(b"altered")
-    with connect(device, server.config, job) as there:
-        there.put(files)
-        assert (folder(device) / "images.npy").read_bytes() == files[1].read_bytes()
+    with connect(device, server.config, job) as connection:
+        connection.put(files)
+        assert (remote_folder(device) / "images.npy").read_bytes() == files[1].read_bytes()
         assert not part.exists()
 
 
-def test_a_copy_goes_on_by_itself_once_the_device_is_back(
+def test_copy_resumes_by_itself_after_reconnect(
     server: Server, device: Device, files: list[Path], tmp_path: Path
 ) -> None:
-    with sshd.cable(server) as cable, connect(device, server.config) as there:
+    with sshd.cable(server) as cable, connect(device, server.config) as connection:
         cable.cut_at = cable.sent_bytes + 5 * MB
-        count = [sys.executable, "-c", "import os; open('n', 'w').write(str(os.path.getsize('images.npy')))"]
-        losses = transport.run_through(there, files, argv=count, result=tmp_path / "n", timeout_s=60.0)
+        program = [sys.executable, "-c", "import os; open('n', 'w').write(str(os.path.getsize('images.npy')))"]
+        losses = transport.run_with_reconnect(
+            connection, files, argv=program, result_path=tmp_path / "n", timeout_s=60.0
+        )
         assert cable.connections == 2
     assert (tmp_path / "n").read_text() == str(8 * MB)
     assert len(losses) == 1 and losses[0].startswith("edge: OpenSSH to edge-test: ")
 
 
-def test_what_is_altered_before_a_run_is_not_run(server: Server, device: Device, tmp_path: Path) -> None:
+def test_altered_file_is_not_run(server: Server, device: Device, tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text("open('ran', 'w')")
-    with connect(device, server.config) as there:
-        there.put([tmp_path / "agent.py"])
-        (folder(device) / "agent.py").write_text("open('ran', 'w');")
+    with connect(device, server.config) as connection:
+        connection.put([tmp_path / "agent.py"])
+        (remote_folder(device) / "agent.py").write_text("open('ran', 'w');")
         with pytest.raises(EdgeDistillError, match=r"agent\.py: not on the device as sent .*nothing was run; try"):
-            there.run([sys.executable, "agent.py"], 60.0)
-        assert not (folder(device) / "ran").exists()
-        (folder(device) / "agent.py").unlink()
+            connection.run([sys.executable, "agent.py"], 60.0)
+        assert not (remote_folder(device) / "ran").exists()
+        (remote_folder(device) / "agent.py").unlink()
         with pytest.raises(EdgeDistillError, match=r"agent\.py: not on the device as sent"):
-            there.run([sys.executable, "agent.py"], 60.0)
-        there.put([tmp_path / "agent.py"])
-        there.run([sys.executable, "agent.py"], 60.0)
-        assert (folder(device) / "ran").exists()
+            connection.run([sys.executable, "agent.py"], 60.0)
+        connection.put([tmp_path / "agent.py"])
+        connection.run([sys.executable, "agent.py"], 60.0)
+        assert (remote_folder(device) / "ran").exists()
 
 
-def test_what_arrives_altered_twice_is_given_up(device: Device, tmp_path: Path) -> None:
+def test_copy_altered_twice_is_given_up(device: Device, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "cat").write_text("#!/bin/sh\necho once >>" + str(tmp_path / "times") + "\nexec tr a b\n")
     (tmp_path / "bin" / "cat").chmod(0o755)
     (tmp_path / "agent.py").write_text("a = 1")
     (tmp_path / "sshd").mkdir()
     force = f'ForceCommand PATH={tmp_path}/bin:$PATH exec sh -c "$SSH_ORIGINAL_COMMAND"'
-    with sshd.running(tmp_path / "sshd", force) as server, connect(device, server.config) as there:
+    with sshd.running(tmp_path / "sshd", force) as server, connect(device, server.config) as connection:
         with pytest.raises(EdgeDistillError, match=r"agent\.py: not on the device as sent"):
-            there.put([tmp_path / "agent.py"])
-        assert list(folder(device).iterdir()) == []
+            connection.put([tmp_path / "agent.py"])
+        assert list(remote_folder(device).iterdir()) == []
     assert (tmp_path / "times").read_text() == "once\nonce\n"
 
 
 @pytest.fixture
 def small_disk(device: Device) -> Iterator[Path]:
-    """The workdir on a disk of 2 MB."""
-    place = Path(device.workdir)
-    place.mkdir()
-    done = mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place))
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    """The workdir, mounted as a disk of 2 MB."""
+    disk = Path(device.workdir)
+    disk.mkdir()
+    process = mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))
+    if process.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {process.stderr.strip()}")
     try:
-        yield place
+        yield disk
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def mount(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["mount", *argv], capture_output=True, text=True, check=False)
 
 
-def test_a_full_disk_is_said_before_anything_is_sent(
+def test_full_disk_is_reported_before_any_copy(
     server: Server, device: Device, files: list[Path], small_disk: Path
 ) -> None:
-    with sshd.cable(server) as cable, connect(device, server.config) as there:
+    with sshd.cable(server) as cable, connect(device, server.config) as connection:
         with pytest.raises(EdgeDistillError) as caught:
-            there.put(files)
+            connection.put(files)
         assert cable.sent_bytes < 50_000
-    room = f"no space left in {small_disk}: 2.1 MB free, 26.2 MB needed"
-    assert str(caught.value) == f"edge: {room}; make room there, or name another workdir in deploy/devices.yaml"
+    shortage = f"no space left in {small_disk}: 2.1 MB free, 26.2 MB needed"
+    assert str(caught.value) == f"edge: {shortage}; make room there, or name another workdir in deploy/devices.yaml"
 
 
-def test_a_disk_that_fills_up_meanwhile_is_said_and_the_copy_goes_on(
+def test_disk_that_fills_during_copy_is_reported_and_copy_resumes(
     server: Server, device: Device, files: list[Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "SPARE_BYTES", -100 * MB)
-    with sshd.cable(server) as cable, connect(device, server.config) as there:
+    with sshd.cable(server) as cable, connect(device, server.config) as connection:
         with pytest.raises(EdgeDistillError, match=r"no space left in .*: 0\.0 MB free, .* MB needed; make room there"):
-            there.put(files)
+            connection.put(files)
         assert mount("-o", "remount,size=64m", str(small_disk)).returncode == 0
         before = cable.sent_bytes
-        there.put(files)
+        connection.put(files)
         assert cable.sent_bytes - before < 7.5 * MB
-        assert (folder(device) / "images.npy").read_bytes() == files[1].read_bytes()
+        assert (remote_folder(device) / "images.npy").read_bytes() == files[1].read_bytes()
 
 
-def test_old_folders_of_ours_go_and_nothing_else(server: Server, device: Device, tmp_path: Path) -> None:
+def test_only_stale_job_folders_are_removed(server: Server, device: Device, tmp_path: Path) -> None:
     work = Path(device.workdir)
-    ours, young = work / "job-0123456789abcdef", work / "job-fedcba9876543210"
+    stale, recent = work / "job-0123456789abcdef", work / "job-fedcba9876543210"
     foreign = [work / "job-mine", work / "results", work / "job-0123456789abcdef0", work / "job-0123456789ABCDEF"]
-    for place in (ours, young, *foreign):
-        place.mkdir(parents=True)
-    target = tmp_path / "someone's"
+    for path in (stale, recent, *foreign):
+        path.mkdir(parents=True)
+    target = tmp_path / "user's"
     target.mkdir()
     (target / "kept").touch()
-    (ours / "link").symlink_to(target)
-    (ours / "model.onnx").touch()
+    (stale / "link").symlink_to(target)
+    (stale / "model.onnx").touch()
     link = work / "job-00000000000000ff"
     link.symlink_to(target)
-    old = time.time() - 5 * 24 * 3600
-    for place in (ours, *foreign, target, link):
-        os.utime(place, (old, old), follow_symlinks=False)
+    five_days_ago = time.time() - 5 * 24 * 3600
+    for path in (stale, *foreign, target, link):
+        os.utime(path, (five_days_ago, five_days_ago), follow_symlinks=False)
     with connect(device, server.config):
         pass
-    assert set(work.iterdir()) == {young, link, *foreign}
+    assert set(work.iterdir()) == {recent, link, *foreign}
     assert (target / "kept").exists()
 
 
-def test_a_link_in_place_of_the_folder_is_refused(server: Server, device: Device, tmp_path: Path) -> None:
+def test_link_in_place_of_folder_is_refused(server: Server, device: Device, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     target.mkdir()
     Path(device.workdir).mkdir()
@@ -211,18 +215,18 @@ def test_a_link_in_place_of_the_folder_is_refused(server: Server, device: Device
     assert target.is_dir() and list(target.iterdir()) == []
 
 
-def test_a_person_who_interrupts_finds_the_folder_again(server: Server, device: Device, files: list[Path]) -> None:
+def test_keyboard_interrupt_keeps_the_folder(server: Server, device: Device, files: list[Path]) -> None:
     job = job_name(device, files)
-    with pytest.raises(KeyboardInterrupt), connect(device, server.config, job) as there:
-        there.put(files[:1])
+    with pytest.raises(KeyboardInterrupt), connect(device, server.config, job) as connection:
+        connection.put(files[:1])
         raise KeyboardInterrupt
-    assert folder(device).name == job
-    with pytest.raises(EdgeDistillError, match="exited with 1"), connect(device, server.config, job) as there:
-        there.run(["false"], 60.0)
+    assert remote_folder(device).name == job
+    with pytest.raises(EdgeDistillError, match="exited with 1"), connect(device, server.config, job) as connection:
+        connection.run(["false"], 60.0)
     assert list(Path(device.workdir).iterdir()) == []
 
 
-def test_another_job_another_folder(device: Device, files: list[Path]) -> None:
+def test_job_name_follows_contents_of_files(device: Device, files: list[Path]) -> None:
     name = job_name(device, files)
     assert job_name(device, files[::-1]) == name
     assert job_name(device, files[:1]) != name

@@ -1,4 +1,4 @@
-"""Probing the inventory: all at once, bounded in time, and what is missing said once and in full."""
+"""Probing the inventory: devices are probed in parallel, with a time limit, and missing backends are reported."""
 
 from __future__ import annotations
 
@@ -39,81 +39,81 @@ FACTS = {
 ORIN = Device(name="orin", transport="ssh", host="orin", backends=("onnxruntime-cpu", "tensorrt"))
 
 
-def test_devices_are_asked_at_the_same_time_and_answer_in_order() -> None:
+def test_devices_are_probed_in_parallel_and_reported_in_order() -> None:
     together = threading.Barrier(3, timeout=20)
 
-    def ask(device: Device) -> Mapping[str, Any]:
+    def probe(device: Device) -> Mapping[str, Any]:
         together.wait()
         time.sleep(0.2 if device.name == "a" else 0.0)
         return {"cpu": device.name}
 
-    probed = survey.survey([Device(name="a"), Device(name="b"), Device(name="c")], ask)
-    assert [(one.device.name, one.facts["cpu"]) for one in probed] == [("a", "a"), ("b", "b"), ("c", "c")]
+    probed = survey.survey([Device(name="a"), Device(name="b"), Device(name="c")], probe)
+    assert [(answer.device.name, answer.facts["cpu"]) for answer in probed] == [("a", "a"), ("b", "b"), ("c", "c")]
 
 
-def test_a_device_that_hangs_costs_no_more_than_its_time() -> None:
+def test_hanging_device_is_abandoned_after_time_limit() -> None:
     ended = threading.Event()
 
-    def ask(device: Device) -> Mapping[str, Any]:
+    def probe(device: Device) -> Mapping[str, Any]:
         if device.name == "hung":
             ended.wait(60)
         return FACTS
 
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
-        hung, fine = survey.survey([Device(name="hung"), Device(name="fine")], ask, answer_s=0.5)
+        hung, fine = survey.survey([Device(name="hung"), Device(name="fine")], probe, answer_s=0.5)
     finally:
         ended.set()
-    assert 0.4 < time.monotonic() - begun < 10
+    assert 0.4 < time.monotonic() - started < 10
     assert fine.facts == FACTS and fine.reachable
     assert (hung.reachable, hung.usable, hung.facts) == (False, False, {})
     assert hung.trouble == "hung: no answer within 0.5 s; is it overloaded, or its disk full? ask it again"
 
 
-def test_an_error_of_one_device_is_its_own() -> None:
-    def ask(device: Device) -> Mapping[str, Any]:
+def test_error_of_one_device_leaves_others_usable() -> None:
+    def probe(device: Device) -> Mapping[str, Any]:
         if device.name == "broken":
             raise EdgeDistillError("broken: python: exited with 2", "install numpy")
         if device.name == "odd":
             raise ValueError("what is this")
         return FACTS
 
-    broken, odd, fine = survey.survey([Device(name="broken"), Device(name="odd"), Device(name="fine")], ask)
+    broken, odd, fine = survey.survey([Device(name="broken"), Device(name="odd"), Device(name="fine")], probe)
     assert (broken.trouble, broken.usable) == ("broken: python: exited with 2; install numpy", False)
     assert (odd.trouble, odd.usable) == ("odd: unexpected ValueError: what is this", False)
     assert fine.usable
 
 
-def test_what_ssh_cannot_reach_is_not_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_ssh_connection_is_reported_as_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text("#!/bin/sh\necho 'ssh: connect to host orin port 22: Connection refused' >&2\nexit 255\n")
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    (one,) = survey.survey([ORIN])
-    assert (one.reachable, one.usable) == (False, False)
-    assert "Connection refused" in one.trouble and "`ssh orin true`" in one.trouble
+    (orin,) = survey.survey([ORIN])
+    assert (orin.reachable, orin.usable) == (False, False)
+    assert "Connection refused" in orin.trouble and "`ssh orin true`" in orin.trouble
 
 
-def test_a_machine_without_ssh_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_without_ssh_client_is_told_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (one,) = survey.survey([ORIN])
-    assert not one.reachable and "install the OpenSSH client" in one.trouble
+    (orin,) = survey.survey([ORIN])
+    assert not orin.reachable and "install the OpenSSH client" in orin.trouble
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(sshd.MISSING), reason=f"not installed here: {', '.join(sshd.MISSING)}")
-def test_devices_over_ssh(tmp_path: Path) -> None:
+def test_survey_over_ssh_reports_each_device(tmp_path: Path) -> None:
     (tmp_path / "sshd").mkdir()
     with sshd.running(tmp_path / "sshd") as server:
-        ask = partial(bench.probe, ssh_config=server.config)
-        at, place = sys.executable, str(tmp_path / "remote")
+        probe = partial(bench.probe, ssh_config=server.config)
+        python, workdir = sys.executable, str(tmp_path / "remote")
         fine, dead, no_python = survey.survey(
             [
-                Device(name="fine", transport="ssh", host=sshd.HOST, python=at, workdir=place),
-                Device(name="dead", transport="ssh", host="dead", python=at, workdir=place),
-                Device(name="no-python", transport="ssh", host=sshd.HOST, python="/no/python", workdir=place),
+                Device(name="fine", transport="ssh", host=sshd.HOST, python=python, workdir=workdir),
+                Device(name="dead", transport="ssh", host="dead", python=python, workdir=workdir),
+                Device(name="no-python", transport="ssh", host=sshd.HOST, python="/no/python", workdir=workdir),
             ],
-            ask,
+            probe,
         )
     assert fine.usable and fine.facts["backends"]["onnxruntime-cpu"][0].isdigit()
     assert (dead.reachable, dead.usable) == (False, False) and "refused" in dead.trouble
@@ -121,7 +121,7 @@ def test_devices_over_ssh(tmp_path: Path) -> None:
     assert [line.split()[1] for line in survey.table([fine, dead, no_python]).splitlines()[1:4]] == ["yes", "no", "yes"]
 
 
-def test_this_machine_answers_for_itself(tmp_path: Path) -> None:
+def test_survey_of_local_devices_reports_backends(tmp_path: Path) -> None:
     python = tmp_path / "python"
     fine, broken, lacking = survey.survey(
         [
@@ -137,23 +137,23 @@ def test_this_machine_answers_for_itself(tmp_path: Path) -> None:
         assert list(lacking.missing) == ["tensorrt-rtx"] and not lacking.usable
 
 
-def test_what_is_missing_is_only_what_the_device_is_there_for() -> None:
-    assert survey.Probed(device=Device(name="pi"), facts=FACTS).missing == {}
-    one = survey.Probed(device=ORIN, facts=FACTS)
-    assert one.missing == {"tensorrt": "No module named 'tensorrt'; install python3-libnvinfer"}
-    assert (one.usable, survey.Probed(device=Device(name="pi"), facts=FACTS).usable) == (False, True)
-    former = survey.Probed(device=Device(name="pi", backends=("tensorrt-rtx",)), facts=FACTS)
+def test_only_configured_backends_count_as_missing() -> None:
+    assert survey.DeviceStatus(device=Device(name="pi"), facts=FACTS).missing == {}
+    orin = survey.DeviceStatus(device=ORIN, facts=FACTS)
+    assert orin.missing == {"tensorrt": "No module named 'tensorrt'; install python3-libnvinfer"}
+    assert (orin.usable, survey.DeviceStatus(device=Device(name="pi"), facts=FACTS).usable) == (False, True)
+    former = survey.DeviceStatus(device=Device(name="pi", backends=("tensorrt-rtx",)), facts=FACTS)
     assert list(former.missing) == ["tensorrt-rtx"]
 
 
-def test_the_table() -> None:
-    unreached = survey.Probed(
+def test_table_lists_devices_and_problems() -> None:
+    unreached = survey.DeviceStatus(
         device=Device(name="pi", transport="ssh", host="pi"),
         facts={},
         trouble="pi: OpenSSH to pi: refused",
         reachable=False,
     )
-    shown = """\
+    expected = """\
 device  reachable  machine                  Python   memory              power mode  governor
 orin    yes        NVIDIA Jetson Orin Nano  3.10.12  6.1 of 8.0 GB free  MAXN_SUPER  schedutil
 pi      no         -                        -        -                   -           -
@@ -163,16 +163,16 @@ orin: runs onnxruntime-cpu 1.23.2
 orin: missing tensorrt: No module named 'tensorrt'; install python3-libnvinfer
 orin: without onnxruntime-cuda; `edgedistill devices orin` says why
 pi: OpenSSH to pi: refused"""
-    assert survey.table([survey.Probed(device=ORIN, facts=FACTS), unreached]) == shown
-    named = survey.table([survey.Probed(device=ORIN, facts=FACTS)], why=True).splitlines()
-    assert named[-1] == "orin: without onnxruntime-cuda: no CUDA; install it"
+    assert survey.table([survey.DeviceStatus(device=ORIN, facts=FACTS), unreached]) == expected
+    detailed = survey.table([survey.DeviceStatus(device=ORIN, facts=FACTS)], why=True).splitlines()
+    assert detailed[-1] == "orin: without onnxruntime-cuda: no CUDA; install it"
 
 
-def test_for_programs() -> None:
+def test_json_lists_devices_and_problems() -> None:
     orin, pi = survey.as_json(
         [
-            survey.Probed(device=ORIN, facts=FACTS),
-            survey.Probed(device=Device(name="pi"), facts={}, trouble="pi: refused", reachable=False),
+            survey.DeviceStatus(device=ORIN, facts=FACTS),
+            survey.DeviceStatus(device=Device(name="pi"), facts={}, trouble="pi: refused", reachable=False),
         ]
     )
     assert (orin["reachable"], orin["usable"], list(orin["missing"])) == (True, False, ["tensorrt"])
@@ -180,8 +180,8 @@ def test_for_programs() -> None:
     assert (pi["reachable"], pi["usable"], pi["trouble"], pi["missing"]) == (False, False, "pi: refused", {})
 
 
-def test_a_fact_that_is_not_there_is_a_dash() -> None:
+def test_unknown_fact_is_shown_as_dash() -> None:
     row = survey.table(
-        [survey.Probed(device=Device(name="old"), facts={"machine": "armv7l", "memory_mb": 1000.0})]
+        [survey.DeviceStatus(device=Device(name="old"), facts={"machine": "armv7l", "memory_mb": 1000.0})]
     ).splitlines()[1]
     assert row.split() == ["old", "yes", "armv7l", "-", "1.0", "GB", "-", "-"]

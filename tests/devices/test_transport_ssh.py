@@ -1,4 +1,4 @@
-"""OpenSSH against a real sshd on the loopback: what arrives, what comes back, and what is said when nobody answers."""
+"""OpenSSH against a real sshd on the loopback: files sent and fetched, and the messages when a connection fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgedistill.records import Device
 from tests.helpers import sshd
 from tests.helpers.sshd import HOST, Server
 
-pytestmark = sshd.TIER
+pytestmark = sshd.MARKS
 ODD = ["a b", "$HOME", "`id`", "it's", '"', "*", "", "-n", "x;y", "\\", "a\\'b!c", "!!", "é"]
 
 
@@ -34,7 +34,7 @@ def device(tmp_path: Path, host: str = HOST, folder: str = "remote") -> Device:
 
 
 def square(device: Device, config: Path, tmp_path: Path, name: str) -> list[str]:
-    """Sends a number in a file of that name and gets its square back; returns the lines that came meanwhile."""
+    """Send a number in a file called `name`, fetch its square, and return the lines printed meanwhile."""
     (tmp_path / name).write_text("3")
     lines: list[str] = []
     program = "import sys; n = int(open(sys.argv[1]).read()); open('out', 'w').write(str(n * n)); print(sys.argv[1:])"
@@ -47,38 +47,38 @@ def square(device: Device, config: Path, tmp_path: Path, name: str) -> list[str]
 
 
 @pytest.mark.parametrize("name", ["in put.txt", 'it\'s "$HOME" `id`;*.npy', "-n"])
-def test_put_run_get_and_nothing_left(server: Server, tmp_path: Path, name: str) -> None:
+def test_put_run_get_round_trip_leaves_no_files(server: Server, tmp_path: Path, name: str) -> None:
     assert square(device(tmp_path), server.config, tmp_path, name) == [str([name, *ODD])]
     assert list((tmp_path / "remote").iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["my bench", 'it\'s "$HOME" `id`;*', "a/b/c", "%h"])
-def test_any_workdir_is_safe(server: Server, tmp_path: Path, folder: str) -> None:
+def test_workdir_with_special_characters_works(server: Server, tmp_path: Path, folder: str) -> None:
     square(device(tmp_path, folder=folder), server.config, tmp_path, "in.txt")
     assert (tmp_path / folder).is_dir() and list((tmp_path / folder).iterdir()) == []
 
 
-def test_bytes_come_back_as_they_are(server: Server, tmp_path: Path) -> None:
-    data = bytes(range(256)) * 5
-    (tmp_path / "data").write_bytes(data)
+def test_file_round_trip_preserves_bytes(server: Server, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5
+    (tmp_path / "data").write_bytes(content)
     with connect(device(tmp_path), server.config) as transport:
         transport.put([tmp_path / "data"])
         transport.get("data", tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == data
+    assert (tmp_path / "back").read_bytes() == content
 
 
-def test_the_folder_is_its_owners_alone(server: Server, tmp_path: Path) -> None:
+def test_folder_is_accessible_to_owner_only(server: Server, tmp_path: Path) -> None:
     with connect(device(tmp_path), server.config) as transport:
-        where = Path(transport.run(["pwd"], 60.0).stdout.strip())
-        assert where.parent == tmp_path / "remote"
-        assert where.stat().st_mode & 0o777 == 0o700
+        folder = Path(transport.run(["pwd"], 60.0).stdout.strip())
+        assert folder.parent == tmp_path / "remote"
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_remote_failure_carries_exit_code_and_stderr(server: Server, tmp_path: Path) -> None:
+def test_remote_failure_carries_exit_code_and_stderr(server: Server, tmp_path: Path) -> None:
     with connect(device(tmp_path), server.config) as transport:
         with pytest.raises(EdgeDistillError, match="exited with 7: no such thing"):
             transport.run(["sh", "-c", "echo no such thing >&2; exit 7"], 60.0)
-        # 255 is ssh's own word for a lost connection, and must not be taken for one
+        # ssh itself exits with 255 for a lost connection; the program's 255 must not be taken for one
         with pytest.raises(EdgeDistillError, match="exited with 254"):
             transport.run(["sh", "-c", "exit 255"], 60.0)
         with pytest.raises(EdgeDistillError, match=r"exited with 127: .*no-such-program: .*found; install it there"):
@@ -88,27 +88,27 @@ def test_a_remote_failure_carries_exit_code_and_stderr(server: Server, tmp_path:
         assert not (tmp_path / "x").exists()
 
 
-def test_what_hangs_is_ended_there_too(server: Server, tmp_path: Path) -> None:
-    # a program that does not listen to SIGTERM, with a child that holds its output open
+def test_hanging_program_is_ended_on_device(server: Server, tmp_path: Path) -> None:
+    # a program that ignores SIGTERM, with a child that holds its output open
     program = "import signal, subprocess; signal.signal(15, signal.SIG_IGN); subprocess.call(['sleep', '1234'])"
     with connect(device(tmp_path), server.config) as transport:
         with pytest.raises(EdgeDistillError, match="still running after 2 s, ended"):
             transport.run([sys.executable, "-c", program], 2.0)
-        sshd.until(lambda: "1234" not in commands(server), 10)
+        sshd.wait_until(lambda: "1234" not in commands(server), 10)
 
 
 def commands(server: Server) -> str:
-    """The command lines of everything that runs below the server, or did when its connection was there."""
-    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "sshd" in done.stdout
-    return "\n".join(line for line in done.stdout.splitlines() if "sleep" in line)
+    """Return the command lines of all `sleep` processes."""
+    process = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert "sshd" in process.stdout
+    return "\n".join(line for line in process.stdout.splitlines() if "sleep" in line)
 
 
 SHELLS = ["dash", "bash", "zsh", "fish", "tcsh", "busybox sh"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_any_login_shell_and_its_noise(tmp_path: Path, shell: str) -> None:
+def test_login_shells_and_their_greetings_work(tmp_path: Path, shell: str) -> None:
     if shutil.which(shell.split(maxsplit=1)[0]) is None:
         pytest.skip(f"no {shell} here")
     (tmp_path / "bin").mkdir()
@@ -120,7 +120,7 @@ def test_any_login_shell_and_its_noise(tmp_path: Path, shell: str) -> None:
         assert square(device(tmp_path), server.config, tmp_path, "it's") == [str(["it's", *ODD])]
 
 
-def test_a_small_system_has_no_sha256sum(tmp_path: Path) -> None:
+def test_device_without_sha256sum_works(tmp_path: Path) -> None:
     needed = ["sh", "cat", "mkdir", "touch", "chmod", "find", "rm", "df", "tail", "wc", "cut", "mv", "grep", "sleep"]
     (tmp_path / "bin").mkdir()
     for name in needed:
@@ -131,7 +131,7 @@ def test_a_small_system_has_no_sha256sum(tmp_path: Path) -> None:
         square(device(tmp_path), server.config, tmp_path, "in.txt")
 
 
-def test_one_connection_carries_everything(server: Server, tmp_path: Path) -> None:
+def test_all_commands_share_one_connection(server: Server, tmp_path: Path) -> None:
     with sshd.cable(server) as cable:
         square(device(tmp_path), server.config, tmp_path, "in.txt")
         assert cable.connections == 1
@@ -152,18 +152,18 @@ HOSTILE = """
 """
 
 
-def test_the_users_settings_of_sharing_and_commands_do_no_harm(server: Server, tmp_path: Path) -> None:
+def test_hostile_ssh_settings_of_user_are_overridden(server: Server, tmp_path: Path) -> None:
     with sshd.cable(server) as cable:
-        # a port that is taken, and a command that leaves a trace
+        # a port in use, and a command that leaves a file
         hostile = HOSTILE.format(port=server.port, mine=tmp_path / "mine")
-        config = server.altered(tmp_path / "config", f"HostKeyAlias {HOST}", f"HostKeyAlias {HOST}{hostile}")
+        config = server.altered_config(tmp_path / "config", f"HostKeyAlias {HOST}", f"HostKeyAlias {HOST}{hostile}")
         assert len(square(device(tmp_path), config, tmp_path, "in.txt")) == 1
         assert cable.connections == 1
     assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "%h 'it"])
-def test_any_temporary_folder_will_do(
+def test_temporary_folder_with_odd_name_works(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with tempfile.TemporaryDirectory(prefix=name, dir="/tmp") as folder, sshd.cable(server) as cable:
@@ -172,21 +172,21 @@ def test_any_temporary_folder_will_do(
         assert cable.connections == 1
 
 
-def test_a_dead_master_is_replaced(server: Server, tmp_path: Path) -> None:
-    found = ssh.OpenSsh(device(tmp_path), server.config)
-    found.open()
-    assert found.sockets is not None
-    check = ["ssh", "-F", str(server.config), "-S", str(found.sockets / "s"), "-O", "check", HOST]
-    told = subprocess.run(check, capture_output=True, text=True, check=True).stderr  # Master running (pid=123)
-    subprocess.run(["kill", "-KILL", told.partition("pid=")[2].partition(")")[0]], check=True)
-    assert found.run(["echo", "still here"], 60.0).stdout == "still here\n"
-    sockets = found.sockets
-    found.close()
+def test_dead_master_connection_is_replaced(server: Server, tmp_path: Path) -> None:
+    connection = ssh.OpenSsh(device(tmp_path), server.config)
+    connection.open()
+    assert connection.sockets is not None
+    check = ["ssh", "-F", str(server.config), "-S", str(connection.sockets / "s"), "-O", "check", HOST]
+    status = subprocess.run(check, capture_output=True, text=True, check=True).stderr  # Master running (pid=123)
+    subprocess.run(["kill", "-KILL", status.partition("pid=")[2].partition(")")[0]], check=True)
+    assert connection.run(["echo", "still here"], 60.0).stdout == "still here\n"
+    sockets = connection.sockets
+    connection.close()
     assert not sockets.exists()
     assert subprocess.run(check, capture_output=True, check=False).returncode == 255
 
 
-def refused(device: Device, config: Path) -> str:
+def refusal(device: Device, config: Path) -> str:
     with pytest.raises(EdgeDistillError) as caught, connect(device, config):
         raise AssertionError("it connected")
     assert "\n" not in str(caught.value)
@@ -194,97 +194,99 @@ def refused(device: Device, config: Path) -> str:
     return str(caught.value)
 
 
-def test_an_unreachable_host_is_said(server: Server, tmp_path: Path) -> None:
-    said = refused(device(tmp_path, "dead"), server.config)
-    assert "OpenSSH to dead" in said and "refused" in said
-    assert said.endswith("is it on and reachable? try `ssh dead true`")
+def test_unreachable_host_is_reported(server: Server, tmp_path: Path) -> None:
+    message = refusal(device(tmp_path, "dead"), server.config)
+    assert "OpenSSH to dead" in message and "refused" in message
+    assert message.endswith("is it on and reachable? try `ssh dead true`")
 
 
-def test_a_name_that_does_not_resolve_is_said(server: Server, tmp_path: Path) -> None:
-    said = refused(device(tmp_path, "no-such-host.invalid"), server.config)
-    assert "Could not resolve hostname" in said
-    assert said.endswith("or give user@address as host in deploy/devices.yaml")
+def test_unresolvable_host_name_is_reported(server: Server, tmp_path: Path) -> None:
+    message = refusal(device(tmp_path, "no-such-host.invalid"), server.config)
+    assert "Could not resolve hostname" in message
+    assert message.endswith("or give user@address as host in deploy/devices.yaml")
 
 
-def test_a_host_that_never_answers_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_host_times_out(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ConnectTimeout=10" in ssh.CONNECTION
-    soon = tuple(one.replace("ConnectTimeout=10", "ConnectTimeout=2") for one in ssh.CONNECTION)
-    monkeypatch.setattr(ssh, "CONNECTION", soon)
+    shorter_timeout = tuple(option.replace("ConnectTimeout=10", "ConnectTimeout=2") for option in ssh.CONNECTION)
+    monkeypatch.setattr(ssh, "CONNECTION", shorter_timeout)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        config = server.altered(tmp_path / "config", f"Port {server.port}", f"Port {silent.getsockname()[1]}")
-        assert "timed out" in refused(device(tmp_path), config)
+        config = server.altered_config(tmp_path / "config", f"Port {server.port}", f"Port {silent.getsockname()[1]}")
+        assert "timed out" in refusal(device(tmp_path), config)
 
 
 @pytest.mark.parametrize("strict", ["", "\n  StrictHostKeyChecking no"])
-def test_a_changed_host_key_is_refused(server: Server, tmp_path: Path, strict: str) -> None:
-    known = f"{server.folder}/known_hosts"
+def test_changed_host_key_is_refused(server: Server, tmp_path: Path, strict: str) -> None:
+    known_hosts = f"{server.folder}/known_hosts"
     (tmp_path / "known").write_text(f"{HOST} {sshd.keygen(tmp_path / 'another')}")
-    said = refused(device(tmp_path), server.altered(tmp_path / "config", known, f"{tmp_path}/known{strict}"))
-    assert "HAS CHANGED" in said.upper() and "@@@" not in said
-    assert "ssh-keygen -R" in said
+    message = refusal(
+        device(tmp_path), server.altered_config(tmp_path / "config", known_hosts, f"{tmp_path}/known{strict}")
+    )
+    assert "HAS CHANGED" in message.upper() and "@@@" not in message
+    assert "ssh-keygen -R" in message
 
 
 @pytest.mark.parametrize("strict", ["", "\n  StrictHostKeyChecking no"])
-def test_an_unknown_host_key_is_refused_and_not_kept(server: Server, tmp_path: Path, strict: str) -> None:
-    known = tmp_path / "known"
-    known.touch()
-    config = server.altered(tmp_path / "config", f"{server.folder}/known_hosts", f"{known}{strict}")
-    said = refused(device(tmp_path), config)
-    assert "host key verification failed" in said.lower()
-    assert "check the fingerprint" in said
-    assert known.read_text() == ""
+def test_unknown_host_key_is_refused_and_not_saved(server: Server, tmp_path: Path, strict: str) -> None:
+    known_hosts = tmp_path / "known"
+    known_hosts.touch()
+    config = server.altered_config(tmp_path / "config", f"{server.folder}/known_hosts", f"{known_hosts}{strict}")
+    message = refusal(device(tmp_path), config)
+    assert "host key verification failed" in message.lower()
+    assert "check the fingerprint" in message
+    assert known_hosts.read_text() == ""
 
 
-def test_a_key_that_is_not_installed_asks_for_no_password(server: Server, tmp_path: Path) -> None:
+def test_uninstalled_key_does_not_ask_for_password(server: Server, tmp_path: Path) -> None:
     sshd.keygen(tmp_path / "stranger")
-    said = refused(
-        device(tmp_path), server.altered(tmp_path / "config", f"{server.folder}/client", f"{tmp_path}/stranger")
+    message = refusal(
+        device(tmp_path), server.altered_config(tmp_path / "config", f"{server.folder}/client", f"{tmp_path}/stranger")
     )
-    assert "Permission denied" in said
-    assert f"ssh-copy-id {HOST}" in said
+    assert "Permission denied" in message
+    assert f"ssh-copy-id {HOST}" in message
 
 
-def test_a_greeting_is_no_part_of_what_went_wrong(tmp_path: Path) -> None:
-    (tmp_path / "greeting").write_text("Unauthorised use of this board will be prosecuted.\n")
+def test_server_banner_is_left_out_of_error(tmp_path: Path) -> None:
+    (tmp_path / "greeting").write_text("Unauthorized use of this board will be prosecuted.\n")
     (tmp_path / "sshd").mkdir()
     with sshd.running(tmp_path / "sshd", f"Banner {tmp_path}/greeting") as server:
         sshd.keygen(tmp_path / "stranger")
-        config = server.altered(tmp_path / "config", f"{server.folder}/client", f"{tmp_path}/stranger")
-        assert "prosecuted" not in refused(device(tmp_path), config)
+        config = server.altered_config(tmp_path / "config", f"{server.folder}/client", f"{tmp_path}/stranger")
+        assert "prosecuted" not in refusal(device(tmp_path), config)
 
 
-def test_a_jump_host_asks_for_no_passphrase_either(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a right answer is at hand, and nobody may ask for it
+def test_jump_host_does_not_ask_for_passphrase(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the correct passphrase is available, and ssh must not ask for it
     subprocess.run(
-        ["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(locked(server, tmp_path))], check=True, capture_output=True
+        ["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(copy_key(server, tmp_path))],
+        check=True,
+        capture_output=True,
     )
     (tmp_path / "ask").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho secret\n")
     (tmp_path / "ask").chmod(0o755)
     monkeypatch.setenv("SSH_ASKPASS", str(tmp_path / "ask"))
     monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
-    jump = server.altered(tmp_path / "jump", f"{server.folder}/client", f"{tmp_path}/locked")
+    jump = server.altered_config(tmp_path / "jump", f"{server.folder}/client", f"{tmp_path}/locked")
     proxy = f"  ProxyCommand ssh -F {jump} -W %h:%p {HOST}\n"
     (tmp_path / "config").write_text(server.config.read_text() + proxy)
-    assert "Connection closed" in refused(device(tmp_path), tmp_path / "config")
+    assert "Connection closed" in refusal(device(tmp_path), tmp_path / "config")
     assert not (tmp_path / "asked").exists()
 
 
-def locked(server: Server, tmp_path: Path) -> Path:
+def copy_key(server: Server, tmp_path: Path) -> Path:
     shutil.copy(server.folder / "client", tmp_path / "locked")
     (tmp_path / "locked").chmod(0o600)
     return tmp_path / "locked"
 
 
-def test_a_workdir_that_cannot_be_is_said(server: Server, tmp_path: Path) -> None:
+def test_impossible_workdir_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    said = refused(device(tmp_path, folder="file/x"), server.config)
-    assert "file/x" in said and "Not a directory" in said
-    assert said.endswith("name another workdir in deploy/devices.yaml")
+    message = refusal(device(tmp_path, folder="file/x"), server.config)
+    assert "file/x" in message and "Not a directory" in message
+    assert message.endswith("name another workdir in deploy/devices.yaml")
 
 
-def test_no_ssh_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ssh_client_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="install the OpenSSH client"), connect(device(tmp_path)):
         pass

@@ -20,7 +20,7 @@ LN2, LN3 = math.log(2), math.log(3)
 LABELS = 0.490415
 # image 1: pseudo-label (1, 0): ln 2; image 2: (1/2, 1/2): (ln 4/3 + ln 4) / 2 = 0.836988; their mean
 A = 0.765068
-# 1/3 for every class, whatever the pseudo-label
+# 1/3 for every class, for any pseudo-label
 B = LN3
 ALPHAS = {"a": 0.75, "b": 0.25}
 
@@ -41,23 +41,23 @@ def batch(labels: tuple[int, int] = (0, 0)) -> Batch:
 
 
 def options_of(name: str) -> dict[str, str]:
-    """What a method cannot do without."""
+    """Return the options that a method requires."""
     return {"source": "a"} if name == "single" else {}
 
 
-def plain(terms: Terms) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in terms.items()}
+def floats(terms: Terms) -> dict[str, float]:
+    return {name: float(term.detach()) for name, term in terms.items()}
 
 
 def test_weighted_by_hand() -> None:
     # lam 0.8: 0.8 LABELS, 0.2 * 0.75 * A / ln 2, 0.2 * 0.25 * B / ln 3
     expected = {"labels": 0.8 * LABELS, "source/a": 0.15 * A / LN2, "source/b": 0.05}
-    assert plain(METHODS["weighted"].loss(batch(), ALPHAS)) == pytest.approx(expected, rel=1e-5)
+    assert floats(METHODS["weighted"].loss(batch(), ALPHAS)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_lam_and_normalise_by_hand() -> None:
+def test_lam_and_normalize_by_hand() -> None:
     expected = {"labels": 0.4 * LABELS, "source/a": 0.6 * 0.75 * A, "source/b": 0.6 * 0.25 * B}
-    assert plain(METHODS["weighted"].loss(batch(), ALPHAS, lam=0.4, normalise=False)) == pytest.approx(
+    assert floats(METHODS["weighted"].loss(batch(), ALPHAS, lam=0.4, normalise=False)) == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -71,7 +71,7 @@ def test_temperature_by_hand() -> None:
 
 
 def test_temperature_softens_a_certain_source_without_a_nan() -> None:
-    # (1, 0) is kept off 0 by 1e-8: sqrt gives 1 : 1e-4; logits 0 make that ln 2 whatever the shares, times T^2 = 4
+    # (1, 0) is kept off 0 by 1e-8: sqrt gives 1 : 1e-4; logits 0 make the loss ln 2 for any shares, times T^2 = 4
     logits_BK = torch.zeros(1, 2, requires_grad=True)
     loss = source_loss(logits_BK, torch.tensor([[1.0, 0.0]]), 2.0, False)
     assert float(loss.detach()) == pytest.approx(4 * LN2, rel=1e-5)
@@ -81,7 +81,7 @@ def test_temperature_softens_a_certain_source_without_a_nan() -> None:
     assert logits_BK.grad[0].tolist() == pytest.approx([2 * (0.5 - 1 / 1.0001), 2 * (1 / 1.0001 - 0.5)], rel=1e-4)
 
 
-def test_a_source_head_that_agrees_leaves_the_entropy_and_no_gradient() -> None:
+def test_source_head_that_agrees_has_no_gradient() -> None:
     probs_BK = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     logits_BK = probs_BK.log().requires_grad_()
     source_loss(logits_BK, probs_BK, 1.0, True).backward()  # type: ignore[no-untyped-call]
@@ -90,41 +90,41 @@ def test_a_source_head_that_agrees_leaves_the_entropy_and_no_gradient() -> None:
 
 
 def test_transfer_ignores_the_sources() -> None:
-    one = batch()
-    terms = METHODS["transfer"].loss(one, {})
-    assert plain(terms) == pytest.approx({"labels": LABELS}, rel=1e-5)
+    training_batch = batch()
+    terms = METHODS["transfer"].loss(training_batch, {})
+    assert floats(terms) == pytest.approx({"labels": LABELS}, rel=1e-5)
     terms["labels"].backward()  # type: ignore[no-untyped-call]
-    assert one.source_logits["a"].grad is None and one.target_logits_BC.grad is not None
+    assert training_batch.source_logits["a"].grad is None and training_batch.target_logits_BC.grad is not None
 
 
-def test_nearest_is_weighted_with_all_on_the_best() -> None:
-    nearest = plain(METHODS["nearest"].loss(batch(), ALPHAS, lam=0.3, temperature=1.5))
-    assert nearest == plain(METHODS["weighted"].loss(batch(), {"a": 1.0, "b": 0.0}, lam=0.3, temperature=1.5))
+def test_nearest_is_weighted_with_only_the_best_source() -> None:
+    nearest = floats(METHODS["nearest"].loss(batch(), ALPHAS, lam=0.3, temperature=1.5))
+    assert nearest == floats(METHODS["weighted"].loss(batch(), {"a": 1.0, "b": 0.0}, lam=0.3, temperature=1.5))
     assert set(nearest) == {"labels", "source/a"}
 
 
 def test_equal_ignores_the_weights() -> None:
-    skewed, even = (plain(METHODS["equal"].loss(batch(), alphas)) for alphas in ({"a": 1.0, "b": 0.0}, ALPHAS))
-    assert skewed == even == plain(METHODS["weighted"].loss(batch(), {"a": 0.5, "b": 0.5}))
+    skewed, even = (floats(METHODS["equal"].loss(batch(), alphas)) for alphas in ({"a": 1.0, "b": 0.0}, ALPHAS))
+    assert skewed == even == floats(METHODS["weighted"].loss(batch(), {"a": 0.5, "b": 0.5}))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_unlabeled_images_do_not_enter_the_label_term(name: str) -> None:
     # image 1 alone is labeled: ln 2, not ln 2 / 2
     scale = {"transfer": 1.0, "linear_probe": 1.0, "fixmatch": 1.0, "adapted": 0.5, "consistent": 0.5, "combined": 0.3}
-    labels = plain(METHODS[name].loss(batch((0, -1)), ALPHAS, **options_of(name)))["labels"]
+    labels = floats(METHODS[name].loss(batch((0, -1)), ALPHAS, **options_of(name)))["labels"]
     assert labels == pytest.approx(scale.get(name, 0.8) * LN2, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_batch_without_labels_is_finite(name: str) -> None:
-    one = batch((-1, -1))
-    terms = METHODS[name].loss(one, ALPHAS, **options_of(name))
-    assert plain(terms)["labels"] == 0.0
+def test_batch_without_labels_is_finite(name: str) -> None:
+    training_batch = batch((-1, -1))
+    terms = METHODS[name].loss(training_batch, ALPHAS, **options_of(name))
+    assert floats(terms)["labels"] == 0.0
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-    assert one.target_logits_BC.grad is not None and one.target_logits_BC.grad.isfinite().all()
+    assert training_batch.target_logits_BC.grad is not None and training_batch.target_logits_BC.grad.isfinite().all()
     if not METHODS[name].needs & {"teacher", "weak"}:
-        assert (one.target_logits_BC.grad == 0.0).all()
+        assert (training_batch.target_logits_BC.grad == 0.0).all()
 
 
 def test_adapted_by_hand() -> None:
@@ -132,7 +132,7 @@ def test_adapted_by_hand() -> None:
     # (1, 0) and (1/2, 1/2) stay what they are
     expected = {"labels": 0.3 * LABELS, "teacher": 0.7 * A}
     for power in (1.0, 2.0):
-        assert plain(METHODS["adapted"].loss(batch(), {}, lam=0.3, sharpen=power)) == pytest.approx(expected, rel=1e-5)
+        assert floats(METHODS["adapted"].loss(batch(), {}, lam=0.3, sharpen=power)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_sharpened_by_hand() -> None:
@@ -142,53 +142,55 @@ def test_sharpened_by_hand() -> None:
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.85, math.log(4 / 3)), (0.95, 0.0)])
 def test_fixmatch_by_hand(threshold: float, expected: float) -> None:
-    # image 2 is unlabeled; its weak view says class 0 with 0.9; the strong view gives class 0 3/4
-    terms = plain(METHODS["fixmatch"].loss(batch((0, -1)), {}, threshold=threshold, weight=2.0))
+    # image 2 is unlabeled; its weak view gives class 0 a probability of 0.9; the strong view gives class 0 3/4
+    terms = floats(METHODS["fixmatch"].loss(batch((0, -1)), {}, threshold=threshold, weight=2.0))
     assert terms == pytest.approx({"labels": LN2, "consistency": 2.0 * expected}, rel=1e-5)
 
 
 def test_fixmatch_averages_over_all_unlabeled_images() -> None:
-    # both unlabeled and sure of class 0: (ln 2 + ln 4/3) / 2 = LABELS
-    assert plain(METHODS["fixmatch"].loss(batch((-1, -1)), {}, threshold=0.85))["consistency"] == pytest.approx(LABELS)
+    # both are unlabeled and confident of class 0: (ln 2 + ln 4/3) / 2 = LABELS
+    assert floats(METHODS["fixmatch"].loss(batch((-1, -1)), {}, threshold=0.85))["consistency"] == pytest.approx(LABELS)
 
 
-def test_consistent_is_adapted_and_fixmatch() -> None:
-    one = plain(METHODS["consistent"].loss(batch((0, -1)), {}, lam=0.4, sharpen=2.0, threshold=0.85, weight=0.5))
-    adapted = plain(METHODS["adapted"].loss(batch((0, -1)), {}, lam=0.4, sharpen=2.0))
-    assert one == pytest.approx({**adapted, "consistency": 0.5 * math.log(4 / 3)}, rel=1e-5)
+def test_consistent_is_adapted_plus_fixmatch() -> None:
+    consistent = floats(
+        METHODS["consistent"].loss(batch((0, -1)), {}, lam=0.4, sharpen=2.0, threshold=0.85, weight=0.5)
+    )
+    adapted = floats(METHODS["adapted"].loss(batch((0, -1)), {}, lam=0.4, sharpen=2.0))
+    assert consistent == pytest.approx({**adapted, "consistency": 0.5 * math.log(4 / 3)}, rel=1e-5)
 
 
 def test_combined_by_hand() -> None:
     # 0.3 labels, 0.5 teacher, 0.2 sources: 0.2 * 0.75 * A / ln 2 and 0.2 * 0.25 * B / ln 3
-    terms = plain(METHODS["combined"].loss(batch(), ALPHAS, lam=0.3, sources=0.2, sharpen=1.0))
+    terms = floats(METHODS["combined"].loss(batch(), ALPHAS, lam=0.3, sources=0.2, sharpen=1.0))
     expected = {"labels": 0.3 * LABELS, "teacher": 0.5 * A, "source/a": 0.15 * A / LN2, "source/b": 0.05}
     assert terms == pytest.approx(expected, rel=1e-5)
 
 
-def test_combined_refuses_shares_that_leave_nothing() -> None:
+def test_combined_refuses_shares_over_one() -> None:
     with pytest.raises(InputError, match="over 1"):
         METHODS["combined"].loss(batch(), ALPHAS, lam=0.8, sources=0.3)
 
 
 def test_random_and_single_are_nearest_to_another_source() -> None:
     for source in ALPHAS:
-        only = plain(METHODS["nearest"].loss(batch(), {source: 1.0}))
-        assert plain(METHODS["single"].loss(batch(), ALPHAS, source=source)) == only
-    drawn = [next(iter(METHODS["random"].shares(ALPHAS, {"seed": seed}))) for seed in range(40)]
-    assert 8 < drawn.count("a") < 32 and set(drawn) == {"a", "b"}
-    assert drawn[:5] == [next(iter(METHODS["random"].shares(ALPHAS, {"seed": seed}))) for seed in range(5)]
+        only = floats(METHODS["nearest"].loss(batch(), {source: 1.0}))
+        assert floats(METHODS["single"].loss(batch(), ALPHAS, source=source)) == only
+    draws = [next(iter(METHODS["random"].shares(ALPHAS, {"seed": seed}))) for seed in range(40)]
+    assert 8 < draws.count("a") < 32 and set(draws) == {"a", "b"}
+    assert draws[:5] == [next(iter(METHODS["random"].shares(ALPHAS, {"seed": seed}))) for seed in range(5)]
 
 
-def test_single_of_an_unknown_source() -> None:
+def test_single_refuses_unknown_source() -> None:
     with pytest.raises(InputError, match="no source is called c"):
         METHODS["single"].loss(batch(), ALPHAS, source="c")
 
 
 @pytest.mark.parametrize("name", ["equal", "nearest", "weighted"])
 def test_gradients_reach_both_heads(name: str) -> None:
-    one = batch((0, -1))
-    torch.stack(list(METHODS[name].loss(one, ALPHAS).values())).sum().backward()  # type: ignore[no-untyped-call]
-    target, source = one.target_logits_BC.grad, one.source_logits["a"].grad
+    training_batch = batch((0, -1))
+    torch.stack(list(METHODS[name].loss(training_batch, ALPHAS).values())).sum().backward()  # type: ignore[no-untyped-call]
+    target, source = training_batch.target_logits_BC.grad, training_batch.source_logits["a"].grad
     assert target is not None and source is not None
     # the label term is over image 1: 0.8 (1/2 - 1, 1/2); image 2 has no label and gives the target head nothing
     assert target.tolist() == [pytest.approx([-0.4, 0.4]), [0.0, 0.0]]
@@ -201,6 +203,6 @@ def test_gradients_reach_both_heads(name: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("lam", 1.5), ("lam", -0.1), ("temperature", 0.0), ("normalise", "maybe"), ("lamb", 0.5)]
 )
-def test_options_are_checked_by_the_signature(option: str, value: object) -> None:
+def test_options_are_checked_against_the_signature(option: str, value: object) -> None:
     assert option_problems(METHODS["weighted"].loss, {option: value}, ())
     assert option_problems(METHODS["weighted"].loss, {"lam": 0.5, "temperature": 4.0, "normalise": False}, ()) == []

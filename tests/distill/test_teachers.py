@@ -12,41 +12,41 @@ from edgedistill.recipe.options import option_problems
 
 
 def clusters(separation: float, n: int = 240, dims: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, dims] in three clusters, and the cluster of each."""
+    """Return features [n, dims] in three clusters, and the cluster of each row."""
     random = np.random.default_rng(seed)
     truth = np.arange(n) % 3
     return (separation * np.eye(dims)[truth] + random.normal(size=(n, dims))).astype(np.float32), truth
 
 
-def shares(right: np.ndarray, truth: np.ndarray) -> float:
-    return float((right.argmax(axis=1) == truth).mean())
+def accuracy(probs_NC: np.ndarray, truth: np.ndarray) -> float:
+    return float((probs_NC.argmax(axis=1) == truth).mean())
 
 
-def test_leave_one_out_is_what_a_refit_without_the_image_says() -> None:
+def test_leave_one_out_equals_refit_without_the_image() -> None:
     features, truth = clusters(2.0, n=60)
     rows = np.arange(12)
-    units = teachers.directions(features, teachers.middle(features))
+    units = teachers.unit_directions(features, teachers.feature_mean(features))
     gram = (units @ units[rows].T).astype(np.float64)
-    found = teachers.probe_of_gram(gram, rows, truth[rows], 3)
-    # the penalty it chose is the one whose refit agrees; the wrong ones do not
+    probe = teachers.probe_from_gram(gram, rows, truth[rows], 3)
+    # only the refit with the chosen penalty agrees
     gaps = []
     for penalty in teachers.PENALTIES:
-        held = []
-        for out in rows:
-            kept = np.delete(rows, out)
-            kernel = gram[kept][:, kept] + penalty * np.eye(len(kept))
-            duals = np.linalg.solve(kernel, np.eye(3)[truth[kept]] - 1 / 3)
-            held.append(gram[out][kept] @ duals / found.temperature)
-        gaps.append(np.abs(teachers.softmax(np.array(held)) - found.held_LC).max())
+        held_out_logits = []
+        for row in rows:
+            fit_rows = np.delete(rows, row)
+            kernel = gram[fit_rows][:, fit_rows] + penalty * np.eye(len(fit_rows))
+            duals = np.linalg.solve(kernel, np.eye(3)[truth[fit_rows]] - 1 / 3)
+            held_out_logits.append(gram[row][fit_rows] @ duals / probe.temperature)
+        gaps.append(np.abs(teachers.softmax(np.array(held_out_logits)) - probe.loo_probs_LC).max())
     assert min(gaps) < 1e-9 and sorted(gaps)[1] > 1e-3
 
 
-def test_weighted_ridge_is_scikit_learns() -> None:
+def test_weighted_ridge_equals_scikit_learn() -> None:
     random = np.random.default_rng(0)
-    features, wanted = random.normal(size=(40, 5)), random.normal(size=(40, 2))
+    features, targets = random.normal(size=(40, 5)), random.normal(size=(40, 2))
     weight = random.uniform(0.1, 1.0, size=40)
-    reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, wanted, sample_weight=weight).predict(features)
-    assert features @ teachers.weighted_ridge(features, weight, wanted, 0.7) == pytest.approx(reference)
+    reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, targets, sample_weight=weight).predict(features)
+    assert features @ teachers.weighted_ridge(features, weight, targets, 0.7) == pytest.approx(reference)
 
 
 def test_mixing_weights_by_hand() -> None:
@@ -58,35 +58,39 @@ def test_mixing_weights_by_hand() -> None:
     assert teachers.mixing_weights(np.full((4, 5), 0.3), 0.0) == pytest.approx([0.2] * 5)
 
 
-def test_mixing_weights_of_sources_that_know_different_halves() -> None:
+def test_complementary_sources_get_equal_mixing_weights() -> None:
     halves = np.array([[0.8, 0.2]] * 6 + [[0.2, 0.8]] * 6)
     assert teachers.mixing_weights(halves, 0.0) == pytest.approx([0.5, 0.5])
 
 
-def test_directions_have_length_one_and_a_constant_row_stays_zero() -> None:
+def test_unit_directions_have_length_one_and_constant_rows_stay_zero() -> None:
     features = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-    assert teachers.directions(features, teachers.middle(features)).tolist() == [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
+    assert teachers.unit_directions(features, teachers.feature_mean(features)).tolist() == [
+        [1.0, 0.0],
+        [-1.0, 0.0],
+        [0.0, 0.0],
+    ]
     flat = np.full((3, 4), 7.0)
-    assert np.isfinite(teachers.directions(flat, teachers.middle(flat))).all()
+    assert np.isfinite(teachers.unit_directions(flat, teachers.feature_mean(flat))).all()
 
 
-def test_stacking_finds_the_source_that_knows() -> None:
+def test_stacking_prefers_the_informative_source() -> None:
     good, truth = clusters(3.0)
     noise = np.random.default_rng(5).normal(size=good.shape)
     rows = np.arange(30)
-    found = TEACHERS["stacked"].fit(
+    teacher = TEACHERS["stacked"].fit(
         features={"good": good, "noise": noise},
         alphas={"good": 0.5, "noise": 0.5},
         rows=rows,
         labels_L=truth[rows],
         classes=3,
     )
-    assert found.weights["good"] > 0.8 and sum(found.weights.values()) == pytest.approx(1.0)
-    assert found.probs_NC.sum(axis=1) == pytest.approx(np.ones(len(truth)))
-    assert found.accuracy > 0.7 and shares(found.probs_NC, truth) > 0.7
+    assert teacher.weights["good"] > 0.8 and sum(teacher.weights.values()) == pytest.approx(1.0)
+    assert teacher.probs_NC.sum(axis=1) == pytest.approx(np.ones(len(truth)))
+    assert teacher.accuracy > 0.7 and accuracy(teacher.probs_NC, truth) > 0.7
 
 
-def test_similarity_follows_the_weights() -> None:
+def test_similarity_follows_the_source_weights() -> None:
     good, truth = clusters(3.0)
     noise = np.random.default_rng(5).normal(size=good.shape)
     rows, sources = np.arange(30), {"good": good, "noise": noise}
@@ -103,22 +107,22 @@ def test_similarity_follows_the_weights() -> None:
 
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.parametrize("dims", [64, 8])
-def test_other_images_are_answered_as_those_it_was_fitted_on(name: str, dims: int) -> None:
+def test_predictions_on_new_images_equal_those_on_fitted_ones(name: str, dims: int) -> None:
     features, truth = clusters(3.0)
     sources = {"a": features, "b": clusters(1.0, seed=3)[0]}
     options = {"dims": dims} if name == "selftrained" else {}
     rows = np.arange(30)
-    found = TEACHERS[name].fit(
+    teacher = TEACHERS[name].fit(
         features=sources, alphas={"a": 0.7, "b": 0.3}, rows=rows, labels_L=truth[rows], classes=3, **options
     )
-    again = found.answer({name: one[100:140] for name, one in sources.items()})
-    tolerance = 0.02 if name == "selftrained" and dims < 12 else 1e-4  # a randomised SVD's directions are not exact
-    np.testing.assert_allclose(again, found.probs_NC[100:140], atol=tolerance)
-    new, answers = clusters(3.0, seed=9)
-    assert shares(found.answer({"a": new, "b": clusters(1.0, seed=10)[0]}), answers) > 0.85
+    predicted_NC = teacher.predict({name: features_of_source[100:140] for name, features_of_source in sources.items()})
+    tolerance = 0.02 if name == "selftrained" and dims < 12 else 1e-4  # a randomized SVD's directions are not exact
+    np.testing.assert_allclose(predicted_NC, teacher.probs_NC[100:140], atol=tolerance)
+    new, labels = clusters(3.0, seed=9)
+    assert accuracy(teacher.predict({"a": new, "b": clusters(1.0, seed=10)[0]}), labels) > 0.85
 
 
-def test_self_training_gains_from_the_unlabeled_images() -> None:
+def test_self_training_gains_from_unlabeled_images() -> None:
     gains = []
     for seed in range(4):
         features, truth = clusters(3.5, n=600, dims=40, seed=seed)
@@ -127,22 +131,22 @@ def test_self_training_gains_from_the_unlabeled_images() -> None:
             TEACHERS[name].fit(features={"a": features}, alphas={"a": 1.0}, rows=rows, labels_L=truth[rows], classes=3)
             for name in ("stacked", "selftrained")
         )
-        gains.append(shares(trained.probs_NC, truth) - shares(plain.probs_NC, truth))
+        gains.append(accuracy(trained.probs_NC, truth) - accuracy(plain.probs_NC, truth))
     assert min(gains) > 0.0 and np.mean(gains) > 0.03
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_class_without_labels_and_constant_features_stay_finite(name: str) -> None:
+def test_class_without_labels_and_constant_features_stay_finite(name: str) -> None:
     features, truth = clusters(2.0, n=60)
     rows = np.flatnonzero(truth < 2)[:10]
     sources = {"a": features, "constant": np.ones((60, 4), dtype=np.float32)}
-    found = TEACHERS[name].fit(
+    teacher = TEACHERS[name].fit(
         features=sources, alphas={"a": 0.5, "constant": 0.5}, rows=rows, labels_L=truth[rows], classes=3
     )
-    assert np.isfinite(found.probs_NC).all() and found.probs_NC.sum(axis=1) == pytest.approx(np.ones(60))
+    assert np.isfinite(teacher.probs_NC).all() and teacher.probs_NC.sum(axis=1) == pytest.approx(np.ones(60))
 
 
-def test_options_are_checked_by_the_signature() -> None:
+def test_options_are_checked_against_the_signature() -> None:
     assert option_problems(TEACHERS["selftrained"].fit, {"rounds": 0}, ()) and option_problems(
         TEACHERS["stacked"].fit, {"shrinkage": 1.0}, ()
     )
@@ -152,19 +156,19 @@ def test_options_are_checked_by_the_signature() -> None:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_one_label_a_class_keeps_what_the_source_knows(name: str) -> None:
+def test_one_label_per_class_suffices_for_a_good_source(name: str) -> None:
     features, truth = clusters(6.0, n=300)
     sources = {"good": features, "noise": np.random.default_rng(3).normal(size=features.shape)}
-    found = TEACHERS[name].fit(
+    teacher = TEACHERS[name].fit(
         features=sources, alphas={"good": 0.9, "noise": 0.1}, rows=np.arange(3), labels_L=truth[:3], classes=3
     )
-    assert shares(found.probs_NC, truth) > 0.9
+    assert accuracy(teacher.probs_NC, truth) > 0.9
 
 
-def test_a_source_that_says_the_same_of_all_images_is_no_better_than_chance() -> None:
+def test_source_with_constant_features_is_at_chance() -> None:
     truth = np.arange(60) % 3
-    for value in (0.0, 0.1, 1.0, 1e4):
-        constant = np.full((60, 8), value, dtype=np.float32)
-        found = teachers.probe(constant, np.arange(33), truth[:33], 3)
-        assert found.held_LC == pytest.approx(np.full((33, 3), 1 / 3), abs=0.25)
-        assert found.probs_NC == pytest.approx(np.full((60, 3), 1 / 3), abs=1e-6)
+    for constant_value in (0.0, 0.1, 1.0, 1e4):
+        constant = np.full((60, 8), constant_value, dtype=np.float32)
+        probe = teachers.probe(constant, np.arange(33), truth[:33], 3)
+        assert probe.loo_probs_LC == pytest.approx(np.full((33, 3), 1 / 3), abs=0.25)
+        assert probe.probs_NC == pytest.approx(np.full((60, 3), 1 / 3), abs=1e-6)

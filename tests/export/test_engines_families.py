@@ -1,4 +1,4 @@
-"""Every family that the search offers, built ahead of time in fp32, fp16 and int8 for three generations of GPUs."""
+"""Engines of every student family in fp32, fp16 and int8, built ahead of time for three generations of GPUs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ SMALLEST = {
 }
 
 
-def test_every_family_is_here() -> None:
+def test_smallest_variants_cover_all_families() -> None:
     assert set(SMALLEST) == set(FAMILIES)
 
 
 def student(family: str, spec: StudentSpec) -> torch.nn.Module:
-    """The family's smallest net with a head, batch norms that have seen pictures, random weights."""
+    """Return the family's smallest net with a head, random weights and batch norm statistics of real activations."""
     options = SMALLEST[family]
     blueprint = FAMILIES[family](**({} if family == "micro" else {"weights": "none"}), **options)
     torch.manual_seed(3)
@@ -58,8 +58,8 @@ def student(family: str, spec: StudentSpec) -> torch.nn.Module:
     return torch.nn.Sequential(backbone, torch.nn.Linear(width, CLASSES)).eval()
 
 
-def made(family: str, px: int, folder: Path) -> list[OnnxModel]:
-    """fp32, fp16 and int8 graphs in a folder, as the pipeline makes them."""
+def graphs_of(family: str, px: int, folder: Path) -> list[OnnxModel]:
+    """Write fp32, fp16 and int8 graphs to a folder as the pipeline does and return their records."""
     spec = StudentSpec(
         family=family,
         options={},
@@ -78,8 +78,8 @@ def made(family: str, px: int, folder: Path) -> list[OnnxModel]:
         settings=Export(min_agreement=0.0, max_relative_error=1.0),
     )
     graphs.write(graphs.half(onnx.load(path)), folder / "student.fp16.onnx")
-    asked = Quantize(targets=("tensorrt",), calibration_images=8, method="minmax")
-    (int8,) = quantize.quantize(path, fp32, images_NHWC=images, settings=asked, folder=folder)
+    settings = Quantize(targets=("tensorrt",), calibration_images=8, method="minmax")
+    (int8,) = quantize.quantize(path, fp32, images_NHWC=images, settings=settings, folder=folder)
     half = OnnxModel(
         path="student.fp16.onnx",
         sha256="",
@@ -92,16 +92,16 @@ def made(family: str, px: int, folder: Path) -> list[OnnxModel]:
     return [fp32, half, int8]
 
 
-def row(family: str, px: int, one: Engine) -> str:
-    """What is printed of an engine."""
-    if one.failed or one.layers is None:
-        return f"{family:18}{px:4} {one.artefact:14}{one.capability:6} {one.failed or 'no layers listed'}"
-    types, weighted = one.layers.types, Counter(one.layers.weighted.values())
+def describe(family: str, px: int, engine: Engine) -> str:
+    """Return the printed line of an engine."""
+    if engine.failed or engine.layers is None:
+        return f"{family:18}{px:4} {engine.artefact:14}{engine.capability:6} {engine.failed or 'no layers listed'}"
+    types, weighted = engine.layers.types, Counter(engine.layers.weighted.values())
     return (
-        f"{family:18}{px:4} {one.artefact:14}{one.capability:6}{one.size_mb:7.2f} MB {one.seconds:5.1f} s "
-        f"{one.layers.total:4} layers {types['int8']:4} int8 {types['fp16']:4} fp16 {types['fp32']:4} fp32 "
-        f"{types['unknown']:2} ?  weighted {dict(weighted)}  Q/DQ {one.layers.pairs:4} "
-        f"unfused {len(one.layers.unfused):3} unknown {len(one.layers.unknown):3}"
+        f"{family:18}{px:4} {engine.artefact:14}{engine.capability:6}{engine.size_mb:7.2f} MB {engine.seconds:5.1f} s "
+        f"{engine.layers.total:4} layers {types['int8']:4} int8 {types['fp16']:4} fp16 {types['fp32']:4} fp32 "
+        f"{types['unknown']:2} ?  weighted {dict(weighted)}  Q/DQ {engine.layers.pairs:4} "
+        f"unfused {len(engine.layers.unfused):3} unknown {len(engine.layers.unknown):3}"
     )
 
 
@@ -109,18 +109,18 @@ def row(family: str, px: int, one: Engine) -> str:
 @pytest.mark.parametrize(("family", "px"), [*((family, 64) for family in FAMILIES), ("mobilenetv3", 224)])
 def test_every_family_builds(family: str, px: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed (extra rtx)")
-    found = engines.write(made(family, px, tmp_path), tmp_path, tmp_path / "engines", CAPABILITIES)
+    built_engines = engines.write(graphs_of(family, px, tmp_path), tmp_path, tmp_path / "engines", CAPABILITIES)
     with capsys.disabled():
-        print("", *(row(family, px, one) for one in found), sep="\n")
-    assert [one.failed for one in found] == [""] * 9
-    for one in found:
-        known = one.layers
-        assert known is not None and known.types["unknown"] == 0 and known.unknown == ()
-        precisions = Counter(known.weighted.values())
-        if one.artefact == "int8-tensorrt":
-            # the builder multiplies some products of a few numbers in generated kernels, which are no int8
-            assert precisions["int8"] >= 0.9 * len(known.weighted) and known.types["int8"] >= precisions["int8"]
-            assert known.pairs > 0 and len(known.unfused) < known.pairs / 4
+        print("", *(describe(family, px, engine) for engine in built_engines), sep="\n")
+    assert [engine.failed for engine in built_engines] == [""] * 9
+    for engine in built_engines:
+        findings = engine.layers
+        assert findings is not None and findings.types["unknown"] == 0 and findings.unknown == ()
+        precisions = Counter(findings.weighted.values())
+        if engine.artefact == "int8-tensorrt":
+            # the builder computes some small products in generated kernels, which are not int8
+            assert precisions["int8"] >= 0.9 * len(findings.weighted) and findings.types["int8"] >= precisions["int8"]
+            assert findings.pairs > 0 and len(findings.unfused) < findings.pairs / 4
         else:
-            assert precisions == {one.artefact: len(known.weighted)}
-            assert known.types["int8"] == known.pairs == 0
+            assert precisions == {engine.artefact: len(findings.weighted)}
+            assert findings.types["int8"] == findings.pairs == 0

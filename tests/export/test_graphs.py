@@ -1,4 +1,4 @@
-"""Each pass before and after: what it changes, that the numbers stay, and that its argument stays too."""
+"""Graph passes: what each one changes, that the outputs stay the same, and that the input graph is not modified."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs
 from edgedistill.export.infer import predict_onnx
 from tests.helpers.export_nets import Exported
-from tests.helpers.small_graphs import answer, chain, model_of, ops, types
+from tests.helpers.small_graphs import chain, float_model, ops, reference_output, tensor_types
 
 
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3, -2]])
 @pytest.mark.parametrize("keepdims", [0, 1])
-def test_a_mean_over_the_picture_becomes_a_global_average(axes: list[int], keepdims: int) -> None:
+def test_mean_over_image_becomes_global_average(axes: list[int], keepdims: int) -> None:
     node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean", keepdims=keepdims)
     shape = [2, 4, 1, 1] if keepdims else [2, 4]
-    before = model_of([node], [2, 4, 5, 6], shape, axes=np.array(axes, dtype=np.int64))
+    before = float_model([node], [2, 4, 5, 6], shape, axes=np.array(axes, dtype=np.int64))
     untouched = before.SerializeToString()
     after = graphs.global_average_pool(before)
     assert ops(after) == (["GlobalAveragePool"] if keepdims else ["GlobalAveragePool", "Flatten"])
     assert not after.graph.initializer
     assert before.SerializeToString() == untouched
     x = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
-    np.testing.assert_allclose(answer(after, x), answer(before, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(reference_output(after, x), reference_output(before, x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("given", "axes"), [([2, 4, 5, 6], [1]), ([2, 4, 5, 6], [1, 2, 3]), ([2, 5, 6, 3, 3], [2, 3])])
-def test_another_mean_is_left_alone(given: list[int], axes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("input_shape", "axes"), [([2, 4, 5, 6], [1]), ([2, 4, 5, 6], [1, 2, 3]), ([2, 5, 6, 3, 3], [2, 3])]
+)
+def test_mean_over_other_axes_is_unchanged(input_shape: list[int], axes: list[int]) -> None:
     node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean", keepdims=1)
-    shape = [1 if at in axes else size for at, size in enumerate(given)]
-    before = model_of([node], given, shape, axes=np.array(axes, dtype=np.int64))
+    output_shape = [1 if axis in axes else size for axis, size in enumerate(input_shape)]
+    before = float_model([node], input_shape, output_shape, axes=np.array(axes, dtype=np.int64))
     assert graphs.global_average_pool(before) == before
 
 
-def test_axes_as_an_attribute_are_read_too() -> None:
+def test_axes_given_as_attribute_are_read() -> None:
     node = helper.make_node("ReduceMean", ["x"], ["y"], name="mean", keepdims=1, axes=[2, 3])
-    before = model_of([node], [2, 4, 5, 6], [2, 4, 1, 1])
+    before = float_model([node], [2, 4, 5, 6], [2, 4, 1, 1])
     before.opset_import[0].version = 17
     assert ops(graphs.global_average_pool(before)) == ["GlobalAveragePool"]
 
 
-def test_tidy_lifts_constants_and_drops_whatever_nobody_reads() -> None:
+def test_tidy_lifts_constants_and_drops_unread_tensors_and_metadata() -> None:
     constant = helper.make_node("Constant", [], ["two"], value_float=2.0)
     node = helper.make_node("Mul", ["x", "two"], ["y"], name="double", doc_string="File train.py, line 3")
-    before = model_of([constant, node], [3], [3], unread=np.zeros(2, np.float32))
+    before = float_model([constant, node], [3], [3], unread=np.zeros(2, np.float32))
     before.metadata_props.add(key="where", value="/home/someone")
     before.graph.metadata_props.add(key="where", value="/home/someone")
     node_props = before.graph.node[1].metadata_props
@@ -59,17 +61,17 @@ def test_tidy_lifts_constants_and_drops_whatever_nobody_reads() -> None:
     assert [tensor.name for tensor in after.graph.initializer] == ["two"]
     assert b"home" not in after.SerializeToString()
     assert b"train.py" not in after.SerializeToString()
-    np.testing.assert_array_equal(answer(after, np.arange(3, dtype=np.float32)), [0, 2, 4])
+    np.testing.assert_array_equal(reference_output(after, np.arange(3, dtype=np.float32)), [0, 2, 4])
 
 
-def test_preprocessing_is_what_stands_before_the_first_convolution(exported: Callable[[str], Exported]) -> None:
+def test_preprocessing_is_everything_before_first_convolution(exported: Callable[[str], Exported]) -> None:
     model = onnx.load(exported("resnet").path)
     names = set(graphs.preprocessing(model))
     before = [node.op_type for node in model.graph.node if node.name in names]
     assert before == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
 
 
-def test_a_pair_ends_the_preprocessing_too() -> None:
+def test_preprocessing_ends_at_first_pair() -> None:
     points = {"scale": np.array(0.5, np.float32), "zero": np.array(0, np.int8)}
     nodes = [
         helper.make_node("Neg", ["x"], ["n"], name="neg"),
@@ -77,7 +79,7 @@ def test_a_pair_ends_the_preprocessing_too() -> None:
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], name="d"),
         helper.make_node("Conv", ["d", "w"], ["y"], name="conv"),
     ]
-    model = model_of(nodes, [1, 1, 2, 2], [1, 1, 2, 2], w=np.ones((1, 1, 1, 1), np.float32), **points)
+    model = float_model(nodes, [1, 1, 2, 2], [1, 1, 2, 2], w=np.ones((1, 1, 1, 1), np.float32), **points)
     assert graphs.preprocessing(model) == ["neg"]
 
 
@@ -85,10 +87,10 @@ GRID = np.linspace(-6, 6, 1201, dtype=np.float32)
 
 
 def hard_swish() -> ModelProto:
-    return model_of([helper.make_node("HardSwish", ["x"], ["y"], name="act")], [len(GRID)], [len(GRID)])
+    return float_model([helper.make_node("HardSwish", ["x"], ["y"], name="act")], [len(GRID)], [len(GRID)])
 
 
-def test_hard_swish_is_taken_apart_and_computes_the_same() -> None:
+def test_hard_swish_is_split_and_computes_the_same() -> None:
     before = hard_swish()
     untouched = before.SerializeToString()
     after = graphs.split_hard_swish(before)
@@ -96,14 +98,14 @@ def test_hard_swish_is_taken_apart_and_computes_the_same() -> None:
     assert ops(after) == ["HardSigmoid", "Mul"]
     assert before.SerializeToString() == untouched
     # x * max(0, min(1, x / 6 + 1 / 2))
-    wanted = GRID * np.clip(GRID / 6 + 0.5, 0, 1)
-    np.testing.assert_allclose(answer(after, GRID), wanted, atol=1e-6)
-    np.testing.assert_allclose(answer(before, GRID), wanted, atol=1e-6)
+    expected = GRID * np.clip(GRID / 6 + 0.5, 0, 1)
+    np.testing.assert_allclose(reference_output(after, GRID), expected, atol=1e-6)
+    np.testing.assert_allclose(reference_output(before, GRID), expected, atol=1e-6)
     assert all(graphs.is_hard_sigmoid(node) for node in after.graph.node if node.op_type == "HardSigmoid")
 
 
 @pytest.mark.parametrize(
-    ("settings", "torchs"),
+    ("settings", "from_torch"),
     [
         ({"alpha": 1 / 6, "beta": 0.5}, True),
         ({"alpha": 1 / 6}, True),
@@ -112,11 +114,11 @@ def test_hard_swish_is_taken_apart_and_computes_the_same() -> None:
         ({"alpha": 1 / 6, "beta": 0.4}, False),
     ],
 )
-def test_the_hard_sigmoid_of_torch_is_told_from_that_of_onnx(settings: dict[str, float], torchs: bool) -> None:
-    assert graphs.is_hard_sigmoid(helper.make_node("HardSigmoid", ["x"], ["y"], **settings)) == torchs
+def test_hard_sigmoid_of_torch_is_distinguished_from_onnx_default(settings: dict[str, float], from_torch: bool) -> None:
+    assert graphs.is_hard_sigmoid(helper.make_node("HardSigmoid", ["x"], ["y"], **settings)) == from_torch
 
 
-def test_what_only_its_gate_and_their_product_read_is_gated() -> None:
+def test_tensor_read_only_by_gate_and_product_is_gated() -> None:
     assert graphs.hard_gated(graphs.split_hard_swish(hard_swish())) == {"x"}
 
 
@@ -125,76 +127,78 @@ def test_what_only_its_gate_and_their_product_read_is_gated() -> None:
     [("Add", ["x", "p"]), ("Mul", ["x", "x"]), ("Relu", ["x"])],
     ids=["a residual connection", "a product without the gate", "another activation"],
 )
-def test_what_somebody_else_reads_is_not_gated(op_type: str, inputs: list[str]) -> None:
+def test_tensor_with_another_reader_is_not_gated(op_type: str, inputs: list[str]) -> None:
     model = graphs.split_hard_swish(hard_swish())
     model.graph.node[1].output[0] = "p"
     model.graph.node.append(helper.make_node(op_type, inputs, ["y"], name="other"))
     assert graphs.hard_gated(model) == set()
 
 
-def test_a_gate_of_another_tensor_gates_nothing() -> None:
-    """Squeeze and excitation: the gate is of few pooled values, what it is multiplied by keeps its negative ones."""
+def test_gate_of_another_tensor_does_not_gate_its_factor() -> None:
+    """In squeeze and excitation the gate reads pooled values, so the tensor it multiplies keeps its negative values."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["x"], ["pooled"], name="pool"),
         helper.make_node("HardSigmoid", ["pooled"], ["gate"], name="gate", alpha=1 / 6, beta=0.5),
         helper.make_node("Mul", ["x", "gate"], ["y"], name="scale"),
     ]
-    assert graphs.hard_gated(model_of(nodes, [1, 2, 3, 3], [1, 2, 3, 3])) == {"pooled"}
+    assert graphs.hard_gated(float_model(nodes, [1, 2, 3, 3], [1, 2, 3, 3])) == {"pooled"}
 
 
-def test_depth_is_the_length_of_the_longest_path() -> None:
+def test_depth_is_length_of_longest_path() -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], name="1"),
         helper.make_node("Relu", ["a"], ["b"], name="2"),
         helper.make_node("Add", ["b", "x"], ["y"], name="3"),
     ]
-    assert graphs.depths(model_of(nodes, [1], [1])) == {"a": 1, "b": 2, "y": 3}
+    assert graphs.depths(float_model(nodes, [1], [1])) == {"a": 1, "b": 2, "y": 3}
 
 
 @pytest.mark.parametrize("name", ["lite", "mnv3", "resnet"])
-def test_half_is_float16_from_the_first_weights_to_the_logits_and_close(
-    name: str, exported: Callable[[str], Exported]
-) -> None:
-    made = exported(name)
-    before = onnx.load(made.path)
+def test_half_computes_in_float16_and_stays_close_to_float32(name: str, exported: Callable[[str], Exported]) -> None:
+    student = exported(name)
+    before = onnx.load(student.path)
     untouched = before.SerializeToString()
     after = graphs.half(before)
     onnx.checker.check_model(after, full_check=True)
     assert before.SerializeToString() == untouched
-    known, shallow = types(after), set(graphs.preprocessing(after))
+    element_types, preprocessing = tensor_types(after), set(graphs.preprocessing(after))
     for node in after.graph.node:
-        wanted = TensorProto.FLOAT if node.name in shallow and not node.name.endswith("_half_cast") else None
+        expected_type = (
+            TensorProto.FLOAT if node.name in preprocessing and not node.name.endswith("_half_cast") else None
+        )
         (out,) = node.output
-        assert known[out] == (TensorProto.FLOAT if out == "logits" else wanted or TensorProto.FLOAT16), node.name
+        assert element_types[out] == (TensorProto.FLOAT if out == "logits" else expected_type or TensorProto.FLOAT16), (
+            node.name
+        )
     assert ops(after).count("Cast") == ops(before).count("Cast") + 2
-    wanted_NC = predict_onnx(made.path, made.images_NHWC)
-    got_NC = predict_onnx(after.SerializeToString(), made.images_NHWC)
-    assert got_NC.dtype == np.float32
+    expected_NC = predict_onnx(student.path, student.images_NHWC)
+    actual_NC = predict_onnx(after.SerializeToString(), student.images_NHWC)
+    assert actual_NC.dtype == np.float32
     # eleven bits of mantissa and some fifteen layers
-    assert 0 < np.abs(got_NC - wanted_NC).max() < 0.01 * np.abs(wanted_NC).max()
+    assert 0 < np.abs(actual_NC - expected_NC).max() < 0.01 * np.abs(expected_NC).max()
 
 
-def test_half_halves_the_file(exported: Callable[[str], Exported]) -> None:
+def test_half_halves_file_size(exported: Callable[[str], Exported]) -> None:
     before = onnx.load(exported("resnet").path)
     assert graphs.half(before).ByteSize() < 0.52 * before.ByteSize()
 
 
-def test_a_cast_to_float_behind_the_first_weights_becomes_one_to_float16() -> None:
+def test_cast_to_float_after_first_weights_becomes_cast_to_float16() -> None:
     constants = {"w": np.ones((2, 2, 1, 1), np.float32), "mask": np.array([[[[1, 0]]]], np.int64)}
     nodes = [
         helper.make_node("Neg", ["x"], ["pixels"], name="preprocessing"),
         helper.make_node("Conv", ["pixels", "w"], ["t"], name="conv"),
-        helper.make_node("Cast", ["mask"], ["seen"], name="cast", to=TensorProto.FLOAT),
-        helper.make_node("Add", ["t", "seen"], ["y"], name="add"),
+        helper.make_node("Cast", ["mask"], ["mask_float"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Add", ["t", "mask_float"], ["y"], name="add"),
     ]
-    after = graphs.half(model_of(nodes, [1, 2, 4, 2], [1, 2, 4, 2], **constants))
+    after = graphs.half(float_model(nodes, [1, 2, 4, 2], [1, 2, 4, 2], **constants))
     onnx.checker.check_model(after, full_check=True)
-    assert types(after)["seen"] == TensorProto.FLOAT16
+    assert tensor_types(after)["mask_float"] == TensorProto.FLOAT16
 
 
-def test_a_constant_beyond_float16_is_refused_by_name() -> None:
+def test_constant_beyond_float16_is_refused_by_name() -> None:
     model = chain("Conv", "Relu")
-    weight = next(one for one in model.graph.initializer if one.name == "w0")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w0")
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65504, np.float32), "w0"))
     graphs.half(model)
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65600, np.float32), "w0"))

@@ -1,4 +1,4 @@
-"""The decision for a target, branch by branch, with the sentence that it is told in."""
+"""The choice of precision for a target: every branch, and the sentence that explains it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MODELS = [FP32, FP16, CPU, TENSORRT]
 
 SMALL = Drop(points=0.42, low=-0.31, high=1.15, n=480, differ=0.9, images=736)
 LARGE = Drop(points=3.0, low=1.0, high=5.0, n=100, differ=4.0, images=200)
-HELD = Guarded(target="cpu", holds=True, max_drop=1.0, drop=SMALL)
+PASSED = Guarded(target="cpu", holds=True, max_drop=1.0, drop=SMALL)
 FAST, SLOW = (2.0, 1.5, 2.5), (1.2, 1.0, 1.4)
 LOSS = "loses 0.4 points [-0.3, 1.1] on 480 images of val"
 
 
-def test_accurate_and_fast_is_kept() -> None:
-    assert choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=FAST, untimed="") == Kept(
+def test_accurate_and_fast_int8_is_kept() -> None:
+    assert choose_precision("cpu", MODELS, guarded=PASSED, min_speedup=1.05, ratio=FAST, untimed="") == Kept(
         target="cpu",
         artefact="int8-cpu",
         precision="int8",
@@ -36,7 +36,7 @@ def test_accurate_and_fast_is_kept() -> None:
     )
 
 
-def test_what_loses_too_much_is_not_kept_however_fast() -> None:
+def test_int8_that_loses_too_much_is_not_kept() -> None:
     guarded = Guarded(target="cpu", holds=False, max_drop=1.0, drop=LARGE)
     assert choose_precision("cpu", MODELS, guarded=guarded, min_speedup=1.05, ratio=FAST, untimed="") == Kept(
         target="cpu",
@@ -47,38 +47,38 @@ def test_what_loses_too_much_is_not_kept_however_fast() -> None:
     )
 
 
-def test_what_was_not_timed_is_kept_for_its_accuracy() -> None:
+def test_untimed_int8_is_kept_for_its_accuracy() -> None:
     assert choose_precision(
-        "cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=None, untimed="no device was asked"
-    ) == Kept(target="cpu", artefact="int8-cpu", precision="int8", why=f"{LOSS}; no device was asked")
+        "cpu", MODELS, guarded=PASSED, min_speedup=1.05, ratio=None, untimed="no device was measured"
+    ) == Kept(target="cpu", artefact="int8-cpu", precision="int8", why=f"{LOSS}; no device was measured")
 
 
 @pytest.mark.parametrize(("low", "precision"), [(1.0, "fp32"), (1.05, "fp32"), (1.06, "int8")])
-def test_the_whole_interval_must_lie_above_what_is_asked_for(low: float, precision: str) -> None:
-    got = choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=(1.2, low, 1.4), untimed="")
-    assert got.precision == precision
-    assert got.ratio == (1.2, low, 1.4)
+def test_lower_end_of_speed_interval_must_exceed_min_speedup(low: float, precision: str) -> None:
+    kept = choose_precision("cpu", MODELS, guarded=PASSED, min_speedup=1.05, ratio=(1.2, low, 1.4), untimed="")
+    assert kept.precision == precision
+    assert kept.ratio == (1.2, low, 1.4)
 
 
-def test_what_is_too_slow_is_said_in_numbers() -> None:
-    assert choose_precision("cpu", MODELS, guarded=HELD, min_speedup=1.05, ratio=SLOW, untimed="").why == (
-        "int8 is 1.20 [1.00, 1.40] times as fast as fp32, and more than 1.05 is asked for"
+def test_too_slow_int8_is_explained_in_numbers() -> None:
+    assert choose_precision("cpu", MODELS, guarded=PASSED, min_speedup=1.05, ratio=SLOW, untimed="").why == (
+        "int8 is 1.20 [1.00, 1.40] times as fast as fp32, and more than 1.05 is required"
     )
 
 
-def test_without_val_images_speed_alone_decides() -> None:
-    unknown = "its accuracy was not guarded: there are no images to do it with"
-    got = choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=FAST, untimed="")
-    assert (got.artefact, got.why) == ("int8-cpu", f"{unknown}; 2.00 [1.50, 2.50] times as fast as fp32")
+def test_speed_alone_decides_without_val_images() -> None:
+    unknown = "its accuracy was not guarded: there are no val images"
+    kept = choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=FAST, untimed="")
+    assert (kept.artefact, kept.why) == ("int8-cpu", f"{unknown}; 2.00 [1.50, 2.50] times as fast as fp32")
     assert choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=SLOW, untimed="").artefact == "fp32"
     assert (
-        choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=None, untimed="not timed").why
-        == f"{unknown}; not timed"
+        choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=None, untimed="not bench_report").why
+        == f"{unknown}; not bench_report"
     )
 
 
 @pytest.mark.parametrize(
-    ("target", "models", "artefact"),
+    ("target", "models", "artifact"),
     [
         ("cpu", MODELS, "fp32"),
         ("tensorrt", MODELS, "fp16"),
@@ -86,38 +86,36 @@ def test_without_val_images_speed_alone_decides() -> None:
         ("tensorrt", MODELS[::-1], "fp16"),
     ],
 )
-def test_instead_of_int8_tensorrt_gets_float16_where_there_is_one(
-    target: str, models: list[OnnxModel], artefact: str
-) -> None:
-    assert higher_precision(target, models).name == artefact
-    got = choose_precision(
-        target, models, guarded=replace(HELD, target=target), min_speedup=1.05, ratio=SLOW, untimed=""
+def test_tensorrt_falls_back_to_fp16_when_available(target: str, models: list[OnnxModel], artifact: str) -> None:
+    assert higher_precision(target, models).name == artifact
+    kept = choose_precision(
+        target, models, guarded=replace(PASSED, target=target), min_speedup=1.05, ratio=SLOW, untimed=""
     )
-    assert (got.target, got.artefact, got.precision) == (target, artefact, artefact)
-    assert f"times as fast as {artefact}," in got.why
+    assert (kept.target, kept.artefact, kept.precision) == (target, artifact, artifact)
+    assert f"times as fast as {artifact}," in kept.why
 
 
 def test_tensorrt_gets_its_own_int8_graph() -> None:
     assert (
-        choose_precision("tensorrt", MODELS, guarded=HELD, min_speedup=1.05, ratio=FAST, untimed="").artefact
+        choose_precision("tensorrt", MODELS, guarded=PASSED, min_speedup=1.05, ratio=FAST, untimed="").artefact
         == "int8-tensorrt"
     )
 
 
-def test_layers_in_float_are_counted_and_what_is_lost_without_them() -> None:
-    guarded = replace(HELD, floats=("a", "b"), before=LARGE)
+def test_float_layers_are_counted_with_loss_before_guard() -> None:
+    guarded = replace(PASSED, floats=("a", "b"), before=LARGE)
     assert describe_guard(guarded) == f"{LOSS} with 2 layers in float (3.0 without)"
 
 
-def test_a_loss_above_the_bound_that_few_labels_explain_says_so() -> None:
+def test_loss_above_bound_with_few_changed_labels_is_explained() -> None:
     one_of_sixty = Drop(points=1.67, low=-1.6, high=4.8, n=60, differ=0.63, images=316)
     assert describe_guard(Guarded(target="cpu", holds=True, max_drop=1.0, drop=one_of_sixty)) == (
         "loses 1.7 points [-1.6, 4.8] on 60 images of val, but other labels than fp32's on only 0.6 % of 316 images"
     )
 
 
-def timed(ms: list[list[float]]) -> BenchReport:
-    """A measurement with two samples a cell, around its median: a list of rounds for every process."""
+def bench_report(ms: list[list[float]]) -> BenchReport:
+    """Return a measurement with two samples per cell around its median in `ms`, one list of rounds per process."""
     samples = tuple(ms_ * factor for rounds in ms for ms_ in rounds for factor in (0.5, 1.5))
     cells = [[process, round_, 2] for process, rounds in enumerate(ms) for round_ in range(len(rounds))]
     return BenchReport(
@@ -134,9 +132,9 @@ def timed(ms: list[list[float]]) -> BenchReport:
     )
 
 
-def test_a_ratio_pairs_the_cells_of_one_run() -> None:
-    found = speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0, 2.0]]))
-    # 2 in the one process and 4 in the other
-    assert found is not None and found[0] == 3.0 and found[1:] == (2.0, 4.0)
-    assert speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([[2.0, 2.0], [2.0]])) is None
-    assert speed_ratio(timed([[4.0, 4.0], [8.0, 8.0]]), timed([])) is None
+def test_ratio_pairs_cells_of_one_run() -> None:
+    ratio = speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([[2.0, 2.0], [2.0, 2.0]]))
+    # 2 in one process and 4 in the other
+    assert ratio is not None and ratio[0] == 3.0 and ratio[1:] == (2.0, 4.0)
+    assert speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([[2.0, 2.0], [2.0]])) is None
+    assert speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([])) is None

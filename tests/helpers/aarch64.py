@@ -22,10 +22,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-QEMU_FROM, OLDEST_QEMU = "trixie", 8
+QEMU_SUITE, OLDEST_QEMU = "trixie", 8
 CPU = "cortex-a76"  # that of a Raspberry Pi 5
 TAGS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-DOWNLOAD_S = 600.0  # the bound on all that is fetched for one interpreter
+DOWNLOAD_S = 600.0  # the time limit on all downloads for one interpreter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Python:
 
     @property
     def name(self) -> str:
-        """How a folder and a test call it."""
+        """The name of its folder and of its test."""
         return f"python{self.version}-onnxruntime{self.onnxruntime}"
 
 
@@ -50,66 +50,66 @@ PYTHONS = (
 
 
 class MissingError(Exception):
-    """Why there is no such interpreter here, in one line."""
+    """The interpreter cannot be built on this machine; the message is one line."""
 
 
 def cache() -> Path:
-    """Where what was fetched is kept from one run of the tests to the next."""
+    """The folder that keeps downloads from one test run to the next."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgedistill-tests" / "aarch64"
 
 
-def interpreter(which: Python, folder: Path) -> Path:
-    """A program that is called as `python` is; what it starts by sys.executable runs under qemu as well.
+def interpreter(python: Python, folder: Path) -> Path:
+    """An executable called as `python` is; a process it starts by sys.executable runs under qemu as well.
 
     Raises:
-        MissingError: it cannot be put together here.
+        MissingError: the interpreter cannot be built on this machine.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise MissingError(f"qemu-user is for Linux on x86_64; this is {platform.system()} on {platform.machine()}")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        end = time.monotonic() + DOWNLOAD_S
-        qemu, home = _qemu(folder, end), folder / which.name
+        deadline = time.monotonic() + DOWNLOAD_S
+        qemu, home = _qemu(folder, deadline), folder / python.name
         if not home.exists():
-            _build(which, home, end)
+            _build(python, home, deadline)
     program = home / "python"
     root, site = (shlex.quote(str(home / part)) for part in ("root", "site"))
     program.write_text(
         f"#!/bin/sh\nexport PYTHONHOME={root}/usr PYTHONPATH={site} QEMU_CPU={CPU}\n"
-        f'exec {shlex.quote(str(qemu))} -L {root} -0 "$0" {root}/usr/bin/python{which.version} "$@"\n'
+        f'exec {shlex.quote(str(qemu))} -L {root} -0 "$0" {root}/usr/bin/python{python.version} "$@"\n'
     )
     program.chmod(0o755)
     return program
 
 
-def _qemu(folder: Path, end: float) -> Path:
-    """A qemu-aarch64 that is young enough: of this system, or a copy of Debian's."""
-    known = [shutil.which(name) for name in ("qemu-aarch64", "qemu-aarch64-static")]
+def _qemu(folder: Path, deadline: float) -> Path:
+    """A qemu-aarch64 of at least version OLDEST_QEMU: the system's, or a copy of Debian's."""
+    installed = [shutil.which(name) for name in ("qemu-aarch64", "qemu-aarch64-static")]
     fetched = folder / "qemu-aarch64"
-    for path in (*(Path(one) for one in known if one), fetched):
+    for path in (*(Path(program) for program in installed if program), fetched):
         if path.exists() and _major(path) >= OLDEST_QEMU:
             return path
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _unpacked(Path(temporary) / "qemu", QEMU_FROM, architecture="amd64", packages=["qemu-user"], end=end)
-        # a program for every processor there is: one, linked statically, is all that is kept
+        _unpack(Path(temporary) / "qemu", QEMU_SUITE, architecture="amd64", packages=["qemu-user"], deadline=deadline)
+        # the package has a program for every processor; keep this one, which is linked statically
         (Path(temporary) / "qemu/usr/bin/qemu-aarch64").rename(fetched)
     if _major(fetched) < OLDEST_QEMU:
-        raise MissingError(f"qemu-user of {QEMU_FROM} does not run here")
+        raise MissingError(f"qemu-user of {QEMU_SUITE} does not run here")
     return fetched
 
 
-def _major(qemu: Path) -> int:
-    done = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    found = re.search(r"version (\d+)\.", done.stdout)
-    return int(found.group(1)) if found else 0
+def _major(program: Path) -> int:
+    process = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    version = re.search(r"version (\d+)\.", process.stdout)
+    return int(version.group(1)) if version else 0
 
 
-def _build(which: Python, home: Path, end: float) -> None:
+def _build(python: Python, home: Path, deadline: float) -> None:
     with tempfile.TemporaryDirectory(dir=home.parent) as temporary:
-        (made := Path(temporary) / "made").mkdir()
-        packages = [f"python{which.version}-minimal", f"libpython{which.version}-stdlib", "libstdc++6"]
-        _unpacked(made / "root", which.suite, architecture="arm64", packages=packages, end=end)
-        wheels = [f"onnxruntime=={which.onnxruntime}", "numpy", "pillow"]
+        (staging := Path(temporary) / "staging").mkdir()
+        packages = [f"python{python.version}-minimal", f"libpython{python.version}-stdlib", "libstdc++6"]
+        _unpack(staging / "root", python.suite, architecture="arm64", packages=packages, deadline=deadline)
+        wheels = [f"onnxruntime=={python.onnxruntime}", "numpy", "pillow"]
         tags = [part for tag in TAGS for part in ("--platform", tag)]
         _call(
             [
@@ -121,41 +121,41 @@ def _build(which: Python, home: Path, end: float) -> None:
                 "--quiet",
                 "--no-deps",
                 "--target",
-                str(made / "site"),
+                str(staging / "site"),
                 "--only-binary=:all:",
                 "--python-version",
-                which.version,
+                python.version,
                 *tags,
                 *wheels,
             ],
-            end,
+            deadline,
         )
-        made.rename(home)
+        staging.rename(home)
 
 
-def _unpacked(root: Path, suite: str, architecture: str, packages: Sequence[str], end: float) -> None:
-    """Debian packages and all they need, unpacked into a folder; apt's state and lists are private to this call."""
+def _unpack(root: Path, suite: str, architecture: str, packages: Sequence[str], deadline: float) -> None:
+    """Unpack Debian packages and their dependencies into a folder; apt's state and lists are private to this call."""
     with tempfile.TemporaryDirectory(dir=root.parent) as temporary:
         private = Path(temporary)
         for part in ("lists/partial", "archives/partial"):
             (private / part).mkdir(parents=True)
         (private / "status").touch()
         (private / "sources.list").write_text(_source(suite))
-        apt = ["apt-get", "-qq", *_private(private, architecture)]
-        _call([*apt, "update"], end)
-        _call([*apt, "install", "--download-only", "--yes", *packages], end)
+        apt = ["apt-get", "-qq", *_apt_options(private, architecture)]
+        _call([*apt, "update"], deadline)
+        _call([*apt, "install", "--download-only", "--yes", *packages], deadline)
         unpacked = private / "root"
         for package in sorted((private / "archives").glob("*.deb")):
-            _call(["dpkg-deb", "--extract", str(package), str(unpacked)], end)
+            _call(["dpkg-deb", "--extract", str(package), str(unpacked)], deadline)
         for name in ("lib", "lib64", "bin"):
-            # since Debian merged /lib into /usr/lib its packages leave the link between them to the installer
+            # Debian merged /lib into /usr/lib, and leaves the link between them to its installer
             if not (unpacked / name).exists() and (unpacked / "usr" / name).exists():
                 (unpacked / name).symlink_to(f"usr/{name}")
         shutil.rmtree(root, ignore_errors=True)
         unpacked.rename(root)
 
 
-def _private(folder: Path, architecture: str) -> list[str]:
+def _apt_options(folder: Path, architecture: str) -> list[str]:
     settings = {
         "Dir::State": folder,
         "Dir::State::lists": folder / "lists",
@@ -173,16 +173,16 @@ def _private(folder: Path, architecture: str) -> list[str]:
         "Acquire::Retries": "2",
         "Acquire::http::Timeout": "60",
     }
-    return [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    return [part for name, setting in settings.items() for part in ("-o", f"{name}={setting}")]
 
 
 def _source(suite: str) -> str:
-    """A line of sources.list: the mirror that this system itself uses, with another release of Debian."""
+    """A line of sources.list: the mirror that this system uses, with another release of Debian."""
     if shutil.which("apt-get") is None:
         raise MissingError("no apt-get here: the aarch64 interpreter is made of Debian's packages")
-    wanted = ["Created-By: Packages", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"]
-    done = subprocess.run(["apt-get", "indextargets", *wanted], capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
+    query = ["Created-By: Packages", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"]
+    targets = subprocess.run(["apt-get", "indextargets", *query], capture_output=True, text=True, check=False)
+    for line in targets.stdout.splitlines():
         uri, release, component, key = line.split("|", maxsplit=3)
         if release.isalpha() and component == "main" and uri.rstrip("/").endswith("debian"):
             options = f"[signed-by={key}] " if key.startswith("/") else ""
@@ -190,14 +190,14 @@ def _source(suite: str) -> str:
     raise MissingError("apt-get knows no mirror of Debian here: the aarch64 interpreter is made of its packages")
 
 
-def _call(command: Sequence[str], end: float) -> None:
-    left = end - time.monotonic()
+def _call(command: Sequence[str], deadline: float) -> None:
+    left_s = deadline - time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(0.0, left), check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=max(0.0, left_s), check=False)
     except subprocess.TimeoutExpired:
-        raise MissingError(f"{command[0]}: what is fetched did not come within {DOWNLOAD_S:.0f} s") from None
+        raise MissingError(f"{command[0]}: the download did not finish within {DOWNLOAD_S:.0f} s") from None
     except OSError as error:
         raise MissingError(f"{command[0]}: {error.strerror}") from None
-    if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["nothing on stderr"]
-        raise MissingError(f"{Path(command[0]).name}: exit status {done.returncode}: {said[-1][:300]}")
+    if process.returncode:
+        errors = [line.strip() for line in process.stderr.splitlines() if line.strip()] or ["nothing on stderr"]
+        raise MissingError(f"{Path(command[0]).name}: exit status {process.returncode}: {errors[-1][:300]}")

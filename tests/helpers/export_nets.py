@@ -1,4 +1,4 @@
-"""Real blocks of timm's families, shallow enough to export in seconds; random weights, sane statistics."""
+"""Real blocks of timm's families, shallow enough to export in seconds; random weights, realistic statistics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Ranged = tuple[ModelProto, dict[str, calibrate.Range]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A student, its fp32 graph, and the images it was held against."""
+    """A student, its fp32 graph, and the images that they were compared on."""
 
     model: torch.nn.Module
     path: Path
@@ -40,19 +40,19 @@ class Exported:
 
 
 def pictures(n: int, px: int = PX, seed: int = 0) -> np.ndarray:
-    """Smooth colour noise, uint8 [n, px, px, 3]: large patches under fine grain, as photographs have."""
+    """Smooth color noise, uint8 [n, px, px, 3]: large patches under fine grain, as in photographs."""
     generator = np.random.default_rng(seed)
     patches = generator.normal(128, 50, (n, px // 8, px // 8, 3)).repeat(8, axis=1).repeat(8, axis=2)
     return np.clip(patches + generator.normal(0, 15, patches.shape), 0, 255).astype(np.uint8)
 
 
 def normalized(images_NHWC: np.ndarray, spec: StudentSpec = SPEC) -> torch.Tensor:
-    """What a student takes: float32 [N, 3, px, px]. Written independently of the exporter's own arithmetic."""
+    """A student's input, float32 [N, 3, px, px]; computed independently of the exporter's arithmetic."""
     scaled = (images_NHWC.astype(np.float64) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     return torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def settle(model: torch.nn.Module) -> torch.nn.Module:
+def calibrate_batch_norms(model: torch.nn.Module) -> torch.nn.Module:
     """Give every batch norm the statistics of real activations, then switch to eval mode."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -74,7 +74,7 @@ def _mobilenet() -> torch.nn.Module:
 
 
 def _resnet() -> torch.nn.Module:
-    # by default timm starts the last batch norm of every block at zero, which leaves nothing but the identity
+    # by default timm starts the last batch norm of every block at zero, which leaves only the identity
     net = timm.create_model("resnet10t", pretrained=False, zero_init_last=False)
     return _head([net.conv1, net.bn1, net.act1, net.maxpool, net.layer1, net.layer2], 128)
 
@@ -100,4 +100,4 @@ NETS: dict[str, Callable[[], torch.nn.Module]] = {
 def build(name: str) -> torch.nn.Module:
     """One of NETS, the same weights at every call."""
     torch.manual_seed(7)
-    return settle(NETS[name]())
+    return calibrate_batch_norms(NETS[name]())

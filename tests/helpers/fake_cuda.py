@@ -1,4 +1,4 @@
-"""Builds fake_cudart.c and talks to it."""
+"""Builds fake_cudart.c, and reads and sets its state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 KINDS = ("device", "pinned", "stream", "event", "graph", "exec")
 
 
-def compiled(folder: Path) -> Path:
-    """fake_cudart.c as a shared library in `folder`; skips the test where there is no C compiler."""
+def compile_library(folder: Path) -> Path:
+    """Compile fake_cudart.c to a shared library in `folder`; skip the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler here (cc): the fake libcudart cannot be built")
@@ -25,7 +25,7 @@ def compiled(folder: Path) -> Path:
 
 
 class Fake:
-    """The ledger of one loaded fake."""
+    """A loaded fake libcudart: its live objects, its call log, and the failures set for it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,16 +34,16 @@ class Fake:
         self.library.fake_reset()
 
     def fail(self, symbol: str, code: int, after: int = 0) -> None:
-        """Have the call number `after` from now to `symbol` return `code`."""
+        """Let the call number `after` from now to `symbol` return `code`."""
         self.library.fake_fail(symbol.encode(), code, after)
 
     def live(self) -> dict[str, int]:
-        """What was made and not given back, by kind; empty when all was."""
+        """Numbers of objects that were created and not freed, by kind; empty if all were freed."""
         counts = {kind: self.library.fake_live(kind.encode()) for kind in KINDS}
         return {kind: count for kind, count in counts.items() if count}
 
     def calls(self) -> list[str]:
-        """Every call since the last time this was asked, without those that only ask."""
-        found = self.library.fake_calls().decode().split()
+        """The calls since the previous `calls()`, without the queries (versions, capture states)."""
+        names = self.library.fake_calls().decode().split()
         self.library.fake_forget_calls()
-        return [name for name in found if "Version" not in name and "IsCapturing" not in name]
+        return [name for name in names if "Version" not in name and "IsCapturing" not in name]

@@ -1,6 +1,6 @@
-"""A whole project in small: pictures of two kinds of stripes, a recipe that takes seconds, and the command line.
+"""A complete project in small: pictures of two kinds of stripes, a recipe that takes seconds, and the command line.
 
-Made once a test session, copied by whoever changes something. The pictures are 40 px squares, no two alike.
+It is built once a test session; a test that changes it takes a copy. The pictures are 40 px squares, no two alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ bench: {processes: 1, rounds: 2, samples: 4, seconds: 0.05}
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with recipe.yaml, the pictures it names, and runs/."""
+    """A folder with recipe.yaml, the pictures that it names, and runs/."""
 
     root: Path
 
@@ -70,15 +70,15 @@ class Project:
 
     @property
     def run(self) -> Path:
-        """The one run directory there is."""
-        (only,) = self.directories()
-        return only
+        """The only run directory."""
+        (directory,) = self.directories()
+        return directory
 
     def directories(self) -> list[Path]:
         return sorted(path for path in self.runs.iterdir() if path.is_dir() and path.name.startswith("mini-"))
 
     def copy(self, to: Path) -> Project:
-        """The same with files as old as these, so that what is up to date here is up to date there."""
+        """A copy with the same modification times, so that the same steps are up to date."""
         return Project(root=Path(shutil.copytree(self.root, to / "copy", symlinks=True)))
 
     def manifest(self) -> dict[str, Any]:
@@ -86,8 +86,8 @@ class Project:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a process said: exit code, both streams, and its duration in seconds."""
+class CommandResult:
+    """A finished command: exit code, both streams, and its duration in seconds."""
 
     code: int
     out: str
@@ -100,44 +100,44 @@ def picture(upright: bool, seed: int, px: int = 40) -> Image.Image:
     generator = np.random.default_rng(seed)
     phase, width = generator.uniform((0, 5), (6, 11))
     stripes = 60 * np.sin(np.arange(px) * 2 * np.pi / width + phase)
-    grey = 128 + (stripes[None, :] if upright else stripes[:, None]) + np.zeros((px, px))
+    gray = 128 + (stripes[None, :] if upright else stripes[:, None]) + np.zeros((px, px))
     noise = Image.fromarray(generator.integers(0, 256, (px, px, 3), dtype=np.uint8))
     blurred = np.asarray(noise.filter(ImageFilter.GaussianBlur(1)), dtype=np.float64) - 128
-    return Image.fromarray(np.clip(grey[..., None] + blurred, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(gray[..., None] + blurred, 0, 255).astype(np.uint8))
 
 
 def write(root: Path, recipe: str = RECIPE) -> Project:
-    """pictures/{train,test}/{lying,upright}/, more/ without labels, recipe.yaml."""
+    """Write pictures/{train,test}/{lying,upright}/, more/ without labels, and recipe.yaml."""
     for part, count, start in (("train", 14, 0), ("test", 8, 1000)):
         for upright, name in enumerate(("lying", "upright")):
             folder = root / "pictures" / part / name
             folder.mkdir(parents=True)
-            for at in range(count):
-                picture(bool(upright), start + 100 * upright + at).save(folder / f"{at:02d}.png")
+            for index in range(count):
+                picture(bool(upright), start + 100 * upright + index).save(folder / f"{index:02d}.png")
     (root / "more").mkdir()
-    for at in range(12):
-        picture(at % 2 == 0, 2000 + at).save(root / "more" / f"{at:02d}.png")
+    for index in range(12):
+        picture(index % 2 == 0, 2000 + index).save(root / "more" / f"{index:02d}.png")
     (root / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return Project(root=root)
 
 
-def call(*arguments: str | Path) -> Answer:
-    """The command line in this process, with this process's idea of warnings; see `edgedistill` for a fresh one."""
-    out, err, known, code = io.StringIO(), io.StringIO(), sys.argv, 0
+def call(*arguments: str | Path) -> CommandResult:
+    """Run the command line in this process, with its warning filters; `edgedistill` runs it in a process of its own."""
+    out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     started = time.monotonic()
     sys.argv = ["edgedistill", *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
-    except SystemExit as done:
-        code = int(done.code or 0)
+    except SystemExit as exit_request:
+        code = int(exit_request.code or 0)
     finally:
-        sys.argv = known
-    return Answer(code=code, out=out.getvalue(), err=err.getvalue(), seconds=time.monotonic() - started)
+        sys.argv = argv
+    return CommandResult(code=code, out=out.getvalue(), err=err.getvalue(), seconds=time.monotonic() - started)
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """The command line as a process of its own, which says at its end on stderr whether it loaded torch."""
+    """The command line as argv of a process of its own, whose last line on stderr says whether it loaded torch."""
     body = """import sys
 from edgedistill.cli import main
 try:
@@ -148,8 +148,12 @@ finally:
     return [sys.executable, "-c", body, *map(str, arguments)]
 
 
-def edgedistill(*arguments: str | Path, cwd: Path | None = None, timeout_s: float = 600) -> Answer:
-    """The command line in a process of its own."""
+def edgedistill(*arguments: str | Path, cwd: Path | None = None, timeout_s: float = 600) -> CommandResult:
+    """Run the command line in a process of its own."""
     started = time.monotonic()
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=timeout_s)
-    return Answer(code=done.returncode, out=done.stdout, err=done.stderr, seconds=time.monotonic() - started)
+    process = subprocess.run(
+        command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=timeout_s
+    )
+    return CommandResult(
+        code=process.returncode, out=process.stdout, err=process.stderr, seconds=time.monotonic() - started
+    )

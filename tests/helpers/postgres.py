@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own: its own folder, on loopback, on a port of its own, stopped at the end."""
+"""A private PostgreSQL server for a test: own folder, loopback, free port, stopped at the end."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ import pytest
 
 
 def programs() -> Path:
-    """Where initdb and postgres lie, or a skip that says why not."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
-    if not found:
+    """The folder of initdb and postgres; skips the test where PostgreSQL is not installed."""
+    initdbs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    if not initdbs:
         pytest.skip("no PostgreSQL on this machine: apt-get install postgresql")
-    return found[-1].parent
+    return initdbs[-1].parent
 
 
-def port_of_its_own() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """The address of a fresh, empty database."""
-    binaries, port = programs(), port_of_its_own()
+    binaries, port = programs(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="edgedistill-postgres-"))
     user = None
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package brings a user
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package creates a user
         user = "postgres"
         os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
@@ -43,13 +43,13 @@ def server() -> Iterator[str]:
     def call(*argv: str) -> None:
         subprocess.run(argv, check=True, user=user, cwd=folder, timeout=60, capture_output=True)
 
-    data, log = str(folder / "data"), str(folder / "log")
+    database, log = str(folder / "data"), str(folder / "log")
     try:
-        call(str(binaries / "initdb"), "-D", data, "-U", "edge", "-A", "trust", "--no-sync")
-        call(str(binaries / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
+        call(str(binaries / "initdb"), "-D", database, "-U", "edge", "-A", "trust", "--no-sync")
+        call(str(binaries / "pg_ctl"), "-D", database, "-l", log, "-w", "-o", options, "start")
         try:
             yield f"postgresql://edge@127.0.0.1:{port}/postgres"
         finally:
-            call(str(binaries / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+            call(str(binaries / "pg_ctl"), "-D", database, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

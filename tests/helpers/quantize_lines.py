@@ -1,4 +1,4 @@
-"""Lines of benchmarks/quantize as it writes them, for the tests of its tables."""
+"""Result lines of benchmarks/quantize, for the tests of its tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ Line = dict[str, Any]
 QUICK = [3.0, 2.9, 3.1]
 
 
-def line(artefact: str, top1: float = 0.7, ratio: list[float] | None = None, **other: Any) -> Line:
-    """A model's line as `run` writes it."""
+def line(artefact: str, top1: float = 0.7, ratio: list[float] | None = None, **fields: Any) -> Line:
+    """A model's result line as `run` writes it."""
     return {
         "student": "resnet18",
         "artefact": artefact,
@@ -26,7 +26,7 @@ def line(artefact: str, top1: float = 0.7, ratio: list[float] | None = None, **o
         "samples_ms": [[[1.0, 3.0], [2.0, 2.0]], [[9.0, 1.0]]],
         "ratio_to_fp32": ratio,
         "untimed": None,
-        **other,
+        **fields,
     }
 
 
@@ -35,10 +35,10 @@ REFUSED = {"facts": {"kept": False}}
 
 
 def by_name(*lines: Line) -> dict[str, Line]:
-    return {one["artefact"]: one for one in lines}
+    return {fields["artefact"]: fields for fields in lines}
 
 
 def rows(text: str) -> dict[str, list[str]]:
     """First cell -> the other cells of a Markdown table."""
-    cells = [[cell.strip() for cell in one.strip("|").split("|")] for one in text.splitlines() if one[:1] == "|"]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row[:1] == "|"]
     return {first: rest for first, *rest in cells}

@@ -1,4 +1,4 @@
-"""A synthetic run directory with round figures, whole or cut off after a step; what the report's tests read."""
+"""A synthetic run directory with round figures, complete or stopped after a step, for the report's tests."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ SPEC = StudentSpec(
 
 
 def accuracy(balanced: float, n: int = 788) -> Accuracy:
-    """`balanced` with an interval of two points down and one up, and a top-1 that nobody could mistake for it."""
+    """`balanced` with an interval of two points down and one up, and a top-1 that differs clearly."""
     return Accuracy(
         n=n, top1=0.5, top1_ci95=(0.4, 0.6), balanced=balanced, balanced_ci95=(balanced - 0.02, balanced + 0.01)
     )
 
 
 def ramp(low_ms: float) -> Latency:
-    """101 samples evenly from low to twice low: percentile q is low * (1 + q / 100)."""
+    """101 samples spaced evenly from low to twice low: percentile q is low * (1 + q / 100)."""
     return Latency(
-        samples_ms=tuple(low_ms * (1 + at / 100) for at in range(101)),
+        samples_ms=tuple(low_ms * (1 + index / 100) for index in range(101)),
         warmup_ms=(9.0,),
         window="session.run, host to host",
     )
 
 
-def make(root: Path, upto: str = "bench", classes: tuple[str, ...] = CLASSES, name: str = "demo") -> Run:
+def make_run(root: Path, upto: str = "bench", classes: tuple[str, ...] = CLASSES, name: str = "demo") -> Run:
     """A run directory in which every step up to and with `upto` has finished ("" for none)."""
     run = Run(path=root / f"{name}-0a1b2c3d")
     writers = (_weigh, _search, _distill, _export, _quantize, _verify, _bench)
-    _ground(run, name, classes)
+    _basics(run, name, classes)
     for step, write in zip(STEPS, writers, strict=True):
         if upto not in STEPS[STEPS.index(step) :]:
             break
@@ -71,7 +71,7 @@ def make(root: Path, upto: str = "bench", classes: tuple[str, ...] = CLASSES, na
     return run
 
 
-def _ground(run: Run, name: str, classes: tuple[str, ...]) -> None:
+def _basics(run: Run, name: str, classes: tuple[str, ...]) -> None:
     recipe = {
         "name": name,
         "about": "Solar cells, two classes.",
@@ -118,10 +118,10 @@ def _weigh(run: Run) -> None:
         return SourceWeight(name=name, weight=weight, scores=scores)
 
     sources = (source("lite1", 0.2, 0.7, 31.0), source("lite0", 0.7, 0.8, 22.5), source("mnist-net", 0.1, 0.55, -4.0))
-    said = "probe and parc disagree about the best source: lite0 by probe, lite1 by parc"
+    disagreement = "probe and parc disagree about the best source: lite0 by probe, lite1 by parc"
     write_record(
         run / "weigh/weights.json",
-        SourceWeights(metric="probe", probe_images=50, power=12.0, sources=sources, disagreement=said),
+        SourceWeights(metric="probe", probe_images=50, power=12.0, sources=sources, disagreement=disagreement),
     )
 
 
@@ -141,12 +141,13 @@ def _search(run: Run) -> None:
             ("number", "state", "family", "options", "input_px", "macs_m", "params_m", "weights_mb", "value", "seconds")
         )
         table.writerows(
-            (at, state, "resnet", '{"width": 0.5}', 96, macs, 0.85, 3.4, value, 12.5) for at, state, macs, value in rows
+            (number, state, "resnet", '{"width": 0.5}', 96, macs, 0.85, 3.4, score, 12.5)
+            for number, state, macs, score in rows
         )
 
 
 def _distill(run: Run) -> None:
-    made = Checkpoint(
+    checkpoint = Checkpoint(
         path="distill/student.safetensors",
         sha256="c" * 64,
         spec=SPEC,
@@ -157,7 +158,7 @@ def _distill(run: Run) -> None:
         steps=1000,
         train_seconds=84.2,
     )
-    write_json(run / "distill/result.json", {**asdict(made), "top1": 0.5, "n_test": 788, "ci95": [0.4, 0.6]})
+    write_json(run / "distill/result.json", {**asdict(checkpoint), "top1": 0.5, "n_test": 788, "ci95": [0.4, 0.6]})
     lines = []
     for step in range(0, 1000, 5):
         falling = float(np.exp(-step / 300))
@@ -182,7 +183,7 @@ def _export(run: Run) -> None:
         parity=parity,
     )
     write_json(run / "export/models.json", [asdict(fp32)])
-    run.enter("export", "k" * 64, [run / "export/models.json"], 1.0)
+    run.record_step("export", "k" * 64, [run / "export/models.json"], 1.0)
 
 
 def _quantize(run: Run) -> None:
@@ -208,8 +209,8 @@ def _quantize(run: Run) -> None:
     ]
     write_json(run / "quantize/models.json", [asdict(model) for model in models])
     warning = "200 images, not 500, to calibrate"
-    told = {"method": "minmax", "images": 200, "warnings": [warning], "sha256": ["0" * 64] * 200}
-    write_json(run / "quantize/calibration.json", told)
+    calibration = {"method": "minmax", "images": 200, "warnings": [warning], "sha256": ["0" * 64] * 200}
+    write_json(run / "quantize/calibration.json", calibration)
     drop = Drop(points=0.3, low=-0.4, high=1.0, n=300, differ=1.2, images=500)
     guarded = [
         Guarded(
@@ -222,7 +223,7 @@ def _quantize(run: Run) -> None:
         ),
         Guarded(target="tensorrt", holds=True, max_drop=1.0, drop=drop),
     ]
-    write_json(run / "quantize/guard.json", [asdict(one) for one in guarded])
+    write_json(run / "quantize/guard.json", [asdict(verdict) for verdict in guarded])
     kept = [
         Kept(
             target="cpu",
@@ -238,7 +239,7 @@ def _quantize(run: Run) -> None:
             why="loses 0.3 points; its speed is measured there",
         ),
     ]
-    write_json(run / "keep/kept.json", [asdict(one) for one in kept])
+    write_json(run / "keep/kept.json", [asdict(choice) for choice in kept])
     write_json(run / "engines/none.json", {"why": "no builder is installed"})
 
 
@@ -289,12 +290,12 @@ def _verify(run: Run) -> None:
     )
     write_record(run / "verify/ladder.json", Ladder(rungs=rungs, gates=gates, worst=(3, 5)))
     images = cells(12)
-    labels, other = np.arange(12) % 2, 1 - np.arange(12) % 2
+    labels, wrong_labels = np.arange(12) % 2, 1 - np.arange(12) % 2
     np.savez(
         run / "verify/mistakes.npz",
         images=images,
         labels=labels,
-        predicted=other,
+        predicted=wrong_labels,
         confidence=np.linspace(0.99, 0.7, 12),
     )
     np.savez(
@@ -302,27 +303,27 @@ def _verify(run: Run) -> None:
         images=images[:4],
         labels=labels[:4],
         torch=labels[:4],
-        int8=other[:4],
+        int8=wrong_labels[:4],
         artefact=np.array(["int8-cpu"] * 4),
     )
 
 
 def cells(count: int, px: int = 96) -> np.ndarray:
-    """Pictures somewhat like solar cells: a grey gradient, bars, a dark spot; uint8 [count, px, px, 3]."""
+    """Pictures resembling solar cells: a gray gradient, bars, a dark spot; uint8 [count, px, px, 3]."""
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[:px, :px]
-    grey = 120 + 60 * np.sin(columns / px * 3) - 60 * (rows % 32 < 3)
+    gray = 120 + 60 * np.sin(columns / px * 3) - 60 * (rows % 32 < 3)
     images = []
     for y, x in generator.integers(10, px - 10, (count, 2)):
         spot = 90 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 60)
-        images.append(np.clip(grey - spot + generator.normal(0, 6, (px, px)), 0, 255))
+        images.append(np.clip(gray - spot + generator.normal(0, 6, (px, px)), 0, 255))
     return np.repeat(np.asarray(images, dtype=np.uint8)[..., None], 3, axis=3)
 
 
 def _bench(run: Run) -> None:
     facts = {"machine": "x86_64", "cpu": "Some CPU", "threads": 1, "load_before": [0.1, 0.2]}
     noisy = "noisy: p50/min is 1.5; use a quieter machine or --set bench.seconds=10"
-    for device, slower in (("local", 1.0), ("board", 10.0)):
+    for device, slowdown in (("local", 1.0), ("board", 10.0)):
         fp32 = BenchReport(
             device=device,
             backend="onnxruntime-cpu",
@@ -330,7 +331,7 @@ def _bench(run: Run) -> None:
             artefact="fp32",
             sha256="f" * 64,
             precision="fp32",
-            latency=ramp(2.0 * slower),
+            latency=ramp(2.0 * slowdown),
             accuracy=accuracy(0.92, 500),
             agreement_with_host=1.0,
             facts=facts,
@@ -342,7 +343,7 @@ def _bench(run: Run) -> None:
             artefact="int8-cpu",
             sha256="1" * 64,
             precision="int8",
-            latency=ramp(1.0 * slower),
+            latency=ramp(1.0 * slowdown),
             accuracy=accuracy(0.91, 500),
             agreement_with_host=1.0,
             facts=facts,

@@ -12,15 +12,15 @@ def space(widths: int = 4, sizes: tuple[int, ...] = (32, 64, 96)) -> list[Studen
     return [
         StudentSpec(
             family=family,
-            options={"width": 8 * at},
+            options={"width": 8 * multiple},
             input_px=px,
             num_classes=2,
-            cost=Cost(macs_m=8 * at * px / 100, params_m=1.0, weights_mb=4.0),
+            cost=Cost(macs_m=8 * multiple * px / 100, params_m=1.0, weights_mb=4.0),
             mean=HALF,
             std=HALF,
         )
         for family in ("micro", "resnet")
-        for at in range(1, widths + 1)
+        for multiple in range(1, widths + 1)
         for px in sizes
     ]
 

@@ -1,6 +1,6 @@
 """One worker of a shared search, as a process of its own: `python search_worker.py ADDRESS FOLDER LOG SECONDS [ID]`.
 
-The candidates are those of test_search.py; training one is sleeping. LOG gets a line when one begins and when it ends.
+The candidates are those of test_search.py; training one is a sleep. LOG gets a line when a candidate begins and ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.helpers.search_space import quality, space
 def main() -> None:
     address, folder, log, seconds = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
 
-    def tell(word: str, spec: StudentSpec) -> None:
+    def write_line(event: str, spec: StudentSpec) -> None:
         with log.open("a") as stream:
-            stream.write(f"{os.getpid()} {word} {name_of(spec)}\n")
+            stream.write(f"{os.getpid()} {event} {name_of(spec)}\n")
 
     def objective(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
-        tell("begins", spec)
+        write_line("begins", spec)
         time.sleep(seconds)
-        tell("ends", spec)
+        write_line("ends", spec)
         return quality(spec), {"standard_error": 0.0, "loss": 1.0}
 
     settings = Search(trials=24, storage=address, heartbeat_s=1)

@@ -1,4 +1,4 @@
-"""A real sshd on the loopback, with keys, port, known_hosts and configuration of its own, and a cable to pull out."""
+"""A real sshd on the loopback, with keys, port, known_hosts and configuration of its own, and a cable to cut."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import pytest
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 MISSING = [name for name in (SSHD, "ssh", "ssh-keygen") if shutil.which(name) is None]
-TIER = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
+MARKS = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
 HOST = "edge-test"
 
 
 class Server:
-    """sshd in `folder`; `config` there lets ssh reach it as `edge-test`, by a cable if one is laid."""
+    """sshd in `folder`; `config` there lets ssh reach it as `edge-test`, through a cable if there is one."""
 
     def __init__(self, folder: Path, settings: str = "") -> None:
         self.folder, self.settings = folder, settings
@@ -34,11 +34,13 @@ class Server:
         (folder / "config").write_text(self.client(self.port))
         (folder / "sshd_config").write_text(self.server())
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # as root, sshd wants the folder its service would make
+            Path("/run/sshd").mkdir(
+                mode=0o755, exist_ok=True
+            )  # as root, sshd needs the folder that its service creates
 
     def client(self, port: int) -> str:
-        """A client's configuration; nothing in it asks for what the program should ask for itself."""
-        # ssh takes the first value it finds, so the port of `dead` must come before the common one
+        """A client's configuration, without the options that the program sets itself."""
+        # ssh takes the first matching value, so the port of `dead` must come before the common one
         return f"""
 Host dead
   Port 1
@@ -73,22 +75,22 @@ PermitRootLogin prohibit-password
     def config(self) -> Path:
         return self.folder / "config"
 
-    def altered(self, to: Path, before: str, after: str) -> Path:
-        """The client's configuration with a part of it replaced, in the file `to`."""
+    def altered_config(self, path: Path, before: str, after: str) -> Path:
+        """The client's configuration with `before` replaced by `after`, written to `path`."""
         assert before in self.config.read_text()
-        to.write_text(self.config.read_text().replace(before, after))
-        return to
+        path.write_text(self.config.read_text().replace(before, after))
+        return path
 
     def start(self) -> None:
-        """Listen; returns once a connection is taken."""
+        """Start listening; returns once a connection is accepted."""
         command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(command, stderr=log)
-        until(lambda: self.process.poll() is not None or listens(self.port), 10)
+        wait_until(lambda: self.process.poll() is not None or listens(self.port), 10)
         assert self.process.poll() is None, (self.folder / "log").read_text()
 
     def stop(self) -> None:
-        """Power off: the server, its sessions and what runs in them, without a word."""
+        """Kill the server, its sessions and their processes, as a power failure would."""
         for pid in reversed(descendants(self.process.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -96,13 +98,13 @@ PermitRootLogin prohibit-password
 
 
 class Cable:
-    """Carries connections to a port of this machine, until it is cut; threads of its own, no bytes lost or changed."""
+    """Forwards connections to a port of this machine, until it is cut; own threads, no bytes lost or changed."""
 
     def __init__(self, to_port: int) -> None:
         self.to_port = to_port
-        self.sent_bytes = 0  # towards the server
+        self.sent_bytes = 0  # toward the server
         self.connections = 0
-        self.cut_at: int | None = None  # after so many bytes it breaks once, and carries the next connection
+        self.cut_at: int | None = None  # breaks once after so many bytes, and carries the next connection
         self.plugged, self.silent = True, False
         self.ends: list[socket.socket] = []
         self.frozen: list[socket.socket] = []
@@ -126,39 +128,39 @@ class Cable:
 
     def _carry(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 14):
+            while chunk := source.recv(1 << 14):
                 if source in self.frozen:
                     continue
                 if to_server:
-                    self.sent_bytes += len(data)
+                    self.sent_bytes += len(chunk)
                     if self.cut_at is not None and self.sent_bytes >= self.cut_at:
                         self.cut_at = None
                         self.cut()
-                sink.sendall(data)
-        # the far end hears nothing when the cable died silently
+                sink.sendall(chunk)
+        # the far end gets no signal from a silent failure
         for end in (source, sink) if not self.silent else ():
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
-        """Both ends see their connection break."""
+        """Break every connection; both ends notice."""
         for end in self.ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def unplug_silently(self) -> None:
-        """The client's end breaks, while the server hears nothing at all: as a router that lost its power."""
+        """Break the client's end without a signal to the server, as a router that loses power does."""
         self.silent = True
         for end in self.ends[::2]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def freeze(self) -> None:
-        """Nothing gets through any more, and neither end hears of it; the next connection is another."""
+        """Drop all bytes of the present connections, without a signal to either end; new connections work."""
         self.frozen = list(self.ends)
 
     def remove(self) -> None:
-        """No connection more, and every end closed."""
+        """Close the listener and every connection."""
         self.listener.close()
         self.cut()
         for end in self.ends:
@@ -167,7 +169,7 @@ class Cable:
 
 @contextlib.contextmanager
 def running(folder: Path, settings: str = "") -> Iterator[Server]:
-    """A server that listens, and is gone afterwards."""
+    """A server that listens, and is stopped on exit."""
     server = Server(folder, settings)
     server.start()
     try:
@@ -179,53 +181,53 @@ def running(folder: Path, settings: str = "") -> Iterator[Server]:
 @contextlib.contextmanager
 def cable(server: Server) -> Iterator[Cable]:
     """A cable between the client's `config` and the server."""
-    laid = Cable(server.port)
-    server.config.write_text(server.client(laid.port))
+    cable_ = Cable(server.port)
+    server.config.write_text(server.client(cable_.port))
     try:
-        yield laid
+        yield cable_
     finally:
-        laid.remove()
+        cable_.remove()
         server.config.write_text(server.client(server.port))
 
 
 def keygen(path: Path) -> str:
-    """A new key pair; returns the public one."""
+    """Create a key pair; returns the public key."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     return path.with_suffix(".pub").read_text()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port that no process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def listens(port: int) -> bool:
-    """Whether somebody does."""
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    """Whether a process listens on the port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that come from it, parents first."""
+    """A process and its descendants, parents first."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    pids = [pid]
+    for parent_pid in pids:
+        pids += [child for child, parent in parents.items() if parent == parent_pid]
+    return pids
 
 
-def until(true: Callable[[], object], seconds: float) -> None:
-    """Wait for something to become true.
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until `condition()` is true.
 
     Raises:
-        AssertionError: it did not.
+        AssertionError: it is not true within `seconds`.
     """
     end = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.05)

@@ -1,15 +1,15 @@
-"""Lines of a made-up suite, as the runs of benchmarks/suite write them."""
+"""Result lines of a synthetic suite, as the runs of benchmarks/suite write them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Line = dict[str, Any]
-PROFILE = "made"  # of no file: of a profile with one, a line counts only with that profile's present settings
+PROFILE = "made"  # without a file: a line of a profile that has one counts only with its present settings
 
 
-def run(target: str, method: str, seed: int, top1: float, **other: Any) -> Line:
-    """One student's line; balanced accuracy is a tenth under top-1."""
+def run(target: str, method: str, seed: int, top1: float, **fields: Any) -> Line:
+    """One student's line; balanced accuracy is 0.1 below top-1."""
     return {
         "kind": "run",
         "profile": PROFILE,
@@ -25,12 +25,12 @@ def run(target: str, method: str, seed: int, top1: float, **other: Any) -> Line:
         "samples": 51200,
         "config": f"config of {method}",
         "measured": "2026-11-01T00:00:00Z",
-        **other,
+        **fields,
     }
 
 
-def draw(target: str, seed: int, scores: dict[str, dict[str, float]], probes: dict[str, float], **other: Any) -> Line:
-    """One label draw's line, the sources weighted alike."""
+def draw(target: str, seed: int, scores: dict[str, dict[str, float]], probes: dict[str, float], **fields: Any) -> Line:
+    """One label draw's line, with equal source weights."""
     names = list(next(iter(scores.values())))
     return {
         "kind": "draw",
@@ -43,17 +43,17 @@ def draw(target: str, seed: int, scores: dict[str, dict[str, float]], probes: di
         "ceilings": {},
         "alphas": dict.fromkeys(names, 1 / len(names)),
         "effective_sources": len(names),
-        "source_probes": {name: {"top1": one, "balanced_accuracy": one} for name, one in probes.items()},
+        "source_probes": {name: {"top1": top1, "balanced_accuracy": top1} for name, top1 in probes.items()},
         "teachers": {"adapted": {"top1": 0.3, "balanced_accuracy": 0.9}},
         "measured": "2026-11-01T00:00:00Z",
-        **other,
+        **fields,
     }
 
 
 def suite(targets: int = 3, seeds: int = 3) -> list[Line]:
-    """A small suite: weighted is 6, 8 or 10 points over transfer, source b is the best, the metric "wrong" says a."""
+    """A small suite: weighted is 6, 8 or 10 points above transfer, source b is best, "wrong" picks a."""
     lines = []
-    for target in (f"target{at}" for at in range(targets)):
+    for target in (f"target{index}" for index in range(targets)):
         for seed in range(seeds):
             base = 0.4 + 0.01 * seed
             gains = {
@@ -71,14 +71,15 @@ def suite(targets: int = 3, seeds: int = 3) -> list[Line]:
     return lines
 
 
-def turned(targets: int = 6) -> list[Line]:
-    """Draws of two sources, a the better by 4 points on even targets, b on odd ones: static is always wrong.
+def alternating_suite(targets: int = 6) -> list[Line]:
+    """Draws of two sources: a is better by 4 points on even targets, b on odd ones, so static is always wrong.
 
-    Of six targets the other five hold three of the other kind. "right" is always right, "probe" always says a.
+    Of six targets, the other five include three of the opposite kind. "right" always picks the better one,
+    "probe" always a.
     """
     lines = []
-    for at in range(targets):
-        good, bad = ("a", "b") if at % 2 == 0 else ("b", "a")
-        scores = {"right": {good: 1.0, bad: 0.0}, "probe": {"a": 1.0, "b": 0.0}}
-        lines += [draw(f"t{at}", seed, scores, {good: 0.54, bad: 0.5}) for seed in (0, 1)]
+    for index in range(targets):
+        better, worse = ("a", "b") if index % 2 == 0 else ("b", "a")
+        scores = {"right": {better: 1.0, worse: 0.0}, "probe": {"a": 1.0, "b": 0.0}}
+        lines += [draw(f"t{index}", seed, scores, {better: 0.54, worse: 0.5}) for seed in (0, 1)]
     return lines

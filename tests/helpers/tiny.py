@@ -1,4 +1,4 @@
-"""Untrained nets and miniature tasks: what the tests of training rooms stand on."""
+"""Untrained nets and miniature tasks, for the tests of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PX = 16
 
 
 def micro_spec(classes: int = 2, width: int = 8, px: int = PX) -> StudentSpec:
-    """The smallest student there is."""
+    """The spec of the smallest student."""
     section = StudentSection(families={"micro": {"width": width, "input_px": px}}, budget=Budget())
     return space.candidates(section, classes)[0]
 
@@ -28,8 +28,8 @@ def squares(labels_N: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(noise + tint, dtype=np.uint8)
 
 
-def material(probs: Mapping[str, np.ndarray] | None = None, alphas: Mapping[str, float] | None = None) -> Material:
-    """40 images: 16 labeled, 8 of val, 16 unlabeled; one source that knows the classes unless told otherwise."""
+def make_material(probs: Mapping[str, np.ndarray] | None = None, alphas: Mapping[str, float] | None = None) -> Material:
+    """40 images: 16 labeled, 8 of val, 16 unlabeled; one source that knows the classes by default."""
     labels_N = np.arange(40) % 2
     knows = 0.1 + 0.8 * np.eye(2, 3)[labels_N]
     return Material(
@@ -44,7 +44,7 @@ def material(probs: Mapping[str, np.ndarray] | None = None, alphas: Mapping[str,
     )
 
 
-def task(steps: int, what: Material | None = None, **settings: object) -> Task:
+def task(steps: int, material: Material | None = None, **settings: object) -> Task:
     """A short run of `weighted` on the material."""
     defaults: dict[str, object] = {
         "method": "weighted",
@@ -55,5 +55,5 @@ def task(steps: int, what: Material | None = None, **settings: object) -> Task:
         "evaluate_every": 4,
         "ema_decay": 0.9,
     }
-    wanted = Distill.model_validate({**defaults, **settings})
-    return Task(spec=micro_spec(), material=what or material(), settings=wanted, steps=steps, seed=7)
+    section = Distill.model_validate({**defaults, **settings})
+    return Task(spec=micro_spec(), material=material or make_material(), settings=section, steps=steps, seed=7)

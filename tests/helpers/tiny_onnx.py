@@ -1,4 +1,4 @@
-"""Tiny graphs, uint8 [B, 8, 8, 3] -> logits [B, 3], in the precisions that are shipped."""
+"""Tiny graphs, uint8 [B, 8, 8, 3] -> logits [B, 3], in the exported precisions."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ POINTS = {"int8": (np.int8, 0), "uint8": (np.uint8, 128)}
 
 
 def write(path: Path, precision: str = "fp32", batch: Any = "B", operator: str = "", scale: float = 1.0) -> Path:
-    """precision: fp32, fp16, int8 (for TensorRT) or uint8 (for the CPU); `operator` is put into the graph for a domain
-    that nobody knows; `scale` makes another model of it."""
+    """Write a graph; precision: fp32, fp16, int8 (for TensorRT) or uint8 (for the CPU).
+
+    `operator` adds a node of an unknown domain; `scale` multiplies the weights, which gives another model.
+    """
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
     ]
     constants = [numpy_helper.from_array(np.array([1, 2]), "axes")]
-    weights, given, answer = WEIGHTS * np.float32(scale), "means", "logits"
+    weights, last, logits = WEIGHTS * np.float32(scale), "means", "logits"
     if precision == "fp16":
         nodes.append(helper.make_node("Cast", ["means"], ["half"], to=TensorProto.FLOAT16))
-        weights, given, answer = weights.astype(np.float16), "half", "half_logits"
+        weights, last, logits = weights.astype(np.float16), "half", "half_logits"
     elif precision != "fp32":
         kind, point = POINTS[precision]
         constants += [numpy_helper.from_array(np.float32(2.0), "step"), numpy_helper.from_array(kind(point), "point")]
         nodes.append(helper.make_node("QuantizeLinear", ["means", "step", "point"], ["small"], name="quantize"))
         nodes.append(helper.make_node("DequantizeLinear", ["small", "step", "point"], ["back"], name="dequantize"))
-        given = "back"
+        last = "back"
     if operator:
-        nodes.append(helper.make_node(operator, [given], ["odd"], name="the_odd_one", domain="nobody"))
-        given = "odd"
+        nodes.append(helper.make_node(operator, [last], ["odd"], name="the_odd_one", domain="nobody"))
+        last = "odd"
     constants.append(numpy_helper.from_array(weights, "weights"))
-    nodes.append(helper.make_node("MatMul", [given, "weights"], [answer]))
+    nodes.append(helper.make_node("MatMul", [last, "weights"], [logits]))
     if precision == "fp16":
         nodes.append(helper.make_node("Cast", ["half_logits"], ["logits"], to=TensorProto.FLOAT))
     graph = helper.make_graph(
@@ -52,5 +54,5 @@ def write(path: Path, precision: str = "fp32", batch: Any = "B", operator: str =
 
 
 def images(batch: int, seed: int) -> np.ndarray:
-    """uint8 [batch, 8, 8, 3], another for each seed."""
+    """Random images, uint8 [batch, 8, 8, 3]."""
     return np.random.default_rng(seed).integers(0, 256, size=(batch, PX, PX, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Writers of miniature data sets in the forms they are published in; pictures are noise, so no two are alike."""
+"""Writers of miniature data sets in their published layouts; pictures are noise, so no two are alike."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatr
 
 
 def noise(name: str, px: int = 12) -> Image.Image:
-    """A picture that depends on the name alone."""
+    """A noise picture determined by the name."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     return Image.fromarray(generator.integers(0, 256, (px, px + 4, 3), dtype=np.uint8))
 
 
 def write_picture(path: Path, name: str | None = None) -> None:
-    """`noise(name)` as a PNG whatever the suffix says; Pillow looks at the content."""
+    """Write `noise(name)` as a PNG, whatever the suffix; Pillow reads the format from the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(name or str(path.name)).save(path, format="PNG")
 
@@ -31,24 +31,24 @@ def folder_tree(root: Path, classes: tuple[str, ...] = ("ant", "bee"), train: in
     """root/train/<class>/ and root/test/<class>/, or root/<class>/ where `test` is 0."""
     for part, count in (("train", train), ("test", test)):
         for name in classes:
-            for at in range(count):
+            for index in range(count):
                 inner = f"{part}/{name}" if test else name
-                write_picture(root / inner / f"{at:03d}.png", f"{part}{name}{at}")
+                write_picture(root / inner / f"{index:03d}.png", f"{part}{name}{index}")
     return root
 
 
 def cub_tree(root: Path, train: int = 4, test: int = 2) -> Path:
-    """CUB-200-2011 as its archive unpacks, with three birds."""
+    """CUB-200-2011 in the layout of its archive, with three birds."""
     tables: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     identity = 0
     for bird, name in enumerate(BIRDS, start=1):
-        for at in range(train + test):
+        for index in range(train + test):
             identity += 1
-            picture = f"{name}/{name[4:]}_{at:04d}_{identity}.jpg"
+            picture = f"{name}/{name[4:]}_{index:04d}_{identity}.jpg"
             write_picture(root / "images" / picture)
             tables["images"].append(f"{identity} {picture}")
             tables["image_class_labels"].append(f"{identity} {bird}")
-            tables["train_test_split"].append(f"{identity} {int(at < train)}")
+            tables["train_test_split"].append(f"{identity} {int(index < train)}")
     tables["classes"] = [f"{bird} {name}" for bird, name in enumerate(BIRDS, start=1)]
     for table, lines in tables.items():
         (root / f"{table}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -56,7 +56,7 @@ def cub_tree(root: Path, train: int = 4, test: int = 2) -> Path:
 
 
 def csv_file(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> Path:
-    """A CSV file with a header, and the pictures that its column `path` names, beside it."""
+    """Write a CSV file with a header, and the pictures of its column `path` in the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         write_picture(path.parent / row["path"], row["path"])
@@ -81,7 +81,7 @@ def mnist_tree(root: Path, train: int = 20, test: int = 10) -> Path:
 
 
 def memory_items(count: int, broken: frozenset[int] = frozenset(), classes: int = 2) -> Items:
-    """Pictures that are made when asked for; those in `broken` raise as Pillow does."""
+    """Pictures generated on access; those in `broken` raise as Pillow does."""
 
     def load(row: int) -> Image.Image:
         if row in broken:

@@ -1,8 +1,8 @@
 """Modules that look like TensorRT to the backend and compute with ONNX Runtime, on streams of the fake libcudart.
 
-`module(package, version)` has what the bindings of that version have, as far as it is used, and lacks what they lack
-(LACKS): test_tensorrt_surface.py holds it against the real ones. Like the real classes, these take no attributes that
-they do not know. `enqueue` is a host function on the stream, so that its turn in the stream and captures are real.
+`module(package, version)` has the names of that version's bindings that are used, and lacks those that they lack
+(LACKS); test_tensorrt_surface.py compares it with the real bindings. Like the real classes, these reject unknown
+attributes. `enqueue` is a host function on the stream, so that stream order and captures are real.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ JIT = {
 PRECISION = {"BuilderFlag.FP16", "BuilderFlag.INT8"}
 TIMINGS = {"ITimingCache", *(f"IBuilderConfig.{verb}_timing_cache" for verb in ("create", "set", "get"))}
 OLD = {"ICudaEngine.device_memory_size", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
-# what a version lacks, the first row that fits; in TensorRT-RTX a timing cache does nothing but warn
+# what a version lacks: the first matching row; in TensorRT-RTX a timing cache only warns
 LACKS = [
     ("tensorrt", (8, 6), {*JIT, "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ICudaEngine.device_memory_size_v2"}),
     ("tensorrt", (10, 99), {*JIT}),
@@ -76,8 +76,8 @@ class ILogger:
 class IHostMemory:
     __slots__ = ("_data",)
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, content: bytes) -> None:
+        self._data = content
 
     def __bytes__(self) -> bytes:
         return self._data
@@ -86,10 +86,10 @@ class IHostMemory:
 class ITensor:
     __slots__ = ("_dtype", "_name", "_shape")
 
-    def __init__(self, info: Any, trt: Any) -> None:
-        tensor = info.type.tensor_type
-        self._name, self._dtype = info.name, getattr(trt.DataType, DTYPES[tensor.elem_type])
-        self._shape = [one.dim_value if one.HasField("dim_value") else -1 for one in tensor.shape.dim]
+    def __init__(self, value_info: Any, trt: Any) -> None:
+        tensor = value_info.type.tensor_type
+        self._name, self._dtype = value_info.name, getattr(trt.DataType, DTYPES[tensor.elem_type])
+        self._shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
 
     name = property(lambda self: self._name)
     dtype = property(lambda self: self._dtype)
@@ -147,8 +147,8 @@ class IOptimizationProfile:
 class ITimingCache:
     __slots__ = ("_data",)
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, content: bytes) -> None:
+        self._data = content
 
     def serialize(self) -> Any:
         return self._trt.IHostMemory(self._data)
@@ -231,9 +231,9 @@ class Builder:
         return self._trt.IHostMemory(json.dumps(head).encode() + b"\n" + network._model.SerializeToString())
 
     def _refusal(self, network: Any, config: Any) -> str:
-        """Why TensorRT would not build this, as its error says it."""
+        """The text of the error with which TensorRT would refuse the build; empty if it would build."""
         version, flags = self._trt.numbers, self._trt.NetworkDefinitionCreationFlag
-        types = {one.data_type for one in network._model.graph.initializer}
+        types = {initializer.data_type for initializer in network._model.graph.initializer}
         quantized = any(node.op_type == "QuantizeLinear" for node in network._model.graph.node)
         if version[0] < 10 and self._trt.__name__ == "tensorrt" and not network._flags & 1 << int(flags.EXPLICIT_BATCH):
             return "Network must have explicit batch"
@@ -245,7 +245,8 @@ class Builder:
                 return "float16 tensors need BuilderFlag FP16"
         if -1 in network.get_input(0).shape and not config._profiles:
             return "Network has dynamic or shape inputs, but no optimization profile has been defined."
-        if self._trt.__name__ == "tensorrt_rtx" and [one.name for one in config._capabilities.values()] != ["CURRENT"]:
+        capabilities = [capability.name for capability in config._capabilities.values()]
+        if self._trt.__name__ == "tensorrt_rtx" and capabilities != ["CURRENT"]:
             return "no compute capability"
         return ""
 
@@ -270,27 +271,27 @@ CLASSES = [
 
 
 def module(package: str, version: str, cudart: Any = None) -> Any:
-    """A module as `import tensorrt` would give it.
+    """A module as returned by `import tensorrt`.
 
-    The test's own: `made`, weak references to what holds a GPU, and `log`, a line for each engine built.
+    Added for tests: `gpu_objects`, weak references to objects that use a GPU, and `log`, a tuple per built engine.
     """
-    made: Any = ModuleType(package)
-    made.numbers = tuple(int(part) for part in version.split(".")[:2])
-    lacks = next(without for name, until, without in LACKS if name == package and made.numbers <= until)
-    made.__version__, made.cudart, made.made, made.log = version, cudart, [], []
+    bindings: Any = ModuleType(package)
+    bindings.numbers = tuple(int(part) for part in version.split(".")[:2])
+    lacks = next(without for name, until, without in LACKS if name == package and bindings.numbers <= until)
+    bindings.__version__, bindings.cudart, bindings.gpu_objects, bindings.log = version, cudart, [], []
     for name, members in ENUMS.items():
-        kept = {one: index for index, one in enumerate(members.split()) if f"{name}.{one}" not in lacks}
+        values = {member: index for index, member in enumerate(members.split()) if f"{name}.{member}" not in lacks}
         if name not in lacks:
-            setattr(made, name, enum.IntEnum(name, kept))
-    for known in CLASSES:
-        left = {*vars(known).get("__slots__", ()), "__dict__", "__weakref__"}
-        held = {
-            name: value
-            for name, value in vars(known).items()
-            if name not in left and f"{known.__name__}.{name}" not in lacks
+            setattr(bindings, name, enum.IntEnum(name, values))
+    for double in CLASSES:
+        instance_names = {*vars(double).get("__slots__", ()), "__dict__", "__weakref__"}
+        attributes = {
+            name: attribute
+            for name, attribute in vars(double).items()
+            if name not in instance_names and f"{double.__name__}.{name}" not in lacks
         }
-        if package == "tensorrt_rtx" and known is ICudaEngine:
-            held["create_execution_context"] = with_runtime_config
-        if known.__name__ not in lacks:
-            setattr(made, known.__name__, type(known.__name__, (), {**held, "_trt": made}))
-    return made
+        if package == "tensorrt_rtx" and double is ICudaEngine:
+            attributes["create_execution_context"] = with_runtime_config
+        if double.__name__ not in lacks:
+            setattr(bindings, double.__name__, type(double.__name__, (), {**attributes, "_trt": bindings}))
+    return bindings

@@ -1,4 +1,4 @@
-"""The half of the double that runs engines: from Runtime to IExecutionContext. See trt_double.py."""
+"""The part of the double that runs engines, from Runtime to IExecutionContext. See trt_double.py."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Runtime:
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        self._trt.made.append(weakref.ref(self))
+        self._trt.gpu_objects.append(weakref.ref(self))
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         head, _, model = serialized_engine.partition(b"\n")
-        said = json.loads(head)
-        if (said["package"], said["version"]) != (self._trt.__name__, self._trt.__version__):
+        header = json.loads(head)
+        if (header["package"], header["version"]) != (self._trt.__name__, self._trt.__version__):
             self._logger.log(self._trt.ILogger.Severity.ERROR, "Version tag does not match")
             return None
         if os.environ.get("DOUBLE_REFUSES") == "deserialize":
             self._logger.log(self._trt.ILogger.Severity.ERROR, "Serialization assertion magicTagRead failed")
             return None
-        return self._trt.ICudaEngine(said, model, self._logger)
+        return self._trt.ICudaEngine(header, model, self._logger)
 
 
 class ICudaEngine:
@@ -40,11 +40,11 @@ class ICudaEngine:
     def __init__(self, head: dict[str, Any], model: bytes, logger: Any) -> None:
         self._head, self._model, self._logger = head, onnx.load_model_from_string(model), logger
         self._session = session(model)
-        self._trt.made.append(weakref.ref(self))
+        self._trt.gpu_objects.append(weakref.ref(self))
 
     def _tensors(self) -> list[Any]:
         graph = self._model.graph
-        return [self._trt.ITensor(info, self._trt) for info in (*graph.input, *graph.output)]
+        return [self._trt.ITensor(value_info, self._trt) for value_info in (*graph.input, *graph.output)]
 
     num_io_tensors = property(lambda self: len(self._tensors()))
     device_memory_size = property(lambda self: 3_000_000)
@@ -57,10 +57,10 @@ class ICudaEngine:
         return self._trt.TensorIOMode.INPUT if name == self.get_tensor_name(0) else self._trt.TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return next(one.dtype for one in self._tensors() if one.name == name)
+        return next(tensor.dtype for tensor in self._tensors() if tensor.name == name)
 
     def get_tensor_shape(self, name: str) -> Any:
-        return next(one.shape for one in self._tensors() if one.name == name)
+        return next(tensor.shape for tensor in self._tensors() if tensor.name == name)
 
     def create_engine_inspector(self) -> Any:
         return self._trt.EngineInspector(self)
@@ -133,7 +133,7 @@ class IExecutionContext:
         self._engine, self._config, self._shape, self._addresses = engine, config, None, {}
         self._ready, self._verbosity = False, self._trt.ProfilingVerbosity.DETAILED
         self._callback = HOST_FUNCTION(self._compute)
-        self._trt.made.append(weakref.ref(self))
+        self._trt.gpu_objects.append(weakref.ref(self))
 
     nvtx_verbosity = property(lambda self: self._verbosity, lambda self, to: setattr(self, "_verbosity", to))
 
@@ -178,19 +178,19 @@ class IExecutionContext:
         return True
 
     def _compute(self, _: object) -> None:
-        given, answer = self._engine._tensors()
-        images = at(self._addresses[given.name], self.get_tensor_shape(given.name), np.uint8)
-        logits = at(self._addresses[answer.name], self.get_tensor_shape(answer.name), np.float32)
-        logits[...] = self._engine._session.run(None, {given.name: images})[0]
+        images_tensor, logits_tensor = self._engine._tensors()
+        images = array_at(self._addresses[images_tensor.name], self.get_tensor_shape(images_tensor.name), np.uint8)
+        logits = array_at(self._addresses[logits_tensor.name], self.get_tensor_shape(logits_tensor.name), np.float32)
+        logits[...] = self._engine._session.run(None, {images_tensor.name: images})[0]
 
 
-def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype).reshape(shape)
 
 
 def session(model: bytes) -> Any:
-    """ONNX Runtime as the double uses it."""
+    """An ONNX Runtime session with the double's options."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

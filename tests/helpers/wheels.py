@@ -1,4 +1,4 @@
-"""Wheels to look into, never installed."""
+"""Wheels that are unpacked for inspection and never installed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 
-def unpacked(requirement: str, folder: Path) -> Path:
-    """The wheel of one package for this Python, without what it needs, unpacked; skips where pip cannot have it."""
+def unpacked_wheel(requirement: str, folder: Path) -> Path:
+    """Download and unpack the wheel of one package, without dependencies; skip the test where pip cannot get it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--only-binary=:all:", "--dest", str(folder), requirement],
         text=True,
         capture_output=True,
         timeout=240,
         check=False,
     )
-    if done.returncode:
-        pytest.skip(f"pip cannot have {requirement}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    if process.returncode:
+        pytest.skip(f"pip cannot get {requirement}: {(process.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")

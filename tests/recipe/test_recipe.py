@@ -1,4 +1,4 @@
-"""A recipe's every mistake is one line, `file:line: field: what`, and all of them come at once."""
+"""Each mistake in a recipe is one line, `file:line: field: problem`, and all of them are reported at once."""
 
 from __future__ import annotations
 
@@ -41,21 +41,25 @@ def load(folder: Path, text: str, *sets: str) -> Recipe:
     return check.load(read_recipe(path, sets))
 
 
-def said(folder: Path, text: str, *sets: str) -> list[str]:
-    """The lines of the error, the folder's name taken off."""
+def error_lines(folder: Path, text: str, *sets: str) -> list[str]:
+    """The lines of the error that the recipe raises, without the folder's name."""
     with pytest.raises(RecipeError) as caught:
         load(folder, text, *sets)
     assert caught.value.exit_code == 2
     return str(caught.value).replace(f"{folder}/", "").splitlines()
 
 
-def test_a_good_recipe_and_its_defaults(tmp_path: Path) -> None:
-    found = load(tmp_path, GOOD)
-    assert (found.name, found.distill.method.name, found.distill.method.options) == ("small", "weighted", {"lam": 0.8})
-    assert found.data.options == {"root": "pictures"}
-    assert (found.search.trials, found.quantize.targets, found.bench.processes) == (8, ("cpu", "tensorrt"), 3)
+def test_good_recipe_and_its_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD)
+    assert (recipe.name, recipe.distill.method.name, recipe.distill.method.options) == (
+        "small",
+        "weighted",
+        {"lam": 0.8},
+    )
+    assert recipe.data.options == {"root": "pictures"}
+    assert (recipe.search.trials, recipe.quantize.targets, recipe.bench.processes) == (8, ("cpu", "tensorrt"), 3)
     with pytest.raises(ValueError, match="frozen"):
-        found.name = "other"
+        recipe.name = "other"
 
 
 @pytest.mark.parametrize(
@@ -113,12 +117,12 @@ def test_a_good_recipe_and_its_defaults(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_one_mistake_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+def test_each_mistake_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
     assert GOOD.count(old) == 1
-    assert line in said(tmp_path, GOOD.replace(old, new))
+    assert line in error_lines(tmp_path, GOOD.replace(old, new))
 
 
-def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_file_order(tmp_path: Path) -> None:
     wrong = GOOD
     for old, new in (
         ("kind: folder", "kind: foldr"),
@@ -130,7 +134,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
         ("cpu]", "cup]"),
     ):
         wrong = wrong.replace(old, new)
-    lines = said(tmp_path, wrong)
+    lines = error_lines(tmp_path, wrong)
     fields = [line.split(": ")[1] for line in lines]
     assert fields == [
         "data.kind",
@@ -144,13 +148,15 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
     ]
 
 
-def test_sources_need_names_of_their_own(tmp_path: Path) -> None:
-    twice = GOOD.replace("resnet10t}\n", "resnet10t}\n  - {name: one, kind: timm, model: resnet18}\n")
-    assert said(tmp_path, twice) == ["r.yaml:7: sources.1.name: one is used twice; give every source a name of its own"]
-    none = GOOD.replace("sources:\n  - {name: one, kind: timm, model: resnet10t}\n", "")
-    assert "weighted learns from sources, and the recipe lists none" in said(tmp_path, none)[0]
+def test_sources_need_unique_names_and_their_options(tmp_path: Path) -> None:
+    repeated = GOOD.replace("resnet10t}\n", "resnet10t}\n  - {name: one, kind: timm, model: resnet18}\n")
+    assert error_lines(tmp_path, repeated) == [
+        "r.yaml:7: sources.1.name: one is used twice; give every source a name of its own"
+    ]
+    sourceless = GOOD.replace("sources:\n  - {name: one, kind: timm, model: resnet10t}\n", "")
+    assert "weighted learns from sources, and the recipe lists none" in error_lines(tmp_path, sourceless)[0]
     run = GOOD.replace("kind: timm, model: resnet10t", "kind: run")
-    assert said(tmp_path, run) == [
+    assert error_lines(tmp_path, run) == [
         "r.yaml:6: sources.0: kind run needs `path` (a run directory) or `recipe` (to train one)"
     ]
 
@@ -167,12 +173,12 @@ def test_sources_need_names_of_their_own(tmp_path: Path) -> None:
         ("name: *none\n", "r.yaml:1: not valid YAML: found undefined alias 'none'"),
     ],
 )
-def test_what_is_not_a_recipe_at_all(tmp_path: Path, text: str, line: str) -> None:
-    (only,) = said(tmp_path, text)
-    assert only.startswith(line)
+def test_file_that_is_not_a_recipe_is_one_line_error(tmp_path: Path, text: str, line: str) -> None:
+    (actual,) = error_lines(tmp_path, text)
+    assert actual.startswith(line)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an existing"
     ):
@@ -205,7 +211,7 @@ def test_set_takes_yaml_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("setting", "line"),
     [
         ("distill.steps", "--set distill.steps: must be key=value, for example --set distill.steps=200"),
         ("=3", "--set =3: must be key=value, for example --set distill.steps=200"),
@@ -220,30 +226,41 @@ def test_set_takes_yaml_values(tmp_path: Path) -> None:
         ("distill.steps=-2", "--set distill.steps: input should be greater than 0 (got -2)"),
     ],
 )
-def test_a_wrong_set_names_itself(tmp_path: Path, given: str, line: str) -> None:
-    assert line in said(tmp_path, GOOD, given)
+def test_wrong_set_is_named(tmp_path: Path, setting: str, line: str) -> None:
+    assert line in error_lines(tmp_path, GOOD, setting)
 
 
-def test_set_leaves_the_lines_of_the_file_alone(tmp_path: Path) -> None:
-    lines = said(tmp_path, GOOD.replace("steps: 20", "steps: x"), "distill.lr=-1")
+def test_set_does_not_shift_line_numbers_of_file(tmp_path: Path) -> None:
+    lines = error_lines(tmp_path, GOOD.replace("steps: 20", "steps: x"), "distill.lr=-1")
     assert {line.partition(": input")[0] for line in lines} == {"r.yaml:16: distill.steps", "--set distill.lr"}
 
 
-def test_options_bind_in_the_types_of_the_signature(tmp_path: Path) -> None:
-    def made(base: Path, *, root: Path, count: int = 3) -> None:
-        """Options of a kind."""
+def test_options_take_types_of_signature(tmp_path: Path) -> None:
+    def constructor(base: Path, *, root: Path, count: int = 3) -> None:
+        """A constructor with two options."""
 
-    assert bound_options(made, {"root": "x", "count": "4"}, tmp_path) == {"root": tmp_path / "x", "count": 4}
+    assert bound_options(constructor, {"root": "x", "count": "4"}, tmp_path) == {"root": tmp_path / "x", "count": 4}
     with pytest.raises(InputError, match=r"cuont: unknown key; did you mean count\?.*root: is required"):
-        bound_options(made, {"cuont": 1})
+        bound_options(constructor, {"cuont": 1})
 
 
-def test_only_the_sections_to_distill_name_the_run(tmp_path: Path) -> None:
+def test_run_name_depends_only_on_sections_up_to_distill(tmp_path: Path) -> None:
     from edgedistill.run.directory import run_directory
 
-    def named(*sets: str) -> str:
+    def run_name(*sets: str) -> str:
         return run_directory(load(tmp_path, GOOD, *sets), tmp_path).path.name
 
-    assert named() == named("bench.samples=3") == named("quantize.enabled=false") == named("about=x")
-    assert len({named(), named("distill.steps=3"), named("seed=1"), named("data.root=y"), named("weigh.power=2")}) == 5
-    assert yaml.safe_load(GOOD)["name"] == named().rpartition("-")[0]
+    assert run_name() == run_name("bench.samples=3") == run_name("quantize.enabled=false") == run_name("about=x")
+    assert (
+        len(
+            {
+                run_name(),
+                run_name("distill.steps=3"),
+                run_name("seed=1"),
+                run_name("data.root=y"),
+                run_name("weigh.power=2"),
+            }
+        )
+        == 5
+    )
+    assert yaml.safe_load(GOOD)["name"] == run_name().rpartition("-")[0]

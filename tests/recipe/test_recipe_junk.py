@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it gives a recipe or one error for people, a line a problem; nothing else."""
+"""Reading any file gives a recipe or a RecipeError with one line per problem, and no other exception."""
 
 from __future__ import annotations
 
@@ -47,21 +47,24 @@ JUNK = st.recursive(
 GOOD: dict[str, Any] = yaml.safe_load(RECIPE)
 
 
-def places(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [where, *(place for key, one in inner for place in places(one, (*where, key)))]
+def key_paths(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every node of nested mappings and lists, from the root."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [prefix, *(path for key, child in children for path in key_paths(child, (*prefix, key)))]
 
 
-def replaced(where: tuple[Any, ...], junk: Any) -> Any:
-    whole = {"": copy.deepcopy(GOOD)}
-    inside: Any = whole
-    for part in ("", *where)[:-1]:
-        inside = inside[part]
-    inside[("", *where)[-1]] = junk
-    return whole[""]
+def replaced(path: tuple[Any, ...], junk: Any) -> Any:
+    """A copy of GOOD with the node at `path` replaced."""
+    root = {"": copy.deepcopy(GOOD)}
+    parent: Any = root
+    for key in ("", *path)[:-1]:
+        parent = parent[key]
+    parent[("", *path)[-1]] = junk
+    return root[""]
 
 
-def survives(text: str) -> None:
+def assert_recipe_or_error(text: str) -> None:
+    """Read the text as a recipe; every line of an error must name the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -74,12 +77,12 @@ def survives(text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(KEYS, JUNK, max_size=4))
-def test_any_mapping(raw: dict[Any, Any]) -> None:
-    survives(yaml.safe_dump(raw))
+def test_any_mapping_gives_recipe_or_error(raw: dict[Any, Any]) -> None:
+    assert_recipe_or_error(yaml.safe_dump(raw))
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(places(GOOD)), JUNK)
+@given(st.sampled_from(key_paths(GOOD)), JUNK)
 @example(("distill", "method", "name"), ["weighted"])
 @example(("student", "families"), {1: {}})
 @example(("student", "families", "micro"), {"width": {"a": [1]}})
@@ -88,8 +91,8 @@ def test_any_mapping(raw: dict[Any, Any]) -> None:
 @example((), {"preset": "paper_style", "weigh": {1: [2]}, "distill": {"method": {3: {}}}})
 @example((), {"preset": {"paper_style": 1}})
 @example(("bench",), {"backends": [["onnxruntime-cpu"]], "devices": {"a": 1}})
-def test_a_good_recipe_with_junk_in_one_place(where: tuple[Any, ...], junk: Any) -> None:
-    survives(yaml.safe_dump(replaced(where, junk)))
+def test_junk_at_one_position_of_good_recipe_gives_recipe_or_error(path: tuple[Any, ...], junk: Any) -> None:
+    assert_recipe_or_error(yaml.safe_dump(replaced(path, junk)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -98,11 +101,11 @@ def test_a_good_recipe_with_junk_in_one_place(where: tuple[Any, ...], junk: Any)
 @example("? [a]\n: b\n")
 @example("<<: 3\n")
 @example("a: !!python/name:os.system x\n")
-def test_any_text(text: str) -> None:
-    survives(text)
+def test_any_text_gives_recipe_or_error(text: str) -> None:
+    assert_recipe_or_error(text)
 
 
-def test_the_helper_would_notice() -> None:
-    survives(RECIPE)
+def test_helpers_of_this_file() -> None:
+    assert_recipe_or_error(RECIPE)
     assert replaced(("distill", "steps"), 3)["distill"]["steps"] == 3
-    assert ("sources", 1, "seed") in places(GOOD)
+    assert ("sources", 1, "seed") in key_paths(GOOD)

@@ -1,4 +1,4 @@
-"""recipes/cub.yaml walks, on three birds, small untrained nets and a few steps."""
+"""recipes/cub.yaml runs, with three birds, small untrained nets and a few steps."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SMALL = (
 
 def test_cub_on_three_birds(tmp_path: Path) -> None:
     root = cub_tree(tmp_path / "CUB_200_2011", train=6, test=2)
-    sets = [part for one in (f"data.root={root}", *SMALL) for part in ("--set", one)]
+    sets = [part for setting in (f"data.root={root}", *SMALL) for part in ("--set", setting)]
     assert miniature.call("check", RECIPE, *sets).code == 0
-    said = miniature.call("train", RECIPE, *sets, "--runs", tmp_path / "runs")
-    assert said.code == 0, said.err
-    here = find_run(tmp_path / "runs/latest")
-    trained = read_record(here / "distill/result.json", Checkpoint)
-    assert (trained.classes, trained.test.n, trained.steps) == (BIRDS, 6, 4)
-    weights = read_record(here / "weigh/weights.json", SourceWeights)
+    completed = miniature.call("train", RECIPE, *sets, "--runs", tmp_path / "runs")
+    assert completed.code == 0, completed.err
+    run = find_run(tmp_path / "runs/latest")
+    checkpoint = read_record(run / "distill/result.json", Checkpoint)
+    assert (checkpoint.classes, checkpoint.test.n, checkpoint.steps) == (BIRDS, 6, 4)
+    weights = read_record(run / "weigh/weights.json", SourceWeights)
     assert sorted(weights.alphas) == ["a", "b"]
-    facts = read_json(here / "data.json")
-    # of six birds a class four are labeled, of which ceil(0.2 * 4) serve as val
+    facts = read_json(run / "data.json")
+    # of six images a class four are labeled, and ceil(0.2 * 4) of them are val
     assert (facts["labeled"], facts["val"], facts["unlabeled"]) == (9, 3, 6)

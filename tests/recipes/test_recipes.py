@@ -1,4 +1,4 @@
-"""The recipes that come with the project are right, and say what they need."""
+"""The recipes of the project are valid, and their check names missing inputs."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ ABSENT = [name for name in DEMO if importlib.util.find_spec(name) is None]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_schema_and_names(path: Path) -> None:
-    found = check.load(read_recipe(path))
-    assert found.about and found.name
+def test_recipes_have_valid_schema_and_name(path: Path) -> None:
+    recipe = check.load(read_recipe(path))
+    assert recipe.about and recipe.name
 
 
-def test_no_two_recipes_share_a_name() -> None:
+def test_recipe_names_are_unique() -> None:
     names = [read_recipe(path).raw["name"] for path in RECIPES]
     assert len(names) == len(set(names)) >= 3
 
 
 def test_digits_is_ready_to_run() -> None:
-    said = miniature.call("check", FOLDER / "sources/digits.yaml")
-    assert said.code == 0, said.err
+    completed = miniature.call("check", FOLDER / "sources/digits.yaml")
+    assert completed.code == 0, completed.err
 
 
 @pytest.mark.skipif(bool(ABSENT), reason=f"needs edgedistill[demo]: {', '.join(ABSENT)} not installed")
 def test_quickstart_is_ready_to_run() -> None:
-    said = miniature.call("check", FOLDER / "quickstart.yaml")
-    assert said.code == 0, said.err
+    completed = miniature.call("check", FOLDER / "quickstart.yaml")
+    assert completed.code == 0, completed.err
 
 
-def test_cub_without_data_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cub_without_data_names_missing_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network in tests")
 
     monkeypatch.setattr(socket, "create_connection", offline)
-    said = miniature.call("check", FOLDER / "cub.yaml", "--set", f"data.root={tmp_path / 'CUB_200_2011'}")
-    assert said.code == 2 and "Traceback" not in said.err
-    lines = [line.removeprefix(f"{FOLDER}/cub.yaml: ") for line in said.err.strip().splitlines()]
+    completed = miniature.call("check", FOLDER / "cub.yaml", "--set", f"data.root={tmp_path / 'CUB_200_2011'}")
+    assert completed.code == 2 and "Traceback" not in completed.err
+    lines = [line.removeprefix(f"{FOLDER}/cub.yaml: ") for line in completed.err.strip().splitlines()]
     assert len(lines) == len(set(lines))
-    (data,) = [line for line in lines if line.startswith("data.")]
-    assert data.startswith(f"data.root: {tmp_path}/CUB_200_2011/classes.txt is missing; download CUB_200_2011.tgz")
-    named = {line.split(":")[0].removeprefix("sources.") for line in lines if line.startswith("sources.")}
-    wanted = {one.name for one in check.load(read_recipe(FOLDER / "cub.yaml")).sources}
-    assert named <= wanted  # those in the local cache are not missing
+    (data_line,) = [line for line in lines if line.startswith("data.")]
+    assert data_line.startswith(f"data.root: {tmp_path}/CUB_200_2011/classes.txt is missing; download CUB_200_2011.tgz")
+    missing = {line.split(":")[0].removeprefix("sources.") for line in lines if line.startswith("sources.")}
+    sources = {source.name for source in check.load(read_recipe(FOLDER / "cub.yaml")).sources}
+    assert missing <= sources  # those in the local cache are not missing
     assert all("hf download" in line for line in lines if line.startswith("sources."))

@@ -1,6 +1,7 @@
-"""The report in a real browser: nothing on its console, no request to anywhere, no sideways scrolling.
+"""The report in a real browser: no console messages, no requests, no horizontal scrolling.
 
-Chromium is spoken to over its debugging pipe (DevTools protocol, messages ended by NUL on descriptors 3 and 4).
+The tests control Chromium through its debugging pipe (DevTools protocol, NUL-terminated messages on descriptors 3 and
+4).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import pytest
 
 from edgedistill.report import render
-from tests.helpers.report_runs import make
+from tests.helpers.report_runs import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
+OPTIONS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -40,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chr
 
 
 class Pipe:
-    """A DevTools session: commands are sent and answered in order, events are kept as they come."""
+    """A DevTools session: commands are answered in order, events are collected."""
 
     def __init__(self, send: int, receive: int) -> None:
         self.send, self.receive = send, receive
@@ -53,8 +54,7 @@ class Pipe:
             assert block, "Chromium closed its end of the pipe"
             self.pending += block
         message, _, self.pending = self.pending.partition(b"\0")
-        value: dict[str, Any] = json.loads(message)
-        return value
+        return dict(json.loads(message))
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.count += 1
@@ -65,36 +65,35 @@ class Pipe:
         while (message := self.read()).get("id") != self.count:
             self.events.append(message)
         assert "error" not in message, message
-        result: dict[str, Any] = message["result"]
-        return result
+        return dict(message["result"])
 
     def wait(self, method: str) -> None:
         while all(event.get("method") != method for event in self.events):
             self.events.append(self.read())
 
-    def value(self, expression: str) -> Any:
+    def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, awaitPromise=True)["result"].get("value")
 
 
-def _above_ten(descriptor: int) -> int:
-    """Clear of 3 and 4, which the browser wants for itself."""
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
+def above_ten(descriptor: int) -> int:
+    """Move the descriptor to 10 or above; the browser uses 3 and 4."""
+    duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
     os.close(descriptor)
-    return moved
+    return duplicate
 
 
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Pipe]:
-    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-    theirs_in, theirs_out = _above_ten(theirs_in), _above_ten(theirs_out)
-    starter = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-    argv = ["bash", "-c", starter, str(CHROMIUM), *QUIET, f"--user-data-dir={profile}", "about:blank"]
+    (browser_in, test_out), (test_in, browser_out) = os.pipe(), os.pipe()
+    browser_in, browser_out = above_ten(browser_in), above_ten(browser_out)
+    starter = f'exec "$0" "$@" 3<&{browser_in} 4>&{browser_out}'
+    argv = ["bash", "-c", starter, str(CHROMIUM), *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
-        argv, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        argv, pass_fds=(browser_in, browser_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    pipe = Pipe(ours_out, ours_in)
+    os.close(browser_in)
+    os.close(browser_out)
+    pipe = Pipe(test_out, test_in)
     try:
         yield pipe
         pipe.session = ""
@@ -104,13 +103,13 @@ def chromium(profile: Path) -> Iterator[Pipe]:
             process.wait(timeout=20)
         process.kill()
         process.wait()
-        os.close(ours_out)
-        os.close(ours_in)
+        os.close(test_out)
+        os.close(test_in)
 
 
 @contextlib.contextmanager
 def opened(profile: Path, url: str, width: int = 1100, scheme: str = "light") -> Iterator[Pipe]:
-    """The page in a window `width` CSS pixels wide, loaded, and given a moment to misbehave."""
+    """The page in a window `width` CSS pixels wide, half a second after it loaded."""
     with chromium(profile) as pipe:
         target = pipe.call("Target.createTarget", url="about:blank")["targetId"]
         pipe.session = pipe.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -123,101 +122,101 @@ def opened(profile: Path, url: str, width: int = 1100, scheme: str = "light") ->
         pipe.events.clear()
         pipe.call("Page.navigate", url=url)
         pipe.wait("Page.loadEventFired")
-        pipe.value("new Promise(done => setTimeout(done, 500))")
+        pipe.evaluate("new Promise(done => setTimeout(done, 500))")
         yield pipe
 
 
-def complaints(pipe: Pipe) -> list[str]:
-    """Console messages, exceptions, log entries, as the browser reported them."""
-    heard = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
-    return [json.dumps(event["params"]) for event in pipe.events if event.get("method") in heard]
+def console_messages(pipe: Pipe) -> list[str]:
+    """Console messages, exceptions and log entries, as JSON."""
+    methods = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
+    return [json.dumps(event["params"]) for event in pipe.events if event.get("method") in methods]
 
 
 def requests(pipe: Pipe, page: str) -> list[str]:
-    """Every address asked for, but the page's own and those that carry their content in themselves."""
+    """Every requested URL, except the page's own and data URLs."""
     urls = [
         event["params"]["request"]["url"] for event in pipe.events if event.get("method") == "Network.requestWillBeSent"
     ]
-    assert page in urls, "the page's own request is always seen; if not, nothing would be"
+    assert page in urls, "the page's own request was not recorded, so no other would be"
     return [url for url in urls if url != page and not url.startswith("data:")]
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback that notes what is asked of it."""
-    asked: list[str] = []
+    """A server on loopback, and the list of paths requested from it."""
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
+    with HTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}", asked
-        listening.shutdown()
+        yield f"http://127.0.0.1:{http_server.server_port}", requested
+        http_server.shutdown()
         thread.join()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (360, "light"), (360, "dark")])
-def test_report_is_quiet_and_fits(tmp_path: Path, width: int, scheme: str) -> None:
+def test_report_has_no_messages_or_requests_and_fits_width(tmp_path: Path, width: int, scheme: str) -> None:
     hostile = ("<script>console.error('ran')</script>", '"><img src=http://127.0.0.1:9/x onerror=console.error(1)>')
-    run = make(tmp_path, classes=hostile)
+    run = make_run(tmp_path, classes=hostile)
     page = render.write(run)[1].as_uri()
     with opened(tmp_path / "profile", page, width, scheme) as pipe:
-        assert complaints(pipe) == []
+        assert console_messages(pipe) == []
         assert requests(pipe, page) == []
-        assert pipe.value("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-        assert pipe.value("document.scripts.length") == 0
-        assert pipe.value("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
-        assert pipe.value("document.querySelectorAll('.plot svg').length") == 6
+        assert pipe.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls horizontally"
+        assert pipe.evaluate("document.scripts.length") == 0
+        assert pipe.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert pipe.evaluate("document.querySelectorAll('.plot svg').length") == 6
         folder = os.environ.get("REPORT_SCREENSHOTS")
         if folder:
             picture = pipe.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
             (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(picture))
 
 
-def test_dark_changes_paper_and_plots(tmp_path: Path) -> None:
-    page = render.write(make(tmp_path))[1].as_uri()
-    colours = (
+def test_dark_scheme_changes_page_and_plots(tmp_path: Path) -> None:
+    page = render.write(make_run(tmp_path))[1].as_uri()
+    colors = (
         "[getComputedStyle(document.body).backgroundColor,"
         "getComputedStyle(document.querySelector('.plot svg text')).fill].join()"
     )
     with opened(tmp_path / "light", page) as pipe:
-        light = pipe.value(colours)
+        light = pipe.evaluate(colors)
     with opened(tmp_path / "dark", page, scheme="dark") as pipe:
-        dark = pipe.value(colours)
+        dark = pipe.evaluate(colors)
     assert light == "rgb(255, 255, 255),rgb(29, 35, 41)"
     assert dark == "rgb(18, 22, 26),rgb(230, 234, 238)"
 
 
-def test_the_watch_hears_a_console_error(tmp_path: Path) -> None:
+def test_console_error_is_recorded(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<!DOCTYPE html><title>x</title><script>console.error('here')</script>", encoding="utf-8")
     with opened(tmp_path / "profile", bad.as_uri()) as pipe:
-        assert any("here" in one for one in complaints(pipe))
+        assert any("here" in message for message in console_messages(pipe))
 
 
-def test_the_watch_sees_a_request(tmp_path: Path, server: tuple[str, list[str]]) -> None:
-    address, asked = server
+def test_request_is_recorded(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    address, requested = server
     bad = tmp_path / "bad.html"
-    bad.write_text(f'<!DOCTYPE html><title>x</title><img src="{address}/seen.png" alt="">', encoding="utf-8")
+    bad.write_text(f'<!DOCTYPE html><title>x</title><img src="{address}/image.png" alt="">', encoding="utf-8")
     with opened(tmp_path / "profile", bad.as_uri()) as pipe:
-        assert requests(pipe, bad.as_uri()) == [f"{address}/seen.png"]
-    assert "/seen.png" in asked
+        assert requests(pipe, bad.as_uri()) == [f"{address}/image.png"]
+    assert "/image.png" in requested
 
 
-def test_the_page_forbids_itself_to_load(tmp_path: Path, server: tuple[str, list[str]]) -> None:
-    """Should an escape ever be missed, the page's own policy still refuses scripts and the network."""
-    address, asked = server
-    page = render.write(make(tmp_path))[1]
-    smuggled = f'<img src="{address}/smuggled.png" alt=""><script>document.title = "taken"</script></main>'
-    page.write_text(page.read_text(encoding="utf-8").replace("</main>", smuggled), encoding="utf-8")
+def test_content_security_policy_blocks_scripts_and_requests(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    """If an escape is missed, the page's policy still blocks scripts and the network."""
+    address, requested = server
+    page = render.write(make_run(tmp_path))[1]
+    injected = f'<img src="{address}/injected.png" alt=""><script>document.title = "changed"</script></main>'
+    page.write_text(page.read_text(encoding="utf-8").replace("</main>", injected), encoding="utf-8")
     with opened(tmp_path / "profile", page.as_uri()) as pipe:
-        assert len([one for one in complaints(pipe) if "Content Security Policy" in one]) == 2
-        assert pipe.value("document.title") == "demo: edgedistill report"
-    assert asked == []
+        assert len([message for message in console_messages(pipe) if "Content Security Policy" in message]) == 2
+        assert pipe.evaluate("document.title") == "demo: edgedistill report"
+    assert requested == []

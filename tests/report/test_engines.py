@@ -1,4 +1,4 @@
-"""The block of the report about engines built ahead of time, on fixed findings."""
+"""The report's block on engines built ahead of time, on fixed records."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from edgedistill.records import Engine, EngineLayers
 from edgedistill.report import render
-from edgedistill.report.blocks import WIDTH, titled
+from edgedistill.report.blocks import WIDTH, format_block
 from edgedistill.report.engines import blocks
 from edgedistill.report.facts import read, warnings
 from edgedistill.run.directory import Run
 from edgedistill.run.files import write_record
-from tests.helpers.report_runs import make
+from tests.helpers.report_runs import make_run
 
 FLOAT = EngineLayers(
     total=4,
@@ -66,7 +66,7 @@ FAILED = Engine(
     failed="node odd: no such operator",
 )
 
-WANTED = """\
+EXPECTED = """\
 ENGINES
   tensorrt-rtx 1.7.1, without a GPU; batches of 1 alone
   graph           GPU     MB  layers  int8  fp16   fp32  weighted in int8  Q/DQ unfused  build s
@@ -75,11 +75,11 @@ ENGINES
   int8-tensorrt  sm86   1.25       8  38 %  12 %   50 %            1 of 2        1 of 4     2.50
   int8-tensorrt  sm89  0.960       8  38 %  12 %   50 %            1 of 2        2 of 4     2.50
   a check that a graph parses, types and builds; no evidence of what TensorRT fuses on a device, nor
-    of its speed: there the engine is built from the same ONNX file, and edgedistill bench measures
+    of its speed: a device builds its engine from the same ONNX file, and edgedistill bench measures
     it
-  layers by the type that they multiply, else by the widest that they touch; weighted: convolutions
-    and matrix products; unfused: of the Q and DQ of activations, those with a kernel to themselves
-    (the others share one with other operators)
+  layers by the type that they multiply in, else by their widest type; weighted: convolutions and
+    matrix products; unfused: of the Q and DQ of activations, those with a kernel to themselves (the
+    others share one with other operators)
   fp16: does not build: node odd: no such operator (sm86)
   int8-tensorrt: weighted, not in int8: d
   int8-tensorrt: unfused: c_q (sm86)
@@ -88,40 +88,40 @@ ENGINES
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return make(tmp_path, "quantize")
+    return make_run(tmp_path, "quantize")
 
 
-def enter(run: Run, *made: Engine) -> None:
-    for one in made:
-        write_record(run / f"engines/{one.artefact}.{one.capability}.json", one)
+def write_engines(run: Run, *engines: Engine) -> None:
+    for engine in engines:
+        write_record(run / f"engines/{engine.artefact}.{engine.capability}.json", engine)
 
 
-def test_the_block(run: Run) -> None:
-    other = replace(INT8, unfused=("c_q", "d_q"))
-    enter(run, replace(QUANTIZED, capability="sm89", size_mb=0.96, layers=other), QUANTIZED, FAILED, FP32)
+def test_block_lists_every_engine(run: Run) -> None:
+    unfused = replace(INT8, unfused=("c_q", "d_q"))
+    write_engines(run, replace(QUANTIZED, capability="sm89", size_mb=0.96, layers=unfused), QUANTIZED, FAILED, FP32)
     (block,) = blocks(read(run))
-    assert titled(block) == WANTED
-    assert max(map(len, titled(block).splitlines())) <= WIDTH
+    assert format_block(block) == EXPECTED
+    assert max(map(len, format_block(block).splitlines())) <= WIDTH
     assert all(text in render.html(run) for text in ("int8-tensorrt", "2 of 4", "no evidence of what TensorRT fuses"))
     assert len(render.collect(run)["engines"]) == 4
 
 
-def test_what_does_not_build_is_a_warning(run: Run) -> None:
+def test_failed_build_is_a_warning(run: Run) -> None:
     assert not [line for line in warnings(read(run)) if line.startswith("engines")]
-    enter(run, FP32, FAILED)
+    write_engines(run, FP32, FAILED)
     assert "engines: fp16 for sm86 does not build: node odd: no such operator" in warnings(read(run))
 
 
-def test_what_the_log_does_not_say_is_unknown(run: Run) -> None:
-    silent = replace(INT8, unfused=(), unknown=tuple(f"q{at}" for at in range(6)))
-    enter(run, replace(FP32, layers=None), replace(QUANTIZED, layers=silent))
+def test_layers_missing_from_build_log_are_unknown(run: Run) -> None:
+    unlogged = replace(INT8, unfused=(), unknown=tuple(f"q{index}" for index in range(6)))
+    write_engines(run, replace(FP32, layers=None), replace(QUANTIZED, layers=unlogged))
     (block,) = blocks(read(run))
     assert block.rows[0][3:9] == ("unknown",) * 6
     assert "fp32: the builder's log lists no layers" in block.lines
-    assert "int8-tensorrt: Q/DQ that the log does not speak of: q0, q1, q2, q3 and 2 more" in block.lines
+    assert "int8-tensorrt: Q/DQ not in the log: q0, q1, q2, q3 and 2 more" in block.lines
 
 
-def test_why_there_is_none(run: Run) -> None:
+def test_block_says_why_there_are_no_engines(run: Run) -> None:
     (block,) = blocks(read(run))
     assert (block.rows, block.lines) == ((), ("no builder is installed",))
     (run / "engines/none.json").unlink()

@@ -18,13 +18,13 @@ from edgedistill.report import plots, render
 from edgedistill.report.facts import read
 from edgedistill.report.plots import jpeg, thin
 from edgedistill.run.files import read_json, read_record, write_json, write_record
-from tests.helpers.report_runs import make, ramp
+from tests.helpers.report_runs import make_run, ramp
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=http://evil.example/x.png onerror=alert(1)>')
 
 
 class Page(HTMLParser):
-    """Tags, ids, links and images of a page; wrong nesting fails at once."""
+    """Tags and attributes of a page; raises on wrong nesting."""
 
     VOID = frozenset({"meta", "link", "br", "img"})
 
@@ -38,25 +38,25 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.attributes += [(tag, name, text or "") for name, text in attrs]
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.attributes += [(tag, name, text or "") for name, text in attrs]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def values(self, *names: str) -> list[str]:
-        return [value for _, name, value in self.attributes if name in names]
+        return [text for _, name, text in self.attributes if name in names]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
-    """The page of a run whose class names would like to be markup."""
-    run = make(tmp_path_factory.mktemp("hostile"), classes=HOSTILE)
+    """The page of a run whose class names are markup."""
+    run = make_run(tmp_path_factory.mktemp("hostile"), classes=HOSTILE)
     text = render.html(run)
     return text, Page(text)
 
@@ -71,7 +71,7 @@ def test_html_loads_nothing(page: tuple[str, Page]) -> None:
     assert "default-src 'none'" in text
 
 
-def test_html_escapes(page: tuple[str, Page]) -> None:
+def test_html_escapes_class_names(page: tuple[str, Page]) -> None:
     text, parsed = page
     assert "script" not in parsed.tags
     assert parsed.values("onerror") == []
@@ -86,37 +86,35 @@ def test_html_is_well_formed(page: tuple[str, Page]) -> None:
     assert {link[1:] for link in parsed.values("href", "xlink:href") if link.startswith("#")} <= set(ids)
     assert parsed.tags.count("svg") == 6
     assert parsed.tags.count("img") == 12 + 4
-    alts = [
-        value for tag, name, value in parsed.attributes if (tag, name) in {("img", "alt"), ("figure", "aria-label")}
-    ]
+    alts = [text for tag, name, text in parsed.attributes if (tag, name) in {("img", "alt"), ("figure", "aria-label")}]
     assert len(alts) == 16 + 6
     assert all(alts)
 
 
-def test_clip_paths_point_into_their_own_drawing(page: tuple[str, Page]) -> None:
+def test_clip_paths_refer_to_existing_ids(page: tuple[str, Page]) -> None:
     text, parsed = page
     clips = set(re.findall(r"url\(#([^)]+)\)", text))
     assert clips
     assert clips <= set(parsed.values("id"))
 
 
-def test_html_follows_the_colour_scheme(page: tuple[str, Page]) -> None:
+def test_drawings_follow_color_scheme(page: tuple[str, Page]) -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", page[0], re.DOTALL))
     assert "var(--ink)" in drawings
     assert "#000000" not in drawings
     assert "#0a00" not in drawings
 
 
-def test_html_is_the_same_twice_and_small(tmp_path: Path, page: tuple[str, Page]) -> None:
-    again = render.html(make(tmp_path, classes=HOSTILE))
-    assert again == page[0]
-    assert len(again.encode()) < 3_000_000
+def test_html_is_reproducible_and_small(tmp_path: Path, page: tuple[str, Page]) -> None:
+    second = render.html(make_run(tmp_path, classes=HOSTILE))
+    assert second == page[0]
+    assert len(second.encode()) < 3_000_000
 
 
-def test_large_runs_stay_small(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    noise = np.random.default_rng(0)
-    images = noise.integers(0, 256, (24, 224, 224, 3), dtype=np.uint8)
+def test_page_of_large_run_stays_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (24, 224, 224, 3), dtype=np.uint8)
     np.savez(
         run / "verify/mistakes.npz",
         images=images,
@@ -124,7 +122,7 @@ def test_large_runs_stay_small(tmp_path: Path) -> None:
         predicted=np.full(24, 7),
         confidence=np.ones(24),
     )
-    samples = tuple(noise.lognormal(0, 0.3, 50_000).tolist())
+    samples = tuple(generator.lognormal(0, 0.3, 50_000).tolist())
     path = run / "bench/local/onnxruntime-cpu-int8-cpu.json"
     latency = dataclasses.replace(ramp(1.0), samples_ms=samples)
     write_record(path, dataclasses.replace(read_record(path, BenchReport), latency=latency))
@@ -137,8 +135,8 @@ def test_large_runs_stay_small(tmp_path: Path) -> None:
     assert "$x_1$" in text
 
 
-def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    run = make(tmp_path)
+def test_failed_report_keeps_previous_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
     before = render.write(run)[1].read_bytes()
     (run / "verify/mistakes.npz").write_bytes(b"")
     with pytest.raises(InputError):
@@ -147,18 +145,18 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(run.path.glob(".*tmp")) == []
 
 
-def test_thin_keeps_the_ends() -> None:
+def test_thin_keeps_first_and_last() -> None:
     assert thin(list(range(1000)), 5) == [0, 250, 500, 749, 999]
     assert thin([1, 2], 5) == [1, 2]
 
 
-def test_small_pictures_are_not_blown_up() -> None:
+def test_small_pictures_are_not_enlarged() -> None:
     assert jpeg(np.zeros((8, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
     assert len(jpeg(np.zeros((8, 8, 3), np.uint8))) < 1200
 
 
-def test_the_front_is_drawn_against_what_the_budget_bounds(tmp_path: Path) -> None:
-    run = make(tmp_path)
+def test_search_plot_is_drawn_against_bounded_cost(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
     against_macs = plots.search(read(run))
     assert against_macs is not None and "against their M MACs: 4 candidates trained, 2 not" in against_macs.alt
     lock = read_json(run / "recipe.lock.json")
@@ -171,8 +169,8 @@ def test_the_front_is_drawn_against_what_the_budget_bounds(tmp_path: Path) -> No
     with trials.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*rows[0], "latency_ms"])
         table.writeheader()
-        table.writerows({**row, "latency_ms": "" if at == 3 else 1.5 * at} for at, row in enumerate(rows))
-    timed = plots.search(read(run))
-    # the one without a latency was refused before the device was asked
-    assert timed is not None
-    assert "against their ms (int8, p90, on my-jetson): 4 candidates trained, 1 not feasible" in timed.alt
+        table.writerows({**row, "latency_ms": "" if index == 3 else 1.5 * index} for index, row in enumerate(rows))
+    against_latency = plots.search(read(run))
+    # the candidate without a latency was refused before it was measured
+    assert against_latency is not None
+    assert "against their ms (int8, p90, on my-jetson): 4 candidates trained, 1 not feasible" in against_latency.alt

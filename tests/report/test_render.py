@@ -1,8 +1,8 @@
-"""report: the words and figures on fixed numbers, half-finished and broken runs, report.json.
+"""report: text and figures for fixed numbers, unfinished and damaged runs, report.json.
 
-The figures of `report_runs` by hand: accuracies are value -2 / +1 points; weights 0.7, 0.2, 0.1 are worth
-1 / (0.49 + 0.04 + 0.01) = 1.85 sources; parc's ceiling is 50; percentile q of a latency ramp from low to 2 low is
-low (1 + q / 100).
+The figures of `report_runs` by hand: accuracies have intervals of -2 / +1 points; weights 0.7, 0.2, 0.1 are
+1 / (0.49 + 0.04 + 0.01) = 1.85 effective sources; parc's ceiling is 50; percentile q of a latency ramp from low to
+2 low is low (1 + q / 100).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgedistill.report.blocks import WIDTH, number, share
 from edgedistill.report.facts import read, warnings
 from edgedistill.run.directory import Run
 from edgedistill.run.files import read_json, read_record, write_record
-from tests.helpers.report_runs import STEPS, make, ramp
+from tests.helpers.report_runs import STEPS, make_run, ramp
 
 GOLDEN = """\
 demo  RUN
@@ -35,7 +35,7 @@ fp32.
 DATA
   elpv, 2 classes (functional, defective)
   images: 40 labeled, 10 val, 1786 unlabeled, 788 test
-  licence of the data: CC BY-NC-SA 4.0
+  license of the data: CC BY-NC-SA 4.0
 
 SOURCES
   probe on 50 probe images decides, power 12; ceiling: the score of a perfect source
@@ -50,20 +50,20 @@ STUDENT
   resnet at 96 px (width 0.5, depth 2)
   123 M MACs, 0.850 M params, 3.40 MB of weights, 2.50 MB of activations at their peak (fp32)
   initial weights: random
-  what int8 may cost it: hard-swish
+  int8 accuracy risks: hard-swish
   found among 6 candidates, 4 of them trained
   weighted, 1000 steps in 84 s; val 92.0 % [90.0, 93.0] on 10 images
 
 ACCURACY
   788 test images, 95 % intervals
-  artefact         balanced accuracy  agrees with torch  size MB                       run by
+  artifact         balanced accuracy  agrees with torch  size MB                       run by
   torch          91.5 % [89.5, 92.5]            100.0 %        -                        torch
   fp32           91.5 % [89.5, 92.5]            100.0 %     3.42              onnxruntime-cpu
   int8-cpu       91.2 % [89.2, 92.2]             98.5 %    0.950              onnxruntime-cpu
   int8-tensorrt  91.0 % [89.0, 92.0]             98.0 %    0.960  onnxruntime-cpu (simulated)
 
-KEPT
-  the precision for each target, and why
+PRECISION
+  the graph for each target, and why
   cpu: int8-cpu: loses 0.3 points; 2.1 [2.0, 2.2] times as fast as fp32
   tensorrt: int8-tensorrt: loses 0.3 points; its speed is measured there
   cpu: in float, worst first: conv_stem
@@ -73,7 +73,7 @@ ENGINES
 
 LATENCY on local
   onnxruntime-cpu 1.20.0, batch 1; timed: session.run, host to host
-  artefact  p50 ms  p90 ms  p99 ms  min-max ms  times as fast as fp32  size MB
+  artifact  p50 ms  p90 ms  p99 ms  min-max ms  times as fast as fp32  size MB
   fp32        3.00    3.80    3.98   2.00-4.00                      -     3.42
   int8-cpu    1.50    1.90    1.99   1.00-2.00      2.00 [1.90, 2.10]    0.950
   fp32: 101 samples, 92.0 % [90.0, 93.0] on 500 images there, same answer as the host on 100.0 %
@@ -82,7 +82,7 @@ LATENCY on local
 
 LATENCY on board
   onnxruntime-cpu 1.20.0, batch 1; timed: session.run, host to host
-  artefact  p50 ms  p90 ms  p99 ms  min-max ms  times as fast as fp32  size MB
+  artifact  p50 ms  p90 ms  p99 ms  min-max ms  times as fast as fp32  size MB
   fp32        30.0    38.0    39.8   20.0-40.0                      -     3.42
   int8-cpu    15.0    19.0    19.9   10.0-20.0      2.00 [1.90, 2.10]    0.950
   fp32: 101 samples, 92.0 % [90.0, 93.0] on 500 images there, same answer as the host on 100.0 %
@@ -91,7 +91,7 @@ LATENCY on board
 
 DEVICES side by side
   host to host, batch 1
-  device, backend, artefact       accuracy  p50 ms  p90 ms  p99 ms  times as fast as fp32     MB
+  device, backend, artifact       accuracy  p50 ms  p90 ms  p99 ms  times as fast as fp32     MB
   local onnxruntime-cpu fp32        92.0 %    3.00    3.80    3.98                      -   3.42
   local onnxruntime-cpu int8-cpu    91.0 %    1.50    1.90    1.99      2.00 [1.90, 2.10]  0.950
   board onnxruntime-cpu fp32        92.0 %    30.0    38.0    39.8                      -   3.42
@@ -118,33 +118,33 @@ Report: not written yet: edgedistill report
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run with its report written; shared, so tests must not change it."""
-    run = make(tmp_path_factory.mktemp("runs"))
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run with its report; shared by tests, which must not change it."""
+    run = make_run(tmp_path_factory.mktemp("runs"))
     render.write(run)
     return run
 
 
-def _bench(run: Run) -> BenchReport:
+def int8_bench(run: Run) -> BenchReport:
     return read_record(run / "bench/local/onnxruntime-cpu-int8-cpu.json", BenchReport)
 
 
-def _write_bench(run: Run, changed: BenchReport) -> None:
-    write_record(run / "bench/local/onnxruntime-cpu-int8-cpu.json", changed)
+def write_int8_bench(run: Run, report: BenchReport) -> None:
+    write_record(run / "bench/local/onnxruntime-cpu-int8-cpu.json", report)
 
 
-def test_terminal_text(tmp_path: Path) -> None:
-    run = make(tmp_path)
+def test_text_of_finished_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
     assert render.text(run).replace(str(run.path), "RUN") == GOLDEN
 
 
-def test_text_says_where_the_report_is(whole: Run) -> None:
-    assert render.text(whole).endswith(f"Report: {whole / 'report.html'}\n")
+def test_text_names_path_of_report(finished_run: Run) -> None:
+    assert render.text(finished_run).endswith(f"Report: {finished_run / 'report.html'}\n")
 
 
 @pytest.mark.parametrize("upto", ["", *STEPS[:-1]])
-def test_half_finished(tmp_path: Path, upto: str) -> None:
-    run = make(tmp_path, upto)
+def test_text_of_unfinished_run_names_next_command(tmp_path: Path, upto: str) -> None:
+    run = make_run(tmp_path, upto)
     text = render.text(run)
     assert "not run yet: edgedistill bench" in text
     assert ("not run yet: edgedistill train" in text) == (upto in ("", "weigh", "search"))
@@ -153,21 +153,21 @@ def test_half_finished(tmp_path: Path, upto: str) -> None:
 
 
 @pytest.mark.parametrize("upto", ["", "distill", "verify"])
-def test_half_finished_files(tmp_path: Path, upto: str) -> None:
-    content, page = render.write(make(tmp_path, upto))
+def test_files_of_unfinished_run_name_next_command(tmp_path: Path, upto: str) -> None:
+    content, page = render.write(make_run(tmp_path, upto))
     assert [content.name, page.name] == ["report.json", "report.html"]
     assert "not run yet: edgedistill bench" in page.read_text(encoding="utf-8")
     assert any("edgedistill bench" in line for line in read_json(content)["not_run"])
 
 
-def test_an_empty_directory_is_a_report_too(tmp_path: Path) -> None:
+def test_empty_directory_has_a_report(tmp_path: Path) -> None:
     run = Run(path=tmp_path)
     assert "not read yet: edgedistill train" in render.text(run)
     assert "No student yet" in render.html(run)
 
 
-def test_what_the_recipe_turned_off_is_not_called_missing(tmp_path: Path) -> None:
-    run = make(tmp_path, "")
+def test_recipe_without_sources_is_not_reported_as_missing_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "")
     lock = read_json(run / "recipe.lock.json")
     lock["recipe"]["sources"] = []
     (run / "recipe.lock.json").write_text(json.dumps(lock), encoding="utf-8")
@@ -175,7 +175,7 @@ def test_what_the_recipe_turned_off_is_not_called_missing(tmp_path: Path) -> Non
 
 
 def test_broken_file_is_one_line(tmp_path: Path) -> None:
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     (run / "verify/ladder.json").write_text('{"rungs": 3}', encoding="utf-8")
     with pytest.raises(InputError, match=r"ladder\.json: is not a Ladder"):
         render.text(run)
@@ -186,70 +186,70 @@ def test_broken_file_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "said"),
+    ("ratio", "sentence"),
     [
         ((2.0, 1.9, 2.1), "2.00 [1.90, 2.10] times as fast as fp32"),
-        # 1 / 0.5 = 2, and the interval turns round: [1 / 0.625, 1 / 0.4]
+        # 1 / 0.5 = 2, with the interval inverted: [1 / 0.625, 1 / 0.4]
         ((0.5, 0.4, 0.625), "2.00 [1.60, 2.50] times as slow as fp32: fp32 is the one to ship here"),
         ((1.02, 0.95, 1.08), "no measurable difference from fp32 (ratio 1.02 [0.95, 1.08])"),
     ],
 )
-def test_speed_in_words(tmp_path: Path, ratio: tuple[float, float, float], said: str) -> None:
-    run = make(tmp_path)
-    _write_bench(run, dataclasses.replace(_bench(run), ratio_to_fp32=ratio))
-    assert render.collect(run)["summary"].endswith(f"{said}.")
+def test_summary_describes_speed_ratio(tmp_path: Path, ratio: tuple[float, float, float], sentence: str) -> None:
+    run = make_run(tmp_path)
+    write_int8_bench(run, dataclasses.replace(int8_bench(run), ratio_to_fp32=ratio))
+    assert render.collect(run)["summary"].endswith(f"{sentence}.")
 
 
-def test_a_measurement_of_an_earlier_artefact_is_a_warning(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    _write_bench(run, dataclasses.replace(_bench(run), sha256="9" * 64, warnings=()))
-    assert "local, onnxruntime-cpu, int8-cpu: measured an earlier artefact (99999999); run edgedistill bench again" in (
+def test_measurement_of_earlier_artifact_is_a_warning(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_int8_bench(run, dataclasses.replace(int8_bench(run), sha256="9" * 64, warnings=()))
+    assert "local, onnxruntime-cpu, int8-cpu: measured an earlier artifact (99999999); run edgedistill bench again" in (
         warnings(read(run))
     )
     assert "in int8 against" not in render.collect(run)["summary"]
 
 
-def test_fastest_int8_is_the_one_in_the_summary(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    faster = dataclasses.replace(_bench(run), artefact="int8-tensorrt", sha256="2" * 64, latency=ramp(0.5))
+def test_summary_is_of_fastest_int8(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    faster = dataclasses.replace(int8_bench(run), artefact="int8-tensorrt", sha256="2" * 64, latency=ramp(0.5))
     write_record(run / "bench/local/tensorrt-int8-tensorrt.json", faster)
     assert "91.0 % [89.0, 92.0] balanced accuracy in int8" in render.collect(run)["summary"]
     assert "p50 0.750 ms" in render.collect(run)["summary"]
 
 
-def test_many_metrics_and_long_names_stay_within_the_width(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    scores = {f"metric-{at}": MetricScore(score=-90.5, low=-95.0, high=90.0) for at in range(7)}
-    sources = tuple(SourceWeight(name="s" * 60 + str(at), weight=0.25, scores=scores) for at in range(4))
+def test_many_metrics_and_long_names_stay_within_width(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    scores = {f"metric-{index}": MetricScore(score=-90.5, low=-95.0, high=90.0) for index in range(7)}
+    sources = tuple(SourceWeight(name="s" * 60 + str(index), weight=0.25, scores=scores) for index in range(4))
     write_record(
         run / "weigh/weights.json", SourceWeights(metric="metric-3", probe_images=50, power=12.0, sources=sources)
     )
     text = render.text(run)
     assert max(map(len, text.splitlines()[1:])) <= WIDTH
-    # names that differ only at their end stay apart
-    assert all(text.count(f"sss{at}  ") == 3 for at in range(4))
-    assert all(text.count(f"metric-{at} [95 %]") == 1 for at in range(7))
+    # names that differ only at their end stay distinct
+    assert all(text.count(f"sss{index}  ") == 3 for index in range(4))
+    assert all(text.count(f"metric-{index} [95 %]") == 1 for index in range(7))
     render.html(run)
 
 
-def test_sources_without_scores(tmp_path: Path) -> None:
-    run = make(tmp_path)
+def test_sources_without_scores_are_reported(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
     sources = (SourceWeight(name="a", weight=0.5, scores={}), SourceWeight(name="b", weight=0.5, scores={}))
     write_record(run / "weigh/weights.json", SourceWeights(metric="none", probe_images=0, power=0.0, sources=sources))
     assert "effective number of sources 2.0 (1 / sum alpha^2) of 2\n" in render.text(run)
     assert "Weights of the sources: a 0.50, b 0.50; effective number of sources 2.0" in render.html(run)
 
 
-def test_no_terminal_codes_from_names(tmp_path: Path) -> None:
-    run = make(tmp_path, classes=("\x1b[31mred", "\udcff\u202ename"))
+def test_terminal_codes_in_names_are_replaced(tmp_path: Path) -> None:
+    run = make_run(tmp_path, classes=("\x1b[31mred", "\udcff\u202ename"))
     text = render.text(run)
     assert not re.search(r"[^\n -~]", text)
     assert "?[31mred, ??name" in text
     render.write(run)
 
 
-def test_compare(tmp_path: Path) -> None:
-    first, second = make(tmp_path, name="one"), make(tmp_path, "quantize", name="two")
+def test_compare_lists_one_row_per_run(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, name="one"), make_run(tmp_path, "quantize", name="two")
     assert render.compare([first, second]) == (
         "balanced accuracy, 95 % intervals; latency on local, onnxruntime-cpu\n"
         "run           M MACs        fp32 or torch                 int8  p50 ms  vs fp32     MB\n"
@@ -258,13 +258,14 @@ def test_compare(tmp_path: Path) -> None:
     )
 
 
-def test_compare_warns_of_unlike_runs(tmp_path: Path) -> None:
-    assert "different data" in render.compare([make(tmp_path, name="one"), make(tmp_path, name="two", classes=("a",))])
+def test_compare_warns_of_different_data(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name="one"), make_run(tmp_path, name="two", classes=("a",))]
+    assert "different data" in render.compare(runs)
 
 
-def test_json_round_trip(whole: Run) -> None:
-    content = render.collect(whole)
-    assert read_json(whole / "report.json") == content
+def test_json_round_trip(finished_run: Run) -> None:
+    content = render.collect(finished_run)
+    assert read_json(finished_run / "report.json") == content
     json.dumps(content, allow_nan=False)
     local = content["bench"][1]["latency"]
     assert local["samples"] == 101
@@ -275,7 +276,7 @@ def test_json_round_trip(whole: Run) -> None:
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     line = {"step": 1, "loss": float("nan"), "terms": {"a": float("inf")}, "val": {"balanced": float("nan")}}
     ladder = read_record(run / "verify/ladder.json", Ladder)
     broken = dataclasses.replace(ladder.gates[0], value=float("nan"), passed=False)
@@ -287,7 +288,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_report_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from edgedistill.report import render\nfrom edgedistill.run.directory import Run\n"
@@ -299,14 +300,14 @@ def test_report_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_figures_are_rounded_honestly() -> None:
-    assert [number(value) for value in (0.1234, 1.234, 12.34, 1234.5)] == ["0.123", "1.23", "12.3", "1234"]
-    # 787 of 788 is 99.873 %, and 9999 of 10000 must not read as all of them
-    assert [share(value) for value in (1.0, 0.9999, 787 / 788, 0.29)] == ["100.0 %", "99.9 %", "99.8 %", "29.0 %"]
+def test_shares_are_rounded_down_and_numbers_to_three_digits() -> None:
+    assert [number(figure) for figure in (0.1234, 1.234, 12.34, 1234.5)] == ["0.123", "1.23", "12.3", "1234"]
+    # 787 of 788 is 99.873 %; 9999 of 10000 must not be shown as 100 %
+    assert [share(fraction) for fraction in (1.0, 0.9999, 787 / 788, 0.29)] == ["100.0 %", "99.9 %", "99.8 %", "29.0 %"]
 
 
-def test_result_may_hold_more_than_the_record(whole: Run) -> None:
-    assert read_json(whole / "distill/result.json")["n_test"] == 788
-    spec = read_record(whole / "distill/result.json", Checkpoint).spec
+def test_result_file_may_have_fields_beyond_the_record(finished_run: Run) -> None:
+    assert read_json(finished_run / "distill/result.json")["n_test"] == 788
+    spec = read_record(finished_run / "distill/result.json", Checkpoint).spec
     assert isinstance(spec, StudentSpec)
-    assert render.collect(whole)["result"]["spec"]["input_px"] == 96
+    assert render.collect(finished_run)["result"]["spec"]["input_px"] == 96

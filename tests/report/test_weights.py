@@ -1,4 +1,4 @@
-"""The weights as they are shown: by the weigh step as soon as it knows, and by every report."""
+"""The table of source weights, in the weigh step's output and in every report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.run.files import read_json, read_record, write_json, write_reco
 from edgedistill.steps import weigh
 from edgedistill.steps.context import Context
 from tests.helpers import miniature
-from tests.helpers.report_runs import make
+from tests.helpers.report_runs import make_run
 
 Scores = tuple[float, float, float]
 OVERLAP = "the 95 % intervals of a and b overlap; the labels do not settle which source is best"
@@ -30,17 +30,17 @@ def metric_score(score: float, low: float, high: float, ceiling: float | None = 
 
 def weights(*sources: tuple[str, float, Scores], ceiling: float | None = None) -> SourceWeights:
     """Sources as (name, weight, (score, low, high) by probe)."""
-    made = [
+    source_weights = [
         SourceWeight(name=name, weight=alpha, scores={"probe": metric_score(*scores, ceiling=ceiling)})
         for name, alpha, scores in sources
     ]
-    return SourceWeights(metric="probe", probe_images=20, power=12.0, sources=tuple(made))
+    return SourceWeights(metric="probe", probe_images=20, power=12.0, sources=tuple(source_weights))
 
 
 A, B, C = ("a", 0.5, (0.8, 0.6, 0.9)), ("b", 0.3, (0.7, 0.5, 0.75)), ("c", 0.2, (0.4, 0.3, 0.55))
 
 
-def test_what_the_weigh_step_says() -> None:
+def test_table_of_weights() -> None:
     # 1 / (0.25 + 0.09 + 0.04) = 2.63
     assert report_weights.table(weights(B, A, C, ceiling=0.9)).splitlines() == [
         "  probe on 20 probe images decides, power 12; ceiling: the score of a perfect source",
@@ -54,22 +54,22 @@ def test_what_the_weigh_step_says() -> None:
 
 
 @pytest.mark.parametrize("ceiling", [None, 0.0])
-def test_without_a_ceiling_there_is_no_share_of_it(ceiling: float | None) -> None:
-    said = report_weights.table(weights(A, C, ceiling=ceiling))
-    assert "ceiling" not in said and "a        0.500  0.800 [0.600, 0.900]\n" in said
+def test_table_without_ceiling_has_no_share_column(ceiling: float | None) -> None:
+    table = report_weights.table(weights(A, C, ceiling=ceiling))
+    assert "ceiling" not in table and "a        0.500  0.800 [0.600, 0.900]\n" in table
 
 
-def test_the_first_two_decide_whether_it_is_settled() -> None:
+def test_tie_warning_compares_first_two_sources() -> None:
     low = ("b", 0.3, (0.5, 0.45, 0.59))
-    assert report_weights.unsettled(weights(C, B, A)) == OVERLAP
-    assert report_weights.unsettled(weights(A, low, C)) == ""  # 0.59 < 0.6, though c's interval meets b's
-    assert report_weights.unsettled(weights(A, ("b", 0.3, (0.5, 0.45, 0.6)))) == OVERLAP
-    # another procedure than the score may weigh: then the heavier one can be the lower
-    assert report_weights.unsettled(weights(("a", 0.9, (0.1, 0.0, 0.2)), ("b", 0.1, (0.8, 0.7, 0.9)))) == ""
+    assert report_weights.tie_warning(weights(C, B, A)) == OVERLAP
+    assert report_weights.tie_warning(weights(A, low, C)) == ""  # 0.59 < 0.6, though c's interval meets b's
+    assert report_weights.tie_warning(weights(A, ("b", 0.3, (0.5, 0.45, 0.6)))) == OVERLAP
+    # the weights may come from another procedure; the heavier source can score lower
+    assert report_weights.tie_warning(weights(("a", 0.9, (0.1, 0.0, 0.2)), ("b", 0.1, (0.8, 0.7, 0.9)))) == ""
 
 
-def test_one_source_or_no_scores_settle_nothing() -> None:
-    assert report_weights.unsettled(weights(A)) == ""
+def test_single_source_or_no_scores_give_no_tie_warning() -> None:
+    assert report_weights.tie_warning(weights(A)) == ""
     assert "effective number of sources 1.0 (1 / sum alpha^2) of 1" in report_weights.table(weights(("a", 1.0, A[2])))
     none = SourceWeights(
         metric="none",
@@ -77,43 +77,43 @@ def test_one_source_or_no_scores_settle_nothing() -> None:
         power=0.0,
         sources=(SourceWeight(name="a", weight=0.5, scores={}), SourceWeight(name="b", weight=0.5, scores={})),
     )
-    assert report_weights.unsettled(none) == "" and "2.0 (1 / sum alpha^2) of 2" in report_weights.table(none)
+    assert report_weights.tie_warning(none) == "" and "2.0 (1 / sum alpha^2) of 2" in report_weights.table(none)
 
 
-def test_scores_read_off_no_image_have_no_interval() -> None:
-    said = report_weights.table(weights(("a", 0.5, (0.5, 0.5, 0.5)), ("b", 0.5, (0.5, 0.5, 0.5)), ceiling=1.0))
+def test_scores_without_spread_have_no_interval() -> None:
+    table = report_weights.table(weights(("a", 0.5, (0.5, 0.5, 0.5)), ("b", 0.5, (0.5, 0.5, 0.5)), ceiling=1.0))
     assert (
-        "  source  weight  probe  of ceiling\n  a        0.500  0.500        50 %\n" in said and "warning" not in said
+        "  source  weight  probe  of ceiling\n  a        0.500  0.500        50 %\n" in table and "warning" not in table
     )
-    # beside one that varies, one that does not keeps its interval: a bootstrap without spread
-    said = report_weights.table(weights(A, ("b", 0.5, (1.0, 1.0, 1.0))))
-    assert "1.000 [1.000, 1.000]" in said
+    # next to a score with spread, a score without spread keeps its interval
+    table = report_weights.table(weights(A, ("b", 0.5, (1.0, 1.0, 1.0))))
+    assert "1.000 [1.000, 1.000]" in table
 
 
-def test_of_equal_weights_the_higher_score_stands_first() -> None:
+def test_equal_weights_are_ranked_by_score() -> None:
     tied = weights(("a", 0.5, (0.1, 0.0, 0.2)), ("b", 0.5, (0.3, 0.2, 0.4)))
-    assert [one.name for one in ranked(tied)] == ["b", "a"]
+    assert [source.name for source in ranked(tied)] == ["b", "a"]
 
 
-def test_the_disagreement_stands_between_the_count_and_the_warning(tmp_path: Path) -> None:
-    run = make(tmp_path, "weigh")
-    known = read_record(run / "weigh/weights.json", SourceWeights)
+def test_disagreement_is_between_count_and_warning(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "weigh")
+    stored = read_record(run / "weigh/weights.json", SourceWeights)
     a, b = (
         SourceWeight(name=name, weight=alpha, scores={"probe": metric_score(*scores)}) for name, alpha, scores in (A, B)
     )
     write_record(
         run / "weigh/weights.json",
-        SourceWeights(metric="probe", probe_images=50, power=12.0, sources=(a, b), disagreement=known.disagreement),
+        SourceWeights(metric="probe", probe_images=50, power=12.0, sources=(a, b), disagreement=stored.disagreement),
     )
     count = "effective number of sources 2.9 (1 / sum alpha^2) of 2"  # 1 / (0.25 + 0.09), the weights of two of three
-    lines = [count, known.disagreement, f"warning: {OVERLAP}"]
+    lines = [count, stored.disagreement, f"warning: {OVERLAP}"]
     assert render.text(run).split("SOURCES\n")[1].split("\n\n")[0].splitlines()[-3:] == [f"  {line}" for line in lines]
     page = render.html(run)
     assert f"<p>{count}</p>" in page and f'<p class="fail">warning: {OVERLAP}</p>' in page
 
 
-def test_weights_written_before_there_were_ceilings_are_read(tmp_path: Path) -> None:
-    run = make(tmp_path, "weigh")
+def test_weights_written_without_ceilings_are_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "weigh")
     with_ceilings = plots.sources(read(run))
     path = run / "weigh/weights.json"
     content = read_json(path)
@@ -126,25 +126,25 @@ def test_weights_written_before_there_were_ceilings_are_read(tmp_path: Path) -> 
     assert "ceiling 50.0" in with_ceilings.svg and "ceiling" not in without.svg
 
 
-def test_bounded_metrics_take_more_room_and_stay_within_the_width() -> None:
-    scores = {f"metric-{at}": MetricScore(score=-90.5, low=-95.0, high=90.0, ceiling=100.0) for at in range(5)}
+def test_bounded_metrics_stay_within_width() -> None:
+    scores = {f"metric-{index}": MetricScore(score=-90.5, low=-95.0, high=90.0, ceiling=100.0) for index in range(5)}
     many = SourceWeights(
         metric="metric-3",
         probe_images=50,
         power=12.0,
         sources=(SourceWeight(name="s" * 20, weight=1.0, scores=scores),),
     )
-    said = report_weights.table(many)
-    assert said.count("-90 %") == 5 and said.count("s" * 20) == 3  # two metrics a table
-    assert max(map(len, said.splitlines())) <= WIDTH
+    table = report_weights.table(many)
+    assert table.count("-90 %") == 5 and table.count("s" * 20) == 3  # two metrics per table
+    assert max(map(len, table.splitlines())) <= WIDTH
 
 
-def test_the_weigh_step_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weigh_step_prints_table_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = miniature.write(tmp_path)
     recipe = Recipe.model_validate(yaml.safe_load(project.recipe.read_text()))
     context = Context(recipe=recipe, base=tmp_path, run=Run(path=tmp_path / "run"))
     weigh.STEP.work(context)
-    known = read_record(context.run / "weigh/weights.json", SourceWeights)
-    said = capsys.readouterr()
-    assert report_weights.table(known) in said.err and said.out == ""
-    assert "source  weight  " in said.err and "effective number of sources" in said.err
+    stored = read_record(context.run / "weigh/weights.json", SourceWeights)
+    captured = capsys.readouterr()
+    assert report_weights.table(stored) in captured.err and captured.out == ""
+    assert "source  weight  " in captured.err and "effective number of sources" in captured.err

@@ -1,4 +1,4 @@
-"""env.json says what ran where."""
+"""env.json: machine, packages, commit and command of a run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from edgedistill.run import environment
 
 
-def test_describe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe_names_machine_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["edgedistill", "run", "x.yaml"])
-    found = environment.describe()
-    assert found["command"] == "edgedistill run x.yaml"
-    assert found["python"] == platform.python_version() and found["cores"] >= 1
-    assert found["packages"]["numpy"] == metadata.version("numpy")
-    assert set(found["packages"]) <= set(environment.PACKAGES) and "" not in found["packages"].values()
-    assert found["cpu"] and found["started"].endswith("Z")
+    facts = environment.describe()
+    assert facts["command"] == "edgedistill run x.yaml"
+    assert facts["python"] == platform.python_version() and facts["cores"] >= 1
+    assert facts["packages"]["numpy"] == metadata.version("numpy")
+    assert set(facts["packages"]) <= set(environment.PACKAGES) and "" not in facts["packages"].values()
+    assert facts["cpu"] and facts["started"].endswith("Z")
 
 
 def checkout(root: Path) -> Path:
-    """A source checkout with one commit; returns the file that environment.py would be."""
+    """A source checkout with one commit; returns a file in it that stands for environment.py."""
     (root / "package").mkdir()
     file = root / "package" / "environment.py"
     file.write_text("")
@@ -34,7 +34,7 @@ def checkout(root: Path) -> Path:
     return file
 
 
-def test_commit_of_a_checkout_and_its_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_of_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "__file__", str(checkout(tmp_path)))
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert environment.commit() == head[:12]
@@ -42,11 +42,11 @@ def test_commit_of_a_checkout_and_its_changes(tmp_path: Path, monkeypatch: pytes
     assert environment.commit() == f"{head[:12]}+"
 
 
-def test_no_commit_where_there_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_empty_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "package/environment.py"))
     assert environment.commit() == ""
     (tmp_path / ".git").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path))  # and where there is no git
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
     assert environment.commit() == ""
 
 

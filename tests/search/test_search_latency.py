@@ -1,4 +1,4 @@
-"""A bound in milliseconds: measured before training, refused before training, and said when nothing meets it."""
+"""A bound in milliseconds: candidates are measured and refused before training, and an unmet bound is reported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe.schema import Budget, Search
 from edgedistill.records import StudentSpec
-from edgedistill.search.search import Rungs, name_of, search, why
+from edgedistill.search.search import Rungs, explain_choice, name_of, search
 from tests.helpers.search_space import quality, space
 
 
 class Bench:
-    """A device on which MACs are milliseconds, and a trainer; both write down what they were asked."""
+    """A device on which one million MACs take a millisecond, and a trainer; both record their candidates."""
 
     def __init__(self, away_after: int = 10**6) -> None:
         self.measured: list[str] = []
@@ -33,9 +33,9 @@ class Bench:
         return quality(spec), {"standard_error": 0.0, "loss": 1.0}
 
     def search(self, folder: Path, at_most: float, trials: int, budget: Budget | None = None) -> StudentSpec:
-        wanted = budget or Budget(latency_ms=at_most)  # type: ignore[arg-type]
+        limits = budget or Budget(latency_ms=at_most)  # type: ignore[arg-type]
         return search(
-            space(), wanted, Search(trials=trials), self.objective, seed=3, folder=folder, latency=self.latency
+            space(), limits, Search(trials=trials), self.objective, seed=3, folder=folder, latency=self.latency
         )
 
 
@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("trials", [4, 24])
-def test_too_slow_never_trains_and_never_wins(tmp_path: Path, trials: int) -> None:
+def test_slow_candidates_never_train_and_never_win(tmp_path: Path, trials: int) -> None:
     bench, fast = Bench(), {name_of(spec): spec for spec in space() if spec.cost.macs_m <= 8.0}
     winner = bench.search(tmp_path, 8.0, trials)
     assert set(bench.trained) <= set(fast) and winner.cost.macs_m <= 8.0
@@ -54,25 +54,25 @@ def test_too_slow_never_trains_and_never_wins(tmp_path: Path, trials: int) -> No
     assert winner == max((fast[name] for name in bench.trained), key=quality)
 
 
-def test_the_table_tells_what_was_measured(tmp_path: Path) -> None:
+def test_trials_table_lists_measured_latency(tmp_path: Path) -> None:
     bench = Bench()
     winner = bench.search(tmp_path, 8.0, 24)
-    found = rows(tmp_path)
-    told = {state: [row for row in found if row["state"] == state] for state in ("complete", "over budget")}
-    assert len(told["complete"]) == len(bench.trained) and len(found) == 24
-    assert all(float(row["latency_ms"]) == pytest.approx(float(row["macs_m"]), abs=1e-3) for row in found)
-    assert all(float(row["latency_ms"]) > 8.0 and row["value"] == "" for row in told["over budget"])
-    assert f", {winner.cost.macs_m:.3g} ms on the device: score" in why(winner, tmp_path)
+    table = rows(tmp_path)
+    rows_by_state = {state: [row for row in table if row["state"] == state] for state in ("complete", "over budget")}
+    assert len(rows_by_state["complete"]) == len(bench.trained) and len(table) == 24
+    assert all(float(row["latency_ms"]) == pytest.approx(float(row["macs_m"]), abs=1e-3) for row in table)
+    assert all(float(row["latency_ms"]) > 8.0 and row["value"] == "" for row in rows_by_state["over budget"])
+    assert f", {winner.cost.macs_m:.3g} ms on the device: score" in explain_choice(winner, tmp_path)
 
 
-def test_the_device_is_asked_only_for_what_the_other_bounds_leave(tmp_path: Path) -> None:
+def test_only_candidates_within_other_bounds_are_measured(tmp_path: Path) -> None:
     bench = Bench()
-    both = Budget(macs_m=10.0, latency_ms=5.0)  # type: ignore[arg-type]
-    bench.search(tmp_path, 5.0, 24, both)
+    budget = Budget(macs_m=10.0, latency_ms=5.0)  # type: ignore[arg-type]
+    bench.search(tmp_path, 5.0, 24, budget)
     assert set(bench.measured) == {name_of(spec) for spec in space() if spec.cost.macs_m <= 10.0}
 
 
-def test_nothing_fast_enough_says_by_how_much(tmp_path: Path) -> None:
+def test_unmet_latency_bound_names_nearest_candidate(tmp_path: Path) -> None:
     bench = Bench()
     with pytest.raises(InputError) as caught:
         bench.search(tmp_path, 1.0, 5)
@@ -84,22 +84,29 @@ def test_nothing_fast_enough_says_by_how_much(tmp_path: Path) -> None:
     assert bench.trained == [] and len(rows(tmp_path)) == 24
 
 
-def test_a_device_that_goes_away_loses_no_trial(tmp_path: Path) -> None:
-    first, second, whole = Bench(away_after=4), Bench(), Bench()
+def test_lost_device_loses_no_trial(tmp_path: Path) -> None:
+    first, second, uninterrupted = Bench(away_after=4), Bench(), Bench()
     with pytest.raises(EdgeDistillError, match="jetson: cannot be reached"):
         first.search(tmp_path / "cut", 8.0, 6)
     winner = second.search(tmp_path / "cut", 8.0, 6)
-    assert winner == whole.search(tmp_path / "whole", 8.0, 6)
-    assert first.trained + second.trained == whole.trained
-    assert first.measured + second.measured == whole.measured
+    assert winner == uninterrupted.search(tmp_path / "whole", 8.0, 6)
+    assert first.trained + second.trained == uninterrupted.trained
+    assert first.measured + second.measured == uninterrupted.measured
 
 
-def test_a_bound_is_a_number_or_says_where() -> None:
-    plain = Budget.model_validate({"latency_ms": 5})
-    assert plain.latency_ms is not None
-    assert (plain.latency_ms.at_most, plain.latency_ms.device, plain.latency_ms.precision) == (5.0, "local", "int8")
-    whole = Budget.model_validate({"latency_ms": {"at_most": 2.5, "device": "my-jetson", "percentile": 90}})
-    assert whole.latency_ms is not None and (whole.latency_ms.device, whole.latency_ms.percentile) == ("my-jetson", 90)
-    for wrong in (-1, 0, "fast", True, {"device": "local"}):
+def test_latency_bound_is_a_number_or_a_mapping() -> None:
+    number_only = Budget.model_validate({"latency_ms": 5})
+    assert number_only.latency_ms is not None
+    assert (number_only.latency_ms.at_most, number_only.latency_ms.device, number_only.latency_ms.precision) == (
+        5.0,
+        "local",
+        "int8",
+    )
+    detailed = Budget.model_validate({"latency_ms": {"at_most": 2.5, "device": "my-jetson", "percentile": 90}})
+    assert detailed.latency_ms is not None and (detailed.latency_ms.device, detailed.latency_ms.percentile) == (
+        "my-jetson",
+        90,
+    )
+    for invalid in (-1, 0, "fast", True, {"device": "local"}):
         with pytest.raises(ValueError, match="latency_ms"):
-            Budget.model_validate({"latency_ms": wrong})
+            Budget.model_validate({"latency_ms": invalid})

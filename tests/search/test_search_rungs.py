@@ -1,4 +1,4 @@
-"""Successive halving on the way: who falls behind is not trained to the end, and a kill changes nothing."""
+"""Successive halving: weak candidates are pruned at rungs, and a killed search resumes to the same trials."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from edgedistill.errors import EdgeDistillError, UnfitError
 from edgedistill.recipe.schema import Budget, Search
 from edgedistill.records import StudentSpec
-from edgedistill.search.search import Rungs, goes_on, name_of, rung_steps, search
+from edgedistill.search.search import Rungs, name_of, rung_steps, search, survives_rung
 from tests.helpers.search_space import quality, space
 
 SETTINGS = Search(trials=24, steps=80, rungs=2, keep_one_in=2)
 
 
 class Trainer:
-    """Its candidates reach their quality in proportion to the steps; it counts steps, and may die after a rung."""
+    """An objective whose scores grow in proportion to the steps; it counts steps and may be killed after a rung."""
 
     def __init__(self, killed_at: int = 10**6) -> None:
         self.steps: dict[str, int] = {}
@@ -28,7 +28,7 @@ class Trainer:
             self.steps[name_of(spec)] = step
             if step in rungs:
                 rungs[step](quality(spec) * step / SETTINGS.steps)
-            if len(self.steps) == self.killed_at:  # one of those that go on
+            if len(self.steps) == self.killed_at:  # a candidate that passed the rung
                 raise KeyboardInterrupt
         return quality(spec), {"standard_error": 0.0, "loss": 1.0}
 
@@ -43,13 +43,13 @@ def test_rungs_by_hand() -> None:
     assert rung_steps(Search()) == []
 
 
-def test_the_best_is_found_for_less(tmp_path: Path) -> None:
+def test_best_candidate_is_found_with_fewer_steps(tmp_path: Path) -> None:
     trainer = Trainer()
     winner = trainer.search(tmp_path)
     assert quality(winner) == max(map(quality, space()))
-    assert len(trainer.steps) == 24  # everyone was begun,
-    spent = sum(trainer.steps.values())
-    assert spent < 0.7 * 24 * SETTINGS.steps  # and not everyone went on
+    assert len(trainer.steps) == 24  # every candidate was started,
+    total_steps = sum(trainer.steps.values())
+    assert total_steps < 0.7 * 24 * SETTINGS.steps  # and some were pruned
     with (tmp_path / "trials.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     ended = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned")}
@@ -59,25 +59,25 @@ def test_the_best_is_found_for_less(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_at", [1, 7, 18])
-def test_a_kill_changes_nothing(tmp_path: Path, killed_at: int) -> None:
-    first, second, whole = Trainer(killed_at), Trainer(), Trainer()
+def test_killed_search_resumes_with_the_same_steps(tmp_path: Path, killed_at: int) -> None:
+    first, second, uninterrupted = Trainer(killed_at), Trainer(), Trainer()
     with pytest.raises(KeyboardInterrupt):
         first.search(tmp_path / "cut")
     winner = second.search(tmp_path / "cut")
-    assert winner == whole.search(tmp_path / "whole")
-    assert first.steps | second.steps == whole.steps
-    assert len(first.steps.keys() & second.steps.keys()) == 1  # what it was at
+    assert winner == uninterrupted.search(tmp_path / "whole")
+    assert first.steps | second.steps == uninterrupted.steps
+    assert len(first.steps.keys() & second.steps.keys()) == 1  # the interrupted trial
 
 
-def test_who_goes_on_by_hand() -> None:
+def test_continuation_by_hand() -> None:
     # of one, and of two or three, the best; of four the two best; of six with one in three the two best
-    assert goes_on(0.1, [], 2) and goes_on(0.5, [0.4], 2) and not goes_on(0.5, [0.6, 0.1], 2)
-    assert goes_on(0.5, [0.6, 0.1, 0.2], 2) and not goes_on(0.5, [0.6, 0.7, 0.2], 2)
-    assert goes_on(0.5, [0.6, 0.1, 0.2, 0.3, 0.4], 3) and not goes_on(0.5, [0.6, 0.7, 0.2, 0.3, 0.4], 3)
-    assert goes_on(0.5, [0.5, 0.5, 0.5], 2)  # a tie is no reason to leave
+    assert survives_rung(0.1, [], 2) and survives_rung(0.5, [0.4], 2) and not survives_rung(0.5, [0.6, 0.1], 2)
+    assert survives_rung(0.5, [0.6, 0.1, 0.2], 2) and not survives_rung(0.5, [0.6, 0.7, 0.2], 2)
+    assert survives_rung(0.5, [0.6, 0.1, 0.2, 0.3, 0.4], 3) and not survives_rung(0.5, [0.6, 0.7, 0.2, 0.3, 0.4], 3)
+    assert survives_rung(0.5, [0.5, 0.5, 0.5], 2)  # a tie is not pruned
 
 
-def test_nobody_comes_to_the_end(tmp_path: Path) -> None:
+def test_search_without_finished_candidate_is_an_error(tmp_path: Path) -> None:
     def unfit(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
         raise UnfitError("no such operator")
 
@@ -87,7 +87,7 @@ def test_nobody_comes_to_the_end(tmp_path: Path) -> None:
         assert {row["state"] for row in csv.DictReader(stream)} == {"no such operator"}
 
 
-def test_one_that_cannot_be_exported_is_no_end(tmp_path: Path) -> None:
+def test_search_continues_after_unfit_candidates(tmp_path: Path) -> None:
     trainer = Trainer()
 
     def unfit(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:

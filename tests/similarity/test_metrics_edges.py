@@ -1,4 +1,4 @@
-"""Every metric at the edges: what it answers or refuses, what leaves it as it is, where it starts and ends."""
+"""Every metric at the edges: degenerate inputs, errors, invariances and limits."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from edgedistill.recipe.options import option_problems
 from edgedistill.similarity.likelihood import hscore, label_entropy, leep, logme, logme_chance, nce
 from edgedistill.similarity.metrics import METRICS, share, static
 from edgedistill.similarity.separability import cka, parc, probe, rsa
-from tests.helpers.probes import NO_PROBS, Probe, clusters, noise, perfect, softmax
+from tests.helpers.probes import NO_PROBS, MetricInputs, clusters, noise, perfect, softmax
 
-LOOKING = {name: metric.score for name, metric in METRICS.items() if name != "static"}
-OF_FEATURES = [name for name in LOOKING if name not in ("leep", "nce")]
+DATA_METRICS = {name: metric.score for name, metric in METRICS.items() if name != "static"}
+OF_FEATURES = [name for name in DATA_METRICS if name not in ("leep", "nce")]
 OF_PROBS = ["leep", "nce"]
-STANDARDISED = ["parc", "rsa", "hscore", "probe"]
+STANDARDIZING = ["parc", "rsa", "hscore", "probe"]
 
 
-def test_the_tables_name_the_same_metrics() -> None:
+def test_metrics_table_lists_all_metrics() -> None:
     assert list(METRICS) == ["parc", "rsa", "cka", "leep", "nce", "hscore", "logme", "knn", "probe", "static"]
 
 
-@pytest.mark.parametrize("name", LOOKING)
-def test_a_single_class_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", DATA_METRICS)
+def test_single_class_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: the probe holds a single class; label images of a second class"):
         METRICS[name].score(np.eye(4), np.full((4, 2), 0.5), np.zeros(4, dtype=np.int64))
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
-@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, 1e30])
-def test_constant_features_say_nothing(name: str, value: float) -> None:
-    # 0.1 is no binary fraction: its mean differs from it in the last digit, which must not be taken for a feature
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1.0, 1e30])
+def test_constant_features_score_at_chance(name: str, constant: float) -> None:
+    # 0.1 is no binary fraction: the mean differs from it in the last digit, which must not count as a feature
     labels_N = np.arange(12) % 3
-    score = METRICS[name].score(np.full((12, 5), value), NO_PROBS, labels_N)
+    score = METRICS[name].score(np.full((12, 5), constant), NO_PROBS, labels_N)
     assert np.isfinite(score) and share(name, np.array([score]), labels_N) == pytest.approx(0.0, abs=1e-9)
     if name != "logme":
         assert score == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", OF_PROBS)
-def test_constant_probabilities_leave_the_entropy_of_the_labels(name: str) -> None:
+def test_constant_probabilities_score_negative_label_entropy(name: str) -> None:
     labels_N = np.array([0, 0, 0, 1, 1, 2])
     constant_NK = np.tile([0.7, 0.3, 0.0], (6, 1))
     assert METRICS[name].score(np.eye(6), constant_NK, labels_N) == pytest.approx(-label_entropy(labels_N))
-    # a source of one class can say nothing else
+    # a source of one class carries no information
     assert METRICS[name].score(np.eye(6), np.ones((6, 1)), labels_N) == pytest.approx(-label_entropy(labels_N))
 
 
@@ -67,58 +67,58 @@ def test_source_classes_without_mass_change_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     "rows", [np.full((6, 2), 0.2), np.zeros((6, 2)), np.tile([1.5, -0.5], (6, 1))], ids=["half", "none", "negative"]
 )
-def test_what_is_no_probability_is_refused(name: str, rows: np.ndarray) -> None:
+def test_invalid_probabilities_are_refused(name: str, rows: np.ndarray) -> None:
     with pytest.raises(InputError, match=f"{name}: the source's outputs are not probabilities"):
         METRICS[name].score(np.eye(6), rows, np.arange(6) % 2)
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", DATA_METRICS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(name: str, bad: float) -> None:
+def test_non_finite_values_are_refused(name: str, bad: float) -> None:
     features_ND, probs_NK, labels_N = noise(0)
     features_ND[3, 1] = probs_NK[3, 1] = bad
     with pytest.raises(InputError, match="not finite"):
         METRICS[name].score(features_ND, probs_NK, labels_N)
 
 
-@pytest.mark.parametrize("name", LOOKING)
-def test_rows_that_do_not_fit_the_labels_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", DATA_METRICS)
+def test_mismatched_row_counts_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="do not fit"):
         METRICS[name].score(np.eye(4), np.full((4, 2), 0.5), np.array([0, 1, 1]))
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    # one pair of images has no ranks to compare; each of two images is explained by itself alone: nothing is known
+    # one pair of images has no ranks to compare, and each of two images is explained only by itself: all at chance
     [("parc", 0.0), ("rsa", 0.0), ("hscore", 0.0), ("leep", -np.log(2)), ("nce", -np.log(2))],
 )
-def test_two_images(name: str, expected: float) -> None:
+def test_two_images_score_at_chance(name: str, expected: float) -> None:
     features_ND = np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
     score = METRICS[name].score(features_ND, np.full((2, 2), 0.5), np.array([0, 1]))
     assert score == pytest.approx(expected) and share(name, np.array([score]), np.array([0, 1])) == 0.0
 
 
-def test_two_images_by_the_metrics_that_cannot_use_them() -> None:
+def test_two_images_are_refused_by_metrics_that_need_more() -> None:
     for name in ("probe", "knn"):
         with pytest.raises(InputError, match=f"{name}: a class has a single labeled image; give two labels a class"):
             METRICS[name].score(np.eye(2), NO_PROBS, np.array([0, 1]))
     with pytest.raises(InputError, match="cka: 2 labeled images, and its unbiased estimate needs four"):
         cka(np.eye(2), NO_PROBS, np.array([0, 1]))
-    # centred, (1, 0) and (0, 1) are +-(1/2, -1/2), as the labels are
+    # centered, (1, 0) and (0, 1) are +-(1/2, -1/2), as the labels are
     assert cka(np.eye(2), NO_PROBS, np.array([0, 1]), debiased=False) == pytest.approx(1.0)
     assert np.isfinite(logme(np.eye(2), NO_PROBS, np.array([0, 1])))
 
 
-@pytest.mark.parametrize("name", [name for name in LOOKING if name not in ("probe", "knn")])
-def test_a_class_of_one_image_is_scored(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in DATA_METRICS if name not in ("probe", "knn")])
+def test_class_of_one_image_is_scored(name: str) -> None:
     features_ND, probs_NK, labels_N = noise(1, n=13)
     labels_N = np.where(np.arange(13) == 5, 7, labels_N)
     assert np.isfinite(METRICS[name].score(features_ND, probs_NK, labels_N))
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", DATA_METRICS)
 @pytest.mark.parametrize(("n", "dims"), [(12, 300), (60, 2), (9, 1), (12, 12)])
-def test_more_features_than_images_and_fewer(name: str, n: int, dims: int) -> None:
+def test_any_ratio_of_features_to_images_is_scored(name: str, n: int, dims: int) -> None:
     features_ND, probs_NK, labels_N = noise(2, n=n, dims=dims)
     low, high = METRICS[name].bounds(labels_N)  # type: ignore[misc]
     score = METRICS[name].score(features_ND, probs_NK, labels_N)
@@ -128,7 +128,7 @@ def test_more_features_than_images_and_fewer(name: str, n: int, dims: int) -> No
 
 
 def test_plain_hscore_of_more_features_than_images_is_its_ceiling() -> None:
-    # why the shrunk form is the default: noise and a perfect source cannot be told apart
+    # the shrunk form is the default because this one cannot distinguish noise from a perfect source
     assert hscore(*noise(2, n=12, dims=300), form="plain") == pytest.approx(2.0)
     assert abs(np.mean([hscore(*noise(seed, n=12, dims=300)) for seed in range(50)])) < 0.2
 
@@ -141,10 +141,10 @@ def test_fewer_images_than_dimensions_are_not_reduced(metric: Callable[..., floa
     assert metric(np.ones((9, 40)), NO_PROBS, labels_N, dims=5) == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", LOOKING)
-def test_a_perfect_source_gets_1_and_chance_0(name: str) -> None:
+@pytest.mark.parametrize("name", DATA_METRICS)
+def test_perfect_source_has_share_1_and_chance_0(name: str) -> None:
     features_ND, probs_NK, labels_N = perfect()
-    # RSA asks for the features of a net trained on the target
+    # RSA needs the features of a net trained on the target
     metric = partial(rsa, reference_NE=features_ND) if name == "rsa" else METRICS[name].score
     best = share(name, np.array([metric(features_ND, probs_NK, labels_N)]), labels_N)
     assert best == pytest.approx(1.0, abs=1e-3)
@@ -171,50 +171,50 @@ def test_shares_by_hand() -> None:
     assert share("parc", np.array([0.0]), np.array([0, 1, 2])) == 0.0
 
 
-def both(features_ND: np.ndarray, probs_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """Every metric that looks at images; RSA with a reference made from the features, row by row."""
-    found = {name: metric(features_ND, probs_NK, labels_N) for name, metric in LOOKING.items()}
-    return {**found, "rsa": rsa(features_ND, probs_NK, labels_N, np.abs(features_ND - 1.0))}
+def scores_of_all(features_ND: np.ndarray, probs_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    """Return the scores of every metric but static; RSA gets a reference computed row by row from the features."""
+    scores = {name: metric(features_ND, probs_NK, labels_N) for name, metric in DATA_METRICS.items()}
+    return {**scores, "rsa": rsa(features_ND, probs_NK, labels_N, np.abs(features_ND - 1.0))}
 
 
 PROBES = st.builds(noise, st.integers(0, 50), st.sampled_from([12, 31]), st.sampled_from([4, 40]), st.just(5))
 
 
 @settings(max_examples=15)
-@given(drawn=PROBES, seed=st.integers(0, 5))
-def test_the_order_of_images_does_not_matter(drawn: Probe, seed: int) -> None:
-    order = np.random.default_rng(seed).permutation(len(drawn[2]))
-    first, second = both(*drawn), both(*(one[order] for one in drawn))
-    # the probe's folds are cut by order
+@given(inputs=PROBES, seed=st.integers(0, 5))
+def test_scores_are_independent_of_image_order(inputs: MetricInputs, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(inputs[2]))
+    first, second = scores_of_all(*inputs), scores_of_all(*(array_of_inputs[order] for array_of_inputs in inputs))
+    # the probe's folds depend on the order
     del first["probe"], second["probe"]
     assert second == pytest.approx(first, abs=1e-6)
 
 
 @settings(max_examples=15)
-@given(drawn=PROBES, names=st.permutations([0, 1, 2]), gap=st.integers(1, 9))
-def test_the_names_of_classes_do_not_matter(drawn: Probe, names: list[int], gap: int) -> None:
-    features_ND, probs_NK, labels_N = drawn
+@given(inputs=PROBES, names=st.permutations([0, 1, 2]), gap=st.integers(1, 9))
+def test_scores_are_independent_of_class_names(inputs: MetricInputs, names: list[int], gap: int) -> None:
+    features_ND, probs_NK, labels_N = inputs
     renamed_N = gap * np.array(names)[labels_N] + 4
-    assert both(features_ND, probs_NK, renamed_N) == pytest.approx(both(*drawn), abs=1e-6)
+    assert scores_of_all(features_ND, probs_NK, renamed_N) == pytest.approx(scores_of_all(*inputs), abs=1e-6)
 
 
 @settings(max_examples=15)
-@given(drawn=PROBES, exponent=st.integers(-6, 6), seed=st.integers(0, 5))
-def test_the_scale_of_features_does_not_matter(drawn: Probe, exponent: int, seed: int) -> None:
-    # all features by one factor; and, for the metrics that standardise, each by its own. LogME's guard has a scale
-    features_ND, probs_NK, labels_N = drawn
+@given(inputs=PROBES, exponent=st.integers(-6, 6), seed=st.integers(0, 5))
+def test_scores_are_independent_of_feature_scale(inputs: MetricInputs, exponent: int, seed: int) -> None:
+    # all features by one factor; and, for the metrics that standardize, each by its own. LogME's guard has a scale
+    features_ND, probs_NK, labels_N = inputs
     each_D = 2.0 ** np.random.default_rng(seed).integers(-6, 7, features_ND.shape[1])
     for name in set(OF_FEATURES) - {"logme"}:
         before = METRICS[name].score(features_ND, probs_NK, labels_N)
         assert METRICS[name].score(features_ND * 2.0**exponent, probs_NK, labels_N) == pytest.approx(before, abs=1e-6)
-        if name in STANDARDISED:
+        if name in STANDARDIZING:
             assert METRICS[name].score(features_ND * each_D, probs_NK, labels_N) == pytest.approx(before, abs=1e-6)
 
 
 @settings(max_examples=15)
-@given(drawn=PROBES, seed=st.integers(0, 5))
-def test_turned_features_are_the_same_to_cka_and_logme(drawn: Probe, seed: int) -> None:
-    features_ND, probs_NK, labels_N = drawn
+@given(inputs=PROBES, seed=st.integers(0, 5))
+def test_cka_and_logme_are_invariant_under_rotation(inputs: MetricInputs, seed: int) -> None:
+    features_ND, probs_NK, labels_N = inputs
     dims = features_ND.shape[1]
     turn_DD = np.linalg.qr(np.random.default_rng(seed).normal(size=(dims, dims)))[0]
     for metric in (cka, logme):
@@ -237,7 +237,7 @@ def test_probe_is_the_same_for_the_same_seed() -> None:
         ("birds", {"birds": float("nan")}, "static: the prior of birds is nan"),
     ],
 )
-def test_static_says_what_its_prior_lacks(source: str, prior: dict[str, float], message: str) -> None:
+def test_static_names_missing_or_invalid_prior(source: str, prior: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         static(np.eye(2), NO_PROBS, np.array([0, 1]), source, prior=prior)
 
@@ -257,12 +257,14 @@ def test_static_says_what_its_prior_lacks(source: str, prior: dict[str, float], 
         ("cka", {"debiased": False}, []),
     ],
 )
-def test_options_are_what_a_recipe_may_say(name: str, options: dict[str, object], wrong: list[str]) -> None:
+def test_metric_options_are_checked_against_the_signature(
+    name: str, options: dict[str, object], wrong: list[str]
+) -> None:
     assert [problem.key[-1] for problem in option_problems(METRICS[name].score, options, ())] == wrong
 
 
-def test_nce_of_as_many_source_classes_as_images_is_0_for_noise() -> None:
-    # its known weakness: it explains the labels with what it has read off them
+def test_nce_is_0_for_noise_with_one_source_class_per_image() -> None:
+    # a known weakness: with one source class per image, NCE reads the labels off the classes
     features_ND, _, labels_N = noise(0, n=12)
     assert nce(features_ND, softmax(5.0 * np.eye(12)), labels_N) == pytest.approx(0.0)
     assert leep(features_ND, softmax(np.eye(12)), labels_N) < -0.5

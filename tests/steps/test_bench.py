@@ -1,4 +1,4 @@
-"""What bench measures again, what it leaves alone, and what it may be told."""
+"""Steps of bench: which files each owns, when they run again, and which settings they accept."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from edgedistill.steps import bench, keep, timing
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
-ARTEFACTS = ("fp32", "fp16", "int8-cpu", "int8-tensorrt", "fp32-compute-graph", "fp32-offline-8")
+ARTIFACTS = ("fp32", "fp16", "int8-cpu", "int8-tensorrt", "fp32-compute-graph", "fp32-offline-8")
 
 
-def test_a_backend_owns_the_files_of_its_own_measurements_alone() -> None:
+def test_backend_owns_only_files_of_its_own_measurements() -> None:
     for backend in BACKENDS:
         patterns = bench.step("orin", backend).outputs
         for other in BACKENDS:
-            files = [f"bench/orin/{other}-{artefact}.json" for artefact in ARTEFACTS]
+            files = [f"bench/orin/{other}-{artifact}.json" for artifact in ARTIFACTS]
             matched = [any(fnmatch.fnmatch(file, pattern) for pattern in patterns) for file in files]
             assert matched == [other == backend] * len(files), (backend, other)
 
 
-def test_bench_takes_its_own_settings_and_no_others() -> None:
+def test_bench_accepts_only_its_own_settings() -> None:
     assert session.bench_settings(["bench.seconds=10", "bench.offline=[1, 8]"]) == {"seconds": 10, "offline": [1, 8]}
-    for wrong, said in (
-        ("distill.steps=3", "is none of bench's settings; KEY=VALUE, KEY one of: bench.devices"),
-        ("bench.second=3", "is none of bench's settings"),
-        ("bench.seconds", "is none of bench's settings"),
+    for setting, message in (
+        ("distill.steps=3", "is not a setting of bench; KEY=VALUE, KEY one of: bench.devices"),
+        ("bench.second=3", "is not a setting of bench"),
+        ("bench.seconds", "is not a setting of bench"),
         ("bench.seconds=soon", "--set bench.seconds=soon: Input should be a valid number"),
         ("bench.seconds=[", "no YAML"),
     ):
         with pytest.raises(InputError) as caught:
-            session.bench_settings([wrong])
-        assert said in str(caught.value) and "\n" not in str(caught.value)
+            session.bench_settings([setting])
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_again_measures_though_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+def test_requested_measurement_runs_again_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[str] = []
 
     def step(name: str) -> Step:
         def work(context: Context) -> None:
-            done.append(name)
+            executed.append(name)
             (context.run / f"{name}.txt").write_text(name)
 
         return Step(name=name, version=1, sections=(), after=(), outputs=(f"{name}.txt",), work=work)
@@ -59,18 +59,18 @@ def test_again_measures_though_nothing_has_changed(tmp_path: Path, monkeypatch: 
     recipe = SimpleNamespace(sections=lambda names: {})
     context = cast(Context, SimpleNamespace(run=Run(path=tmp_path), recipe=recipe))
     before, measurement = step("export"), step("bench-local-onnxruntime-cpu")
-    for again, wanted in (
-        (pipeline.nothing, ["export", measurement.name, "report"]),
-        (pipeline.nothing, []),
+    for measurements, expected in (
+        (pipeline.no_steps, ["export", measurement.name, "report"]),
+        (pipeline.no_steps, []),
         (lambda context: (measurement,), [measurement.name]),
     ):
-        done.clear()
-        session.finish(context, lambda context: (before, measurement), again=again)
-        assert done == wanted
+        executed.clear()
+        session.finish(context, lambda context: (before, measurement), again=measurements)
+        assert executed == expected
 
 
-def test_a_gpu_that_cannot_be_measured_is_no_end_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: Any) -> None:
+def test_export_continues_without_gpu_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
         raise EdgeDistillError("local: out of memory", "close other programs")
 
     monkeypatch.setattr(timing, "ratio", full)
@@ -83,7 +83,7 @@ def test_a_gpu_that_cannot_be_measured_is_no_end_of_an_export(monkeypatch: pytes
         keep.speed(context, pair, "onnxruntime-cpu")
 
 
-def test_another_agent_makes_another_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundle_programs_follow_agent_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = bundle.programs()
     assert set(before) == {"agent.pyz", "label.py"}
     for path in bundle.agent_folder().glob("*.py"):
@@ -91,5 +91,5 @@ def test_another_agent_makes_another_bundle(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(bundle, "agent_folder", lambda: tmp_path)
     assert bundle.programs() == before
     (tmp_path / "meter.py").write_text("# mended\n")
-    changed = bundle.programs()
-    assert changed["agent.pyz"] != before["agent.pyz"] and changed["label.py"] == before["label.py"]
+    after = bundle.programs()
+    assert after["agent.pyz"] != before["agent.pyz"] and after["label.py"] == before["label.py"]

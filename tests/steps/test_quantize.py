@@ -1,4 +1,4 @@
-"""Quantization-aware distillation as a part of the road: from the recipe to the graph that is deployed."""
+"""Quantization-aware distillation as a step of the pipeline: from the recipe to the deployed graph."""
 
 from __future__ import annotations
 
@@ -14,65 +14,70 @@ from tests.helpers.miniature import Project
 
 
 @pytest.fixture(scope="module")
-def tuned(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = finished.copy(tmp_path_factory.mktemp("qat"))
-    said = miniature.call("export", project.run, "--qat")
-    assert said.code == 0, said.err
-    assert "200 steps of quantization-aware distillation" in said.err
+def tuned(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = finished_project.copy(tmp_path_factory.mktemp("qat"))
+    outcome = miniature.call("export", project.run, "--qat")
+    assert outcome.code == 0, outcome.err
+    assert "200 steps of quantization-aware distillation" in outcome.err
     return project
 
 
-def test_both_targets_learn_in_their_own_arithmetic(tuned: Project) -> None:
+def test_each_target_is_trained_in_its_own_arithmetic(tuned: Project) -> None:
     for target in ("cpu", "tensorrt"):
         lines = (tuned.run / "qat" / target / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 200
         assert json.loads(lines[-1])["terms"].keys() >= {"labels"}
     guarded = read_record(tuned.run / "quantize/guard.json", tuple[Guarded, ...])
-    assert [one.target for one in guarded] == ["cpu", "tensorrt"]
-    for one in guarded:
-        assert one.qat is not None and one.before is not None
-        assert one.qat >= 0.995
-        assert one.drop.points <= one.before.points
+    assert [guard.target for guard in guarded] == ["cpu", "tensorrt"]
+    for guard in guarded:
+        assert guard.qat is not None and guard.before is not None
+        assert guard.qat >= 0.995
+        assert guard.drop.points <= guard.before.points
 
 
-def test_the_weights_that_are_deployed_are_the_trained_ones(finished: Project, tuned: Project) -> None:
-    plain, trained = (read_record(one.run / "quantize/models.json", tuple[OnnxModel, ...]) for one in (finished, tuned))
+def test_deployed_graphs_hold_the_trained_weights(finished_project: Project, tuned: Project) -> None:
+    plain, trained = (
+        read_record(project.run / "quantize/models.json", tuple[OnnxModel, ...])
+        for project in (finished_project, tuned)
+    )
     assert all(before.sha256 != after.sha256 for before, after in zip(plain, trained, strict=True))
-    # the fp32 graph is what was trained before, and still is
-    assert (finished.run / "export/student.fp32.onnx").read_bytes() == (
+    # the fp32 graph is unchanged
+    assert (finished_project.run / "export/student.fp32.onnx").read_bytes() == (
         tuned.run / "export/student.fp32.onnx"
     ).read_bytes()
 
 
-def test_it_is_remembered_and_done_once(tuned: Project) -> None:
-    said = miniature.call("export", tuned.run)
-    assert said.code == 0, said.err
-    assert "quantize   up to date" in said.err
+def test_qat_is_remembered_and_runs_once(tuned: Project) -> None:
+    outcome = miniature.call("export", tuned.run)
+    assert outcome.code == 0, outcome.err
+    assert "quantize   up to date" in outcome.err
 
 
-def test_the_report_says_what_it_brought(tuned: Project) -> None:
-    said = miniature.call("report", tuned.run)
-    assert "after quantization-aware" in " ".join(said.out.split())
+def test_report_shows_effect_of_qat(tuned: Project) -> None:
+    outcome = miniature.call("report", tuned.run)
+    assert "after quantization-aware" in " ".join(outcome.out.split())
 
 
-@pytest.mark.parametrize(("given", "meant"), [(True, Qat()), (False, None), (None, None), ({"steps": 5}, Qat(steps=5))])
-def test_what_a_recipe_may_say(given: object, meant: Qat | None) -> None:
-    assert Quantize.model_validate({"qat": given}).qat == meant
+@pytest.mark.parametrize(
+    ("option", "expected"), [(True, Qat()), (False, None), (None, None), ({"steps": 5}, Qat(steps=5))]
+)
+def test_qat_option_accepts_flag_or_settings(option: object, expected: Qat | None) -> None:
+    assert Quantize.model_validate({"qat": option}).qat == expected
 
 
-def test_without_it_again_nothing_of_it_is_left(tuned: Project) -> None:
-    said = miniature.call("export", tuned.run, "--no-qat")
-    assert said.code == 0, said.err
+def test_disabling_qat_removes_its_files(tuned: Project) -> None:
+    outcome = miniature.call("export", tuned.run, "--no-qat")
+    assert outcome.code == 0, outcome.err
     guarded = read_record(tuned.run / "quantize/guard.json", tuple[Guarded, ...])
-    assert all(one.qat is None for one in guarded)
+    assert all(guard.qat is None for guard in guarded)
     assert not [path for path in (tuned.run / "qat").rglob("*") if path.is_file()]
 
 
-def test_settings_of_the_recipe_outlive_the_flag(tuned: Project) -> None:
+def test_qat_flag_keeps_settings_of_recipe(tuned: Project) -> None:
     for arguments in (
         ("run", tuned.recipe, "--runs", tuned.runs, "--set", "quantize.qat={steps: 3}"),
         ("export", tuned.run, "--qat"),
     ):
-        said = miniature.call(*arguments)
-        assert said.code == 0, said.err
+        outcome = miniature.call(*arguments)
+        assert outcome.code == 0, outcome.err
     assert len((tuned.run / "qat/cpu/metrics.jsonl").read_text().splitlines()) == 3

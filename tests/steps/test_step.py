@@ -1,4 +1,4 @@
-"""A step runs when it must, and then the manifest knows what it left."""
+"""A step runs when its inputs changed, and the manifest lists its outputs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def context(tmp_path: Path) -> Context:
 
 
 def changed(context: Context, section: str, **values: object) -> Context:
-    whole = context.recipe.model_dump(mode="json")
-    whole[section] |= values
-    return Context(recipe=Recipe.model_validate(whole), base=context.base, run=context.run)
+    recipe = context.recipe.model_dump(mode="json")
+    recipe[section] |= values
+    return Context(recipe=Recipe.model_validate(recipe), base=context.base, run=context.run)
 
 
 def first(context: Context) -> None:
@@ -42,47 +42,45 @@ STEPS = (
 )
 
 
-def ran(context: Context, steps: tuple[Step, ...], capsys: pytest.CaptureFixture[str]) -> list[str]:
+def executed_steps(context: Context, steps: tuple[Step, ...], capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
     run_steps(context, steps)
     return [line.split()[0] for line in capsys.readouterr().err.splitlines() if " done in " in line]
 
 
-def test_steps_run_once_and_follow_what_they_read(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ran(context, STEPS, capsys) == ["first", "second"]
-    assert ran(context, STEPS, capsys) == []
-    assert ran(changed(context, "bench", samples=3), STEPS, capsys) == []
-    assert ran(changed(context, "export", opset=17), STEPS, capsys) == ["second"]
-    assert ran(context, STEPS, capsys) == ["second"]
-    assert ran(changed(context, "distill", steps=5), STEPS, capsys) == ["first", "second"]
+def test_steps_run_once_and_again_after_input_changes(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    assert executed_steps(context, STEPS, capsys) == ["first", "second"]
+    assert executed_steps(context, STEPS, capsys) == []
+    assert executed_steps(changed(context, "bench", samples=3), STEPS, capsys) == []
+    assert executed_steps(changed(context, "export", opset=17), STEPS, capsys) == ["second"]
+    assert executed_steps(context, STEPS, capsys) == ["second"]
+    assert executed_steps(changed(context, "distill", steps=5), STEPS, capsys) == ["first", "second"]
     assert (context.run / "b.txt").read_text() == "5!"
-    # another optimiser, the same bytes left: what comes after need not run
-    assert ran(changed(context, "distill", steps=5, lr=0.5), STEPS, capsys) == ["first"]
+    # another learning rate, the same output bytes: later steps do not run
+    assert executed_steps(changed(context, "distill", steps=5, lr=0.5), STEPS, capsys) == ["first"]
 
 
-def test_a_new_version_or_a_changed_outside_input_runs_it_again(
-    context: Context, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ran(context, STEPS[:1], capsys) == ["first"]
-    assert ran(context, (dataclasses.replace(STEPS[0], version=2),), capsys) == ["first"]
+def test_new_version_or_outside_input_reruns_step(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    assert executed_steps(context, STEPS[:1], capsys) == ["first"]
+    assert executed_steps(context, (dataclasses.replace(STEPS[0], version=2),), capsys) == ["first"]
     outside = [dataclasses.replace(STEPS[0], inputs=lambda context, mark=mark: {"data": mark}) for mark in "ab"]
-    assert [ran(context, (step,), capsys) for step in outside] == [["first"], ["first"]]
-    assert ran(context, (outside[1],), capsys) == []
+    assert [executed_steps(context, (step,), capsys) for step in outside] == [["first"], ["first"]]
+    assert executed_steps(context, (outside[1],), capsys) == []
 
 
-def test_the_manifest_holds_the_outputs_and_no_hidden_files(context: Context) -> None:
+def test_manifest_lists_outputs_without_hidden_files(context: Context) -> None:
     run_steps(context, STEPS)
     assert list(context.run.hashes("first")) == ["first/a.txt"] and list(context.run.hashes("second")) == ["b.txt"]
 
 
-def test_a_step_that_fails_is_not_entered_and_goes_on_from_its_scratch(context: Context) -> None:
-    seen: list[bool] = []
+def test_failed_step_is_not_recorded_and_resumes_from_scratch_files(context: Context) -> None:
+    scratch_seen: list[bool] = []
 
     def halfway(context: Context) -> None:
-        seen.append((context.run / "last.pt").exists())
+        scratch_seen.append((context.run / "last.pt").exists())
         context.run.path.mkdir(exist_ok=True)
         (context.run / "last.pt").write_text("half")
-        if len(seen) != 2:
+        if len(scratch_seen) != 2:
             raise RuntimeError("killed")
         (context.run / "done.txt").write_text("done")
 
@@ -96,10 +94,10 @@ def test_a_step_that_fails_is_not_entered_and_goes_on_from_its_scratch(context: 
         scratch=("last.pt",),
     )
     for _ in range(2):
-        with pytest.raises(RuntimeError) if not seen else pytest.MonkeyPatch.context():
+        with pytest.raises(RuntimeError) if not scratch_seen else pytest.MonkeyPatch.context():
             run_steps(context, (step,))
-    assert seen == [False, True] and context.run.hashes("train")
+    assert scratch_seen == [False, True] and context.run.hashes("train")
     with pytest.raises(RuntimeError):
         run_steps(changed(context, "distill", steps=3), (step,))
-    assert seen == [False, True, False]  # another key starts from nothing
+    assert scratch_seen == [False, True, False]  # another key starts without scratch files
     assert context.run.hashes("train") == {} and not (context.run / "done.txt").exists()

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 from tests.helpers import miniature, tars
 
 
-def started(project: miniature.Project, processes: int, *more: str) -> subprocess.Popen[str]:
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def start_training(project: miniature.Project, processes: int, *more: str) -> subprocess.Popen[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     argv = [
         sys.executable,
-        *(several if processes > 1 else []),
+        *(torchrun if processes > 1 else []),
         "-m",
         "edgedistill",
         "train",
@@ -40,10 +40,10 @@ def started(project: miniature.Project, processes: int, *more: str) -> subproces
     )
 
 
-def trained(project: miniature.Project, processes: int, *more: str) -> str:
-    one = started(project, processes, *more)
-    out, err = one.communicate(timeout=240)
-    assert one.returncode == 0, err
+def train(project: miniature.Project, processes: int, *more: str) -> str:
+    process = start_training(project, processes, *more)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
     return out
 
 
@@ -59,81 +59,83 @@ def weights(project: miniature.Project) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["{name: weighted, lam: 0.8}", "{name: consistent, threshold: 0.5}"])
-def test_two_processes_train_what_one_trains(tmp_path: Path, method: str) -> None:
-    # a rung in the search, and a source that the others must help to ask
-    how = ("--set", f"distill.method={method}", "--set", "search.rungs=1", "--set", "search.steps=4")
+def test_two_processes_train_the_same_student_as_one(tmp_path: Path, method: str) -> None:
+    # with a rung in the search, and sources whose outputs the processes compute together
+    options = ("--set", f"distill.method={method}", "--set", "search.rungs=1", "--set", "search.steps=4")
     alone, both = (miniature.write(tmp_path / name) for name in ("alone", "both"))
-    trained(alone, 1, *how)
-    out = trained(both, 2, *how)
-    assert out.count("The student is ") == 1  # the leader alone speaks
+    train(alone, 1, *options)
+    out = train(both, 2, *options)
+    assert out.count("The student is ") == 1  # only the leader prints
     assert alone.run.name == both.run.name
-    # sums in another order differ in their last digit, and training makes more of it with every step
+    # sums in another order differ in the last digit, and training amplifies the difference with every step
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-5)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=5e-3)
-    ours = weights(both)
+    weights_of_both = weights(both)
     for name, expected in weights(alone).items():
-        assert np.linalg.norm(ours[name] - expected) <= 1e-2 * np.linalg.norm(expected), name
-    rows = [(one.run / "search/trials.csv").read_text().splitlines() for one in (alone, both)]
+        assert np.linalg.norm(weights_of_both[name] - expected) <= 1e-2 * np.linalg.norm(expected), name
+    rows = [(project.run / "search/trials.csv").read_text().splitlines() for project in (alone, both)]
     assert [line.split(",")[:4] for line in rows[0]] == [line.split(",")[:4] for line in rows[1]]
-    known = sorted((alone.runs / ".cache/sources").rglob("features.npy"))
-    found = sorted((both.runs / ".cache/sources").rglob("features.npy"))
-    assert len(known) == 2 and [one.parent.name for one in known] == [one.parent.name for one in found]
-    for one, other in zip(known, found, strict=True):
-        np.testing.assert_allclose(np.load(one), np.load(other), rtol=1e-4, atol=1e-5)
+    alone_paths = sorted((alone.runs / ".cache/sources").rglob("features.npy"))
+    both_paths = sorted((both.runs / ".cache/sources").rglob("features.npy"))
+    assert len(alone_paths) == 2 and [path.parent.name for path in alone_paths] == [
+        path.parent.name for path in both_paths
+    ]
+    for alone_path, both_path in zip(alone_paths, both_paths, strict=True):
+        np.testing.assert_allclose(np.load(alone_path), np.load(both_path), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_divide_the_shards(tmp_path: Path) -> None:
+def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     alone, both = (
-        tars.beside(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}") for name in ("alone", "both")
+        tars.add_shards(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}") for name in ("alone", "both")
     )
-    trained(alone, 1)
-    trained(both, 2)
+    train(alone, 1)
+    train(both, 2)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_goes_wrong_for_one_is_told_and_ends_all(tmp_path: Path) -> None:
-    project = tars.beside(miniature.write(tmp_path / "one"))
-    tars.write(project.root / "shards/01.tar", {"a.txt": b"x"})  # the second process's
-    one = started(project, 2)
-    err = one.communicate(timeout=120)[1]
-    assert one.returncode != 0
+def test_error_of_one_process_is_reported_and_ends_all(tmp_path: Path) -> None:
+    project = tars.add_shards(miniature.write(tmp_path / "one"))
+    tars.write(project.root / "shards/01.tar", {"a.txt": b"x"})  # read by the second process
+    process = start_training(project, 2)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
     assert "process 1: " in err and "01.tar: holds no images; name shards with jpg, png or webp files" in err
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_of_two_is_killed(tmp_path: Path) -> None:
-    how = ("--set", "distill.steps=400", "--set", "distill.evaluate_every=1000")
-    whole, broken = (miniature.write(tmp_path / name) for name in ("whole", "broken"))
-    trained(whole, 2, *how)
-    launcher = started(broken, 2, *how)
-    until = time.monotonic() + 120
+def test_run_resumes_after_one_process_is_killed(tmp_path: Path) -> None:
+    options = ("--set", "distill.steps=400", "--set", "distill.evaluate_every=1000")
+    complete, broken = (miniature.write(tmp_path / name) for name in ("whole", "broken"))
+    train(complete, 2, *options)
+    launcher = start_training(broken, 2, *options)
+    deadline = time.monotonic() + 120
     while not list(broken.runs.glob("mini-*/distill/last.pt")):
-        assert time.monotonic() < until and launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline and launcher.poll() is None, launcher.communicate()
         time.sleep(0.02)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[-1]), signal.SIGKILL)
-    launcher.communicate(timeout=120)  # the launcher ends the other one, too
+    launcher.communicate(timeout=120)  # the launcher also ends the other process
     assert launcher.returncode != 0
-    done = len(losses(broken))
-    assert 0 < done < 400
-    trained(broken, 2, *how)
-    assert losses(broken) == losses(whole)  # it went on as if nothing had been
-    for name, expected in weights(whole).items():
+    n_steps = len(losses(broken))
+    assert 0 < n_steps < 400
+    train(broken, 2, *options)
+    assert losses(broken) == losses(complete)  # the resumed run equals an uninterrupted one
+    for name, expected in weights(complete).items():
         np.testing.assert_array_equal(weights(broken)[name], expected, err_msg=name)
 
 
 @pytest.mark.slow
-def test_batches_that_cannot_be_shared(tmp_path: Path) -> None:
+def test_unevenly_shared_batch_is_refused(tmp_path: Path) -> None:
     project = miniature.write(tmp_path / "three")
-    one = started(project, 2, "--set", "distill.batch_unlabeled=3")
-    err = one.communicate(timeout=120)[1]
-    assert one.returncode != 0
+    process = start_training(project, 2, "--set", "distill.batch_unlabeled=3")
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
     assert "distill.batch_unlabeled: 3 images cannot be shared evenly by 2 processes; make it a multiple of 2" in err
     assert not list(project.runs.glob("mini-*/distill/metrics.jsonl"))

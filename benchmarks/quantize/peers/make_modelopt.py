@@ -1,8 +1,8 @@
-"""NVIDIA ModelOpt's int8 Q/DQ graph of an fp32 graph, placed by TensorRT's rules, calibrated on the CPU.
+"""NVIDIA ModelOpt's int8 Q/DQ graph of an fp32 graph, with Q/DQ by TensorRT's rules, calibrated on the CPU.
 
     python make_modelopt.py --model fp32.onnx --calibration images.npy --out int8.onnx --mode default
 
-Every parameter is left as it is but the execution provider: entropy calibration, the rest of the graph in fp16.
+Every parameter but the execution provider has its default: entropy calibration, the rest of the graph in fp16.
 Runs in an environment of its own, so it imports nothing of this project.
 """
 
@@ -28,15 +28,15 @@ def default(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
 
 
 def main() -> None:
-    """Quantize, and write beside the model how long it took, without the imports."""
+    """Quantize, and write the seconds, without the imports, to a file beside the model."""
     parser = argparse.ArgumentParser()
     for name in ("model", "calibration", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--mode", choices=("default",), required=True)
-    given = parser.parse_args()
+    options = parser.parse_args()
     started = time.monotonic()
-    default(given.model, np.load(given.calibration), given.out)
-    given.out.with_suffix(".facts.json").write_text(json.dumps({"seconds": round(time.monotonic() - started, 2)}))
+    default(options.model, np.load(options.calibration), options.out)
+    options.out.with_suffix(".facts.json").write_text(json.dumps({"seconds": round(time.monotonic() - started, 2)}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python make_nncf.py --model fp32.onnx --calibration images.npy --out int8.xml --mode default|unquantized
 
-`default` leaves everything as it is but the target and the number of calibration images: all are used, as by the
-others. `unquantized` only converts, so that what the runtime does for the speed can be told from what int8 does.
+`default` leaves every parameter as it is but the target and the number of calibration images: all are used, as by the
+other peers. `unquantized` only converts, which separates the runtime's part in the speed from that of int8.
 Runs in an environment of its own, so it imports nothing of this project.
 """
 
@@ -41,15 +41,15 @@ MODES: dict[str, Callable[[Path, np.ndarray, Path], None]] = {"default": default
 
 
 def main() -> None:
-    """Quantize, and write beside the model how long it took, without the imports of the runtime."""
+    """Quantize, and write the seconds, without the imports of the runtime, to a file beside the model."""
     parser = argparse.ArgumentParser()
     for name in ("model", "calibration", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--mode", choices=MODES, required=True)
-    given = parser.parse_args()
+    options = parser.parse_args()
     started = time.monotonic()
-    MODES[given.mode](given.model, np.load(given.calibration), given.out)
-    given.out.with_suffix(".facts.json").write_text(json.dumps({"seconds": round(time.monotonic() - started, 2)}))
+    MODES[options.mode](options.model, np.load(options.calibration), options.out)
+    options.out.with_suffix(".facts.json").write_text(json.dumps({"seconds": round(time.monotonic() - started, 2)}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python make_onnxruntime.py --model fp32.onnx --calibration images.npy --out int8.onnx --mode default|preset
 
-`default` leaves every parameter of quantize_static as it is. `preset` is what its documentation says for x86 CPUs with
+`default` leaves every parameter of quantize_static as it is. `preset` follows its documentation for x86 CPUs with
 VNNI: the graph is prepared first, then QDQ, unsigned activations, signed weights per channel, the full range of both.
 Runs in an environment of its own, so it imports nothing of this project. B images a batch.
 """
@@ -33,11 +33,11 @@ class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
     """Calibration images uint8 [N, H, W, 3], one at a time."""
 
     def __init__(self, images_NHWC: np.ndarray) -> None:
-        self.left = iter(images_NHWC)
+        self.images = iter(images_NHWC)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next image as a batch of one, or None after the last."""
-        image_HWC = next(self.left, None)
+        image_HWC = next(self.images, None)
         return None if image_HWC is None else {"images": image_HWC[None]}
 
 
@@ -47,7 +47,7 @@ def default(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
 
 
 def preset(model: Path, images_NHWC: np.ndarray, out: Path) -> None:
-    """What the documentation of quantize_static says for x86 CPUs."""
+    """quantize_static with the settings of its documentation for x86 CPUs."""
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(model), str(prepared))
@@ -73,16 +73,19 @@ MODES: dict[str, Callable[[Path, np.ndarray, Path], None]] = {"default": default
 
 
 def main() -> None:
-    """Quantize, and write beside the model how long it took, without the imports."""
+    """Quantize, and write the seconds, without the imports, to a file beside the model."""
     parser = argparse.ArgumentParser()
     for name in ("model", "calibration", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--mode", choices=MODES, required=True)
-    given = parser.parse_args()
+    options = parser.parse_args()
     started = time.monotonic()
-    MODES[given.mode](given.model, np.load(given.calibration), given.out)
-    facts = {"seconds": round(time.monotonic() - started, 2), "reduce_range": given.mode == "preset" and not has_vnni()}
-    given.out.with_suffix(".facts.json").write_text(json.dumps(facts))
+    MODES[options.mode](options.model, np.load(options.calibration), options.out)
+    facts = {
+        "seconds": round(time.monotonic() - started, 2),
+        "reduce_range": options.mode == "preset" and not has_vnni(),
+    }
+    options.out.with_suffix(".facts.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One model in a process of its own that answers JSON lines: a command a line on stdin, an answer a line on stdout.
+"""A process that serves one model by JSON lines: a command a line on stdin, a reply a line on stdout.
 
     {"load": path, "runtime": "onnxruntime"|"openvino", "threads": 1, "images": npy}  -> {"loaded": path, ...}
     {"warm": seconds}                                                                -> {"queries": n}
@@ -6,7 +6,7 @@
     {"predict": npy, "out": npy, "simulate": bool, "first": n}                       -> {"images": n}
     {"quit": true}
 
-A command that fails answers {"failed": reason} and the process lives on. Between commands it is blocked on stdin.
+A command that fails has the reply {"failed": reason}, and the process goes on. Between commands it is blocked on stdin.
 Runs in the environment of its runtime, so it imports nothing of this project. N images, C classes.
 """
 
@@ -22,20 +22,20 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-DISTINCT = 64  # images that the timed queries go through: 9 MB at 224 px, more than most second-level caches hold
+DISTINCT = 64  # images that the timed queries cycle through: 9 MB at 224 px, more than most second-level caches hold
 
 
 class Session(Protocol):
-    """A model in its runtime; `batch` images at most go into one query."""
+    """A model in its runtime; a query has at most `batch` images."""
 
     batch: int
 
     def __call__(self, images_BHWC: np.ndarray) -> np.ndarray:
-        """From uint8 images to logits [B, C], both arrays of the host."""
+        """Compute logits [B, C] of uint8 images; both arrays are in host memory."""
         ...
 
     def facts(self) -> dict[str, str]:
-        """What the runtime says of itself."""
+        """The runtime's version and settings."""
         ...
 
 
@@ -94,15 +94,15 @@ RUNTIMES: dict[str, type[Onnxruntime] | type[Openvino]] = {"onnxruntime": Onnxru
 
 
 class Worker:
-    """The commands. Sessions are opened when they are first needed, one a way of running the graph."""
+    """Executes the commands. Sessions are opened at first use: one that simulates and one that does not."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}
+        self.load_message: dict[str, Any] = {}
         self.sessions: dict[bool, Session] = {}
         self.queue: Iterator[np.ndarray] = iter(())
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one command."""
+        """Execute one command and return the reply."""
         for name in ("load", "warm", "time", "predict"):
             if name in message:
                 reply: dict[str, Any] = getattr(self, name)(message)
@@ -110,24 +110,26 @@ class Worker:
         raise ValueError(f"unknown command: {', '.join(message)}")
 
     def session(self, simulate: bool) -> Session:
-        """The model, opened once."""
+        """Return the model's session; the first call opens it."""
         if simulate not in self.sessions:
-            how = RUNTIMES[self.asked["runtime"]]
-            self.sessions[simulate] = how(self.asked["load"], self.asked["threads"], self.px, simulate)
+            runtime = RUNTIMES[self.load_message["runtime"]]
+            self.sessions[simulate] = runtime(
+                self.load_message["load"], self.load_message["threads"], self.px, simulate
+            )
         return self.sessions[simulate]
 
     def load(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Open the model and keep the images of the timed queries, each one contiguous."""
+        """Open the model, and keep the images of the timed queries as contiguous arrays."""
         images_NHWC = np.array(np.load(message["images"], mmap_mode="r")[:DISTINCT])
-        self.asked, self.px = message, images_NHWC.shape[1]
+        self.load_message, self.px = message, images_NHWC.shape[1]
         self.sessions.clear()
-        self.queue = itertools.cycle([images_NHWC[at : at + 1] for at in range(len(images_NHWC))])
+        self.queue = itertools.cycle([images_NHWC[row : row + 1] for row in range(len(images_NHWC))])
         started = time.monotonic()
         facts = self.session(bool(message.get("simulate"))).facts()
         return {"loaded": message["load"], "seconds": round(time.monotonic() - started, 3), "facts": facts}
 
     def warm(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Queries for so many seconds; one at least."""
+        """Run queries for so many seconds; at least one."""
         end, queries, session = time.monotonic() + message["warm"], 0, self.session(False)
         while queries == 0 or time.monotonic() < end:
             session(next(self.queue))
@@ -135,7 +137,7 @@ class Worker:
         return {"queries": queries}
 
     def time(self, message: dict[str, Any]) -> dict[str, Any]:
-        """n queries of one image, each begun when the one before is answered."""
+        """Time n queries of one image, each started when the one before has returned."""
         samples_ms, session = [], self.session(False)
         for image_1HWC in itertools.islice(self.queue, message["time"]):
             began = time.perf_counter_ns()
@@ -144,17 +146,17 @@ class Worker:
         return {"samples_ms": samples_ms}
 
     def predict(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Logits float32 [N, C] of the first images of a file, to another file."""
+        """Write logits float32 [N, C] of the first images of a file to another file."""
         images_NHWC = np.load(message["predict"], mmap_mode="r")[: message.get("first")]
         session = self.session(bool(message.get("simulate")))
         starts = range(0, len(images_NHWC), session.batch)
-        logits_NC = [session(np.array(images_NHWC[at : at + session.batch])) for at in starts]
+        logits_NC = [session(np.array(images_NHWC[start : start + session.batch])) for start in starts]
         np.save(message["out"], np.concatenate(logits_NC).astype(np.float32))
         return {"images": len(images_NHWC)}
 
 
 def serve(commands: TextIO, replies: TextIO) -> None:
-    """Answer until the commands end or one says quit."""
+    """Reply to commands until they end or one is `quit`."""
     worker = Worker()
     for line in commands:
         message = json.loads(line)
@@ -162,14 +164,14 @@ def serve(commands: TextIO, replies: TextIO) -> None:
             return
         try:
             reply = worker.answer(message)
-        except Exception as error:  # whatever a runtime raises is the result of its model
+        except Exception as error:  # any exception of a runtime is the result of its model
             reply = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
 def main() -> None:
-    """Keep stdout for the answers alone: what a library prints goes to stderr."""
+    """Serve; stdout is for the replies alone, so that the output of libraries goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(sys.stdin, replies)
