@@ -76,11 +76,11 @@ def options(
 @app.command()
 def check(recipe: RecipeFile, sets: Overrides = None) -> None:
     """Validate a recipe: resolve every name, load one batch; do no work."""
-    from edgedistill import check as edgedistill_check
+    from edgedistill import check as checks
     from edgedistill.errors import InputError
 
     document, loaded = _load(recipe, sets)
-    problems = edgedistill_check.missing(loaded, document.base)
+    problems = checks.missing(loaded, document.base)
     if problems:
         raise InputError("\n".join(f"{recipe}: {problem}" for problem in dict.fromkeys(problems)))
     print(f"{recipe}: ready to run")
@@ -198,11 +198,11 @@ def devices(
     form: Annotated[Listing, typer.Option("--format", help="text or json.")] = Listing.text,
 ) -> None:
     """Probe the devices: reachability, runtimes, power mode, memory, what is missing; exit 1 if one is unusable."""
-    from edgedistill.devices import inventory as devices_inventory
+    from edgedistill.devices import inventory as inventories
     from edgedistill.devices import survey
 
-    entries = devices_inventory.load(inventory or devices_inventory.path_for(None, Path()))
-    chosen = [devices_inventory.find(entries, name) for name in dict.fromkeys(names or entries)]
+    entries = inventories.load(inventory or inventories.path_for(None, Path()))
+    chosen = [inventories.find(entries, name) for name in dict.fromkeys(names or entries)]
     probed = survey.survey(chosen)
     if form is Listing.json:
         print(json.dumps(survey.as_json(probed), indent=1))
@@ -228,11 +228,11 @@ def _run_pipeline(
 
 
 def _load(path: Path, sets: list[str] | None) -> tuple[Document, Recipe]:
-    from edgedistill import check as edgedistill_check
+    from edgedistill import check as checks
     from edgedistill.recipe.file import read_recipe
 
     document = read_recipe(path, sets or [])
-    return document, edgedistill_check.load(document)
+    return document, checks.load(document)
 
 
 def _show(path: Path) -> None:

@@ -152,7 +152,9 @@ def badly_calibrated(student: Exported) -> tuple[onnx.ModelProto, dict[str, cali
     return onnx.load(student.path), ranges
 
 
-@pytest.mark.parametrize("learned", [True, False], ids=["learned", "frozen"])
+@pytest.mark.parametrize(
+    "learned", [pytest.param(True, id="learned"), pytest.param(False, id="frozen", marks=pytest.mark.slow)]
+)
 def test_training_recovers_most_of_bad_calibration_loss(learned: bool, exported: Callable[[str], Exported]) -> None:
     student = exported("mobilenet")
     model, ranges = badly_calibrated(student)

@@ -6,6 +6,7 @@ It is built once a test session; a test that changes it takes a copy. The pictur
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -157,3 +158,19 @@ def edgedistill(*arguments: str | Path, cwd: Path | None = None, timeout_s: floa
     return CommandResult(
         code=process.returncode, out=process.stdout, err=process.stderr, seconds=time.monotonic() - started
     )
+
+
+def main(folder: Path) -> int:
+    """Run the miniature in a folder, or again where it was run before; prints the hashes that must not change."""
+    project = Project(root=folder) if folder.exists() else write(folder)
+    outcome = call("run", project.recipe, "--runs", project.runs)
+    print(outcome.err, end="")
+    for name in ("weigh/weights.json", "search/student.json", "distill/student.safetensors"):
+        print(hashlib.sha256((project.run / name).read_bytes()).hexdigest(), name)
+    return outcome.code
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.helpers.miniature FOLDER")
+    sys.exit(main(Path(sys.argv[1])))

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from edgedistill.run.directory import find_run
+from edgedistill import check
+from edgedistill.pipeline import TRAIN
+from edgedistill.recipe.file import read_recipe
+from edgedistill.run.directory import run_directory
 from edgedistill.steps import search
 from edgedistill.steps.context import Context
+from edgedistill.steps.step import run_steps
 from tests.helpers import miniature
 
 
@@ -23,7 +27,7 @@ def write_project(folder: Path, bound: object) -> miniature.Project:
     return miniature.write(folder, yaml.safe_dump(recipe))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_candidates_are_timed_once_before_training(tmp_path: Path, precision: str) -> None:
     project = write_project(tmp_path, {"at_most": 60_000, "precision": precision})
     outcome = miniature.call("train", project.recipe, "--runs", project.runs)
@@ -70,12 +74,13 @@ def test_search_identity_is_independent_of_folder(tmp_path: Path) -> None:
     """The same recipe, data and sources under two roots are one search; another seed starts another search."""
     project = write_project(tmp_path, 60_000)
     identities = []
-    for root, more in (("here", []), ("there", []), ("other", ["--set", "seed=1"])):
-        outcome = miniature.call("train", project.recipe, "--runs", project.root / root, *more)
-        assert outcome.code == 0, outcome.err
-        path = (project.root / root / "latest").resolve()
-        recipe, base = find_run(path).recipe()
-        identities.append(search.identity(Context(recipe=recipe, base=base, run=find_run(path))))
+    for root, overrides in (("here", []), ("there", []), ("other", ["seed=1"])):
+        document = read_recipe(project.recipe, overrides)
+        recipe = check.load(document)
+        context = Context(recipe=recipe, base=document.base, run=run_directory(recipe, project.root / root))
+        context.run.path.mkdir(parents=True)
+        run_steps(context, TRAIN[:1])
+        identities.append(search.identity(context))
     assert identities[0] == identities[1] != identities[2]
 
 

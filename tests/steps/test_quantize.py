@@ -12,20 +12,26 @@ from edgedistill.run.files import read_record
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
+STEPS = 60
+
 
 @pytest.fixture(scope="module")
 def tuned(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = finished_project.copy(tmp_path_factory.mktemp("qat"))
+    lock = project.run / "recipe.lock.json"
+    resolved = json.loads(lock.read_text(encoding="utf-8"))
+    resolved["recipe"]["quantize"]["qat"] = {"steps": STEPS}
+    lock.write_text(json.dumps(resolved), encoding="utf-8")
     outcome = miniature.call("export", project.run, "--qat")
     assert outcome.code == 0, outcome.err
-    assert "200 steps of quantization-aware distillation" in outcome.err
+    assert f"{STEPS} steps of quantization-aware distillation" in outcome.err
     return project
 
 
 def test_each_target_is_trained_in_its_own_arithmetic(tuned: Project) -> None:
     for target in ("cpu", "tensorrt"):
         lines = (tuned.run / "qat" / target / "metrics.jsonl").read_text().splitlines()
-        assert len(lines) == 200
+        assert len(lines) == STEPS
         assert json.loads(lines[-1])["terms"].keys() >= {"labels"}
     guarded = read_record(tuned.run / "quantize/guard.json", tuple[Guarded, ...])
     assert [guard.target for guard in guarded] == ["cpu", "tensorrt"]
