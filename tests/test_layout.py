@@ -151,6 +151,13 @@ def test_paths_of_a_run_stand_in_one_list() -> None:
     assert elsewhere == []
 
 
+def test_cuda_is_asked_about_in_one_file() -> None:
+    device = ROOT / "edgedistill/distributed/device.py"
+    package = [path for path in TREES if ROOT / "edgedistill" in path.parents and path != device]
+    asked_about = re.compile(r"torch\.cuda|== \"cuda\"")
+    assert [str(path) for path in package if asked_about.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_every_file_of_a_run_is_documented() -> None:
     page = (ROOT / "docs/run-directory.md").read_text(encoding="utf-8")
     paths = [entry.path for entry in vars(artifacts).values() if isinstance(entry, artifacts.Artifact)]

@@ -18,6 +18,7 @@ from edgedistill.data.pixels import normalize
 from edgedistill.distill.batches import Images, Rows, StepBatch, Task, gather, training_batches
 from edgedistill.distill.methods import Batch, Terms
 from edgedistill.distill.state import State, StudentWithHeads, refresh_statistics
+from edgedistill.distributed.device import autocast
 from edgedistill.records import Accuracy, StudentSpec
 
 
@@ -32,9 +33,7 @@ def forward_heads(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tens
 
     `net` is a StudentWithHeads.
     """
-    device_type, precision = images_BCHW.device.type, task.settings.precision
-    reduced = precision == "bfloat16" or (precision == "auto" and device_type == "cuda")
-    with torch.autocast(device_type, torch.bfloat16, enabled=reduced):
+    with autocast(images_BCHW.device, task.settings.precision):
         target_BC, stacked = net(images_BCHW.contiguous(memory_format=torch.channels_last))
         return target_BC.float(), stacked.float()
 

@@ -29,6 +29,7 @@ from edgedistill.distill.evaluate import forward_heads, held_out_loss, method_ba
 from edgedistill.distill.methods import Batch, Terms
 from edgedistill.distill.state import State, StudentWithHeads, initial_state, optimizer_step, set_learning_rate
 from edgedistill.distributed import processes
+from edgedistill.distributed.device import forked_random
 from edgedistill.errors import EdgeDistillError
 from edgedistill.records import Accuracy
 from edgedistill.run import artifacts
@@ -119,7 +120,7 @@ def train_step(
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
     state.model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_random(device):
         torch.manual_seed(seed)  # dropout draws from (seed, step), too
         images_BCHW = augment(
             student_input(strong_view(step_batch, task), task, device),

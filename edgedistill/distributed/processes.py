@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgedistill.distributed.device import gpu_count, has_gpu
 from edgedistill.errors import EdgeDistillError, InputError
 
 if TYPE_CHECKING:
@@ -69,13 +70,11 @@ def team() -> Team:
 @functools.cache
 def process_accelerator() -> accelerate.Accelerator:
     """The process's Accelerator: it joins the process group (gloo on CPUs, NCCL on GPUs) and selects a GPU."""
-    import torch
-
     try:
         from accelerate import Accelerator
     except ImportError:
         raise InputError("several processes need the package accelerate", FIX) from None
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count()
     if 0 < gpus < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         raise InputError(
             f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {gpus} GPUs",
@@ -203,9 +202,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """
     if team() == SINGLE_PROCESS:
         return model
-    import torch
-
-    if torch.cuda.is_available():
+    if has_gpu():
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(model)  # type: ignore[no-any-return]

@@ -22,9 +22,9 @@ class Data(Open):
     kind: str
     """Where the images come from: `folder`, `csv`, `cub`, `hf`, `torchvision`, `elpv` or `digits`."""
     labels_per_class: PositiveInt | None = None
-    """Labels of each class that may be used; the other images count as unlabeled. All labels without it."""
+    """Labels of each class that may be used, val included; the other images count as unlabeled. Default: all."""
     val_fraction: float = Field(default=0.2, gt=0.0, le=0.9)
-    """Share of the labeled images that is held out as val."""
+    """Share of each class's labeled images that is held out as val."""
     test_fraction: Fraction = 0.3
     """Share of each class that becomes the test set, where the data set has none of its own."""
     score: Literal["top1", "balanced"] = "top1"
@@ -43,7 +43,7 @@ class Unlabeled(Section):
     urls: str | tuple[str, ...]
     """Paths or addresses of the tar files; braces stand for many: `shards/{0000..0099}.tar`."""
     mixed: PositiveInt = 4096
-    """Images among which the stream is shuffled, at least; twice as many are in memory."""
+    """Least number of images that are shuffled together; two such windows are in memory at a time."""
 
 
 class Source(Open):
@@ -67,17 +67,17 @@ class Weigh(Section):
     metric: NamedChoice = Choice(name="probe")
     """The similarity metric that decides the weights."""
     also: tuple[NamedChoice, ...] = (Choice(name="parc"),)
-    """Metrics that are computed and printed beside it."""
+    """Further metrics that are computed and reported; they do not change the weights."""
     power: float = Field(default=12.0, ge=0.0)
     """Exponent of the rescaled scores: 0 weights all sources alike, large values take the best alone."""
     rescale: Literal["ceiling", "minmax"] = "ceiling"
-    """Scores as shares of a perfect source's, or between the worst source (0) and the best (1)."""
+    """`ceiling`: scores as shares of a perfect source's score; `minmax`: the worst source gets 0, the best gets 1."""
     bootstrap: int = Field(default=50, ge=2)
-    """Half-samples of the labeled images that the intervals of the scores are made from."""
+    """Number of half-samples of the labeled images from which the intervals of the scores are computed."""
 
 
 class LatencyBound(Section):
-    """At most so many milliseconds an image, measured on a device."""
+    """An upper bound on the latency of one image, measured on a device."""
 
     at_most: PositiveFloat
     """The bound in milliseconds."""
@@ -107,14 +107,15 @@ class Budget(Section):
     activation_mb: PositiveFloat | None = None
     """Peak size of the activations of one image in fp32, in megabytes; int8 takes a quarter."""
     latency_ms: Annotated[LatencyBound | None, BeforeValidator(_at_most)] = None
-    """Milliseconds an image, measured before a candidate trains: a number, or the keys below."""
+    """Latency of one image in milliseconds, measured before a candidate trains: a number, or the keys below."""
 
 
 class Student(Section):
     """The space that the search looks through."""
 
     families: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Per family the values of its options: one, or a list of choices."""
+    """Family -> its options; an option takes one value or a list of choices. Every family also takes `input_px`, the
+    input size in pixels (default `[64, 96, 128]`)."""
     budget: Budget = Budget()
     """Upper bounds on the student."""
 
@@ -123,20 +124,20 @@ class Search(Section):
     """The search: a short distillation of each candidate, compared on val."""
 
     trials: PositiveInt = 8
-    """Candidates that are trained to the end of the short distillation."""
+    """Number of candidates that are trained to the end of the short distillation; pruned ones do not count."""
     steps: PositiveInt = 100
     """Steps of the short distillation."""
     rungs: int = Field(default=0, ge=0, le=5)
-    """Successive halving: how often a candidate is compared with the others on the way; 0 is never."""
+    """Successive halving: how often a candidate is compared with the others during its training; 0: never."""
     keep_one_in: int = Field(default=2, ge=2, le=10)
-    """At each rung the best of every so many go on."""
+    """At each comparison the best 1 in this many continue; the others are pruned."""
     objective: Literal["fp32", "int8"] = "fp32"
     """The accuracy that counts: the student's, or that of its int8 graph."""
     # where a study is kept does not change it: it names no run directory and enters no key
     storage: str | None = Field(default=None, exclude=True)
     """Address of a database that several workers share, `postgresql://...`; without it a file in the run."""
     heartbeat_s: PositiveInt = Field(default=30, exclude=True)
-    """Seconds between two signs of life of a worker; its trial is retried after three that are missed."""
+    """Seconds between two heartbeats of a worker; after three missed ones another worker retries its candidate."""
 
 
 class Augment(Section):
@@ -158,7 +159,7 @@ class Strong(Section):
     ops: int = Field(default=2, ge=0, le=8)
     """Operations of RandAugment for each image."""
     magnitude: int = Field(default=10, ge=0, le=30)
-    """Their magnitude, of 30."""
+    """Magnitude of the operations, from 0 to 30."""
     cutout: float = Field(default=0.5, ge=0.0, le=1.0)
     """Largest side of the square that is cut out, as a share of the image's side."""
 
@@ -167,9 +168,10 @@ class Distill(Section):
     """The training of the student: AdamW with a cosine schedule; the averaged (EMA) weights are kept."""
 
     method: NamedChoice = Choice(name="auto")
-    """The distillation method. `auto` is `adapted` from a `selftrained` teacher, or `transfer` without sources."""
+    """The distillation method. `auto` is `{name: adapted, lam: 0.2}`, by default with the `selftrained` teacher;
+    without sources it is `transfer`."""
     teacher: NamedChoice = Choice(name="selftrained")
-    """How the sources' probes are mixed, for the methods that distill in the target's own classes."""
+    """How the sources' probes are mixed into a teacher, for `adapted`, `consistent` and `combined`."""
     steps: PositiveInt = 1000
     """Training steps."""
     batch_labeled: PositiveInt = 16
@@ -181,19 +183,19 @@ class Distill(Section):
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Weight decay of matrices and convolutions; biases and batch norm have none."""
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0)
-    """Decay of the averaged weights."""
+    """Decay of the averaged weights; it rises to this value over the first steps."""
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises to its peak."""
     freeze: tuple[str, ...] = ()
-    """Modules of the student's backbone that keep their initial weights; frozen first stages halve a step's time."""
+    """Names of modules of the student's backbone that keep their initial weights; batch statistics still change."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward pass; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of the student's forward pass; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     augment: Augment = Augment()
     """Augmentation of the training images."""
     strong: Strong = Strong()
     """The strong view of `fixmatch` and `consistent`."""
     checkpoint_every: PositiveInt = 50
-    """Steps between two checkpoints that a killed run resumes from."""
+    """Steps between two checkpoints; a killed run resumes from the last one."""
     evaluate_every: PositiveInt = 50
     """Steps between two evaluations on val."""
 
@@ -209,15 +211,15 @@ class Export(Section):
     """torch to ONNX, and the gates that the fp32 graph must pass."""
 
     opset: int | None = Field(default=None, ge=17, le=23)
-    """ONNX opset; without it the exporter's own."""
+    """ONNX opset; default: the exporter's own."""
     fp16: bool = True
     """Also write a float16 graph, for TensorRT."""
     engines: Annotated[tuple[Capability, ...], AfterValidator(_once)] = ("sm86", "sm89", "sm120")
-    """Compute capabilities that tensorrt-rtx, where it is installed, builds engines for."""
+    """GPU compute capabilities for which engines are built ahead of time, if tensorrt-rtx is installed."""
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
-    """Least share of images on which the fp32 graph and torch give the same label."""
+    """Least share of images that get the same label from the fp32 graph and torch; below it the gate fails."""
     max_relative_error: PositiveFloat = 1e-3
-    """Largest difference of their logits, as a share of the largest logit."""
+    """Largest allowed difference between the logits of the fp32 graph and of torch, as a share of the largest logit."""
 
 
 class Qat(Section):
@@ -244,15 +246,16 @@ class Quantize(Section):
         "cpu",
         "tensorrt",
     )
-    """The runtimes to make a graph for: each places the quantization of its own kernels."""
+    """The runtimes for which an int8 graph is made; each needs its quantization in other places of the graph."""
     calibration_images: PositiveInt = 500
-    """Images of train that the ranges are measured on."""
+    """Images of train on which the ranges of activations are measured."""
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
-    """Rule of the ranges; `auto` takes the one whose int8 graph agrees most often with fp32."""
+    """Rule that gives the ranges; `auto` takes the one whose int8 graph agrees most often with fp32."""
     max_drop: float = Field(default=1.0, ge=0.0, le=100.0)
-    """Points of accuracy on val that int8 may lose."""
+    """Percentage points of accuracy on val that int8 may lose."""
     min_speedup: PositiveFloat = 1.05
-    """int8 is kept only where it is measurably more than so many times as fast."""
+    """int8 is kept only if the whole 95 % interval of its speed-up is above this; a target that this machine cannot run
+    is not timed."""
     qat: Annotated[Qat | None, BeforeValidator(_qat)] = None
     """Quantization-aware distillation: `true`, or the keys below."""
 
@@ -264,13 +267,13 @@ class Bench(Section):
     """Where, how and how long to measure."""
 
     devices: tuple[str, ...] = ("local",)
-    """Devices of the inventory."""
+    """Devices to measure on, by their names in the inventory."""
     inventory: str | None = None
-    """The inventory's file; without it deploy/devices.yaml in the current folder, where there is one."""
+    """The inventory's file; default: deploy/devices.yaml in the current folder, if it exists."""
     backends: tuple[str, ...] = ()
-    """Backends to measure; without it those that the inventory names for each device."""
+    """Backends to measure; default: those that the inventory names for the device, else `onnxruntime-cpu`."""
     modes: Annotated[tuple[Mode, ...], AfterValidator(_once)] = get_args(Mode)
-    """Modes of measuring, of which a backend takes those that it has."""
+    """What the timed window contains; a backend measures those modes that it supports."""
     offline: Annotated[tuple[PositiveInt, ...], AfterValidator(_once)] = ()
     """Batch sizes whose throughput is measured as well."""
     processes: PositiveInt = 3
@@ -278,26 +281,26 @@ class Bench(Section):
     rounds: PositiveInt = 5
     """Rounds in a process; in each round every graph is timed in turn."""
     samples: PositiveInt = 300
-    """Queries of a graph, at least."""
+    """Least number of timed queries of a graph in a mode, over all processes."""
     seconds: PositiveFloat = 2.0
-    """Seconds that a graph is timed for, at least."""
+    """Least time in seconds that a graph is timed for in a mode, over all processes."""
     threads: PositiveInt = 1
     """Threads of the runtime."""
     accuracy_images: PositiveInt = 500
-    """Test images whose labels are compared on the device."""
+    """Test images on which accuracy, and agreement with the host, are computed on the device."""
 
 
 class Recipe(Section):
-    """The whole recipe. The sections up to `distill` name the run directory."""
+    """The whole recipe. The run directory's name has a hash of the sections up to `distill`, without `about`."""
 
     name: Name
     """The recipe's name; run directories begin with it."""
     about: str = ""
     """One line for the report."""
     preset: str | None = None
-    """Settings of `weigh` and `distill` under one name (`paper_style`); what the recipe says itself wins."""
+    """A named group of settings of `weigh` and `distill` (`paper_style`); keys of the recipe take precedence."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the label draw, the initial weights, the batches and the augmentation."""
+    """Seed of the label draw, the initial weights, the batches, the augmentation and the search."""
     data: Data
     """The target task."""
     unlabeled: Unlabeled | None = None

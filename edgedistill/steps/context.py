@@ -29,7 +29,7 @@ SMALLEST_PX = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The leader's order to the other processes: a kind of work (workers.py), the run, and the arguments."""
+    """The leader's order to the other processes: a key of workers.WORK, the run, and the work's arguments."""
 
     recipe: Recipe
     base: Path
@@ -49,8 +49,8 @@ class Context:
     base: Path
     run: Run
 
-    def call(self, work: str, **arguments: Any) -> None:
-        """Order the other processes, if there are any, to take part in `work`."""
+    def order(self, work: str, **arguments: Any) -> None:
+        """Order the other processes, if there are any, to take part in `work`, a key of workers.WORK."""
         from edgedistill.distributed import processes
 
         processes.send_order(
@@ -77,7 +77,8 @@ class Context:
         """The target's images, decoded once at the largest input size of the sources and students."""
         from edgedistill.data.splits import load_splits
 
-        sizes = [spec.input_px for spec in self.candidates] + [net.input_px for net in self.networks.values()]
+        sizes = [spec.input_px for spec in self.candidates]
+        sizes += [network.input_px for network in self.networks.values()]
         px = max([SMALLEST_PX, *sizes])
         return load_splits(self.recipe.data, self.base, cache=self.run.cache / "images", seed=self.recipe.seed, px=px)
 
@@ -87,18 +88,29 @@ class Context:
         from edgedistill.distributed import processes
         from edgedistill.sources.outputs import compute_outputs
 
-        store, cache, leads = self.splits.train, self.run.cache / "sources", processes.team().is_leader
-        by_source = {}
+        store, is_leader = self.splits.train, processes.team().is_leader
+        outputs_by_source = {}
         for name, network in self.networks.items():
-            call = partial(self.call, "infer", name=name) if leads else None
             with bar(f"{name} on {store.n} images at {network.input_px} px", store.n) as progress:
                 try:
-                    by_source[name] = compute_outputs(
-                        network, store.resized, data_hash=store.pixels_hash, cache=cache, progress=progress, call=call
+                    outputs_by_source[name] = compute_outputs(
+                        network,
+                        store.resized,
+                        data_hash=store.pixels_hash,
+                        cache=self.run.cache / "sources",
+                        progress=progress,
+                        order_others=partial(self.order, "infer", name=name) if is_leader else None,
                     )
                 except InputError as error:
                     raise InputError(f"sources.{name}: {error.message}", error.fix) from None
-        return by_source
+        return outputs_by_source
+
+    @property
+    def view(self) -> View:
+        """How an image of a shard is converted to a square: as the images of `data` are."""
+        from edgedistill.data.shards import View
+
+        return View(px=self.splits.train.px, fit=self.recipe.data.fit)
 
     @cached_property
     def shards(self) -> tuple[LabeledShard, ...]:
@@ -115,28 +127,22 @@ class Context:
 
         if self.recipe.unlabeled is None:
             return ()
-        urls, splits, team = addresses(self.recipe.unlabeled, self.base), self.splits, processes.team()
+        urls = addresses(self.recipe.unlabeled, self.base)
+        splits, team = self.splits, processes.team()
         label = partial(label_shard, view=self.view, networks=self.networks, cache=self.run.cache)
         if team.is_leader:
-            self.call("label")
+            self.order("label")
         with bar(f"label {len(urls)} shards", len(urls)) as progress:
             for url in urls[team.rank :: team.size]:
                 label(url, progress=progress)
         processes.all_gather(None)  # the other processes have labeled their shards
-        labeled = [label(url) for url in urls]
-        data_hashes = np.concatenate([splits.train.hashes, splits.held_out.store.hashes])
-        rows = fresh_rows([shard for shard, _ in labeled], data_hashes)
+        shards, outputs = zip(*map(label, urls), strict=True)
+        data_hashes = np.concatenate([splits.train.hashes, splits.test_set.store.hashes])
+        rows = fresh_rows(shards, data_hashes)
         return tuple(
-            LabeledShard(shard=shard, rows=rows_N, outputs=outputs)
-            for (shard, outputs), rows_N in zip(labeled, rows, strict=True)
+            LabeledShard(shard=shard, rows=shard_rows, outputs=shard_outputs)
+            for shard, shard_rows, shard_outputs in zip(shards, rows, outputs, strict=True)
         )
-
-    @property
-    def view(self) -> View:
-        """How an image is converted to a stored square."""
-        from edgedistill.data.shards import View
-
-        return View(px=self.splits.train.px, fit=self.recipe.data.fit)
 
     @property
     def method(self) -> Method:
@@ -150,33 +156,6 @@ class Context:
         """The source weights that the step weigh wrote."""
         return artifacts.WEIGHTS.read(self.run)
 
-    def stream(self, px: int) -> Stream | None:
-        """The shards' images at a student's input size; None if the recipe names no shards."""
-        if px not in self._streams:  # a stream holds images in memory: one size at a time
-            self._streams.clear()
-            self._streams[px] = self._stream(px)
-        return self._streams[px]
-
-    @cached_property
-    def _streams(self) -> dict[int, Stream | None]:
-        return {}
-
-    def _stream(self, px: int) -> Stream | None:
-        from edgedistill.distill.stream import Stream
-
-        if self.recipe.unlabeled is None:
-            return None
-        options = self.recipe.distill.method.options
-        return Stream(
-            parts=self.shards,
-            view=self.view,
-            px=px,
-            seed=self.recipe.seed,
-            mixed=self.recipe.unlabeled.mixed,
-            sources=tuple(self.method.shares(self.weights.alphas, options)),
-            teacher=self.teacher.predict if "teacher" in self.method.needs else None,
-        )
-
     @cached_property
     def teacher(self) -> Teacher:
         """The mixture of the sources' probes, fitted on the labeled images: class probabilities of every train image.
@@ -188,57 +167,80 @@ class Context:
         from edgedistill.distill.teachers import TEACHERS
         from edgedistill.recipe.options import bound_options
 
-        choice, splits, classes = self.recipe.distill.teacher, self.splits, len(self.splits.classes)
-        fit = TEACHERS[choice.name].fit
-        rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
+        choice, splits = self.recipe.distill.teacher, self.splits
+        fit, classes = TEACHERS[choice.name].fit, len(splits.classes)
+        split_rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
         teacher = fit(
-            features={name: outputs.features_ND[rows] for name, outputs in self.source_outputs.items()},
+            features={name: outputs.features_ND[split_rows] for name, outputs in self.source_outputs.items()},
             alphas=self.weights.alphas,
-            rows=np.searchsorted(rows, splits.labeled_rows),
+            rows=np.searchsorted(split_rows, splits.labeled_rows),
             labels_L=splits.labeled_labels,
             classes=classes,
             **bound_options(fit, choice.options),
         )
         probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
-        probs_NC[rows] = teacher.probs_NC
+        probs_NC[split_rows] = teacher.probs_NC
         return replace(teacher, probs_NC=probs_NC)
 
+    def stream(self, px: int) -> Stream | None:
+        """The shards' images at a student's input size; None if the recipe names no shards."""
+        if px not in self._stream_by_px:  # a stream holds images in memory: one size at a time
+            self._stream_by_px.clear()
+            self._stream_by_px[px] = self._new_stream(px)
+        return self._stream_by_px[px]
+
+    @cached_property
+    def _stream_by_px(self) -> dict[int, Stream | None]:
+        return {}
+
+    def _new_stream(self, px: int) -> Stream | None:
+        from edgedistill.distill.stream import Stream
+
+        if self.recipe.unlabeled is None:
+            return None
+        options = self.recipe.distill.method.options
+        return Stream(
+            shards=self.shards,
+            view=self.view,
+            px=px,
+            seed=self.recipe.seed,
+            mixed=self.recipe.unlabeled.mixed,
+            sources=tuple(self.method.shares(self.weights.alphas, options)),
+            teacher=self.teacher.predict if "teacher" in self.method.needs else None,
+        )
+
     def material(self, px: int, held_out: int = 0) -> Material:
-        """The training material at input size `px`, without `held_out` unlabeled images (at most a quarter)."""
+        """The training material at input size `px`; `held_out` unlabeled images, at most a quarter, are held out."""
         import numpy as np
 
+        from edgedistill.data.splits import evenly_spaced
         from edgedistill.distill.batches import Material
 
-        splits = self.splits
-        held_out_rows = evenly_spaced(len(splits.unlabeled_rows), min(held_out, len(splits.unlabeled_rows) // 4))
+        splits, n_unlabeled = self.splits, len(self.splits.unlabeled_rows)
+        held_out_positions = evenly_spaced(n_unlabeled, min(held_out, n_unlabeled // 4))
         return Material(
             images_NHWC=splits.train.resized(px),
             labeled=splits.labeled_rows,
             labels=splits.labeled_labels,
-            unlabeled=np.delete(splits.unlabeled_rows, held_out_rows),
+            unlabeled=np.delete(splits.unlabeled_rows, held_out_positions),
             val=splits.val_rows,
             val_labels=splits.val_labels,
             source_probs={name: outputs.probs_NK for name, outputs in self.source_outputs.items()},
             alphas=self.weights.alphas,
-            held_out=splits.unlabeled_rows[held_out_rows],
+            held_out=splits.unlabeled_rows[held_out_positions],
             teacher_NC=self.teacher.probs_NC if "teacher" in self.method.needs else None,
             stream=self.stream(px),
         )
 
-    @property
-    def inventory(self) -> Path | None:
-        """The recipe's device inventory, else deploy/devices.yaml in the current folder, if it exists."""
-        from edgedistill.devices.inventory import path_for
+    def test_images(self, px: int) -> tuple[Any, Any]:
+        """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""
+        test = self.splits.open_test()
+        return test.store.resized(px), test.labels_N
 
-        return path_for(self.recipe.bench.inventory, self.base)
-
-    def device_facts(self, name: str) -> list[Any]:
-        """What a latency on a device depends on besides the graph: one name may refer to another machine later."""
-        from edgedistill.devices import inventory as devices
-
-        device = devices.find(devices.load(self.inventory), name)
-        settings = {name: setting for name, setting in asdict(device).items() if name != "backends"}
-        return [settings, environment.machine() if device.transport == "local" else []]
+    def calibration_images(self, px: int) -> Any:
+        """Calibration images of train, with other pixels than those of val and test, uint8 [N, px, px, 3]."""
+        rows = self.splits.calibration_rows(self.recipe.quantize.calibration_images, self.recipe.seed)
+        return self.splits.train.resized(px)[rows]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -261,20 +263,25 @@ class Context:
         return artifacts.GUARD.find(self.run) or ()
 
     @property
-    def default_model(self) -> str:
-        """Name of the graph for CPUs: the one chosen by the step keep, else fp32."""
+    def default_graph(self) -> str:
+        """Name of the graph for CPUs: the graph chosen by the step keep, else fp32."""
         kept = artifacts.KEPT.read(self.run)
         return next((entry.artefact for entry in kept if entry.target == "cpu"), self.models[0].name)
 
-    def test_images(self, px: int) -> tuple[Any, Any]:
-        """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""
-        test = self.splits.test()
-        return test.store.resized(px), test.labels_N
+    @property
+    def inventory(self) -> Path | None:
+        """The recipe's device inventory, else deploy/devices.yaml in the current folder, if it exists."""
+        from edgedistill.devices.inventory import path_for
 
-    def calibration_images(self, px: int) -> Any:
-        """Calibration images of train, with other pixels than those of val and test, uint8 [N, px, px, 3]."""
-        rows = self.splits.calibration_rows(self.recipe.quantize.calibration_images, self.recipe.seed)
-        return self.splits.train.resized(px)[rows]
+        return path_for(self.recipe.bench.inventory, self.base)
+
+    def device_facts(self, name: str) -> list[Any]:
+        """What a latency on a device depends on besides the graph: one name may refer to another machine later."""
+        from edgedistill.devices import inventory as devices
+
+        device = devices.find(devices.load(self.inventory), name)
+        settings = {key: setting for key, setting in asdict(device).items() if key != "backends"}
+        return [settings, environment.machine() if device.transport == "local" else []]
 
     def data_facts(self) -> dict[str, Any]:
         """The facts about the data for the report, and the hashes of the images used."""
@@ -290,7 +297,7 @@ class Context:
             "corrupt": list(splits.corrupt),
             "duplicates": splits.duplicates,
             "data_hash": splits.data_hash,
-            "test_hash": digest([splits.held_out.store.hashes.tolist(), splits.held_out.labels_N.tolist()]),
+            "test_hash": digest([splits.test_set.store.hashes.tolist(), splits.test_set.labels_N.tolist()]),
             "store_px": splits.train.px,
             **self.shard_facts(),
         }
@@ -299,18 +306,10 @@ class Context:
         """Numbers of images in shards, used and excluded, and the hash of all of them."""
         if self.recipe.unlabeled is None:
             return {}
-        parts = self.shards
         return {
-            "shards": len(parts),
-            "streamed": sum(len(part.rows) for part in parts),
-            "streamed_corrupt": sum(len(part.shard.corrupt) for part in parts),
-            "streamed_duplicates": sum(len(part.shard.sample_numbers) - len(part.rows) for part in parts),
-            "shards_hash": digest([part.shard.data_hash for part in parts]),
+            "shards": len(self.shards),
+            "streamed": sum(len(labeled.rows) for labeled in self.shards),
+            "streamed_corrupt": sum(len(labeled.shard.corrupt) for labeled in self.shards),
+            "streamed_duplicates": sum(len(labeled.shard.sample_numbers) - len(labeled.rows) for labeled in self.shards),
+            "shards_hash": digest([labeled.shard.data_hash for labeled in self.shards]),
         }
-
-
-def evenly_spaced(n: int, limit: int) -> Any:
-    """Indices of at most `limit` of n rows, evenly spaced, ascending."""
-    import numpy as np
-
-    return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(np.int64))
