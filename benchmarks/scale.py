@@ -27,7 +27,7 @@ from benchmarks import step_cost
 from benchmarks.lines import append
 from edgedistill.console import bar, say
 from edgedistill.data import shards
-from edgedistill.distill import batches, loop, state
+from edgedistill.distill import loop, state
 from edgedistill.distributed import processes
 from edgedistill.distributed.device import default_device
 from edgedistill.recipe.schema import Source, Student
@@ -116,7 +116,7 @@ def time_steps() -> list[float]:
     for step in range(WARM + STEPS):
         processes.all_gather(None)
         started = time.perf_counter()
-        loop.train_step(live, loss, step_batch=batches.draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, job, step)
         seconds.append(round(time.perf_counter() - started, 5))
     return seconds[WARM:]
 

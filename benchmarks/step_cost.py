@@ -56,7 +56,7 @@ def seconds(job: batches.Task, live: state.State, first: int) -> float:
     """Seconds of STEPS steps from step `first`, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        loop.train_step(live, loss, step_batch=batches.draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, job, step)
     return time.perf_counter() - started
 
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 OUTPUT = Path(__file__).resolve().parent / "report.png"
-WIDTH, HEIGHT = 1000, 1150  # pixels
+WIDTH, HEIGHT = 1000, 1070  # pixels
 
 
 def main(run: Path) -> None:

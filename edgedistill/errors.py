@@ -20,7 +20,7 @@ class EdgeDistillError(Exception):
 
 
 class InputError(EdgeDistillError):
-    """The input is wrong; nothing was written."""
+    """The input is wrong: a recipe, a path, an image, a weights file."""
 
     exit_code = 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,13 @@ def test_unreadable_picture_is_named(finished_project: Project, tmp_path: Path) 
         with pytest.raises(InputError, match=f"{path.name}: not a picture that can be read .*{reason}") as caught:
             predict(Run(path=finished_project.run), [path])
         assert "\n" not in str(caught.value)
+
+
+def test_fifo_is_named(finished_project: Project, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    completed = miniature.edgedistill("predict", tmp_path / "x.png", "--run", finished_project.run, timeout_s=60)
+    assert (completed.code, completed.out) == (2, "")
+    assert completed.err.splitlines()[0].startswith(f"{tmp_path / 'x.png'}: not a picture that can be read (is a FIFO")
 
 
 def test_altered_or_missing_bundle_is_refused(project_copy: Project) -> None:

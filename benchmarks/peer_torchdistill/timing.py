@@ -19,7 +19,7 @@ from benchmarks.peer_torchdistill.settings import BATCH, IMAGES, LAM, NAMES, ROU
 from edgedistill.console import bar
 from edgedistill.data import images as data_images
 from edgedistill.distill import loop, state
-from edgedistill.distill.batches import Images, Material, Task, draw_batch
+from edgedistill.distill.batches import Images, Material, Task
 from edgedistill.recipe import schema
 from edgedistill.recipe.schema import Distill, Source
 from edgedistill.recipe.section import Choice
@@ -71,7 +71,7 @@ def edgedistill_epochs(job: Task, live: state.State, epochs: int) -> float:
     """Mean seconds of an epoch of edgedistill, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(epochs * (len(job.material.labeled) // BATCH)):
-        loop.train_step(live, loss, step_batch=draw_batch(job, step), task=job, step=step)
+        loop.train_step(live, loss, job, step)
     return (time.perf_counter() - started) / epochs
 
 

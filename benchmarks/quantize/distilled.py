@@ -61,7 +61,7 @@ def key(line: dict[str, Any]) -> tuple[Any, ...]:
 def cell(draw: Draw, method: str) -> dict[str, Any]:
     """Train a student and compare its int8 graph with its fp32 graph on the test images."""
     fitted, _ = train_student(draw, method)
-    splits, px, test = draw.splits, draw.spec.input_px, draw.splits.test()
+    splits, px, test = draw.splits, draw.spec.input_px, draw.splits.open_test()
     test_NHWC, rows = (
         np.asarray(test.store.resized(px)),
         splits.calibration_rows(SETTINGS.calibration_images, draw.seed),

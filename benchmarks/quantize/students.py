@@ -121,7 +121,7 @@ def prepare_trained(name: str, packs: Path, folder: Path, bank: Path) -> None:
             save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, checkpoint)
         model.load_state_dict(load_file(checkpoint))
         model.requires_grad_(True)  # loop.fit returns the moving average of the weights, which has no gradients
-    splits, test = draw.splits, draw.splits.test()
+    splits, test = draw.splits, draw.splits.open_test()
     train = splits.train.resized(PX)
     calibration_rows = splits.calibration_rows(500, SEED)
     spec = _spec(TRAINED[name].family, PX, classes)

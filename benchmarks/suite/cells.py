@@ -24,7 +24,7 @@ from edgedistill.run.files import digest
 from edgedistill.similarity.weigh import weigh_sources
 from edgedistill.students import space
 from edgedistill.students.build import build_student
-from edgedistill.students.pretrained import read_state
+from edgedistill.students.checkpoints import read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
     started = time.monotonic()
     fitted, task = train_student(draw, method)
     seconds, settings = time.monotonic() - started, task.settings
-    test = draw.splits.test()
+    test = draw.splits.open_test()
     logits_NC = evaluate.logits(fitted.model, draw.spec, np.asarray(test.store.resized(draw.spec.input_px)), batch=256)
     score = evaluate.score(logits_NC, test.labels_N)
     views = 2 if "weak" in task.needs else 1

@@ -6,7 +6,6 @@ them; `fingerprint` detects a change of the data for every kind without any of t
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from edgedistill.data.listing import (
     hash_lines,
     images_below,
 )
+from edgedistill.data.tables import read_rows
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import bound_options, choose, did_you_mean
 from edgedistill.recipe.schema import Data
@@ -95,7 +95,7 @@ def _options(section: Data, base: Path) -> dict[str, Any]:
 
 
 def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
-    """A folder a class: root/train/<class>/ and root/test/<class>/, or root/<class>/ where there is no root/train.
+    """A folder for each class: root/train/<class>/ and root/test/<class>/, or root/<class>/ without root/train.
 
     Without root/test the test images are drawn from train (`data.test_fraction`). `unlabeled` adds every image
     below that folder to train, without a label.
@@ -201,7 +201,7 @@ def table(
     split: str | None = None,
     delimiter: str = ",",
 ) -> Listing:
-    """A CSV file with a header and one row per image: its path (below `root`, else beside the file) and its label.
+    """A CSV file with a header and one row per image: its path (below `root` or the file's folder) and its label.
 
     An empty label means no label. `split` names a column whose values are train or test.
 
@@ -215,42 +215,28 @@ def table(
         delimiter: character between two columns.
 
     Raises:
-        InputError: the file, an image or a column is missing, or a split is neither train nor test.
+        InputError: the file, an image or a column is missing, a row has more or fewer fields than the header, a label
+            is the text of an empty cell, or a split is neither train nor test.
     """
-    rows = _csv_rows(file, [image, label, *([split] if split else [])], delimiter)
-    classes = class_order(row[label] for row in rows if row[label])
+    columns = [image, label, *([split] if split else [])]
+    rows = read_rows(file, columns, label=label, delimiter=delimiter)
+    classes = class_order(row.cells[label] for row in rows if row.cells[label])
     class_index = {name: index for index, name in enumerate(classes)}
     image_root = root if root is not None else file.parent
 
     def part(part_name: str) -> Files:
-        part_rows = [row for row in rows if split is None or row[split] == part_name]
-        names = [row[image] for row in part_rows]
+        part_rows = [row.cells for row in rows if split is None or row.cells[split] == part_name]
+        names = [cells[image] for cells in part_rows]
         return Files(
             names=names,
             paths=[str(image_root / name) for name in names],
-            labels=[class_index.get(row[label], UNLABELED) for row in part_rows],
+            labels=[class_index.get(cells[label], UNLABELED) for cells in part_rows],
         )
 
-    for number, row in enumerate(rows, start=2):
-        if split is not None and row[split] not in ("train", "test"):
-            raise InputError(f"{file}:{number}: {split}: must be train or test (got {row[split]!r})")
+    for row in rows:
+        if split is not None and row.cells[split] not in ("train", "test"):
+            raise InputError(f"{file}:{row.line}: {split}: must be train or test (got {row.cells[split]!r})")
     return files_listing(classes, part("train"), None if split is None else part("test"), NOT_STATED)
-
-
-def _csv_rows(file: Path, columns: list[str], delimiter: str) -> list[dict[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, delimiter=delimiter)
-            header = list(reader.fieldnames or ())
-            rows = [{name: (row.get(name) or "").strip() for name in columns} for row in reader]
-    except (OSError, UnicodeDecodeError, TypeError, csv.Error) as error:  # TypeError: the delimiter is no character
-        raise InputError(f"data.file: {file}: cannot be read ({error})", "name a CSV file in UTF-8") from None
-    for name in columns:
-        if name not in header:
-            raise InputError(f"{file}:1: there is no column {name}{did_you_mean(name, header)}")
-    if not rows:
-        raise InputError(f"data.file: {file} has a header and no rows", "add a row an image")
-    return rows
 
 
 def elpv(base: Path, *, threshold: float = 0.5) -> Listing:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, stamp
+from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, refuse_special, stamp
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.run.files import digest
 
+TEXT = ("string", "large_string", "string_view")  # types of a column that holds the images' paths
 # attributes in which torchvision's sets keep their labels: a list or array, or (image, label) pairs
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples")
@@ -42,14 +43,15 @@ def hf(
     Args:
         base: the recipe's folder.
         path: a directory of parquet files or image folders, or an id on the hub.
-        image: column of the images.
+        image: column of the images, or of their paths as text, which start at the directory `path`.
         label: column of the labels.
         train: split to train on.
         test: split to test on; null draws the test images from train.
         revision: commit, branch or tag on the hub.
 
     Raises:
-        InputError: no such data set, no network for one on the hub, no such split or column.
+        InputError: no such data set, no network for one on the hub, no such split or column, or `image` is a
+            column of neither images nor paths of files.
     """
     import datasets
 
@@ -62,7 +64,8 @@ def hf(
     parts = {name: _hf_split(dataset, name, (image, label)) for name in (train, test) if name is not None}
     classes = _hf_classes(parts[train], label)
     licence = parts[train].info.license or f"not stated: see {path}"
-    listed = {name: _hf_items(part, name, image=image, label=label, classes=classes) for name, part in parts.items()}
+    loads = {name: _hf_load(part, name, image, base / path if local else None) for name, part in parts.items()}
+    listed = {name: _hf_items(part, name, label, classes=classes, load=loads[name]) for name, part in parts.items()}
     mark = hf_fingerprint(base, path=path, image=image, label=label, train=train, test=test, revision=revision)
     return Listing(
         classes=tuple(classes),
@@ -107,7 +110,7 @@ def _column(part: Any, name: str) -> list[Any]:
     return list(part.select_columns([name])[:][name])
 
 
-def _hf_items(part: Any, split: str, image: str, label: str, classes: list[str]) -> Items:
+def _hf_items(part: Any, split: str, label: str, *, classes: list[str], load: Callable[[int], Image.Image]) -> Items:
     named = bool(getattr(part.features[label], "names", None))
     class_index = {name: index for index, name in enumerate(classes)}
     labels = []
@@ -118,18 +121,55 @@ def _hf_items(part: Any, split: str, image: str, label: str, classes: list[str])
             labels.append(int(cell) if named else class_index[str(cell)])
         else:
             raise InputError(f"data: split {split}, row {row}: train has no class {cell}")
+    names = [f"{split}/{row:08d}" for row in range(len(labels))]
+    return Items(names=names, labels_N=np.asarray(labels, dtype=np.int64), load=load)
+
+
+def _hf_load(part: Any, split: str, image: str, directory: Path | None) -> Callable[[int], Image.Image]:
+    """The function that opens the image of a row; paths in a column of text start at the data set's directory."""
     import datasets
 
-    # undecoded: a broken image then fails when it is loaded, and only Pillow decodes
-    pictures = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    names = [f"{split}/{row:08d}" for row in range(len(labels))]
-    return Items(names=names, labels_N=np.asarray(labels, dtype=np.int64), load=lambda i: _open(pictures[i][image]))
+    if getattr(part.features[image], "dtype", None) in TEXT:
+        paths = _image_paths(_column(part, image), f"data: split {split}", image, directory)
+        return lambda i: _open(None if paths[i] is None else {"bytes": None, "path": paths[i]})
+    try:
+        # undecoded: a broken image then fails when it is loaded, and only Pillow decodes
+        pictures = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's, of several types
+        raise InputError(
+            f"data: split {split}: the column {image} holds no images ({_first_line(error)})",
+            "set data.image to a column of images, or of their paths",
+        ) from None
+    return lambda i: _open(pictures[i][image])
+
+
+def _image_paths(cells: Sequence[str | None], place: str, image: str, directory: Path | None) -> list[str | None]:
+    paths: list[str | None] = []
+    for row, cell in enumerate(cells):
+        if not cell or Path(cell).is_absolute():
+            paths.append(cell or None)
+            continue
+        if directory is None:
+            raise InputError(
+                f"{place}, row {row}: the column {image} holds a path ({cell}), and a data set of the hub holds"
+                " no files beside its tables",
+                "set data.image to a column of images, or download the data set and name its directory",
+            )
+        if not (directory / cell).is_file():
+            raise InputError(
+                f"{place}, row {row}: {image}: {directory / cell} is no file", "write paths that start at data.path"
+            )
+        paths.append(str(directory / cell))
+    return paths
 
 
 def _open(cell: dict[str, Any] | None) -> Image.Image:
     if cell is None:
         raise ValueError("the cell is empty")
-    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+    if cell["bytes"] is not None:
+        return Image.open(io.BytesIO(cell["bytes"]))
+    refuse_special(cell["path"])
+    return Image.open(cell["path"])
 
 
 def torchvision(

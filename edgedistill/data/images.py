@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from edgedistill.data.listing import refuse_special
+
 Fit = Literal["crop", "squash"]
 
 
@@ -41,7 +43,8 @@ def read(path: Path, store_px: int, input_px: int, fit: Fit) -> np.ndarray:
     """Read a picture at a student's input size, uint8 [input_px, input_px, 3], by the same two steps as the cache.
 
     Raises:
-        OSError: the file is missing or is not a picture Pillow can decode.
+        OSError: the file is missing, is a FIFO, a socket or a device, or is not a picture Pillow can decode.
     """
+    refuse_special(path)
     with Image.open(path) as image:
         return resize(to_square(image, store_px, fit), input_px)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from edgedistill.errors import InputError
 
 UNLABELED = -1
+SPECIAL = "is a FIFO, a socket or a device, not a file"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
@@ -85,13 +87,33 @@ def stamp(path: str | Path) -> str:
     """Size in bytes and modification time in ns of a file.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: it is missing, cannot be read, or is a FIFO, a socket or a device.
     """
     try:
         status = Path(path).stat()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "bring the file back, or take it out of the list") from None
+    if _is_special(status):
+        raise InputError(f"{path}: {SPECIAL}", "take it out of the list")
     return f"{status.st_size}\0{status.st_mtime_ns}"
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raise OSError for a FIFO, a socket or a device: opening it may wait for ever. A missing file is no error here."""
+    if is_special(path):
+        raise OSError(SPECIAL)
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether a path is, or links to, a FIFO, a socket or a device."""
+    try:
+        return _is_special(Path(path).stat())
+    except OSError:
+        return False
+
+
+def _is_special(status: os.stat_result) -> bool:
+    return not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
 
 
 def hash_lines(lines: Iterable[str]) -> str:
@@ -119,13 +141,17 @@ def files_listing(classes: Sequence[str], train: Files, test: Files | None, lice
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of the images at any depth below `folder`, relative to it, with "/" between parts, sorted."""
+    """Paths of the images at any depth below `folder`, relative to it, with "/" between parts, sorted.
+
+    FIFOs, sockets and devices are not images, whatever they are called.
+    """
     paths = []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(root, folder).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        paths += [prefix + name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        paths += [prefix + name for name in images if not is_special(f"{root}/{name}")]
     return sorted(paths)
 
 

@@ -12,11 +12,12 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -115,6 +116,7 @@ def samples(url: str) -> Iterator[tuple[str, bytes]]:
     """Yield name and encoded image of every sample of a shard; empty bytes if a sample holds no image.
 
     Raises:
+        InputError: a sample has several images.
         EdgeDistillError: the shard cannot be read.
     """
     import webdataset as wds
@@ -122,14 +124,28 @@ def samples(url: str) -> Iterator[tuple[str, bytes]]:
     try:
         with contextlib.closing(wds.gopen(url)) as stream:
             files = ({**member, "__url__": url} for member in wds.tariterators.tar_file_iterator(stream))
-            for sample in wds.tariterators.group_by_keys(files):
-                pictures = (content for name, content in sample.items() if f".{name.rpartition('.')[2]}" in SUFFIXES)
-                yield sample["__key__"], next(pictures, b"")
+            for sample in wds.tariterators.group_by_keys(files, lcase=False):
+                yield sample["__key__"], _picture(url, sample)
     except EdgeDistillError:
         raise
     except Exception as error:  # from tarfile, the reader of the scheme, or curl
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise EdgeDistillError(f"{url}: cannot be read ({reason})", "finished work is kept; run again") from None
+
+
+def _picture(url: str, sample: Mapping[str, Any]) -> bytes:
+    """The image of a sample, of {extension: content}: `png` before `mask.png`; empty bytes if there is none."""
+    dotted = [extension for extension in sample if f".{extension.rpartition('.')[2].lower()}" in SUFFIXES]
+    plain = [extension for extension in dotted if "." not in extension]
+    extensions = plain or dotted
+    if len(extensions) > 1:
+        first, second = (f"{sample['__key__']}.{extension}" for extension in extensions[:2])
+        raise InputError(
+            f"{url}: {first} and {second} are two images of one sample: in WebDataset the files whose names are equal"
+            " up to the first dot are one sample",
+            "keep one image a sample" if plain else "rename the images without dots before the suffix",
+        )
+    return bytes(sample[extensions[0]]) if extensions else b""
 
 
 def squares(url: str, view: View, selected: Container[int] | None = None) -> Iterator[tuple[int, str, Squares | None]]:
@@ -166,7 +182,7 @@ def open_shard(url: str, view: View, cache: Path) -> tuple[Shard, Callable[[], D
         memory, for a moment twice.
 
     Raises:
-        InputError: more than one in a hundred of its samples are no images.
+        InputError: more than one in a hundred of its samples are no images, or a sample has several.
         EdgeDistillError: it cannot be read.
     """
     folder = cache / "shards" / digest([_url_stamp(url), view.px, view.fit])[:32]

@@ -58,31 +58,34 @@ class Splits:
     data_hash: str
     corrupt: tuple[str, ...]
     duplicates: int
-    held_out: LabeledImages
+    test_set: LabeledImages
 
     @property
     def n_test(self) -> int:
         """Number of test images; none of them is read."""
-        return self.held_out.store.n
+        return self.test_set.store.n
 
-    def test(self) -> LabeledImages:
-        """The test images and their labels, for the final evaluation; every access is logged."""
+    def open_test(self) -> LabeledImages:
+        """The test images and their labels, for the final evaluation; every access is logged.
+
+        `test_set` itself is for its hashes and its size alone.
+        """
         log.info("test set opened: %d images", self.n_test)
-        return self.held_out
+        return self.test_set
 
     def calibration_rows(self, n: int, seed: int) -> np.ndarray:
-        """At most `n` rows of train for calibration, drawn by `seed`: labeled or unlabeled, each picture once.
+        """At most `n` rows of train for calibration, drawn by `seed`: labeled or unlabeled, all of different pixels.
 
         Images with the pixels of a val or test image are excluded.
         """
         hashes = self.train.hashes
         pool = np.sort(np.concatenate([self.labeled_rows, self.unlabeled_rows]))
         _, first = np.unique(hashes[pool], return_index=True)
-        excluded = np.concatenate([hashes[self.val_rows], self.held_out.store.hashes])
-        rows = pool[first][~np.isin(hashes[pool[first]], excluded)]
-        order = np.argsort(
-            ranks([pixel_hash.decode() for pixel_hash in hashes[rows]], f"calibration/{seed}"), kind="stable"
-        )
+        distinct = pool[first]
+        excluded = np.concatenate([hashes[self.val_rows], self.test_set.store.hashes])
+        rows = distinct[~np.isin(hashes[distinct], excluded)]
+        names = [pixel_hash.decode() for pixel_hash in hashes[rows]]
+        order = np.argsort(ranks(names, f"calibration/{seed}"), kind="stable")
         return np.sort(rows[order[:n]])
 
 
@@ -100,17 +103,141 @@ def load_splits(section: Data, base: Path, cache: Path, seed: int, px: int) -> S
         InputError: the data set cannot be listed, a class has too few images, or too many images are corrupt.
         EdgeDistillError: the disk is full.
     """
-    dataset = datasets.listing(section, base)
-    train, test = _train_and_test(dataset, section)
-    _refuse_small_classes(train.labels_N, dataset.classes, section)
+    listing = datasets.listing(section, base)
+    train, test = _train_and_test(listing, section)
+    _refuse_small_classes(train.labels_N, listing.classes, section)
     side = section.store_px or px
-    name = f"{section.kind}-{digest([dataset.fingerprint, side, section.fit, section.test_fraction])[:12]}"
+    name = f"{section.kind}-{digest([listing.fingerprint, side, section.fit, section.test_fraction])[:12]}"
     test_store = image_store.build(test, cache / f"{name}-test", px=side, fit=section.fit, desc="decode test")
     train_store = image_store.build(train, cache / f"{name}-train", px=side, fit=section.fit, desc="decode train")
-    labeled_test = LabeledImages(store=test_store, labels_N=test.labels_N[test_store.kept_rows])
+    test_set = LabeledImages(store=test_store, labels_N=test.labels_N[test_store.kept_rows])
     return _divide(
-        dataset, section, seed, items=train.take(train_store.kept_rows), store=train_store, test=labeled_test
+        listing, section, seed, items=train.take(train_store.kept_rows), store=train_store, test_set=test_set
     )
+
+
+def _train_and_test(listing: Listing, section: Data) -> tuple[Items, Items]:
+    """Train and test, sorted by name; test is the official split, or drawn by TEST_SEED."""
+    train = _by_name(listing.train)
+    if listing.test is not None:
+        test = _by_name(listing.test)
+        if (test.labels_N == UNLABELED).any():
+            raise InputError("data.test: the test split has images without a label", "name a labeled split, or none")
+        return train, test
+    counts_C = np.bincount(train.labels_N[train.labels_N >= 0], minlength=len(listing.classes))
+    test_counts_C = np.maximum(1, np.floor(counts_C * section.test_fraction + 0.5)).astype(np.int64)
+    ranks_N = class_ranks(train.names, train.labels_N, f"test/{TEST_SEED}")
+    is_test_N = (train.labels_N != UNLABELED) & (ranks_N < test_counts_C[train.labels_N])
+    return train.take(np.flatnonzero(~is_test_N)), train.take(np.flatnonzero(is_test_N))
+
+
+def _by_name(items: Items) -> Items:
+    return items.take(np.array(sorted(range(len(items)), key=items.names.__getitem__), dtype=np.int64))
+
+
+def _refuse_small_classes(labels_N: np.ndarray, classes: Sequence[str], section: Data) -> None:
+    """Raise InputError if a class has too few labeled images for the label budget, or none to train on besides val."""
+    labels_per_class = section.labels_per_class
+    needed = next(n for n in itertools.count(1) if n > math.ceil(round(n * section.val_fraction, 9)))
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
+    smallest = int(counts_C.argmin())
+    shortage = f"class {classes[smallest]} has {counts_C[smallest]} labeled images to train on"
+    if labels_per_class is not None and labels_per_class < needed:
+        raise InputError(
+            f"data.labels_per_class: {labels_per_class} leave none to train on once val has its share",
+            f"ask for {needed} at least",
+        )
+    if counts_C[smallest] < needed:
+        raise InputError(f"data: {shortage}, and {needed} are needed", "label more of them, or lower data.val_fraction")
+    if labels_per_class is not None and counts_C[smallest] < labels_per_class:
+        raise InputError(
+            f"data.labels_per_class: {shortage}, fewer than the {labels_per_class} asked for",
+            f"ask for {counts_C[smallest]} at most",
+        )
+
+
+def _divide(
+    listing: Listing, section: Data, seed: int, *, items: Items, store: ImageStore, test_set: LabeledImages
+) -> Splits:
+    """Draw the splits; `items` are the images of `store`, in the same order."""
+    labels_N, hashes = items.labels_N, store.hashes
+    corrupt = (*store.corrupt, *test_set.store.corrupt)
+    if corrupt:
+        examples = ", ".join(corrupt[: image_store.MAX_LISTED])
+        log.warning("%d images cannot be decoded and are left out: %s", len(corrupt), examples)
+    usable = np.flatnonzero(~np.isin(hashes, test_set.store.hashes))
+    if len(usable) < len(hashes):
+        log.warning("%d train images have the pixels of a test image and are left out", len(hashes) - len(usable))
+    _refuse_small_classes(labels_N[usable], listing.classes, section)
+    names = [items.names[int(row)] for row in usable]
+    parts = draw(
+        names, labels_N[usable], per_class=section.labels_per_class, val_fraction=section.val_fraction, seed=seed
+    )
+    labeled, val, unlabeled = (usable[part] for part in parts)
+    return Splits(
+        classes=listing.classes,
+        licence=listing.licence,
+        train=store,
+        labeled_rows=labeled,
+        labeled_labels=labels_N[labeled],
+        val_rows=val,
+        val_labels=labels_N[val],
+        unlabeled_rows=unlabeled,
+        data_hash=_data_hash(hashes, labels_N, parts=(labeled, val, unlabeled)),
+        corrupt=corrupt,
+        duplicates=len(hashes) - len(usable),
+        test_set=test_set,
+    )
+
+
+def draw(
+    names: Sequence[str], labels_N: np.ndarray, per_class: int | None, val_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the labeled, val and unlabeled images, each ascending.
+
+    Of every class the first n = `per_class` images by rank (all if None) keep their label; ceil(val_fraction * n) of
+    these go to val, spread over the ranks so that both splits of a larger budget contain those of a smaller one.
+    """
+    ranks_N = class_ranks(names, labels_N, f"labels/{seed}")
+    is_labeled_N = labels_N != UNLABELED
+    if per_class is not None:
+        is_labeled_N &= ranks_N < per_class
+    # an image goes to val where the count of val steps up
+    is_val_N = is_labeled_N & (_val_count(ranks_N + 1, val_fraction) > _val_count(ranks_N, val_fraction))
+    return np.flatnonzero(is_labeled_N & ~is_val_N), np.flatnonzero(is_val_N), np.flatnonzero(~is_labeled_N)
+
+
+def _val_count(n: np.ndarray, fraction: float) -> np.ndarray:
+    """ceil(fraction * n), robust against a product that is a rounding error above an integer."""
+    return np.ceil(np.round(n * fraction, 9))
+
+
+def class_ranks(names: Sequence[str], labels_N: np.ndarray, key: str) -> np.ndarray:
+    """Rank of each image within its class, from 0, int64 [N]."""
+    order = np.lexsort((ranks(names, key), labels_N))
+    sorted_labels_N = labels_N[order]
+    ranks_N = np.empty(len(order), dtype=np.int64)
+    ranks_N[order] = np.arange(len(order)) - np.searchsorted(sorted_labels_N, sorted_labels_N)
+    return ranks_N
+
+
+def ranks(names: Sequence[str], key: str) -> np.ndarray:
+    """A pseudo-random uint64 for each name that depends only on the name and the key, [N]."""
+    salt = hashlib.blake2b(key.encode(), digest_size=32).digest()
+    digests = (
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest() for name in names
+    )
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
+def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, parts: Sequence[np.ndarray]) -> str:
+    """The hash of the splits (Splits.data_hash); `parts` are the rows of labeled, val and unlabeled."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(hashes[part].tobytes())
+    for part in parts[:2]:
+        sha256.update(labels_N[part].astype("<i8").tobytes())
+    return sha256.hexdigest()
 
 
 def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
@@ -121,13 +248,13 @@ def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np
     Raises:
         InputError: as in `load_splits`, or one of the images cannot be decoded.
     """
-    dataset = datasets.listing(section, base)
-    train, _ = _train_and_test(dataset, section)
-    _refuse_small_classes(train.labels_N, dataset.classes, section)
-    labeled = np.flatnonzero(train.labels_N != UNLABELED)
-    rows = labeled[np.linspace(0, len(labeled) - 1, min(n, len(labeled))).astype(np.int64)]
+    listing = datasets.listing(section, base)
+    train, _ = _train_and_test(listing, section)
+    _refuse_small_classes(train.labels_N, listing.classes, section)
+    labeled_rows = np.flatnonzero(train.labels_N != UNLABELED)
+    rows = labeled_rows[evenly_spaced(len(labeled_rows), n)]
     squares = [_decoded(train, int(row), px, section.fit) for row in rows]
-    return dataset, np.stack(squares), train.labels_N[rows]
+    return listing, np.stack(squares), train.labels_N[rows]
 
 
 def _decoded(items: Items, row: int, px: int, fit: images.Fit) -> np.ndarray:
@@ -142,124 +269,6 @@ def rows_of(images_NHWC: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(images_NHWC[rows])
 
 
-def ranks(names: Sequence[str], key: str) -> np.ndarray:
-    """A pseudo-random uint64 for each name that depends only on the name and the key, [N]."""
-    salt = hashlib.blake2b(key.encode(), digest_size=32).digest()
-    digests = (
-        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest() for name in names
-    )
-    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
-
-
-def class_ranks(names: Sequence[str], labels_N: np.ndarray, key: str) -> np.ndarray:
-    """Rank of each image within its class, from 0, int64 [N]."""
-    order = np.lexsort((ranks(names, key), labels_N))
-    ordered = labels_N[order]
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return places
-
-
-def draw(
-    names: Sequence[str], labels_N: np.ndarray, per_class: int | None, val_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the labeled, val and unlabeled images, each ascending.
-
-    Of every class the first n = `per_class` images by rank (all if None) keep their label; ceil(val_fraction * n) of
-    these go to val, spread over the ranks so that both splits of a larger budget contain those of a smaller one.
-    """
-    places = class_ranks(names, labels_N, f"labels/{seed}")
-    is_labeled_N = labels_N != UNLABELED
-    if per_class is not None:
-        is_labeled_N &= places < per_class
-    is_val_N = is_labeled_N & (_val_count(places + 1, val_fraction) > _val_count(places, val_fraction))
-    return np.flatnonzero(is_labeled_N & ~is_val_N), np.flatnonzero(is_val_N), np.flatnonzero(~is_labeled_N)
-
-
-def _val_count(n: np.ndarray, fraction: float) -> np.ndarray:
-    """ceil(fraction * n), robust against a product that is a rounding error above an integer."""
-    return np.ceil(np.round(n * fraction, 9))
-
-
-def _train_and_test(dataset: Listing, section: Data) -> tuple[Items, Items]:
-    """Train and test, sorted by name; test is the official split, or drawn by TEST_SEED."""
-    train = _by_name(dataset.train)
-    if dataset.test is not None:
-        test = _by_name(dataset.test)
-        if (test.labels_N == UNLABELED).any():
-            raise InputError("data.test: the test split has images without a label", "name a labeled split, or none")
-        return train, test
-    counts_C = np.bincount(train.labels_N[train.labels_N >= 0], minlength=len(dataset.classes))
-    test_C = np.maximum(1, np.floor(counts_C * section.test_fraction + 0.5)).astype(np.int64)
-    labeled = train.labels_N != UNLABELED
-    is_test_N = labeled & (class_ranks(train.names, train.labels_N, f"test/{TEST_SEED}") < test_C[train.labels_N])
-    return train.take(np.flatnonzero(~is_test_N)), train.take(np.flatnonzero(is_test_N))
-
-
-def _by_name(items: Items) -> Items:
-    return items.take(np.array(sorted(range(len(items)), key=items.names.__getitem__), dtype=np.int64))
-
-
-def _refuse_small_classes(labels_N: np.ndarray, classes: Sequence[str], section: Data) -> None:
-    labels_per_class = section.labels_per_class
-    needed = next(n for n in itertools.count(1) if n > math.ceil(round(n * section.val_fraction, 9)))
-    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
-    fewest = int(counts_C.argmin())
-    have = f"class {classes[fewest]} has {counts_C[fewest]} labeled images to train on"
-    if labels_per_class is not None and labels_per_class < needed:
-        raise InputError(
-            f"data.labels_per_class: {labels_per_class} leave none to train on once val has its share",
-            f"ask for {needed} at least",
-        )
-    if counts_C[fewest] < needed:
-        raise InputError(f"data: {have}, and {needed} are needed", "label more of them, or lower data.val_fraction")
-    if labels_per_class is not None and counts_C[fewest] < labels_per_class:
-        raise InputError(
-            f"data.labels_per_class: {have}, fewer than the {labels_per_class} asked for",
-            f"ask for {counts_C[fewest]} at most",
-        )
-
-
-def _divide(
-    dataset: Listing, section: Data, seed: int, *, items: Items, store: ImageStore, test: LabeledImages
-) -> Splits:
-    """Draw the splits; `items` are the images of `store`, in the same order."""
-    labels_N, hashes, corrupt = items.labels_N, store.hashes, (*store.corrupt, *test.store.corrupt)
-    if corrupt:
-        log.warning(
-            "%d images cannot be decoded and are left out: %s",
-            len(corrupt),
-            ", ".join(corrupt[: image_store.MAX_LISTED]),
-        )
-    usable = np.flatnonzero(~np.isin(hashes, test.store.hashes))
-    if len(usable) < len(hashes):
-        log.warning("%d train images have the pixels of a test image and are left out", len(hashes) - len(usable))
-    _refuse_small_classes(labels_N[usable], dataset.classes, section)
-    names = [items.names[int(row)] for row in usable]
-    parts = draw(
-        names, labels_N[usable], per_class=section.labels_per_class, val_fraction=section.val_fraction, seed=seed
-    )
-    labeled, val, unlabeled = (usable[part] for part in parts)
-    return Splits(
-        classes=dataset.classes,
-        licence=dataset.licence,
-        train=store,
-        labeled_rows=labeled,
-        labeled_labels=labels_N[labeled],
-        val_rows=val,
-        val_labels=labels_N[val],
-        unlabeled_rows=unlabeled,
-        data_hash=_data_hash(hashes, labels_N, parts=(labeled, val, unlabeled)),
-        corrupt=corrupt,
-        duplicates=len(hashes) - len(usable),
-        held_out=test,
-    )
-
-
-def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, parts: Sequence[np.ndarray]) -> str:
-    running = hashlib.sha256()
-    for part in parts:
-        running.update(hashes[part].tobytes())
-    for part in parts[:2]:
-        running.update(labels_N[part].astype("<i8").tobytes())
-    return running.hexdigest()
+def evenly_spaced(n: int, limit: int) -> np.ndarray:
+    """Indices of at most `limit` of `n` items, evenly spaced, both ends included, ascending; int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(np.int64))

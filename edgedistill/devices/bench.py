@@ -1,6 +1,6 @@
-"""bench: ship the bundle and a job to a device, run the agent there, and check its report against the job.
+"""Measure on a device: ship the bundle and a job, run the agent there, and check its report against the job.
 
-bundle, Device, backend, models -> out/<device>/<backend>-<model>.json, BenchReport each
+Each model and mode gives one record, a BenchReport in <device>/<backend>-<model>.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edgedistill.agent.job import VERSION, variant
 from edgedistill.agent.verdict import disagreement
 from edgedistill.console import say
 from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
+from edgedistill.devices.subprocesses import INVENTORY, one_line
 from edgedistill.devices.transport import connect, interpreter, job_name, run_with_reconnect
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe.schema import Bench
@@ -30,8 +31,8 @@ AGENT_TIMEOUT_S = 4 * 3600.0  # bounds an agent that hangs; slow devices finish 
 JOB, REPORT = "job.json", "report.json"
 
 
-class AgentResult(BaseModel):
-    """The agent's measurement of one model in one mode."""
+class Measurement(BaseModel):
+    """The agent's measurement of one model in one mode, an entry of `results` in its report.json."""
 
     name: str
     mode: str
@@ -40,7 +41,7 @@ class AgentResult(BaseModel):
     sha256: str
     precision: str
     samples_ms: tuple[float, ...]
-    cells: tuple[tuple[int, int, int], ...]
+    cells: tuple[tuple[int, int, int], ...]  # process, round and number of samples
     warmup_ms: tuple[float, ...]
     accuracy: Accuracy
     agreement_with_host: float | None
@@ -63,7 +64,7 @@ class AgentReport(BaseModel):
     backend: str
     backend_version: str
     facts: dict[str, Any]
-    results: tuple[AgentResult, ...]
+    results: tuple[Measurement, ...]
 
 
 def bench(
@@ -96,14 +97,14 @@ def bench(
     """
     files = {path.name: path for path in verify_bundle(bundle)}
     job = make_job(files, backend, settings, models)
-    needed = [files[name] for name in _job_files(job)]
-    agent_report = _measure(device, needed, job, ssh_config)
-    check_report(agent_report, job, len(np.load(files[LABELS], allow_pickle=False)), device)
-    reports = [_bench_report(device, agent_report, measurement) for measurement in agent_report.results]
-    for record in reports:
+    agent_report = _run_agent(device, [files[name] for name in _job_files(job)], job, ssh_config)
+    n_images = len(np.load(files[LABELS], allow_pickle=False))
+    check_report(agent_report, job, n_images, device)
+    records = [_bench_report(device, agent_report, measurement) for measurement in agent_report.results]
+    for record in records:
         mode = "" if record.mode == HOST_TO_HOST else f"-{record.mode}"
         write_record(out / device.name / f"{backend}-{record.artefact}{mode}.json", record)
-    return reports
+    return records
 
 
 def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: Sequence[OnnxModel]) -> dict[str, Any]:
@@ -128,10 +129,16 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
             f"the bundle has no {', '.join(absent) or 'model to measure'}", "run `edgedistill export` again"
         )
     host = {entry["name"]: host_file(entry["name"]) for entry in entries if host_file(entry["name"]) in files}
-    counts = settings.model_dump(include={"threads", "processes", "rounds", "samples", "seconds", "accuracy_images"})
-    names = {"images": IMAGES, "labels": LABELS, "host_predictions": host}
-    modes = {"modes": modes_of(backend, settings)}
-    return {"version": VERSION, "backend": backend, "models": entries, **modes, **names, **counts}
+    return {
+        "version": VERSION,
+        "backend": backend,
+        "models": entries,
+        "modes": modes_of(backend, settings),
+        "images": IMAGES,
+        "labels": LABELS,
+        "host_predictions": host,
+        **settings.model_dump(include={"threads", "processes", "rounds", "samples", "seconds", "accuracy_images"}),
+    }
 
 
 def modes_of(backend: str, settings: Bench) -> list[str]:
@@ -148,47 +155,15 @@ def modes_of(backend: str, settings: Bench) -> list[str]:
     return modes
 
 
-def check_report(report: AgentReport, job: Mapping[str, Any], n_images: int, device: Device) -> None:
-    """Compare a report with its job: the same models by name and sha256, enough samples, accuracy over enough images.
-
-    Raises:
-        EdgeDistillError: it differs; the message lists the differences.
-    """
-    shipped = [(model["name"], mode, model["sha256"]) for model in job["models"] for mode in job["modes"]]
-    n = min(job["accuracy_images"], n_images)
-    problems = []
-    if (report.version, report.backend) != (job["version"], job["backend"]):
-        problems.append(f"version {report.version} of backend {report.backend}")
-    if [(measurement.name, measurement.mode, measurement.sha256) for measurement in report.results] != shipped:
-        problems.append("other models than those shipped")
-    for measurement in report.results:
-        problems += _sample_problems(measurement, job) + _accuracy_problems(measurement, n)
-    if problems:
-        raise EdgeDistillError(f"{device.name}: the report is not of this job: {'; '.join(problems)}", "bench again")
-
-
-def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
-    """Read a device's facts: machine, cpu, versions, state, and which backends can run there.
-
-    Raises:
-        EdgeDistillError: it cannot be reached, or its Python cannot run the agent.
-    """
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder, connect(device, ssh_config) as transport:
-        archive = Path(folder) / AGENT
-        archive.write_bytes(agent_archive())
-        transport.put([archive])
-        stdout = transport.run([interpreter(device), AGENT, "--facts"], 120.0).stdout
-    facts: dict[str, Any] = json.loads(stdout.splitlines()[-1])
-    return facts
-
-
 def _job_files(job: Mapping[str, Any]) -> list[str]:
+    """Names of the bundle's files that the job needs on the device."""
     models = [model["path"] for model in job["models"]]
     return [AGENT, job["images"], job["labels"], *models, *job["host_predictions"].values()]
 
 
-def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_config: Path | None) -> AgentReport:
-    rounds, agent = job["processes"] * job["rounds"], [interpreter(device), AGENT, JOB]
+def _run_agent(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_config: Path | None) -> AgentReport:
+    """Run the agent on the device with a job and its files; the report's facts have the number of interruptions."""
+    rounds = job["processes"] * job["rounds"]
     with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
         write_json(Path(folder) / JOB, job)
         uploads, report_path = [*files, Path(folder) / JOB], Path(folder) / REPORT
@@ -199,7 +174,7 @@ def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_
             interruptions = run_with_reconnect(
                 transport,
                 uploads,
-                argv=agent,
+                argv=[interpreter(device), AGENT, JOB],
                 result_path=report_path,
                 timeout_s=AGENT_TIMEOUT_S,
                 on_line=show_progress(bar),
@@ -215,49 +190,71 @@ def _measure(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_
 
 
 def show_progress(bar: tqdm[Any]) -> Callable[[str], None]:
-    """Make a line callback that moves `bar` on the agent's progress lines and prints all others."""
+    """Make a callback for the agent's lines: `progress <rounds done>/<rounds>` moves `bar`, others are printed."""
 
     def on_line(line: str) -> None:
-        word, _, count = line.partition(" ")
-        count_done = count.partition("/")[0]
-        if word == "progress" and count_done.isdigit():
+        keyword, _, fraction = line.partition(" ")
+        rounds_done = fraction.partition("/")[0]
+        if keyword == "progress" and rounds_done.isdigit():
             # a resumed agent begins where it was interrupted
-            bar.update(int(count_done) - bar.n)
+            bar.update(int(rounds_done) - bar.n)
         elif line:
             say(f"  {line}")
 
     return on_line
 
 
-def _sample_problems(measurement: AgentResult, job: Mapping[str, Any]) -> list[str]:
+def check_report(report: AgentReport, job: Mapping[str, Any], n_images: int, device: Device) -> None:
+    """Compare a report with its job: the same models by name and sha256, enough samples, accuracy over enough images.
+
+    Args:
+        report: the agent's report.
+        job: from `make_job`.
+        n_images: number of test images in the bundle.
+        device: the device, for the message.
+
+    Raises:
+        EdgeDistillError: it differs; the message lists the differences.
+    """
+    shipped = [(model["name"], mode, model["sha256"]) for model in job["models"] for mode in job["modes"]]
+    n_accuracy = min(job["accuracy_images"], n_images)
+    problems = []
+    if (report.version, report.backend) != (job["version"], job["backend"]):
+        problems.append(f"version {report.version} of backend {report.backend}")
+    if [(measurement.name, measurement.mode, measurement.sha256) for measurement in report.results] != shipped:
+        problems.append("other models than those shipped")
+    for measurement in report.results:
+        problems += _measurement_problems(measurement, job, n_accuracy)
+    if problems:
+        raise EdgeDistillError(f"{device.name}: the report is not of this job: {'; '.join(problems)}", "bench again")
+
+
+def _measurement_problems(measurement: Measurement, job: Mapping[str, Any], n_accuracy: int) -> list[str]:
+    name, n = measurement.variant_name, measurement.accuracy.n
     count, seconds = len(measurement.samples_ms), sum(measurement.samples_ms) / 1000
     problems = []
     if count < job["samples"] or count != sum(cell[2] for cell in measurement.cells):
-        problems.append(f"{measurement.variant_name}: {count} samples, {job['samples']} asked for")
+        problems.append(f"{name}: {count} samples, {job['samples']} asked for")
     # rounding in the sum of many samples must not fail a run of exactly the requested time
     if seconds < job["seconds"] * (1 - 1e-6):
-        problems.append(f"{measurement.variant_name}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
-    if not all(sample > 0 for sample in measurement.samples_ms):
-        problems.append(f"{measurement.variant_name}: a sample of no duration")
+        problems.append(f"{name}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
+    if not all(sample_ms > 0 for sample_ms in measurement.samples_ms):
+        problems.append(f"{name}: a sample of no duration")
+    if n != n_accuracy:
+        problems.append(f"{name}: accuracy over {n} images, {n_accuracy} asked for")
     return problems
 
 
-def _accuracy_problems(measurement: AgentResult, n: int) -> list[str]:
-    return (
-        []
-        if measurement.accuracy.n == n
-        else [f"{measurement.variant_name}: accuracy over {measurement.accuracy.n} images, {n} asked for"]
-    )
+def _bench_report(device: Device, report: AgentReport, measurement: Measurement) -> BenchReport:
+    """The record of a measurement.
 
-
-def _bench_report(device: Device, report: AgentReport, measurement: AgentResult) -> BenchReport:
-    # a graph that disagrees with the host computes another function: its latency is left out, the warning says why
+    A graph that disagrees with the host computes another function: its times are left out, and a warning of the agent
+    says why.
+    """
     computes_same = not disagreement(measurement.agreement_with_host, measurement.accuracy.n)
-    samples_ms, warmup_ms = (measurement.samples_ms, measurement.warmup_ms) if computes_same else ((), ())
-    resumed_processes = report.facts.get("picked_up", 0)
-    interrupted = (
-        f"the run was interrupted and picked up: {resumed_processes} of its processes are from before",
-    ) * bool(resumed_processes)
+    warnings = measurement.warnings
+    if resumed_processes := report.facts.get("picked_up", 0):
+        warnings += (f"the run was interrupted and picked up: {resumed_processes} of its processes are from before",)
     return BenchReport(
         device=device.name,
         backend=report.backend,
@@ -265,7 +262,12 @@ def _bench_report(device: Device, report: AgentReport, measurement: AgentResult)
         artefact=measurement.name,
         sha256=measurement.sha256,
         precision=measurement.precision,
-        latency=Latency(samples_ms=samples_ms, warmup_ms=warmup_ms, window=measurement.window, batch=measurement.batch),
+        latency=Latency(
+            samples_ms=measurement.samples_ms if computes_same else (),
+            warmup_ms=measurement.warmup_ms if computes_same else (),
+            window=measurement.window,
+            batch=measurement.batch,
+        ),
         accuracy=measurement.accuracy,
         agreement_with_host=measurement.agreement_with_host,
         facts={
@@ -273,9 +275,31 @@ def _bench_report(device: Device, report: AgentReport, measurement: AgentResult)
             "cells": [list(cell) for cell in measurement.cells] if computes_same else [],
             "first_calls_ms": list(measurement.first_calls_ms),
         },
-        warnings=measurement.warnings + interrupted,
+        warnings=warnings,
         ratio_to_fp32=measurement.ratio_to_fp32 if computes_same else None,
         mode=measurement.mode,
         verdict=measurement.verdict if computes_same else "",
         energy=measurement.energy if computes_same else None,
     )
+
+
+def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
+    """Read a device's facts: machine, cpu, versions, state, and which backends can run there.
+
+    Raises:
+        EdgeDistillError: it cannot be reached, or its Python cannot run the agent.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder, connect(device, ssh_config) as transport:
+        archive = Path(folder) / AGENT
+        archive.write_bytes(agent_archive())
+        transport.put([archive])
+        stdout = transport.run([interpreter(device), AGENT, "--facts"], 120.0).stdout
+    try:
+        facts = json.loads(stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        printed = one_line(stdout) or "nothing on stdout"
+        message = f"{device.name}: `{interpreter(device)} {AGENT} --facts` printed no facts: {printed}"
+        raise EdgeDistillError(message, f"name a Python 3.8 or later in {INVENTORY} (python:)")
+    return facts

@@ -11,6 +11,7 @@ import yaml
 
 from edgedistill.agent.backends import BACKENDS
 from edgedistill.errors import InputError
+from edgedistill.recipe.duplicates import duplicates
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.records import Device
 
@@ -42,8 +43,8 @@ def load(path: Path | None) -> dict[str, Device]:
     Raises:
         InputError: the file is missing, is not such a mapping, or an entry is wrong; one line per problem.
     """
-    raw = {} if path is None else _read(path)
-    problems = [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
+    raw, problems = ({}, []) if path is None else _read(path)
+    problems += [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
     if problems:
         raise InputError("\n".join(problems))
     return {"local": Device(name="local"), **{name: _device(name, **entry) for name, entry in raw.items()}}
@@ -71,18 +72,21 @@ def _device(name: str, backends: Sequence[str] = (), **options: str) -> Device:
     return Device(name=name, **options, backends=tuple(backends))
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def _read(path: Path) -> tuple[dict[Any, Any], list[str]]:
+    """The entries of an inventory file, and its keys that are given twice, one line each."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+        repeated = duplicates(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "name an existing inventory file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:
-        return {}
+        return {}, []
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must map device names to {{{', '.join(KEYS)}}}")
-    return raw
+    return raw, [f"{path}:{key.line}: {'.'.join(map(str, key.key))}: {key.message}" for key in repeated]
 
 
 def _problems(name: Any, entry: Any) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Protocol
 from edgedistill.console import say
 from edgedistill.devices.ssh import ConnectionLostError, OpenSsh
 from edgedistill.devices.subprocesses import (
+    INVENTORY,
     NO_PROGRAM,
     SPARE_BYTES,
     Completed,
@@ -161,7 +162,7 @@ def _reconnect(transport: Transport) -> None:
 
 
 class LocalTransport:
-    """This machine: a folder in `workdir`, or in the system's temporary folder."""
+    """This machine: a folder in `workdir`, where "~" is a home folder, or in the system's temporary folder."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -170,12 +171,17 @@ class LocalTransport:
 
     def open(self) -> None:
         """Make the folder."""
+        workdir = self.device.workdir
         try:
-            if self.device.workdir:
-                Path(self.device.workdir).mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="edgedistill-", dir=self.device.workdir or None)).absolute()
+            parent = Path(workdir).expanduser() if workdir else None
+            if parent is not None:
+                parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix="edgedistill-", dir=parent)).absolute()
         except OSError as error:
-            raise InputError(f"{self.device.name}: workdir {self.device.workdir}: {error.strerror}") from None
+            raise InputError(f"{self.device.name}: workdir {workdir}: {error.strerror}") from None
+        except RuntimeError:  # pathlib's, for a user without a home folder
+            message = f"{self.device.name}: workdir {workdir}: there is no such home folder"
+            raise InputError(message, f"name another workdir in {INVENTORY}") from None
 
     def put(self, files: Sequence[Path]) -> None:
         """Copy files into the folder."""

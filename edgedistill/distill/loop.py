@@ -76,12 +76,11 @@ def fit(
     Raises:
         EdgeDistillError: the loss is not finite.
     """
-    classes = sum(task.material.source_probs[name].shape[1] for name in task.sources)
+    source_classes = sum(task.material.source_probs[name].shape[1] for name in task.sources)
     frozen = ("",) if "frozen" in task.needs else task.settings.freeze  # "" is the whole backbone
-    state, loss = (
-        initial_state(model, classes, task.settings.model_copy(update={"freeze": frozen}), task.seed),
-        task.loss(),
-    )
+    settings = task.settings.model_copy(update={"freeze": frozen})
+    state = initial_state(model, source_classes, settings, task.seed)
+    loss = task.loss()
     if heads:
         state.heads.load_state_dict(heads)
     begin, earlier_seconds = 0, 0.0
@@ -92,18 +91,12 @@ def fit(
     started = time.monotonic()
     for step in range(begin, task.steps):
         set_learning_rate(state.optimizer, task.settings, step, task.steps)
-        scalars = train_step(state, loss, step_batch=draw_batch(task, step), task=task, step=step)
+        scalars = train_step(state, loss, task, step)
         if not math.isfinite(scalars["loss"]):
             raise EdgeDistillError(f"distill: the loss is not finite at step {step + 1}", "lower distill.lr")
         if folder and processes.team().is_leader:
-            record(
-                folder,
-                state,
-                task=task,
-                step=step + 1,
-                scalars=scalars,
-                seconds=earlier_seconds + time.monotonic() - started,
-            )
+            seconds = earlier_seconds + time.monotonic() - started
+            record_step(folder, state, task, step=step + 1, scalars=scalars, seconds=seconds)
         on_step(step + 1, scalars)
         if step + 1 in rungs:
             processes.run_on_leader(partial(rungs[step + 1], val_accuracy(state, task)))
@@ -112,10 +105,19 @@ def fit(
     return TrainedStudent(model=state.ema.eval(), val=val, loss=held_out_loss(state, loss, task), seconds=seconds)
 
 
-def train_step(
-    state: State, loss: Callable[[Batch], Terms], step_batch: StepBatch, task: Task, step: int
-) -> dict[str, float]:
-    """Run the forward pass, the method's terms and one optimizer step; returns {"loss", "terms/..."} of the batch."""
+def train_step(state: State, loss: Callable[[Batch], Terms], task: Task, step: int) -> dict[str, float]:
+    """Draw a batch, compute the method's terms on it and take one optimizer step.
+
+    Args:
+        state: the training state; it is changed.
+        loss: from Task.loss.
+        task: the training data and settings.
+        step: number of the step, from 0.
+
+    Returns:
+        {"loss": sum of the terms, "terms/<name>": each of them}, means over all processes.
+    """
+    step_batch = draw_batch(task, step)
     device = next(state.model.parameters()).device
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
@@ -132,12 +134,16 @@ def train_step(
         terms = loss(method_batch(*forward_heads(state.net, images_BCHW, task), step_batch, weak_UC))
     total = torch.stack(list(terms.values())).sum()
     optimizer_step(state, total, task.settings.ema_decay, step)
-    values = processes.mean(torch.stack([total, *terms.values()]).detach()).tolist()  # one wait, not one a term
+    # stacked: one wait for the GPU and one message between processes, not one a term
+    values = processes.mean(torch.stack([total, *terms.values()]).detach()).tolist()
     return dict(zip(["loss", *(f"terms/{name}" for name in terms)], values, strict=True))
 
 
 def strong_view(step_batch: StepBatch, task: Task) -> Tensor:
-    """The step's uint8 images before crops and flips; for methods with two views, unlabeled ones strongly augmented."""
+    """Return the batch's uint8 images; for a method with two views, the unlabeled ones are strongly augmented.
+
+    Crops and flips follow for all images.
+    """
     if "weak" not in task.needs:
         return step_batch.images_BHWC
     labeled = int((step_batch.labels_B >= 0).sum())
@@ -155,30 +161,34 @@ def weak_logits(state: State, step_batch: StepBatch, task: Task, random: torch.G
     """
     if "weak" not in task.needs:
         return None
-    device, images_UHWC = next(state.model.parameters()).device, step_batch.images_BHWC[step_batch.labels_B < 0]
+    device = next(state.model.parameters()).device
+    images_UHWC = step_batch.images_BHWC[step_batch.labels_B < 0]
     if not len(images_UHWC):
         return torch.zeros(0, task.spec.num_classes, device=device)
     settings = task.settings.augment
-    weak = settings.model_copy(update={"min_area": max(0.8, settings.min_area), "jitter": 0.0})
+    mild = settings.model_copy(update={"min_area": max(0.8, settings.min_area), "jitter": 0.0})
     with torch.no_grad():
-        images_UCHW = augment(student_input(images_UHWC, task, device), weak, random, step_batch.positions_U)
+        images_UCHW = augment(student_input(images_UHWC, task, device), mild, random, step_batch.positions_U)
         return forward_heads(StudentWithHeads(state.model, state.heads), images_UCHW, task)[0]
 
 
-def record(folder: Path, state: State, task: Task, step: int, scalars: Mapping[str, float], seconds: float) -> None:
-    """Append the step's line to metrics.jsonl, with an evaluation if one is due, then save the checkpoint if due."""
-    settings, last = task.settings, step == task.steps
-    images = settings.batch_labeled + (settings.batch_unlabeled if len(task.unlabeled) or task.streamed_per_step else 0)
+def record_step(
+    folder: Path, state: State, task: Task, *, step: int, scalars: Mapping[str, float], seconds: float
+) -> None:
+    """Append the line of a step (from 1) to metrics.jsonl, with val if an evaluation is due; save a due checkpoint."""
+    settings, is_last = task.settings, step == task.steps
+    learns_from_unlabeled = len(task.unlabeled) or task.streamed_per_step
+    images_per_step = settings.batch_labeled + (settings.batch_unlabeled if learns_from_unlabeled else 0)
     line: dict[str, Any] = {
         "step": step,
         "loss": scalars["loss"],
         "lr": state.optimizer.param_groups[0]["lr"],
-        "terms": {name[len("terms/") :]: term for name, term in scalars.items() if name.startswith("terms/")},
-        "images_per_second": round(images * step / seconds, 2),
+        "terms": {name.removeprefix("terms/"): term for name, term in scalars.items() if name != "loss"},
+        "images_per_second": round(images_per_step * step / seconds, 2),
     }
-    if step % settings.evaluate_every == 0 or last:
+    if step % settings.evaluate_every == 0 or is_last:
         line["val"] = asdict(val_accuracy(state, task))
-    with (folder / artifacts.METRICS.name).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-    if step % settings.checkpoint_every == 0 or last:
+    with (folder / artifacts.METRICS.name).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if step % settings.checkpoint_every == 0 or is_last:
         save(state, step, seconds, folder)

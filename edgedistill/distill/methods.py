@@ -79,7 +79,7 @@ def transfer(batch: Batch, alphas: Alphas) -> Terms:
 
 
 def linear_probe(batch: Batch, alphas: Alphas) -> Terms:
-    """As transfer, with frozen backbone weights: only the target head is trained."""
+    """As `transfer`, but with frozen backbone weights: only the target head is trained."""
     return {"labels": label_loss(batch)}
 
 
@@ -114,7 +114,7 @@ def single(
     temperature: Temperature = 1.0,
     normalise: Normalise = True,
 ) -> Terms:
-    """As nearest, from the source named by `source`: measures one source alone.
+    """As `nearest`, but from the source named by `source`: measures one source alone.
 
     Args:
         batch: one step's logits, labels and pseudo-labels.
@@ -135,7 +135,7 @@ def random(
     temperature: Temperature = 1.0,
     normalise: Normalise = True,
 ) -> Terms:
-    """As nearest, from a source drawn with `seed`: the control for the choice of the source.
+    """As `nearest`, but from a source drawn with `seed`: the control for the choice of the source.
 
     Args:
         batch: one step's logits, labels and pseudo-labels.
@@ -148,7 +148,7 @@ def random(
 def equal(
     batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.8, temperature: Temperature = 1.0, normalise: Normalise = True
 ) -> Terms:
-    """As weighted, with the same weight for all sources: the control for the weighting."""
+    """As `weighted`, but with the same weight for all sources: the control for the weighting."""
     return mixture(batch, equal_shares(alphas, {}), lam=lam, temperature=temperature, normalise=normalise)
 
 
@@ -212,7 +212,7 @@ def combined(
     Args:
         batch: one step's logits, labels, pseudo-labels and teacher.
         alphas: weight of each source; >= 0, sum 1.
-        sources: share of the sources in the loss.
+        sources: share of the sources in the loss; `lam` and `sources` sum to at most 1, the rest is the teacher's.
 
     Raises:
         InputError: lam + sources is over 1.

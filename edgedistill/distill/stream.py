@@ -2,7 +2,8 @@
 
 The shards of an epoch come in random order and are grouped into windows of several shards; images are shuffled within
 a window. While one window is trained on, the next is read and decoded.
-N images of all shards, U of them per step, R rows of one shard, K classes of a source, C target classes.
+N images of all shards, W of them in a window, U of them that are returned, R of one shard, K classes of a source,
+C target classes.
 """
 
 from __future__ import annotations
@@ -47,20 +48,22 @@ class StreamBatch:
 
     def select(self, positions: Any) -> StreamBatch:
         """The images at some positions, with their outputs."""
-        teacher = None if self.teacher_UC is None else self.teacher_UC[positions]
         return StreamBatch(
             images_UHWC=self.images_UHWC[positions],
             source_probs={name: probs_UK[positions] for name, probs_UK in self.source_probs.items()},
-            teacher_UC=teacher,
+            teacher_UC=None if self.teacher_UC is None else self.teacher_UC[positions],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Part of an epoch's order: `shards` and `rows` of its W images, [W], the first of them at position `begin`."""
+    """Part of an epoch's order: the shard and the row in it of each image, [W]; the first has position `begin`.
+
+    Positions count the images of all epochs from 0.
+    """
 
     begin: int
-    shards: Rows
+    shard_indices: Rows
     rows: Rows
 
     @property
@@ -71,16 +74,16 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class StepShare:
-    """The share of this process in each step of `count` images: positions `start` up to `stop` within the step."""
+    """The share of this process in each step of `count` images: places `start` up to `stop` within the step."""
 
     count: int
     start: int
     stop: int
 
-    def positions_in(self, window: Window) -> Rows:
-        """Positions in the window that belong to this process, ascending."""
-        positions = np.arange(window.begin, window.end) % self.count
-        return np.flatnonzero((positions >= self.start) & (positions < self.stop))
+    def indices_in(self, window: Window) -> Rows:
+        """Indices of the window's images that belong to this process, ascending."""
+        places_W = np.arange(window.begin, window.end) % self.count
+        return np.flatnonzero((places_W >= self.start) & (places_W < self.stop))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -88,7 +91,7 @@ class Stream:
     """The images of all shards at one input size, in an order drawn from a seed.
 
     Args:
-        parts: the shards.
+        shards: the shards.
         view: how images are decoded.
         px: the student's input size in pixels.
         seed: seed of the order.
@@ -97,42 +100,40 @@ class Stream:
         teacher: function from each source's features to the teacher's probabilities, if the method needs them.
     """
 
-    parts: tuple[LabeledShard, ...]
+    shards: tuple[LabeledShard, ...]
     view: View
     px: int
     seed: int
     mixed: int
     sources: tuple[str, ...] = ()
     teacher: Callable[[Mapping[str, Arrays]], Arrays] | None = None
-    _orders: dict[int, list[Window]] = field(default_factory=dict, repr=False)
-    ready_batches: dict[tuple[int, StepShare], Future[StreamBatch]] = field(default_factory=dict, repr=False)
+    _windows_by_epoch: dict[int, list[Window]] = field(default_factory=dict, repr=False)
+    # this process's images of the current and the next window, by the window's begin
+    batches_ahead: dict[tuple[int, StepShare], Future[StreamBatch]] = field(default_factory=dict, repr=False)
     _read_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __len__(self) -> int:
         """N."""
-        return sum(len(part.rows) for part in self.parts)
+        return sum(len(labeled.rows) for labeled in self.shards)
 
     def draw(self, step: int, count: int, own: slice | None = None) -> StreamBatch:
-        """Return the images of a step (from 0), or those at its positions `own`.
+        """Return the `count` images of a step (from 0), or those of them at the places `own`.
 
         Raises:
             EdgeDistillError: a shard can no longer be read.
         """
-        share = (
-            StepShare(count=count, start=own.start, stop=own.stop)
-            if own
-            else StepShare(count=count, start=0, stop=count)
-        )
-        first, end = step * count + share.start, step * count + share.stop
-        parts = []
-        for window in self._windows_from(first):
+        own = own or slice(0, count)
+        share = StepShare(count=count, start=own.start, stop=own.stop)
+        begin, end = step * count + share.start, step * count + share.stop
+        batches = []
+        for window in self._windows_from(begin):  # a step may begin in one window and end in the next
             if window.begin >= end:
                 break
-            own_positions = share.positions_in(window) + window.begin
-            selected = np.flatnonzero((own_positions >= first) & (own_positions < end))
+            own_positions = share.indices_in(window) + window.begin
+            selected = np.flatnonzero((own_positions >= begin) & (own_positions < end))
             if len(selected):
-                parts.append(self._loaded(window, share).select(selected))
-        return _joined(parts)
+                batches.append(self._window_batch(window, share).select(selected))
+        return _joined(batches)
 
     @cached_property
     def sample(self) -> Arrays:
@@ -146,41 +147,40 @@ class Stream:
             yield from (window for window in self._windows(epoch) if window.end > position)
 
     def _windows(self, epoch: int) -> list[Window]:
-        if epoch not in self._orders:
-            self._orders = {key: windows for key, windows in self._orders.items() if key >= epoch - 1}
-            self._orders[epoch] = self._order(epoch)
-        return self._orders[epoch]
+        if epoch not in self._windows_by_epoch:
+            recent = {earlier: windows for earlier, windows in self._windows_by_epoch.items() if earlier >= epoch - 1}
+            self._windows_by_epoch = {**recent, epoch: self._draw_windows(epoch)}
+        return self._windows_by_epoch[epoch]
 
-    def _order(self, epoch: int) -> list[Window]:
-        random, windows = np.random.default_rng([self.seed, SHUFFLE, epoch]), []
-        window_parts: list[tuple[int, Rows]] = []
-        begin = epoch * len(self)
-        for place, part_index in enumerate(order := random.permutation(len(self.parts))):
-            window_parts.append((int(part_index), self.parts[part_index].rows))
-            if sum(len(rows) for _, rows in window_parts) >= self.mixed or place == len(order) - 1:
-                shards = np.concatenate([np.full(len(rows), part_index) for part_index, rows in window_parts])
-                shuffle = random.permutation(len(shards))
-                window = Window(
-                    begin=begin,
-                    shards=shards[shuffle],
-                    rows=np.concatenate([rows for _, rows in window_parts])[shuffle],
-                )
-                windows.append(window)
-                begin, window_parts = window.end, []
+    def _draw_windows(self, epoch: int) -> list[Window]:
+        """Draw an epoch's order: of the shards, then of the images in each window."""
+        random = np.random.default_rng([self.seed, SHUFFLE, epoch])
+        order = random.permutation(len(self.shards)).tolist()
+        windows: list[Window] = []
+        begin, members = epoch * len(self), list[int]()
+        for index in order:
+            members.append(index)
+            if sum(len(self.shards[member].rows) for member in members) < self.mixed and index != order[-1]:
+                continue
+            rows = np.concatenate([self.shards[member].rows for member in members])
+            shard_indices = np.repeat(members, [len(self.shards[member].rows) for member in members])
+            shuffle = random.permutation(len(rows))
+            windows.append(Window(begin=begin, shard_indices=shard_indices[shuffle], rows=rows[shuffle]))
+            begin, members = windows[-1].end, []
         return [window for window in windows if len(window.rows)]
 
-    def _loaded(self, window: Window, share: StepShare) -> StreamBatch:
+    def _window_batch(self, window: Window, share: StepShare) -> StreamBatch:
         """Return this process's images of a window, in its order, and begin to read the next window."""
         following = next(self._windows_from(window.end))
-        upcoming = {(window.begin, share): window, (following.begin, share): following}
-        for key in [key for key in self.ready_batches if key not in upcoming]:
-            self.ready_batches.pop(key).cancel()
-        for key, ahead in upcoming.items():
-            if key not in self.ready_batches:
-                self.ready_batches[key] = self._read_async(ahead, share.positions_in(ahead))
-        return self.ready_batches[window.begin, share].result()
+        needed = {(needed_window.begin, share): needed_window for needed_window in (window, following)}
+        for key in [key for key in self.batches_ahead if key not in needed]:
+            self.batches_ahead.pop(key).cancel()
+        for key, needed_window in needed.items():
+            if key not in self.batches_ahead:
+                self.batches_ahead[key] = self._read_async(needed_window, share.indices_in(needed_window))
+        return self.batches_ahead[window.begin, share].result()
 
-    def _read_async(self, window: Window, positions: Rows) -> Future[StreamBatch]:
+    def _read_async(self, window: Window, indices: Rows) -> Future[StreamBatch]:
         """Start `_read` in a daemon thread, so that a read that hangs does not keep the process from exiting."""
         future: Future[StreamBatch] = Future()
 
@@ -189,61 +189,62 @@ class Stream:
                 if not future.set_running_or_notify_cancel():
                     return
                 try:
-                    future.set_result(self._read(window, positions))
+                    future.set_result(self._read(window, indices))
                 except BaseException as error:
                     future.set_exception(error)
 
         threading.Thread(target=read, daemon=True).start()
         return future
 
-    def _read(self, window: Window, positions: Rows) -> StreamBatch:
-        """Decode the images at some positions of a window, and collect their source and teacher outputs."""
-        pixels = np.empty((len(positions), self.px, self.px, 3), dtype=np.uint8)
-        probs: dict[str, Arrays] = {}
-        teacher: Arrays | None = None
-        for part_index in np.unique(window.shards[positions]):
-            part = self.parts[part_index]
-            selected = np.flatnonzero(window.shards[positions] == part_index)
-            rows = window.rows[positions[selected]]
-            pixels[selected] = self._decoded(part.shard, rows)
+    def _read(self, window: Window, indices: Rows) -> StreamBatch:
+        """Decode some images of a window, and collect their source and teacher outputs."""
+        images_UHWC = np.empty((len(indices), self.px, self.px, 3), dtype=np.uint8)
+        source_probs: dict[str, Arrays] = {}
+        teacher_UC: Arrays | None = None
+        shard_indices_U, rows_U = window.shard_indices[indices], window.rows[indices]
+        for shard_index in np.unique(shard_indices_U):
+            labeled = self.shards[shard_index]
+            selected = np.flatnonzero(shard_indices_U == shard_index)
+            rows = rows_U[selected]
+            images_UHWC[selected] = self._decode(labeled.shard, rows)
             for name in self.sources:
-                probs_RK = np.asarray(part.outputs[name].probs_NK[rows])
-                probs.setdefault(name, np.empty((len(positions), probs_RK.shape[1]), probs_RK.dtype))[selected] = (
-                    probs_RK
-                )
+                probs_RK = np.asarray(labeled.outputs[name].probs_NK[rows])
+                if name not in source_probs:
+                    source_probs[name] = np.empty((len(indices), probs_RK.shape[1]), probs_RK.dtype)
+                source_probs[name][selected] = probs_RK
             if self.teacher is not None:
-                teacher_RC = self.teacher(
-                    {name: np.asarray(outputs.features_ND[rows]) for name, outputs in part.outputs.items()}
-                )
-                teacher = np.empty((len(positions), teacher_RC.shape[1]), np.float32) if teacher is None else teacher
-                teacher[selected] = teacher_RC
-        return StreamBatch(images_UHWC=pixels, source_probs=probs, teacher_UC=teacher)
+                features = {name: np.asarray(outputs.features_ND[rows]) for name, outputs in labeled.outputs.items()}
+                teacher_RC = self.teacher(features)
+                if teacher_UC is None:
+                    teacher_UC = np.empty((len(indices), teacher_RC.shape[1]), np.float32)
+                teacher_UC[selected] = teacher_RC
+        return StreamBatch(images_UHWC=images_UHWC, source_probs=source_probs, teacher_UC=teacher_UC)
 
-    def _decoded(self, shard: Shard, rows: Rows) -> Arrays:
-        image_positions, hashes = shard.sample_numbers[rows], shard.hashes[rows].tolist()
-        decoded = squares(shard.url, self.view, frozenset(image_positions.tolist()))
-        marks = dict(zip(image_positions.tolist(), hashes, strict=True))
+    def _decode(self, shard: Shard, rows: Rows) -> Arrays:
+        """Decode the images of some rows of a shard, [R, px, px, 3]; the shard is dropped if their pixels changed."""
+        numbers = shard.sample_numbers[rows].tolist()
+        hashes = dict(zip(numbers, shard.hashes[rows].tolist(), strict=True))
         # the outputs, and the check that the image is not in val or test, are valid for these pixels only
         resized = {
-            position: images.resize(square, self.px)
-            for position, _, square in decoded
-            if square is not None and pixel_hash(square) == marks[position]
+            number: images.resize(square, self.px)
+            for number, _, square in squares(shard.url, self.view, frozenset(numbers))
+            if square is not None and pixel_hash(square) == hashes[number]
         }
         if len(resized) < len(rows):
             (shard.folder / "shard.json").unlink(missing_ok=True)
             problem = f"{len(rows) - len(resized)} of its images are not those that were labeled"
             raise EdgeDistillError(f"{shard.url}: {problem}", "run again: the shard is then labeled anew")
-        return np.stack([resized[int(position)] for position in image_positions])
+        return np.stack([resized[number] for number in numbers])
 
 
-def _joined(parts: list[StreamBatch]) -> StreamBatch:
-    if len(parts) == 1:
-        return parts[0]
-    teacher = [part.teacher_UC for part in parts if part.teacher_UC is not None]
+def _joined(batches: list[StreamBatch]) -> StreamBatch:
+    if len(batches) == 1:
+        return batches[0]
+    teacher_parts = [batch.teacher_UC for batch in batches if batch.teacher_UC is not None]
     return StreamBatch(
-        images_UHWC=np.concatenate([part.images_UHWC for part in parts]),
+        images_UHWC=np.concatenate([batch.images_UHWC for batch in batches]),
         source_probs={
-            name: np.concatenate([part.source_probs[name] for part in parts]) for name in parts[0].source_probs
+            name: np.concatenate([batch.source_probs[name] for batch in batches]) for name in batches[0].source_probs
         },
-        teacher_UC=np.concatenate(teacher) if teacher else None,
+        teacher_UC=np.concatenate(teacher_parts) if teacher_parts else None,
     )

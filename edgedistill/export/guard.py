@@ -1,7 +1,7 @@
-"""The accuracy guard: bounds the accuracy that int8 loses; if it loses more, the most sensitive layers stay float.
+"""The accuracy guard: if int8 loses more accuracy than the recipe allows, the most sensitive layers stay in float.
 
-Layers are ranked on a few images without labels, by the noise that each one alone adds to the logits. The bound is
-checked on val. N images, C classes.
+Accuracy is compared with fp32's on val. Layers are ranked on a few images without labels, by the noise that each one
+alone adds to the logits. N images, C classes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from edgedistill.agent import metrics
 from edgedistill.console import bar
+from edgedistill.data.splits import evenly_spaced
 from edgedistill.export import calibrate, graphs, qdq
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import layers, make_plan
@@ -57,54 +58,58 @@ class Guard:
     Attributes:
         model: the fp32 graph.
         ranges: its calibrated ranges.
-        images_NHWC: the calibration images.
-        val: images and their labels.
+        calibration_NHWC: the calibration images.
+        val_NHWC: the images of val.
+        val_labels_N: their labels.
         max_drop: percentage points of accuracy that may be lost.
         score: "top1" or "balanced".
     """
 
     model: ModelProto
     ranges: Mapping[str, calibrate.Range]
-    images_NHWC: np.ndarray
-    val: tuple[np.ndarray, np.ndarray]
+    calibration_NHWC: np.ndarray
+    val_NHWC: np.ndarray
+    val_labels_N: np.ndarray
     max_drop: float
     score: str
 
     @cached_property
-    def unlabeled(self) -> np.ndarray:
+    def unlabeled_NHWC(self) -> np.ndarray:  # noqa: N802 - the shape suffix
         """The calibration images on which labels are compared, at most UNLABELED_IMAGES."""
-        return self.images_NHWC[:: max(1, len(self.images_NHWC) // UNLABELED_IMAGES)][:UNLABELED_IMAGES]
+        every = max(1, len(self.calibration_NHWC) // UNLABELED_IMAGES)
+        return self.calibration_NHWC[::every][:UNLABELED_IMAGES]
 
     @cached_property
     def fp32_labels(self) -> tuple[np.ndarray, np.ndarray]:
         """fp32's labels on val and on the unlabeled images."""
         graph = self.model.SerializeToString()
-        return predict_onnx(graph, self.val[0]).argmax(1), predict_onnx(graph, self.unlabeled).argmax(1)
+        return predict_onnx(graph, self.val_NHWC).argmax(1), predict_onnx(graph, self.unlabeled_NHWC).argmax(1)
 
-    def drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
+    def measure_drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
         """Measure the accuracy that an int8 graph loses; with `screening`, on SCREENING_IMAGES images of val only.
 
         A simulated graph is run on at most SIMULATED_IMAGES images of val.
         """
         serialized, simulate = graph.SerializeToString(), target != "cpu"
-        max_images = (
-            SCREENING_IMAGES if screening else SIMULATED_IMAGES if simulate else max(len(self.val[1]), UNLABELED_IMAGES)
-        )
-        rows = evenly_spaced(len(self.val[1]), max_images)
-        unlabeled_rows = evenly_spaced(
-            len(self.unlabeled), max_images // 4 if simulate or screening else len(self.unlabeled)
-        )
-        predicted_N = predict_onnx(serialized, self.val[0][rows], simulate=simulate).argmax(1)
-        unlabeled_predicted_N = predict_onnx(serialized, self.unlabeled[unlabeled_rows], simulate=simulate).argmax(1)
+        max_val, max_unlabeled = len(self.val_labels_N), len(self.unlabeled_NHWC)
+        if simulate or screening:
+            max_val = SCREENING_IMAGES if screening else SIMULATED_IMAGES
+            max_unlabeled = max_val // 4
+        rows = evenly_spaced(len(self.val_labels_N), max_val)
+        unlabeled_rows = evenly_spaced(len(self.unlabeled_NHWC), max_unlabeled)
+        int8_N = predict_onnx(serialized, self.val_NHWC[rows], simulate=simulate).argmax(1)
+        unlabeled_int8_N = predict_onnx(serialized, self.unlabeled_NHWC[unlabeled_rows], simulate=simulate).argmax(1)
         fp32_N, unlabeled_fp32_N = self.fp32_labels[0][rows], self.fp32_labels[1][unlabeled_rows]
-        points, low, high = (
-            100 * fraction for fraction in metrics.drop(self.val[1][rows], fp32_N, predicted_N, self.score)
-        )
-        differ = 100 * float(
-            np.mean(np.concatenate([predicted_N != fp32_N, unlabeled_predicted_N != unlabeled_fp32_N]))
-        )
+        loss = metrics.drop(self.val_labels_N[rows], fp32_N, int8_N, self.score)
+        points, low, high = (100 * fraction for fraction in loss)
+        differ_N = np.concatenate([int8_N != fp32_N, unlabeled_int8_N != unlabeled_fp32_N])
         return Drop(
-            points=points, low=low, high=high, n=len(rows), differ=differ, images=len(rows) + len(unlabeled_rows)
+            points=points,
+            low=low,
+            high=high,
+            n=len(rows),
+            differ=100 * float(np.mean(differ_N)),
+            images=len(rows) + len(unlabeled_rows),
         )
 
     def holds(self, drop: Drop) -> bool:
@@ -119,48 +124,40 @@ class Guard:
     def choose_graph(
         self, target: Target, make: Callable[[Sequence[str]], ModelProto], qat: QatCandidate | None = None
     ) -> Outcome:
-        """The int8 graph of a target with the fewest float layers within the bound; all int8 if there is none.
+        """Choose the target's graph within the bound with the fewest float layers; all int8 if there is none.
 
         Args:
             target: "cpu" or "tensorrt".
             make: builds the graph with the named layers in float.
-            qat: a candidate from quantization-aware training; used if it loses no more.
+            qat: a candidate from quantization-aware training; it replaces the graph of `make` if it loses no more.
         """
-        int8_graph = make(())
-        drop = self.drop(int8_graph, target)
-        guarded, model, ranges = (
-            Guarded(target=target, holds=self.holds(drop), max_drop=self.max_drop, drop=drop),
-            self.model,
-            self.ranges,
-        )
+        model, ranges, graph = self.model, self.ranges, make(())
+        drop = self.measure_drop(graph, target)
+        guarded = Guarded(target=target, holds=self.holds(drop), max_drop=self.max_drop, drop=drop)
         if qat:
-            candidate_drop = self.drop(qat.make(()), target)
-            if candidate_drop.points <= drop.points:
-                make, int8_graph, model, ranges = qat.make, qat.make(()), qat.model, qat.ranges
-                guarded = Guarded(
-                    target=target,
-                    holds=self.holds(candidate_drop),
-                    max_drop=self.max_drop,
-                    drop=candidate_drop,
-                    before=drop,
-                    qat=qat.agreement,
-                )
+            qat_graph = qat.make(())
+            qat_drop = self.measure_drop(qat_graph, target)
+            if qat_drop.points <= drop.points:
+                model, ranges, make, graph = qat.model, qat.ranges, qat.make, qat_graph
+                guarded = replace(guarded, holds=self.holds(qat_drop), drop=qat_drop, before=drop, qat=qat.agreement)
         if guarded.holds:
-            return Outcome(graph=int8_graph, guarded=guarded)
-        ranked = sensitivity(model, ranges, target, self.images_NHWC)
+            return Outcome(graph=graph, guarded=guarded)
+        ranked = sensitivity(model, ranges, target, self.calibration_NHWC)
         worst = list(ranked)[: max(1, len(ranked) // LAYERS_PER_FLOAT_LAYER)]
         counts = _float_counts(len(worst))
         with bar(f"keep layers in float for {target}", len(counts)) as advance:
             for count in counts:
-                graph = make(worst[:count])
-                hopeless = self.drop(graph, target, screening=True).low > self.max_drop
+                mixed_graph = make(worst[:count])
+                hopeless = self.measure_drop(mixed_graph, target, screening=True).low > self.max_drop
                 advance(1)
-                if not hopeless and self.holds(candidate_drop := self.drop(graph, target)):
-                    with_floats = replace(
-                        guarded, holds=True, drop=candidate_drop, floats=tuple(worst[:count]), before=guarded.drop
-                    )
-                    return Outcome(graph=graph, guarded=with_floats, sensitivity=ranked)
-        return Outcome(graph=int8_graph, guarded=guarded, sensitivity=ranked)
+                if hopeless:
+                    continue
+                mixed_drop = self.measure_drop(mixed_graph, target)
+                if self.holds(mixed_drop):
+                    floats = tuple(worst[:count])
+                    guarded = replace(guarded, holds=True, drop=mixed_drop, floats=floats, before=guarded.drop)
+                    return Outcome(graph=mixed_graph, guarded=guarded, sensitivity=ranked)
+        return Outcome(graph=graph, guarded=guarded, sensitivity=ranked)
 
 
 def _float_counts(max_count: int) -> list[int]:
@@ -171,15 +168,10 @@ def _float_counts(max_count: int) -> list[int]:
     return counts
 
 
-def evenly_spaced(n: int, count: int) -> np.ndarray:
-    """Indices of at most `count` of `n` items, evenly spaced, both ends included; int64."""
-    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64)) if n else np.zeros(0, dtype=np.int64)
-
-
 def sensitivity(
     model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, images_NHWC: np.ndarray
 ) -> dict[str, float]:
-    """Layer -> the noise of the logits with this layer alone in int8; the worst first.
+    """Measure the noise of the logits with each layer alone in int8; returns layer -> noise, worst first.
 
     Noise is the root mean square difference divided by the standard deviation of the float logits.
     """
@@ -188,7 +180,8 @@ def sensitivity(
     affines = qdq.affines(prepared, plan, ranges)
     ranking_NHWC = images_NHWC[evenly_spaced(len(images_NHWC), RANKING_IMAGES)]
     float_NC = predict_onnx(prepared.SerializeToString(), ranking_NHWC)
-    scale, noise = float(float_NC.std()) or 1.0, {}
+    scale = float(float_NC.std()) or 1.0
+    noise = {}
     names = [name for name in layers(prepared) if name in plan.weights]
     inputs = {node.name: node.input[0] for node in prepared.graph.node}
     with bar(f"rank {len(names)} layers", len(names)) as advance:
@@ -200,10 +193,8 @@ def sensitivity(
                 weights=frozenset({name}),
                 absorbed=frozenset(),
             )
-            int8_NC = predict_onnx(
-                graphs.without_unread(qdq.quantize_graph(prepared, layer_plan, affines)).SerializeToString(),
-                ranking_NHWC,
-            )
+            graph = graphs.without_unread(qdq.quantize_graph(prepared, layer_plan, affines))
+            int8_NC = predict_onnx(graph.SerializeToString(), ranking_NHWC)
             noise[name] = float(np.sqrt(np.mean((int8_NC - float_NC) ** 2))) / scale
             advance(1)
     return dict(sorted(noise.items(), key=lambda pair: -pair[1]))

@@ -98,7 +98,13 @@ def quantize(
     if val is None or not len(val[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
     accuracy_guard = guard.Guard(
-        model=model, ranges=calibration.ranges, images_NHWC=used_NHWC, val=val, max_drop=settings.max_drop, score=score
+        model=model,
+        ranges=calibration.ranges,
+        calibration_NHWC=used_NHWC,
+        val_NHWC=val[0],
+        val_labels_N=val[1],
+        max_drop=settings.max_drop,
+        score=score,
     )
     outcomes = {}
     for target, make in makers.items():

@@ -17,6 +17,7 @@ from pydantic import ValidationError as PydanticError
 
 from edgedistill.errors import InputError
 from edgedistill.recipe import presets
+from edgedistill.recipe.duplicates import duplicates
 from edgedistill.recipe.options import Key, Problem, did_you_mean
 from edgedistill.recipe.schema import Recipe
 
@@ -36,6 +37,7 @@ class Document:
     raw: dict[str, Any]
     lines: Mapping[Key, int]
     overridden: frozenset[Key] = frozenset()
+    duplicates: tuple[Problem, ...] = ()
 
     @property
     def base(self) -> Path:
@@ -52,14 +54,17 @@ class Document:
         """Format a problem as one line, `file:line: field: message`."""
         field = _one_line(".".join(str(part) for part in problem.key) or "recipe")
         message = _one_line(problem.message)
-        if any(problem.key[: len(key)] == key for key in self.overridden):
+        if problem.line is None and any(problem.key[: len(key)] == key for key in self.overridden):
             return f"--set {field}: {message}"
-        return f"{self.path}:{self.line(problem.key)}: {field}: {message}"
+        return f"{self.path}:{self._line_of(problem)}: {field}: {message}"
 
     def error(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems as one error, without duplicates, in the order of the file."""
-        ordered = sorted(dict.fromkeys(problems), key=lambda problem: self.line(problem.key))
+        ordered = sorted(dict.fromkeys(problems), key=self._line_of)
         return RecipeError([self.describe(problem) for problem in ordered])
+
+    def _line_of(self, problem: Problem) -> int:
+        return self.line(problem.key) if problem.line is None else problem.line
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -73,6 +78,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
         lines = dict(_lines(node, ()))
+        repeated = duplicates(node)
     except OSError as error:
         raise RecipeError([f"{path}: cannot be read ({error.strerror}); name an existing recipe file"]) from None
     except UnicodeDecodeError:
@@ -90,7 +96,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
     keys = [_override(raw, text) for text in overrides]
     filled, lines = presets.fill(raw, lines)
-    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys))
+    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys), duplicates=tuple(repeated))
 
 
 def _one_line(text: str) -> str:
@@ -118,27 +124,30 @@ def _override(raw: dict[str, Any], text: str) -> Key:
         for part in parts[:-1]:
             section = section.setdefault(part, {}) if isinstance(section, dict) else section[part]
         section[parts[-1]] = yaml.safe_load(value)
+        repeated = duplicates(yaml.compose(value, Loader=yaml.SafeLoader))
     except (TypeError, IndexError, AttributeError):
         raise RecipeError([f"--set {text}: the recipe has no such place; give an existing list index or key"]) from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError([f"--set {text}: the value is not valid YAML"]) from None
+    if repeated:
+        raise RecipeError([f"--set {'.'.join(map(str, (name, *key.key)))}: is given twice" for key in repeated])
     return tuple(parts)
 
 
 def validate_recipe(document: Document) -> tuple[Recipe | None, list[Problem]]:
     """The recipe, or None, and its problems by the schema."""
-    unknown = presets.problems(document.raw)
+    unknown = [*document.duplicates, *presets.problems(document.raw)]
     try:
         recipe = Recipe.model_validate(document.raw)
     except PydanticError as error:
         return None, unknown + [_problem(detail) for detail in error.errors()]
     names = [source.name for source in recipe.sources]
-    duplicates = [
+    same_names = [
         Problem(key=("sources", index, "name"), message=f"{name} is used twice; give every source a name of its own")
         for index, name in enumerate(names)
         if name in names[:index]
     ]
-    return recipe, unknown + duplicates
+    return recipe, unknown + same_names
 
 
 def _problem(detail: Any) -> Problem:

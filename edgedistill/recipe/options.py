@@ -33,10 +33,11 @@ LATER = Later()
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One problem of a recipe: its key and the message."""
+    """One problem of a recipe: its key, the message, and the line if the key alone does not tell it."""
 
     key: Key
     message: str
+    line: int | None = None
 
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:

@@ -22,181 +22,6 @@ from edgedistill.report.blocks import (
 from edgedistill.report.facts import Facts, headline, p50, warnings
 
 
-def blocks(facts: Facts) -> list[Block]:
-    """The blocks of the report in reading order; a part that has not run yet names the command that runs it."""
-    measured = devices.blocks(facts)
-    return [
-        _data(facts),
-        *_sources(facts),
-        _student(facts),
-        _accuracy(facts),
-        _precision(facts),
-        *engines.blocks(facts),
-        *measured,
-        _gates(facts),
-        _warnings(facts),
-    ]
-
-
-def summary(facts: Facts) -> str:
-    """The result in one sentence, as far as the run has come."""
-    spec = facts.spec
-    if spec is None:
-        return "No student yet: the search has not finished."
-    sentence = f"The student is {spec.family} at {spec.input_px} px"
-    head = headline(facts)
-    if head.int8 and head.fp32:
-        sentence += (
-            f": {interval(head.int8.accuracy, facts.score)} {METRICS[facts.score]} in int8 against "
-            f"{interval(head.fp32.accuracy, facts.score)} in fp32"
-        )
-    elif head.fp32:
-        sentence += f": {interval(head.fp32.accuracy, facts.score)} {METRICS[facts.score]} in fp32"
-    elif facts.checkpoint:
-        sentence += f": {interval(facts.checkpoint.test, facts.score)} {METRICS[facts.score]} in torch"
-    if head.bench is None:
-        return f"{sentence}; no latency measured yet."
-    bench = head.bench
-    sentence += f"; p50 {number(p50(bench))} ms in {bench.precision} on {bench.device} ({bench.backend})"
-    return f"{sentence}, {_speed(bench)}." if _speed(bench) else f"{sentence}."
-
-
-def _speed(bench: BenchReport) -> str:
-    """The speed relative to fp32 in words; `ratio_to_fp32` is fp32's time divided by this one's."""
-    if bench.ratio_to_fp32 is None or bench.precision == "fp32":
-        return ""
-    ratio, low, high = bench.ratio_to_fp32
-    if low > 1:
-        return f"{ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as fp32"
-    if high < 1:
-        return f"{1 / ratio:.2f} [{1 / high:.2f}, {1 / low:.2f}] times as slow as fp32: fp32 is the one to ship here"
-    return f"no measurable difference from fp32 (ratio {ratio:.2f} [{low:.2f}, {high:.2f}])"
-
-
-def _data(facts: Facts) -> Block:
-    if not facts.data:
-        return Block(key="data", title="Data", lines=("not read yet: edgedistill train",))
-    data = facts.data
-    classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
-    counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
-    if "shards" in data:
-        duplicates = f", {data['streamed_duplicates']} left out: seen before, or in data" * bool(
-            data["streamed_duplicates"]
-        )
-        counts += f"; {data['streamed']} more without a label in {data['shards']} shards{duplicates}"
-    license_line = f"license of the data: {data.get('licence') or 'not stated'}"
-    return Block(
-        key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", license_line)
-    )
-
-
-def _sources(facts: Facts) -> list[Block]:
-    if facts.sources is None or not facts.sources.sources:
-        no_sources = "sources" in facts.recipe and not facts.recipe["sources"]
-        return [
-            Block(key="sources", title="Sources", lines=("the recipe names none" if no_sources else not_run("train"),))
-        ]
-    return weights.blocks(facts.sources)
-
-
-def _student(facts: Facts) -> Block:
-    spec = facts.spec
-    if spec is None:
-        return Block(key="student", title="Student", lines=(not_run("train"),))
-    options = ", ".join(f"{name} {setting}" for name, setting in spec.options.items())
-    cost = spec.cost
-    needs = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
-    lines = [
-        f"{spec.family} at {spec.input_px} px" + (f" ({options})" if options else ""),
-        f"{needs}, {number(cost.activation_mb)} MB of activations at their peak (fp32)",
-        f"initial weights: {spec.initial_weights}",
-    ]
-    if cost.int8_risks:
-        lines.append(f"int8 accuracy risks: {', '.join(cost.int8_risks)}")
-    if facts.trials:
-        trained = sum(1 for trial in facts.trials if trial.get("value"))
-        lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")
-    checkpoint = facts.checkpoint
-    lines.append(
-        f"{checkpoint.method}, {checkpoint.steps} steps in {checkpoint.train_seconds:.0f} s; "
-        f"val {interval(checkpoint.val, facts.score)} on {checkpoint.val.n} images"
-        if checkpoint
-        else f"training: {not_run('train')}"
-    )
-    if checkpoint and checkpoint.teacher:
-        shares = sorted(checkpoint.teacher.weights.items(), key=lambda pair: -pair[1])
-        mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
-        lines.append(
-            f"teacher {checkpoint.teacher.kind}: val {interval(checkpoint.teacher.val, facts.score)}; it mixes {mixed}"
-        )
-    return Block(key="student", title="Student", lines=tuple(lines))
-
-
-def _accuracy(facts: Facts) -> Block:
-    header = ("artifact", METRICS[facts.score], "agrees with torch", "size MB", "run by")
-    ladder, checkpoint = facts.ladder, facts.checkpoint
-    if ladder is None or not ladder.rungs:
-        if checkpoint is None:
-            return Block(key="accuracy", title="Accuracy", lines=(not_run("export"),))
-        torch = ("torch", interval(checkpoint.test, facts.score), "-", "-", "torch")
-        note = f"{checkpoint.test.n} test images, 95 % intervals"
-        return Block(
-            key="accuracy",
-            title="Accuracy",
-            note=note,
-            header=header,
-            rows=(torch,),
-            lines=(f"ONNX: {not_run('export')}",),
-        )
-    rows = tuple(
-        (
-            rung.artefact,
-            interval(rung.accuracy, facts.score),
-            share(rung.agreement_with_torch),
-            number(facts.sizes_mb[rung.sha256]) if rung.sha256 in facts.sizes_mb else "-",
-            rung.backend + (" (simulated)" if rung.simulated else ""),
-        )
-        for rung in ladder.rungs
-    )
-    missing = _int8_absence(facts) if all(rung.precision != "int8" for rung in ladder.rungs) else ()
-    note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
-    return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=missing)
-
-
-def _int8_absence(facts: Facts) -> Row:
-    disabled = facts.recipe.get("quantize", {}).get("enabled") is False
-    return ("int8: off, quantize.enabled is false" if disabled else f"int8: {not_run('export --int8')}",)
-
-
-def _precision(facts: Facts) -> Block:
-    if facts.kept is None:
-        return Block(key="kept", title="Precision", lines=(not_run("export"),))
-    choices = tuple(f"{choice.target}: {choice.artefact}: {choice.why}" for choice in facts.kept)
-    lines = tuple(
-        f"{outcome.target}: in float, worst first: {', '.join(outcome.floats)}"
-        for outcome in facts.guarded
-        if outcome.holds and outcome.floats
-    )
-    return Block(
-        key="kept", title="Precision", note="the graph for each target, and why", lines=(choices or ("fp32",)) + lines
-    )
-
-
-def _gates(facts: Facts) -> Block:
-    if facts.ladder is None:
-        return Block(key="gates", title="Gates", lines=(not_run("export"),))
-    rows = tuple(
-        (gate.name, f"{gate.value:g}", gate.bound, "pass" if gate.passed else "FAIL") for gate in facts.ladder.gates
-    )
-    if not rows:
-        return Block(key="gates", title="Gates", lines=("none",))
-    return Block(key="gates", title="Gates", note="", header=("gate", "value", "bound", "result"), rows=rows)
-
-
-def _warnings(facts: Facts) -> Block:
-    return Block(key="warnings", title="Warnings", lines=tuple(warnings(facts)) or ("none",))
-
-
 def page(facts: Facts) -> str:
     """The report for a terminal: plain text, at most 100 columns except for paths, one final newline."""
     parts = [
@@ -209,6 +34,177 @@ def page(facts: Facts) -> str:
     return clean("\n\n".join(parts)) + "\n"
 
 
+def summary(facts: Facts) -> str:
+    """The result in one sentence, as far as the run has come."""
+    spec = facts.spec
+    if spec is None:
+        return "No student yet: the search has not finished."
+    sentence = f"The student is {spec.family} at {spec.input_px} px"
+    head, metric = headline(facts), METRICS[facts.score]
+    if head.int8 and head.fp32:
+        fp32 = interval(head.fp32.accuracy, facts.score)
+        sentence += f": {interval(head.int8.accuracy, facts.score)} {metric} in int8 against {fp32} in fp32"
+    elif head.fp32:
+        sentence += f": {interval(head.fp32.accuracy, facts.score)} {metric} in fp32"
+    elif facts.checkpoint:
+        sentence += f": {interval(facts.checkpoint.test, facts.score)} {metric} in torch"
+    bench = head.bench
+    if bench is None:
+        return f"{sentence}; no latency measured yet."
+    sentence += f"; p50 {number(p50(bench))} ms in {bench.precision} on {bench.device} ({bench.backend})"
+    speed = _speed(bench)
+    return f"{sentence}, {speed}." if speed else f"{sentence}."
+
+
+def _speed(bench: BenchReport) -> str:
+    """The speed relative to fp32 in words; empty for fp32 itself. `ratio_to_fp32` is fp32's time over this graph's."""
+    if bench.ratio_to_fp32 is None or bench.precision == "fp32":
+        return ""
+    ratio, low, high = bench.ratio_to_fp32
+    if low > 1:
+        return f"{ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as fp32"
+    if high < 1:
+        return f"{1 / ratio:.2f} [{1 / high:.2f}, {1 / low:.2f}] times as slow as fp32: fp32 is the one to ship here"
+    return f"no measurable difference from fp32 (ratio {ratio:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def blocks(facts: Facts) -> list[Block]:
+    """The blocks of the report in reading order; a part that has not run yet names the command that runs it."""
+    return [
+        _data(facts),
+        *_sources(facts),
+        _student(facts),
+        _accuracy(facts),
+        _precision(facts),
+        *engines.blocks(facts),
+        *devices.blocks(facts),
+        _gates(facts),
+        _warnings(facts),
+    ]
+
+
+def _data(facts: Facts) -> Block:
+    if not facts.data:
+        return Block(key="data", title="Data", lines=("not read yet: edgedistill train",))
+    data = facts.data
+    classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
+    counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
+    if "shards" in data:
+        counts += f"; {data['streamed']} more without a label in {data['shards']} shards"
+        if data["streamed_duplicates"]:
+            counts += f", {data['streamed_duplicates']} left out: seen before, or in data"
+    license_line = f"license of the data: {data.get('licence') or 'not stated'}"
+    return Block(
+        key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", license_line)
+    )
+
+
+def _sources(facts: Facts) -> list[Block]:
+    if facts.sources is None or not facts.sources.sources:
+        names_none = "sources" in facts.recipe and not facts.recipe["sources"]
+        line = "the recipe names none" if names_none else not_run("train")
+        return [Block(key="sources", title="Sources", lines=(line,))]
+    return weights.blocks(facts.sources)
+
+
+def _student(facts: Facts) -> Block:
+    spec = facts.spec
+    if spec is None:
+        return Block(key="student", title="Student", lines=(not_run("train"),))
+    options = ", ".join(f"{name} {setting}" for name, setting in spec.options.items())
+    cost = spec.cost
+    size = f"{number(cost.macs_m)} M MACs, {number(cost.params_m)} M params, {number(cost.weights_mb)} MB of weights"
+    lines = [
+        f"{spec.family} at {spec.input_px} px" + (f" ({options})" if options else ""),
+        f"{size}, {number(cost.activation_mb)} MB of activations at their peak (fp32)",
+        f"initial weights: {spec.initial_weights}",
+    ]
+    if cost.int8_risks:
+        lines.append(f"int8 accuracy risks: {', '.join(cost.int8_risks)}")
+    if facts.trials:
+        trained = sum(1 for trial in facts.trials if trial.get("value"))
+        lines.append(f"found among {len(facts.trials)} candidates, {trained} of them trained")
+    lines += _training_lines(facts)
+    return Block(key="student", title="Student", lines=tuple(lines))
+
+
+def _training_lines(facts: Facts) -> list[str]:
+    checkpoint = facts.checkpoint
+    if checkpoint is None:
+        return [f"training: {not_run('train')}"]
+    val = f"val {interval(checkpoint.val, facts.score)} on {checkpoint.val.n} images"
+    lines = [f"{checkpoint.method}, {checkpoint.steps} steps in {checkpoint.train_seconds:.0f} s; {val}"]
+    teacher = checkpoint.teacher
+    if teacher:
+        shares = sorted(teacher.weights.items(), key=lambda pair: -pair[1])
+        # a share that would print as 0.00 is left out
+        mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
+        lines.append(f"teacher {teacher.kind}: val {interval(teacher.val, facts.score)}; it mixes {mixed}")
+    return lines
+
+
+def _accuracy(facts: Facts) -> Block:
+    header = ("artifact", METRICS[facts.score], "agrees with torch", "size MB", "run by")
+    ladder, checkpoint = facts.ladder, facts.checkpoint
+    if ladder is None or not ladder.rungs:
+        if checkpoint is None:
+            return Block(key="accuracy", title="Accuracy", lines=(not_run("export"),))
+        return Block(
+            key="accuracy",
+            title="Accuracy",
+            note=f"{checkpoint.test.n} test images, 95 % intervals",
+            header=header,
+            rows=(("torch", interval(checkpoint.test, facts.score), "-", "-", "torch"),),
+            lines=(f"ONNX: {not_run('export')}",),
+        )
+    rows = tuple(
+        (
+            rung.artefact,
+            interval(rung.accuracy, facts.score),
+            share(rung.agreement_with_torch),
+            number(facts.sizes_mb[rung.sha256]) if rung.sha256 in facts.sizes_mb else "-",
+            rung.backend + (" (simulated)" if rung.simulated else ""),
+        )
+        for rung in ladder.rungs
+    )
+    lines = () if any(rung.precision == "int8" for rung in ladder.rungs) else (_why_no_int8(facts),)
+    note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
+    return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=lines)
+
+
+def _why_no_int8(facts: Facts) -> str:
+    disabled = facts.recipe.get("quantize", {}).get("enabled") is False
+    return "int8: off, quantize.enabled is false" if disabled else f"int8: {not_run('export --int8')}"
+
+
+def _precision(facts: Facts) -> Block:
+    if facts.kept is None:
+        return Block(key="kept", title="Precision", lines=(not_run("export"),))
+    choices = tuple(f"{choice.target}: {choice.artefact}: {choice.why}" for choice in facts.kept) or ("fp32",)
+    float_layers = tuple(
+        f"{outcome.target}: in float, worst first: {', '.join(outcome.floats)}"
+        for outcome in facts.guarded
+        if outcome.holds and outcome.floats
+    )
+    note = "the graph for each target, and why"
+    return Block(key="kept", title="Precision", note=note, lines=choices + float_layers)
+
+
+def _gates(facts: Facts) -> Block:
+    if facts.ladder is None:
+        return Block(key="gates", title="Gates", lines=(not_run("export"),))
+    rows = tuple(
+        (gate.name, f"{gate.value:g}", gate.bound, "pass" if gate.passed else "FAIL") for gate in facts.ladder.gates
+    )
+    if not rows:
+        return Block(key="gates", title="Gates", lines=("none",))
+    return Block(key="gates", title="Gates", header=("gate", "value", "bound", "result"), rows=rows)
+
+
+def _warnings(facts: Facts) -> Block:
+    return Block(key="warnings", title="Warnings", lines=tuple(warnings(facts)) or ("none",))
+
+
 def comparison(runs: Sequence[Facts]) -> str:
     """A table of several runs, a row each, with warnings where the rows cannot be compared."""
     header = ("run", "M MACs", "fp32 or torch", "int8", "p50 ms", "vs fp32", "MB")
@@ -217,12 +213,11 @@ def comparison(runs: Sequence[Facts]) -> str:
         notes.append("the runs are scored by different metrics: do not compare their accuracies")
     if len({(facts.data.get("kind"), facts.data.get("test"), facts.classes) for facts in runs}) > 1:
         notes.append("the runs have different data: do not compare their accuracies")
-    setups = {(bench.device, bench.backend) for facts in runs for bench in [headline(facts).bench] if bench}
+    benches = [headline(facts).bench for facts in runs]
+    setups = sorted({f"{bench.device}, {bench.backend}" for bench in benches if bench})
     if len(setups) > 1:
-        notes.append(
-            "the runs were measured in different places: " + "; ".join(", ".join(setup) for setup in sorted(setups))
-        )
-    setup = f"; latency on {', '.join(next(iter(setups)))}" if len(setups) == 1 else ""
+        notes.append(f"the runs were measured in different places: {'; '.join(setups)}")
+    setup = f"; latency on {setups[0]}" if len(setups) == 1 else ""
     metric = " or ".join(sorted({METRICS[facts.score] for facts in runs}))
     lines = [
         wrap(f"{metric}, 95 % intervals{setup}"),
@@ -233,9 +228,10 @@ def comparison(runs: Sequence[Facts]) -> str:
 
 def _comparison_row(facts: Facts) -> Row:
     head, spec = headline(facts), facts.spec
-    reference = head.fp32.accuracy if head.fp32 else facts.checkpoint.test if facts.checkpoint else None
     bench = head.bench
-    size = facts.sizes_mb.get(bench.sha256 if bench else head.int8.sha256 if head.int8 else "")
+    reference = head.fp32.accuracy if head.fp32 else facts.checkpoint.test if facts.checkpoint else None
+    graph = bench or head.int8
+    size = facts.sizes_mb.get(graph.sha256) if graph else None
     ratio = bench.ratio_to_fp32[0] if bench and bench.ratio_to_fp32 else None
     return (
         facts.run.path.name,

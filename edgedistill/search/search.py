@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from edgedistill.search import study
 from edgedistill.search.study import CandidateStates, SharedStudy, Trials
 from edgedistill.students.space import describe, feasible, over_budget
 
-Rungs = Mapping[int, Callable[[float], object]]
+Rungs = Mapping[int, Callable[[float], object]]  # training step -> function of the score after it
 Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 Latency = Callable[[StudentSpec], float]
 FACTS = ("standard_error", "loss", "seconds")
@@ -39,6 +40,18 @@ COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
 COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
 POLL_S = 1.0
 OVER_BUDGET, PRUNED = "over budget", "pruned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is constant over the trials of a search: candidates within the budget, and `search`'s arguments."""
+
+    eligible: list[StudentSpec]
+    budget: Budget
+    settings: Search
+    objective: Objective
+    latency: Latency | None
+    seed: int
 
 
 def search(
@@ -78,11 +91,10 @@ def search(
         EdgeDistillError: a candidate's score is not finite; the connection to the storage was lost.
     """
     eligible = feasible(candidates, budget)
+    plan = Plan(eligible=eligible, budget=budget, settings=settings, objective=objective, latency=latency, seed=seed)
     shared = study.open_study(folder, settings, name, identity)
     with study.storage_errors(shared):
-        states = _run_trials(
-            shared, eligible, budget=budget, settings=settings, objective=objective, latency=latency, seed=seed
-        )
+        states = _run_trials(shared, plan)
     _write_table(folder / artifacts.TRIALS.name, candidates, budget, states)
     if not states.scored:
         raise _no_winner_error(eligible, states.eliminated, budget)
@@ -90,64 +102,90 @@ def search(
     return next(spec for spec in eligible if name_of(spec) == winner)
 
 
-def _run_trials(
-    shared: SharedStudy,
-    eligible: list[StudentSpec],
-    budget: Budget,
-    settings: Search,
-    objective: Objective,
-    latency: Latency | None,
-    seed: int,
-) -> CandidateStates:
+def _run_trials(shared: SharedStudy, plan: Plan) -> CandidateStates:
     """Run trials until no worker has a candidate left; returns the states of all candidates."""
     while True:
         states = study.candidate_states(shared)
-        if len(states.scored) + len(states.running) >= min(settings.trials, len(eligible) - len(states.eliminated)):
+        enough = min(plan.settings.trials, len(plan.eligible) - len(states.eliminated))
+        if len(states.scored) + len(states.running) >= enough:
             if not states.running:
                 return states
             time.sleep(POLL_S)  # other workers run the last candidates; those of dead workers become free again
             continue
-        spec = _next_candidate(shared, eligible, states=states, settings=settings, seed=seed)
-        trial = study.begin_trial(shared, name_of(spec), _params(spec), _space(eligible))
-        if trial is None:
+        spec = _next_candidate(shared, states, plan)
+        trial = study.begin_trial(shared, name_of(spec), _params(spec), _space(plan.eligible))
+        if trial is None:  # another worker has begun this candidate
             continue
         with study.heartbeat(shared, trial):
-            _run_trial(
-                shared,
-                trial,
-                spec=spec,
-                budget=budget,
-                settings=settings,
-                objective=objective,
-                latency=latency,
-                seed=seed,
-            )
+            _run_trial(shared, trial, spec, plan)
 
 
-def _run_trial(
-    shared: SharedStudy,
-    trial: optuna.Trial,
-    spec: StudentSpec,
-    budget: Budget,
-    settings: Search,
-    objective: Objective,
-    latency: Latency | None,
-    seed: int,
-) -> None:
+def _next_candidate(shared: SharedStudy, states: CandidateStates, plan: Plan) -> StudentSpec:
+    """Choose a candidate that was not tried yet.
+
+    If all candidates can be tried, this is the next in order. Otherwise the largest of each family within the budget
+    comes first, then the candidate nearest to TPE's proposal. Families differ by more than sizes do, and within a
+    family the larger student is mostly better: a sampler without that knowledge spends a small number of trials on
+    small students (benchmarks/README.md, The search).
+    """
+    eligible, settings = plan.eligible, plan.settings
+    tried = {*states.scored, *states.eliminated, *states.running}
+    untried = [spec for spec in eligible if name_of(spec) not in tried]
+    if len(eligible) > settings.trials:
+        pruned = {name for name, trial in states.eliminated.items() if study.REFUSED not in trial.user_attrs}
+        within_budget = {*states.scored, *states.running, *pruned}
+        families_tried = {spec.family for spec in eligible if name_of(spec) in within_budget}
+        of_new_families = [spec for spec in untried if spec.family not in families_tried]
+        if of_new_families:
+            return max(of_new_families, key=lambda spec: spec.cost.macs_m)
+        # a fresh sampler per trial: its draws depend on the number of tried candidates, not on a dead process's state
+        sampler_seed = int(np.random.SeedSequence([plan.seed, len(tried)]).generate_state(1)[0])
+        proposed = study.propose(shared, _space(eligible), sampler_seed)
+        return max(untried, key=lambda spec: len(_params(spec).items() & proposed.items()))
+    # a recipe lists small candidates first: as each is better than those before it, none would ever be pruned
+    order = np.random.default_rng(plan.seed).permutation(len(eligible)) if settings.rungs else range(len(eligible))
+    return next(eligible[index] for index in order if eligible[index] in untried)
+
+
+def _params(spec: StudentSpec) -> dict[str, Any]:
+    """A candidate as Optuna's parameters; each family has its own, as their options differ."""
+    return {
+        "family": spec.family,
+        f"{spec.family}.input_px": spec.input_px,
+        **{f"{spec.family}.{name}": setting for name, setting in spec.options.items()},
+    }
+
+
+def _space(eligible: list[StudentSpec]) -> dict[str, BaseDistribution]:
+    """The parameters of all candidates with their settings, as Optuna's search space."""
+    choices: dict[str, list[Any]] = {}
+    for name, setting in (param for spec in eligible for param in _params(spec).items()):
+        if setting not in choices.setdefault(name, []):
+            choices[name].append(setting)
+    return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
+
+
+def name_of(spec: StudentSpec) -> str:
+    """The candidate's unique name: its family, options and input size, as canonical JSON."""
+    return canonical([spec.family, spec.options, spec.input_px]).decode()
+
+
+def _run_trial(shared: SharedStudy, trial: optuna.Trial, spec: StudentSpec, plan: Plan) -> None:
     """Measure the candidate's latency, then train it; the trial ends as refused, pruned or complete."""
+    bound, settings = plan.budget.latency_ms, plan.settings
     try:
-        if budget.latency_ms:
-            assert latency is not None, "a latency budget needs a function that measures it"
-            latency_ms = latency(spec)
+        if bound:
+            assert plan.latency is not None, "a latency budget needs a function that measures it"
+            latency_ms = plan.latency(spec)
             trial.set_user_attr("latency_ms", latency_ms)
-            if latency_ms > budget.latency_ms.at_most:
+            if latency_ms > bound.at_most:
                 _refuse(shared, trial, OVER_BUDGET)
                 return
         rungs = {
             step: partial(_check_rung, shared, trial, name=name_of(spec), settings=settings, step=step)
             for step in rung_steps(settings)
         }
-        trial_score, facts = objective(spec, seed, rungs)
+        score, facts = plan.objective(spec, plan.seed, rungs)
     except UnfitError as error:
         say(f"  search: {describe(spec)} is out: {error}")
         _refuse(shared, trial, str(error))
@@ -155,11 +193,11 @@ def _run_trial(
     except optuna.TrialPruned:
         study.end_trial(shared, trial, None, TrialState.PRUNED)
         return
-    if not math.isfinite(trial_score):  # Optuna would fail the trial, and the same candidate would be chosen forever
+    if not math.isfinite(score):  # Optuna would fail the trial, and the same candidate would be chosen forever
         raise EdgeDistillError(f"search: the score of {describe(spec)} is not finite", "lower distill.lr")
     for name, fact in facts.items():
         trial.set_user_attr(name, fact)
-    study.end_trial(shared, trial, trial_score)
+    study.end_trial(shared, trial, score)
 
 
 def _refuse(shared: SharedStudy, trial: optuna.Trial, reason: str) -> None:
@@ -201,78 +239,24 @@ def one_standard_error(scored: dict[str, FrozenTrial]) -> str:
     return min(contenders, key=lambda name: (contenders[name].user_attrs["loss"], contenders[name].number))
 
 
-def name_of(spec: StudentSpec) -> str:
-    """The candidate's unique name: its family, options and input size, as canonical JSON."""
-    return canonical([spec.family, spec.options, spec.input_px]).decode()
-
-
 def _no_winner_error(eligible: list[StudentSpec], eliminated: Trials, budget: Budget) -> EdgeDistillError:
     """The error if no candidate was trained to the end; if all were too slow, with the latency of the fastest."""
-    timed = {
-        name: trial.user_attrs["latency_ms"] for name, trial in eliminated.items() if "latency_ms" in trial.user_attrs
-    }
-    bound, too_slow = (
-        budget.latency_ms,
-        [trial for trial in eliminated.values() if trial.user_attrs.get(study.REFUSED) == OVER_BUDGET],
-    )
+    bound = budget.latency_ms
+    too_slow = {name: trial for name, trial in eliminated.items() if trial.user_attrs.get(study.REFUSED) == OVER_BUDGET}
     if bound is None or len(too_slow) < len(eligible):
         return EdgeDistillError(
             f"search: none of {len(eligible)} candidates was trained to the end: {len(too_slow)} were too slow, the "
             "others were pruned or could not be exported; trials.csv says which",
             "offer other families, or set search.rungs to 0",
         )
-    nearest = min(eligible, key=lambda spec: float(timed[name_of(spec)]))
+    latencies_ms = {name: float(trial.user_attrs["latency_ms"]) for name, trial in too_slow.items()}
+    nearest = min(eligible, key=lambda spec: latencies_ms[name_of(spec)])
     return InputError(
         f"student.budget.latency_ms: none of {len(eligible)} candidates meets it on {bound.device}; the nearest is "
-        f"{describe(nearest)} with {timed[name_of(nearest)]:.3g} ms (budget {bound.at_most:g}, {bound.precision}, "
-        f"p{bound.percentile:g})",
+        f"{describe(nearest)} with {latencies_ms[name_of(nearest)]:.3g} ms (budget {bound.at_most:g}, "
+        f"{bound.precision}, p{bound.percentile:g})",
         "raise the budget, or offer a smaller family or input_px",
     )
-
-
-def _next_candidate(
-    shared: SharedStudy, eligible: list[StudentSpec], states: CandidateStates, settings: Search, seed: int
-) -> StudentSpec:
-    """Choose a candidate that was not tried yet.
-
-    If all candidates can be tried, this is the next in order. Otherwise the largest of each family within the budget
-    comes first, then the candidate nearest to TPE's proposal. Families differ by more than sizes do, and within a
-    family the larger student is mostly better: a sampler without that knowledge spends a small number of trials on
-    small students (benchmarks/README.md, The search).
-    """
-    tried = {*states.scored, *states.eliminated, *states.running}
-    untried = [spec for spec in eligible if name_of(spec) not in tried]
-    if len(eligible) > settings.trials:
-        pruned = {name for name, trial in states.eliminated.items() if study.REFUSED not in trial.user_attrs}
-        families_tried = {
-            spec.family for spec in eligible if name_of(spec) in {*states.scored, *states.running, *pruned}
-        }
-        first_of_family = [spec for spec in untried if spec.family not in families_tried]
-        if first_of_family:
-            return max(first_of_family, key=lambda spec: spec.cost.macs_m)
-        # a fresh sampler per trial: its draws depend on the number of tried candidates, not on a dead process's state
-        sampler_seed = int(np.random.SeedSequence([seed, len(tried)]).generate_state(1)[0])
-        proposed_params = study.propose(shared, _space(eligible), sampler_seed).items()
-        return max(untried, key=lambda spec: len(_params(spec).items() & proposed_params))
-    # a recipe lists small candidates first: as each is better than those before it, none would ever be pruned
-    order = np.random.default_rng(seed).permutation(len(eligible)) if settings.rungs else range(len(eligible))
-    return next(eligible[index] for index in order if eligible[index] in untried)
-
-
-def _params(spec: StudentSpec) -> dict[str, Any]:
-    return {
-        "family": spec.family,
-        f"{spec.family}.input_px": spec.input_px,
-        **{f"{spec.family}.{name}": setting for name, setting in spec.options.items()},
-    }
-
-
-def _space(eligible: list[StudentSpec]) -> dict[str, BaseDistribution]:
-    choices: dict[str, list[Any]] = {}
-    for name, setting in (param for spec in eligible for param in _params(spec).items()):
-        if setting not in choices.setdefault(name, []):
-            choices[name].append(setting)
-    return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
 
 
 def _write_table(path: Path, candidates: list[StudentSpec], budget: Budget, states: CandidateStates) -> None:
@@ -281,22 +265,21 @@ def _write_table(path: Path, candidates: list[StudentSpec], budget: Budget, stat
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
-        for position, (name, trial) in enumerate(
-            sorted(states.scored.items(), key=lambda named_trial: named_trial[1].number)
-        ):
+        for position, name in enumerate(sorted(states.scored, key=lambda name: states.scored[name].number)):
+            trial = states.scored[name]
             facts = [trial.user_attrs.get(fact, "") for fact in FACTS]
             row = _row(by_name.pop(name))
             table.writerow([position, "complete", *row, trial.user_attrs.get("latency_ms", ""), trial.value, *facts])
         for name, spec in by_name.items():
-            eliminated_trial = states.eliminated.get(name)
-            state = OVER_BUDGET if over_budget(spec.cost, budget) else "not tried"
-            if eliminated_trial:
-                state = str(eliminated_trial.user_attrs.get(study.REFUSED, PRUNED))
-            latency_ms = eliminated_trial.user_attrs.get("latency_ms", "") if eliminated_trial else ""
+            state, latency_ms = OVER_BUDGET if over_budget(spec.cost, budget) else "not tried", ""
+            if name in states.eliminated:
+                attributes = states.eliminated[name].user_attrs
+                state, latency_ms = str(attributes.get(study.REFUSED, PRUNED)), attributes.get("latency_ms", "")
             table.writerow(["", state, *_row(spec), latency_ms, "", *("" for _ in FACTS)])
 
 
 def _row(spec: StudentSpec) -> list[Any]:
+    """A candidate's columns from family to the last of COSTS."""
     figures = [f"{getattr(spec.cost, name):.4f}" for name in COSTS]
     return [spec.family, json.dumps(spec.options), str(spec.input_px), *figures]
 
@@ -305,14 +288,14 @@ def explain_choice(spec: StudentSpec, folder: Path) -> str:
     """Explain the choice in one sentence: the student, its score, and how many other candidates there were."""
     with (folder / artifacts.TRIALS.name).open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    tried = [row for row in rows if row["state"] == "complete"]
+    trained = [row for row in rows if row["state"] == "complete"]
     refused, pruned = (sum(row["state"] == state for row in rows) for state in (OVER_BUDGET, PRUNED))
-    winner_row = next(row for row in tried if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
-    best = max(float(row["value"]) for row in tried)
+    winner_row = next(row for row in trained if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
+    best = max(float(row["value"]) for row in trained)
     latency_note = f", {float(winner_row['latency_ms']):.3g} ms on the device" if winner_row["latency_ms"] else ""
     rank = "the best" if float(winner_row["value"]) == best else f"within one standard error of the best, {best:.3f}"
     return (
         f"{describe(spec)}{latency_note}: score {float(winner_row['value']):.3f} ({rank}), with the lowest held-out "
-        f"loss of such ({float(winner_row['loss']):.3f}); {len(tried)} trained to the end, {pruned} pruned, {refused} "
-        "refused by the budget"
+        f"loss of such ({float(winner_row['loss']):.3f}); {len(trained)} trained to the end, {pruned} pruned, "
+        f"{refused} refused by the budget"
     )

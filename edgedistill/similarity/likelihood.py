@@ -91,7 +91,7 @@ def hscore(
         probs_NK: not used.
         labels_N: [N], two classes at least.
         dims: reduce the features to this many dimensions by PCA first.
-        form: the covariance.
+        form: the estimate of the covariance: "shrunk" (Ledoit and Wolf), or "plain".
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.

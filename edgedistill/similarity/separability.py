@@ -47,7 +47,7 @@ def parc(
         probs_NK: not used.
         labels_N: [N], two classes at least.
         dims: reduce the features to this many dimensions by PCA first (unless there are fewer images or features).
-        compat: how label distances are computed.
+        compat: label distances: "exact", or "dbolya" with the rounding errors of the authors' code.
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.
@@ -79,7 +79,9 @@ def rsa(
     *,
     dims: PositiveInt | None = None,
 ) -> float:
-    """RSA: rank correlation between the distances of two nets' features on the same images, times 100.
+    """RSA: rank correlation of a source's feature distances with those of a reference net, times 100.
+
+    The reference is the mean of all sources' held-out probe scores.
 
     Dwivedi, Roig, "Representation Similarity Analysis for Efficient Task Taxonomy & Transfer Learning", CVPR 2019,
     with distances 1 - Pearson of rows standardized by feature. The second net is trained on the target. Before
@@ -91,7 +93,7 @@ def rsa(
         labels_N: [N], two classes at least; not used if there is a reference.
         reference_NE: features of the net trained on the target, [N, E]; without it the labels are the reference and
             RSA is PARC (which is how its authors introduce PARC).
-        dims: reduce both to this many dimensions by PCA first.
+        dims: reduce features and reference to this many dimensions by PCA first.
 
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.distributed.device import default_device
@@ -24,17 +25,17 @@ from edgedistill.recipe.schema import Source
 from edgedistill.run import artifacts
 from edgedistill.run.directory import find_run
 from edgedistill.run.files import digest, sha256_file
-from edgedistill.sources.outputs import Network, infer
+from edgedistill.sources.checks import checked_network, no_classifier, require_classifier
+from edgedistill.sources.outputs import Network
 from edgedistill.students.build import load_student
+from edgedistill.students.checkpoints import fit_state, read_state
 from edgedistill.students.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    fit_state,
     hub_problem,
     package_file,
     package_fingerprint,
     package_state,
-    read_state,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def onnx(
         file: the ONNX file.
         probabilities: name of the output with class scores; by default the first output.
         features: name of an output with features [B, D]; by default the log-probabilities are the features.
-        logits: the scores are logits; a softmax is applied.
+        logits: the scores are logits; a softmax is applied, unless they already are probabilities.
     """
     import onnxruntime
     import torch
@@ -151,17 +152,26 @@ def onnx(
         fed = {image.name: pixels.contiguous().cpu().numpy()}
         return [torch.from_numpy(array) for array in session.run(output_names, fed)]
 
-    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images_BCHW: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
         batches = [run_graph(part) for part in _batches_of(images_BCHW, fixed)]
         scores, *rest = (torch.cat(parts)[: len(images_BCHW)] for parts in zip(*batches, strict=True))
-        probs_BK = scores.softmax(dim=1) if logits else scores
+        probs_BK = scores.softmax(dim=1) if softmax and scores.ndim > 1 else scores
         return rest[0] if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
 
     px = image.shape[2]
     # a graph that takes bytes contains the normalization, as the graphs that edgedistill exports
     mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if raw else (IMAGENET_MEAN, IMAGENET_STD)
-    identity = digest([sha256_file(file), output_names, logits])
-    return Network(forward=forward, input_px=px if isinstance(px, int) else 224, mean=mean, std=std, sha256=identity)
+    bare = Network(
+        forward=partial(forward, softmax=False),
+        input_px=px if isinstance(px, int) else 224,
+        mean=mean,
+        std=std,
+        sha256=digest([sha256_file(file), output_names, False]),
+    )
+    if not logits:
+        return bare
+    identity = digest([sha256_file(file), output_names, True])
+    return replace(bare, forward=partial(forward, softmax=True), sha256=identity, without_softmax=bare)
 
 
 def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
@@ -184,8 +194,14 @@ SOURCES: dict[str, Callable[..., Network]] = {
 
 
 def require_reachable(model: str) -> None:
-    """Raise InputError if timm has no such model, or its weights are neither cached nor reachable."""
+    """Raise InputError if timm has no such model, it has no classifier, or its weights are not available."""
+    from timm.models import get_pretrained_cfg
+
     require_timm_model(model)
+    config = get_pretrained_cfg(model, allow_unregistered=True)
+    if config and config.num_classes == 0:  # before a download
+        error = no_classifier()
+        raise InputError(f"{model}: {error.message}", error.fix)
     problem = hub_problem(model)
     if problem:
         raise InputError(f"{model}: {problem}")
@@ -223,6 +239,7 @@ def _classes(model: str, state: Mapping[str, Tensor]) -> int:
 
 
 def _from_timm(net: nn.Module) -> Network:
+    require_classifier(net)
     net.eval().requires_grad_(False)
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
 
@@ -246,30 +263,20 @@ def load(section: Source, base: Path) -> Network:
     """Load a source of the recipe; its input_px, mean and std take precedence over the model's own.
 
     Raises:
-        InputError: the source is missing, or its weights do not fit its architecture.
+        InputError: the source is missing, its weights do not fit its architecture, or it fails `checked_network`.
     """
     kind = SOURCES[section.kind]
     try:
         net = kind(base, **bound_options(kind, section.options, base))
     except InputError as error:
         raise InputError(f"sources.{section.name}: {error.message}", error.fix) from None
-    placed = Network(
-        forward=net.forward,
+    placed = replace(
+        net,
         input_px=section.input_px or net.input_px,
         mean=section.mean or net.mean,
         std=section.std or net.std,
-        sha256=net.sha256,
     )
-    try:
-        infer(placed, np.zeros((1, placed.input_px, placed.input_px, 3), dtype=np.uint8))
-    except Exception as error:  # any error of a foreign network means that it cannot be run
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"sources.{section.name}: gives no features and classes for an image of {placed.input_px} px "
-            f"({type(error).__name__}: {reason})",
-            "set input_px, or use another model",
-        ) from None
-    return placed
+    return checked_network(placed, section.name)
 
 
 def fingerprint(section: Source, base: Path) -> str:

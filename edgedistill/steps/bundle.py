@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
-from edgedistill.steps.context import Context, evenly_spaced
+from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
 HOST_IMAGES = 500
@@ -24,6 +24,7 @@ def inputs(context: Context) -> dict[str, str]:
 
 def work(context: Context) -> None:
     """Write the graphs, the programs, a sample of the test images with labels, and the host's predictions."""
+    from edgedistill.data.splits import evenly_spaced
     from edgedistill.devices.bundle import model_name, write_bundle
 
     record = context.checkpoint
@@ -36,7 +37,7 @@ def work(context: Context) -> None:
         "input_px": record.spec.input_px,
         "store_px": context.splits.train.px,
         "fit": context.recipe.data.fit,
-        "default": context.default_model,
+        "default": context.default_graph,
         "licence": context.splits.licence,
     }
     write_bundle(

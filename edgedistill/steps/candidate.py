@@ -47,7 +47,7 @@ def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple
     recipe = context.recipe
     judges = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items()}
     with bar(f"try {space.describe(spec)}", recipe.search.steps) as progress:
-        model, task = workers.training(
+        model, task = workers.prepare_training(
             context, spec, steps=recipe.search.steps, seed=seed, held_out=HELD_OUT, rungs=judges
         )
         fitted = loop.fit(model, task, on_step=lambda *step: progress(1), rungs=judges)

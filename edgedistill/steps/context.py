@@ -310,6 +310,8 @@ class Context:
             "shards": len(self.shards),
             "streamed": sum(len(labeled.rows) for labeled in self.shards),
             "streamed_corrupt": sum(len(labeled.shard.corrupt) for labeled in self.shards),
-            "streamed_duplicates": sum(len(labeled.shard.sample_numbers) - len(labeled.rows) for labeled in self.shards),
+            "streamed_duplicates": sum(
+                len(labeled.shard.sample_numbers) - len(labeled.rows) for labeled in self.shards
+            ),
             "shards_hash": digest([labeled.shard.data_hash for labeled in self.shards]),
         }

@@ -21,7 +21,7 @@ def work(context: Context) -> None:
 
     recipe, steps = context.recipe, context.recipe.distill.steps
     spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.path_in(context.run)
-    model, task = workers.training(context, spec, steps=steps, seed=recipe.seed, folder=weights.parent)
+    model, task = workers.prepare_training(context, spec, steps=steps, seed=recipe.seed, folder=weights.parent)
     with log_training(context.run / artifacts.TENSORBOARD, steps) as on_step:
         fitted = loop.fit(model, task, folder=weights.parent, on_step=on_step)
     with atomic(weights) as temporary:

@@ -34,7 +34,7 @@ def work(context: Context) -> None:
         settings=context.recipe.export,
     )
     artifacts.LADDER.write(run, ladder)
-    default_NC = logits[context.default_model]
+    default_NC = logits[context.default_graph]
     save_arrays(artifacts.MISTAKES.path_in(run), **verify.mistakes(images_NHWC, labels_N, default_NC))
     rows = np.array(ladder.worst, dtype=np.int64)
     names = verify.furthest(

@@ -28,7 +28,19 @@ if TYPE_CHECKING:
     from edgedistill.records import Accuracy
 
 
-def training(
+def require_divisible_batches(recipe: Recipe) -> None:
+    """Raise InputError if a batch cannot be divided evenly among the processes."""
+    size = processes.team().size
+    for name in ("batch_labeled", "batch_unlabeled"):
+        count = getattr(recipe.distill, name)
+        if count % size:
+            raise InputError(
+                f"distill.{name}: {count} images cannot be shared evenly by {size} processes",
+                f"make it a multiple of {size}",
+            )
+
+
+def prepare_training(
     context: Context,
     spec: StudentSpec,
     *,
@@ -54,54 +66,15 @@ def training(
     from edgedistill.distill import batches
     from edgedistill.students.build import build_student
 
-    material = context.material(spec.input_px, held_out)  # on the leader first: missing parts are computed together
+    # before the order to train: it sends orders of its own, for outputs that are not cached yet
+    material = context.material(spec.input_px, held_out)
     if processes.team().is_leader:
-        context.call("train", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder, rungs=tuple(rungs))
+        context.order("train", spec=spec, steps=steps, seed=seed, held_out=held_out, folder=folder, rungs=tuple(rungs))
     task = batches.Task(spec=spec, material=material, settings=context.recipe.distill, steps=steps, seed=seed)
     model = build_student(spec, seed, initialize=True)
     # a barrier: the training's own messages have a shorter timeout than the preparation may take
     processes.all_gather(None)
     return model, task
-
-
-def train(context: Context, spec: StudentSpec, *, folder: Path | None, rungs: tuple[int, ...], **settings: Any) -> None:
-    """Take part in a training that the leader ordered."""
-    from edgedistill.distill import loop
-
-    model, task = training(context, spec, folder=folder, **settings)
-    loop.fit(model, task, folder=folder, rungs=dict.fromkeys(rungs, _ignore_score))
-
-
-def _ignore_score(val: Accuracy) -> None:
-    """Ignore the score: only the leader decides at a rung."""
-
-
-def require_divisible_batches(recipe: Recipe) -> None:
-    """Raise InputError if a batch cannot be divided evenly among the processes."""
-    size = processes.team().size
-    for name in ("batch_labeled", "batch_unlabeled"):
-        count = getattr(recipe.distill, name)
-        if count % size:
-            raise InputError(
-                f"distill.{name}: {count} images cannot be shared evenly by {size} processes",
-                f"make it a multiple of {size}",
-            )
-
-
-def infer(context: Context, name: str, start: int) -> None:
-    """Run a source on this process's share of the images from row `start` on."""
-    from edgedistill.sources import outputs
-
-    network = context.networks[name]
-    outputs.assist(network, context.splits.train.resized(network.input_px), start)
-
-
-def label(context: Context) -> None:
-    """Run every source on this process's share of the shards."""
-    _ = context.shards
-
-
-WORK: dict[str, Callable[..., Any]] = {"infer": infer, "label": label, "train": train}
 
 
 @contextlib.contextmanager
@@ -124,16 +97,45 @@ def _serve() -> None:
     Raises:
         EdgeDistillError: an order failed in this process; it may succeed on the leader.
     """
-    last: Context | None = None
+    context: Context | None = None
     logging.disable()  # the leader prints the warnings
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         while (order := processes.receive_order()) is not None:
-            context = Context(recipe=order.recipe, base=order.base, run=Run(path=order.run))
-            if last is None or (last.recipe, last.run) != (context.recipe, context.run):
-                last = context  # else the context with its loaded data is reused
+            # a context holds loaded images and outputs: the next order of the same run reuses it
+            if context is None or (context.recipe, context.run.path) != (order.recipe, order.run):
+                context = Context(recipe=order.recipe, base=order.base, run=Run(path=order.run))
             try:
-                WORK[order.work](last, **order.arguments)
+                WORK[order.work](context, **order.arguments)
             except processes.WorkAbortedError:
                 continue
             except EdgeDistillError as error:  # the leader may not fail; the launcher ends it, too
                 raise type(error)(f"process {processes.team().rank}: {error.message}", error.fix) from None
+
+
+def infer(context: Context, name: str, start: int) -> None:
+    """Run a source on this process's share of the images from row `start` on."""
+    from edgedistill.sources import outputs
+
+    network = context.networks[name]
+    outputs.assist(network, context.splits.train.resized(network.input_px), start)
+
+
+def label(context: Context) -> None:
+    """Run every source on this process's share of the shards."""
+    _ = context.shards  # the first access labels them
+
+
+def train(context: Context, spec: StudentSpec, *, folder: Path | None, rungs: tuple[int, ...], **settings: Any) -> None:
+    """Take part in a training that the leader ordered."""
+    from edgedistill.distill import loop
+
+    model, task = prepare_training(context, spec, folder=folder, **settings)
+    loop.fit(model, task, folder=folder, rungs=dict.fromkeys(rungs, _ignore_score))
+
+
+def _ignore_score(val: Accuracy) -> None:
+    """Ignore the score: only the leader decides at a rung."""
+
+
+# kind of work in an order -> what a process other than the leader does for it
+WORK: dict[str, Callable[..., Any]] = {"infer": infer, "label": label, "train": train}

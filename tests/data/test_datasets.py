@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgedistill.data import datasets, listing
+from edgedistill.data import datasets, listing, splits
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import option_problems
 from edgedistill.recipe.schema import Data
@@ -224,3 +225,55 @@ print(*sorted({{"torch", "torchvision", "datasets", "sklearn"}} & set(sys.module
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == ""
+
+
+def special_files(folder: Path) -> None:
+    """Make a FIFO, a link to it, a socket and a link to a device in a folder, all called like pictures."""
+    os.mkfifo(folder / "fifo.png")
+    (folder / "linked.png").symlink_to("fifo.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    os.mknod(folder / "socket.png", stat.S_IFSOCK | 0o600)
+
+
+@pytest.mark.timeout(60)
+def test_images_beside_a_fifo_are_decoded(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set")
+    special_files(tmp_path / "set/train/ant")
+    names, _, _ = splits.preview(section("folder", root="set"), tmp_path, 8)
+    assert names
+
+
+@pytest.mark.timeout(60)
+def test_special_files_in_folders_are_skipped(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set")
+    write_picture(tmp_path / "more/x.png")
+    options = section("folder", root="set", unlabeled="more")
+    before = datasets.listing(options, tmp_path)
+    for part in ("set/train/ant", "set/test/bee", "more"):
+        special_files(tmp_path / part)
+    after = datasets.listing(options, tmp_path)
+    assert list(after.train.names) == list(before.train.names)
+    assert after.fingerprint == before.fingerprint
+    (tmp_path / "more/x.png").unlink()
+    with pytest.raises(InputError, match="more: holds no image"):
+        datasets.listing(options, tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_special_file_in_a_list_is_named(tmp_path: Path) -> None:
+    csv_file(tmp_path / "list.csv", rows(("x.png", "a", ""), ("fifo.png", "b", "")))
+    (tmp_path / "fifo.png").unlink()
+    special_files(tmp_path)
+    for file in ("list.csv", "fifo.png"):
+        with pytest.raises(InputError, match=r"fifo\.png: .*is a FIFO, a socket or a device"):
+            datasets.listing(section("csv", file=file), tmp_path)
+
+
+def test_fingerprint_of_regular_files_is_that_of_size_and_time(tmp_path: Path) -> None:
+    folder_tree(tmp_path / "set", train=1, test=0)
+    for path in sorted((tmp_path / "set").rglob("*.png")):
+        path.write_bytes(b"12345")
+        os.utime(path, ns=(7, 7))
+    fields = (("classes", "ant|bee"), ("ant/000.png", "0", "5", "7"), ("bee/000.png", "1", "5", "7"), ("test",))
+    lines = ["\0".join(line) for line in fields]
+    assert datasets.fingerprint(section("folder", root="set"), tmp_path) == listing.hash_lines(lines)

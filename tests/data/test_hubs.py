@@ -14,7 +14,7 @@ from edgedistill.data import datasets, listing
 from edgedistill.data.hubs import split_options
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Data
-from tests.helpers.trees import mnist_tree, noise
+from tests.helpers.trees import mnist_tree, noise, write_picture
 
 
 def section(kind: str, **options: object) -> Data:
@@ -88,6 +88,46 @@ def test_hf_error_lists_available_splits_and_columns(hub: Any, tmp_path: Path) -
     write_parquet(hub, tmp_path / "set/test", ["a", "c"], hub.Value("string"))
     with pytest.raises(InputError, match="split test, row 1: train has no class c"):
         datasets.listing(section("hf", path="set"), tmp_path)
+
+
+def write_path_table(library: Any, folder: Path, cells: list[Any]) -> None:
+    table = library.Dataset.from_dict({"file": cells, "label": ["a", "b"] * (len(cells) // 2)})
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "train.parquet")
+
+
+def test_hf_paths_in_a_text_column_start_at_the_data_directory(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere/photos").mkdir(parents=True)
+    for path in ("set/photos/0.png", "elsewhere/1.png", "elsewhere/photos/0.png"):
+        write_picture(tmp_path / path, path)
+    monkeypatch.chdir(tmp_path / "elsewhere")  # a file of the same relative path lies here, and is not meant
+    write_path_table(hub, tmp_path / "set", ["photos/0.png", str(tmp_path / "elsewhere/1.png"), None, ""])
+    dataset = datasets.listing(section("hf", path="set", image="file", test=None), tmp_path)
+    for row, path in enumerate(("set/photos/0.png", "elsewhere/1.png")):
+        with dataset.train.load(row) as image:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(noise(path)))
+    for row in (2, 3):
+        with pytest.raises(ValueError, match="the cell is empty"):
+            dataset.train.load(row)
+
+
+def test_hf_column_without_images_is_named(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_path_table(hub, tmp_path / "set", ["0.png", "1.png"])
+    options = section("hf", path="set", image="file", test=None)
+    with pytest.raises(InputError, match=r"split train, row 0: file: .*set/0\.png is no file; write paths that start"):
+        datasets.listing(options, tmp_path)
+    write_path_table(hub, tmp_path / "numbers", [3, 4])
+    with pytest.raises(
+        InputError, match=r"split train: the column file holds no images \(.+\); set data\.image"
+    ) as error:
+        datasets.listing(section("hf", path="numbers", image="file", test=None), tmp_path)
+    assert "\n" not in str(error.value)
+    loaded = hub.load_dataset(str(tmp_path / "set"))
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: loaded)
+    with pytest.raises(InputError, match=r"row 0: the column file holds a path \(0\.png\), and a data set of the hub"):
+        datasets.listing(section("hf", path="owner/set", image="file", test=None), tmp_path)
 
 
 def test_hf_without_network_raises_one_line_error(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from edgedistill.data.shards import View
 from edgedistill.distill.stream import LabeledShard, Stream
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe.schema import Unlabeled
-from edgedistill.run.files import read_json
+from edgedistill.run.files import digest, read_json
 from edgedistill.sources.outputs import Network, SourceOutputs
 from edgedistill.sources.shard_outputs import label_shard
 from tests.helpers import tars
@@ -110,6 +110,30 @@ def test_samples_are_read_in_order(tmp_path: Path) -> None:
     assert [index for index, _, _ in shards.squares(url, VIEW, {2})] == [2]
 
 
+def test_images_named_with_dots_are_refused_as_one_sample(tmp_path: Path) -> None:
+    names = ["day.01.PNG", "day.01.txt", "day.02.PNG", "day.02.txt"]
+    url = tars.write(tmp_path / "a.tar", {name: encoded(1) for name in names})
+    message = r"a\.tar: day\.01\.PNG and day\.02\.PNG are two images of one sample: .* up to the first dot .*; rename"
+    for read in (shards.samples, lambda url: shards.squares(url, VIEW)):
+        with pytest.raises(InputError, match=message):
+            list(read(url))
+    both = tars.write(tmp_path / "b.tar", {"0.png": encoded(1), "1.png": encoded(1), "1.jpg": encoded(2)})
+    with pytest.raises(InputError, match=r"b\.tar: 1\.png and 1\.jpg are two images .*; keep one image a sample"):
+        list(shards.samples(both))
+
+
+def test_image_of_a_sample_is_not_its_mask(tmp_path: Path) -> None:
+    members = {"0.mask.png": encoded(9), "0.png": encoded(1), "1.JPG": encoded(2), "1.depth.png": encoded(9)}
+    url = tars.write(tmp_path / "a.tar", {**members, "2.photo.png": encoded(3), "2.json": b"{}"})
+    assert [number(square) for _, _, square in shards.squares(url, VIEW) if square is not None] == [1, 2, 3]
+
+
+def test_cache_folder_of_a_shard_stays(tmp_path: Path) -> None:
+    url = write_shard(tmp_path, 0, 2)
+    key = [f"{url}\0{Path(url).stat().st_size}\0{Path(url).stat().st_mtime_ns}", PX, "crop"]
+    assert shards.open_shard(url, VIEW, tmp_path / "cache")[0].folder.name == digest(key)[:32]
+
+
 def test_archive_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"not a tar file at all" * 100)
     with pytest.raises(EdgeDistillError, match=r"a.tar: cannot be read \(.+\); finished work is kept"):
@@ -183,7 +207,7 @@ def make_stream(parts: tuple[LabeledShard, ...], **changed: Any) -> Stream:
 
     return Stream(
         **{
-            "parts": parts,
+            "shards": parts,
             "view": VIEW,
             "px": 4,
             "seed": 3,
@@ -245,7 +269,7 @@ def test_share_reads_only_its_own_images(parts: tuple[LabeledShard, ...], monkey
     monkeypatch.setattr("edgedistill.distill.stream.squares", counted)
     stream = make_stream(parts, mixed=1000)
     stream.draw(0, 10, slice(0, 2))
-    for window in stream.ready_batches.values():
+    for window in stream.batches_ahead.values():
         window.result()  # the next epoch is being read
     assert sum(counts) == 2 * 8  # a fifth of each epoch, not all of it
 
@@ -301,7 +325,7 @@ def test_many_shards_keep_few_files_open(tmp_path: Path) -> None:
 def test_deleted_stream_frees_its_images(parts: tuple[LabeledShard, ...]) -> None:
     stream = make_stream(parts)
     stream.draw(0, 8)
-    for window in stream.ready_batches.values():
+    for window in stream.batches_ahead.values():
         window.result()  # a pending window still references the stream
     stream._read_lock.acquire()
     alive = weakref.ref(stream)
@@ -321,8 +345,8 @@ requested = threading.Event()
 stream.squares = lambda *arguments: requested.set() or time.sleep(600)
 shard = SimpleNamespace(sample_numbers=np.zeros(1, int), hashes=np.zeros(1, "S4"), url="")
 part = SimpleNamespace(shard=shard, rows=np.zeros(1, int), outputs={})
-images = stream.Stream(parts=(part,), view=None, px=4, seed=0, mixed=1)
-images._read_async(stream.Window(begin=0, shards=np.zeros(1, int), rows=np.zeros(1, int)), np.zeros(1, int))
+images = stream.Stream(shards=(part,), view=None, px=4, seed=0, mixed=1)
+images._read_async(stream.Window(begin=0, shard_indices=np.zeros(1, int), rows=np.zeros(1, int)), np.zeros(1, int))
 assert requested.wait(30)
 print("done")
 """

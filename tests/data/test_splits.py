@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.data import image_store, images
-from edgedistill.data.splits import Splits, draw, load_splits, preview, rows_of
+from edgedistill.data.splits import Splits, draw, evenly_spaced, load_splits, preview, rows_of
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Data
 from tests.helpers.trees import csv_file, cub_tree, folder_tree, noise, write_picture
@@ -93,8 +93,8 @@ def test_test_split_is_the_same_for_every_seed_and_budget(tmp_path: Path) -> Non
     folder_tree(tmp_path / "set", train=20, test=0)
     first = load(tmp_path, section(labels_per_class=4), seed=0)
     other = load(tmp_path, section(labels_per_class=8), seed=1)
-    assert first.n_test == 12 and np.bincount(first.test().labels_N).tolist() == [6, 6]  # 0.3 of 20, per class
-    assert first.held_out.store.hashes.tolist() == other.held_out.store.hashes.tolist()
+    assert first.n_test == 12 and np.bincount(first.open_test().labels_N).tolist() == [6, 6]  # 0.3 of 20, per class
+    assert first.test_set.store.hashes.tolist() == other.test_set.store.hashes.tolist()
     assert first.data_hash != other.data_hash
     assert first.labeled_rows.tolist() != other.labeled_rows.tolist()
     assert len(first.labeled_rows) + len(first.val_rows) + len(first.unlabeled_rows) == 28
@@ -110,8 +110,10 @@ def test_official_split_unlabeled_images_and_labels_of_every_row(tmp_path: Path)
     by_label = {label: pixels(splits, splits.labeled_rows[splits.labeled_labels == label]) for label in (0, 1)}
     ants = {images.to_square(noise(f"trainant{index}"), 12, "crop").tobytes() for index in range(6)}
     assert by_label[0] <= ants and not by_label[1] & ants
-    np.testing.assert_array_equal(splits.test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop"))
-    assert splits.test().labels_N.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(
+        splits.open_test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop")
+    )
+    assert splits.open_test().labels_N.tolist() == [0, 0, 1, 1]
 
 
 def test_cub_keeps_official_test_split(tmp_path: Path) -> None:
@@ -139,10 +141,10 @@ def test_test_set_is_opened_only_on_request_and_logged(tmp_path: Path, caplog: p
     caplog.set_level(logging.INFO)
     splits = load(tmp_path, section())
     splits.calibration_rows(10, 0)
-    shutil.move(splits.held_out.store.folder / "images.12.u8", tmp_path / "aside")  # labels and pixels out of reach
+    shutil.move(splits.test_set.store.folder / "images.12.u8", tmp_path / "aside")  # labels and pixels out of reach
     assert splits.n_test == 4 and "test set opened" not in caplog.text
     splits.calibration_rows(10, 1)
-    splits.test()
+    splits.open_test()
     assert "test set opened: 4 images" in caplog.text
 
 
@@ -153,7 +155,7 @@ def test_duplicates_of_test_images_are_left_out_of_train(tmp_path: Path, caplog:
     assert splits.duplicates == 1 and "1 train images have the pixels of a test image" in caplog.text
     assert len(splits.labeled_rows) + len(splits.val_rows) == 12
     used = np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows])
-    assert not pixels(splits, used) & {image.tobytes() for image in splits.test().store.images_NHWC}
+    assert not pixels(splits, used) & {image.tobytes() for image in splits.open_test().store.images_NHWC}
 
 
 def test_calibration_shares_no_image_with_val_or_test(tmp_path: Path) -> None:
@@ -210,3 +212,9 @@ def test_corrupt_train_images_are_named_and_labels_stay_aligned(
     assert (splits.train.n, np.bincount([*splits.labeled_labels, *splits.val_labels]).tolist()) == (119, [59, 60])
     bees = {images.to_square(noise(f"trainbee{index}"), 12, "crop").tobytes() for index in range(60)}
     assert pixels(splits, splits.labeled_rows[splits.labeled_labels == 1]) <= bees
+
+
+def test_evenly_spaced_indices_include_both_ends() -> None:
+    np.testing.assert_array_equal(evenly_spaced(10, 4), [0, 3, 6, 9])
+    np.testing.assert_array_equal(evenly_spaced(3, 5), [0, 1, 2])
+    assert len(evenly_spaced(0, 5)) == 0

@@ -126,3 +126,37 @@ def test_local_device_cannot_be_remote(tmp_path: Path) -> None:
 def test_relative_python_path_is_refused(tmp_path: Path, python: str) -> None:
     with pytest.raises(InputError, match="give the full path"):
         load(tmp_path, f"nano: {{transport: ssh, host: nano, python: {python}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {}\nb: {}\na: {}\n", "3: a: is given twice (first on line 1)"),
+        ("a:\n  workdir: x\n  workdir: y\n", "3: a.workdir: is given twice (first on line 2)"),
+        ("a: {python: p, python: q}\n", "1: a.python: is given twice (first on line 1)"),
+    ],
+)
+def test_key_given_twice_is_an_input_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value) == f"{tmp_path / 'devices.yaml'}:{message}"
+    assert caught.value.exit_code == 2
+
+
+def test_key_given_twice_is_reported_with_other_problems(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, "a: {transport: ssh, python: p, python: q}\nb: {pyhton: x}")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "a.python: is given twice" in lines[0] and "a: host" in lines[1] and "b: unknown key" in lines[2]
+
+
+def test_merged_entries_are_no_duplicates(tmp_path: Path) -> None:
+    devices = load(tmp_path, "a: &a {transport: ssh, host: a, python: p}\nb: {<<: *a, host: b}\n")
+    assert (devices["b"].host, devices["b"].python) == ("b", "p")
+
+
+@pytest.mark.parametrize("text", ["a: {python: 2024-99-99}", "a: " + "[" * 5000])
+def test_unreadable_value_is_not_valid_yaml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="not valid YAML"):
+        load(tmp_path, text)

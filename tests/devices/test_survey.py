@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -135,6 +136,28 @@ def test_survey_of_local_devices_reports_backends(tmp_path: Path) -> None:
     assert (broken.reachable, broken.usable) == (True, False) and str(python) in broken.trouble
     if fine.facts["backends"]["tensorrt-rtx"].startswith("not here"):
         assert list(lacking.missing) == ["tensorrt-rtx"] and not lacking.usable
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        ("exit 0", "nothing on stdout"),
+        ("echo; echo", "nothing on stdout"),
+        ("echo hello", "hello"),
+        ("echo 3", "3"),
+        ("echo '[]'", r"\[\]"),
+    ],
+)
+def test_python_that_prints_no_facts_is_one_line(tmp_path: Path, script: str, printed: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (status,) = survey.survey([Device(name="box", python=str(python))])
+    assert re.fullmatch(
+        rf"box: `{python} agent\.pyz --facts` printed no facts: {printed}; name a Python 3\.8 .*\(python:\)",
+        status.trouble,
+    )
+    assert status.reachable and not status.usable
 
 
 def test_only_configured_backends_count_as_missing() -> None:

@@ -40,6 +40,23 @@ def test_folder_is_in_workdir_and_removed(tmp_path: Path) -> None:
     assert not Path(folder).exists()
 
 
+def test_tilde_in_workdir_is_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for workdir, parent in (("~/x/y", tmp_path / "home/x/y"), ("~", tmp_path / "home")):
+        with connect(Device(name="local", workdir=workdir)) as transport:
+            folder = transport.run([PYTHON, "-c", "import os; print(os.getcwd())"], 60.0).stdout.strip()
+        assert Path(folder).parent == parent.resolve()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_home_of_unknown_user_is_one_line() -> None:
+    device = Device(name="box", workdir="~nobody-of-this-name/x")
+    with pytest.raises(InputError, match=r"^box: workdir ~nobody-of-this-name/x: .*; name another workdir"):
+        connect(device).__enter__()
+
+
 def test_failure_carries_exit_code_and_stderr() -> None:
     with connect(LOCAL) as transport, pytest.raises(EdgeDistillError) as caught:
         transport.run([PYTHON, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(7)"], 60.0)

@@ -57,8 +57,9 @@ def guarding(model: ModelProto, max_drop: float) -> guard.Guard:
     return guard.Guard(
         model=model,
         ranges=calibration.ranges,
-        images_NHWC=images,
-        val=(unseen, labels),
+        calibration_NHWC=images,
+        val_NHWC=unseen,
+        val_labels_N=labels,
         max_drop=max_drop,
         score="top1",
     )
@@ -99,10 +100,10 @@ def test_satisfied_bound_keeps_all_layers_in_int8_without_ranking(broken: ModelP
 def test_sensitivity_is_noise_of_one_quantized_layer(broken: ModelProto) -> None:
     """Compare with a hand calculation for the last layer: 255 steps for its input, 127 for its weights."""
     accuracy_guard = guarding(broken, 1.0)
-    noise = guard.sensitivity(broken, accuracy_guard.ranges, "cpu", accuracy_guard.images_NHWC)
+    noise = guard.sensitivity(broken, accuracy_guard.ranges, "cpu", accuracy_guard.calibration_NHWC)
     constants, head = graphs.constants(broken), broken.graph.node[-1]
-    (samples,) = calibrate.collect(broken, accuracy_guard.images_NHWC, [head.input[0]]).values()
-    x_NF = samples.values.reshape(len(accuracy_guard.images_NHWC), -1).astype(np.float64)
+    (samples,) = calibrate.collect(broken, accuracy_guard.calibration_NHWC, [head.input[0]]).values()
+    x_NF = samples.values.reshape(len(accuracy_guard.calibration_NHWC), -1).astype(np.float64)
     step, (weight, bias) = samples.high / 255, (constants[name].astype(np.float64) for name in head.input[1:])
     steps = np.abs(weight).max(1, keepdims=True) / 127
     actual = np.rint(x_NF / step) * step @ (np.rint(weight / steps) * steps).T + bias
@@ -130,10 +131,18 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
             graph.doc_string = str(len(floats))
             return graph
 
-        monkeypatch.setattr(guard.Guard, "drop", lambda _, graph, target, screening=False: drops[int(graph.doc_string)])
+        monkeypatch.setattr(
+            guard.Guard, "measure_drop", lambda _, graph, target, screening=False: drops[int(graph.doc_string)]
+        )
         monkeypatch.setattr(guard, "sensitivity", lambda *_: {name: 1.0 - rank / 8 for rank, name in enumerate(names)})
         accuracy_guard = guard.Guard(
-            model=model, ranges={}, images_NHWC=IMAGES, val=(IMAGES, np.zeros(10, int)), max_drop=max_drop, score="top1"
+            model=model,
+            ranges={},
+            calibration_NHWC=IMAGES,
+            val_NHWC=IMAGES,
+            val_labels_N=np.zeros(10, int),
+            max_drop=max_drop,
+            score="top1",
         )
         return accuracy_guard.choose_graph("cpu", make), floats_per_call
 
@@ -222,18 +231,23 @@ def test_bound_holds_when_one_of_few_val_labels_flips(
     """One of ten val labels is lost, which is ten points; one of 210 labels differs, which is half a point."""
     calibration_labels = np.zeros(200, int)
     set_labels(np.array([1] + [0] * 9), calibration_labels)
-    val = numbered(10, 0), np.zeros(10, int)
     accuracy_guard = guard.Guard(
-        model=FakeGraph(b"fp32"), ranges={}, images_NHWC=numbered(200, 1), val=val, max_drop=1.0, score="top1"
+        model=FakeGraph(b"fp32"),
+        ranges={},
+        calibration_NHWC=numbered(200, 1),
+        val_NHWC=numbered(10, 0),
+        val_labels_N=np.zeros(10, int),
+        max_drop=1.0,
+        score="top1",
     )
-    drop = accuracy_guard.drop(FakeGraph(b"int8"), "cpu")
+    drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
     assert (drop.points, drop.n, drop.images) == (pytest.approx(10.0), 10, 210)
     assert drop.differ == pytest.approx(100 / 210)
     # (1 + 0) / 12 and sqrt(1 + 1 - 1 / 12) / 12
     assert (drop.low, drop.high) == pytest.approx((100 * (1 / 12 - 0.226124), 100 * (1 / 12 + 0.226124)), abs=1e-3)
     assert accuracy_guard.holds(drop)
     calibration_labels[:2] = 2
-    drop = accuracy_guard.drop(FakeGraph(b"int8"), "cpu")
+    drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
     assert drop.differ == pytest.approx(300 / 210)
     assert not accuracy_guard.holds(drop)
 
@@ -246,20 +260,16 @@ def test_simulated_graph_is_run_on_fewer_images(
     accuracy_guard = guard.Guard(
         model=FakeGraph(b"fp32"),
         ranges={},
-        images_NHWC=numbered(100, 1),
-        val=(numbered(100, 0), np.zeros(100, int)),
+        calibration_NHWC=numbered(100, 1),
+        val_NHWC=numbered(100, 0),
+        val_labels_N=np.zeros(100, int),
         max_drop=1.0,
         score="top1",
     )
     assert [
-        (drop.n, drop.images) for drop in (accuracy_guard.drop(FakeGraph(b"int8"), target) for target in TARGETS)
+        (drop.n, drop.images)
+        for drop in (accuracy_guard.measure_drop(FakeGraph(b"int8"), target) for target in TARGETS)
     ] == [
         (100, 200),
         (40, 50),
     ]
-
-
-def test_guard_images_are_spread_over_all_images() -> None:
-    np.testing.assert_array_equal(guard.evenly_spaced(10, 4), [0, 3, 6, 9])
-    np.testing.assert_array_equal(guard.evenly_spaced(3, 5), [0, 1, 2])
-    assert len(guard.evenly_spaced(0, 5)) == 0

@@ -202,7 +202,7 @@ def test_load_restores_saved_student(tmp_path: Path) -> None:
 
 def test_load_refuses_another_architecture(tmp_path: Path) -> None:
     save_file(build_student(micro_spec()).state_dict(), tmp_path / "student.safetensors")
-    with pytest.raises(InputError, match=r"head.weight is \(2, 32\), the architecture wants \(3, 32\)"):
+    with pytest.raises(InputError, match=r"head.weight is \(2, 32\) in the file and \(3, 32\) in the net"):
         load_student(micro_spec(classes=3), tmp_path / "student.safetensors")
 
 
