@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from edgedistill.distill.state import State
 from edgedistill.distributed import processes
 from edgedistill.run import artifacts
-from edgedistill.run.files import atomic
+from edgedistill.run.files import atomic, json_lines
 
 
 def save(state: State, step: int, seconds: float, folder: Path) -> None:
@@ -58,6 +56,4 @@ def resume(state: State, folder: Path) -> tuple[int, float]:
 
 def complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the lines of a JSON-lines file, parsed and as text; a line that a kill cut short is skipped."""
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            yield json.loads(text), text
+    yield from json_lines(path.read_text(encoding="utf-8") if path.exists() else "")

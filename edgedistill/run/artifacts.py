@@ -6,10 +6,9 @@ Steps write these files; later steps, the report and other runs read them. All o
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from edgedistill.records import (
     SourceWeights,
     StudentSpec,
 )
-from edgedistill.run.files import atomic, read_json, read_record, write_json
+from edgedistill.run.files import atomic, json_lines, read_json, read_record, write_json
 
 if TYPE_CHECKING:
     from edgedistill.run.directory import Run
@@ -115,17 +114,8 @@ def _read_rows(path: Path) -> tuple[dict[str, str], ...]:
 
 def _read_steps(path: Path) -> tuple[dict[str, Any], ...]:
     """The complete lines with a `step` of a JSON Lines file; an interrupted run may leave an incomplete last line."""
-    return tuple(_whole_lines(_read_text(path)))
-
-
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "step" in entry:
-            yield entry
+    entries = (entry for entry, _ in json_lines(_read_text(path)))
+    return tuple(entry for entry in entries if isinstance(entry, dict) and "step" in entry)
 
 
 def _read_pictures(path: Path, names: tuple[str, ...]) -> Pictures:

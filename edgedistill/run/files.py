@@ -46,6 +46,13 @@ def sha256_stream(stream: Any) -> str:
     return running.hexdigest()
 
 
+def json_lines(text: str) -> Iterator[tuple[Any, str]]:
+    """Yield the lines of a JSON Lines text, parsed and as text; a line that a kill cut short is skipped."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line), line
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed.

@@ -243,46 +243,28 @@ def _quantize(run: Run) -> None:
     write_json(run / "engines/none.json", {"why": "no builder is installed"})
 
 
+def rung(name: str, digit: str, *, backend: str, top1: float, agreement: float, simulated: bool = False) -> Rung:
+    """A rung of the ladder; precision and target follow from the graph's name, the hash is one digit."""
+    precision, _, target = name.partition("-")
+    return Rung(
+        artefact=name,
+        sha256=digit * 64,
+        precision="fp32" if name == "torch" else precision,
+        target=target or "any",
+        backend=backend,
+        accuracy=accuracy(top1),
+        agreement_with_torch=agreement,
+        simulated=simulated,
+    )
+
+
 def _verify(run: Run) -> None:
     ort = "onnxruntime-cpu"
     rungs = (
-        Rung(
-            artefact="torch",
-            sha256="c" * 64,
-            precision="fp32",
-            target="any",
-            backend="torch",
-            accuracy=accuracy(0.915),
-            agreement_with_torch=1.0,
-        ),
-        Rung(
-            artefact="fp32",
-            sha256="f" * 64,
-            precision="fp32",
-            target="any",
-            backend=ort,
-            accuracy=accuracy(0.915),
-            agreement_with_torch=1.0,
-        ),
-        Rung(
-            artefact="int8-cpu",
-            sha256="1" * 64,
-            precision="int8",
-            target="cpu",
-            backend=ort,
-            accuracy=accuracy(0.912),
-            agreement_with_torch=0.985,
-        ),
-        Rung(
-            artefact="int8-tensorrt",
-            sha256="2" * 64,
-            precision="int8",
-            target="tensorrt",
-            backend=ort,
-            accuracy=accuracy(0.91),
-            agreement_with_torch=0.98,
-            simulated=True,
-        ),
+        rung("torch", "c", backend="torch", top1=0.915, agreement=1.0),
+        rung("fp32", "f", backend=ort, top1=0.915, agreement=1.0),
+        rung("int8-cpu", "1", backend=ort, top1=0.912, agreement=0.985),
+        rung("int8-tensorrt", "2", backend=ort, top1=0.91, agreement=0.98, simulated=True),
     )
     gates = (
         Gate(name="fp32 agreement", value=1.0, bound=">= 0.999", passed=True),
