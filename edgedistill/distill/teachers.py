@@ -255,10 +255,8 @@ def selftrained(
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 
     def predict(other_features: Features) -> Floats:
-        projected = [
-            np.sqrt(first.weights[name]) * (unit_directions(other_features[name], mean_D) @ reduced[name][1])
-            for name, mean_D in means.items()
-        ]
+        units = {name: unit_directions(other_features[name], mean_D) for name, mean_D in means.items()}
+        projected = [np.sqrt(first.weights[name]) * (units_MD @ reduced[name][1]) for name, units_MD in units.items()]
         return np.asarray(softmax(np.concatenate(projected, axis=1) @ weights_DC / temperature), dtype=np.float32)
 
     return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, predict=predict)

@@ -23,8 +23,9 @@ MAX_LISTED = 12  # names in an error message
 class Later:
     """Marks a recipe key or an option that was added after the first release: `Annotated[int, LATER] = 3`.
 
-    While it has its default it enters no run directory's name, no step's key and no configuration of the suite, so
-    that runs and committed lines that were made without it stay what they are.
+    While it has its default (an option of a function: while the recipe leaves it out) it enters no run
+    directory's name, no step's key and no configuration of the suite, so that runs and committed lines that were made
+    without it stay what they are.
     """
 
 
