@@ -1,27 +1,64 @@
-"""The results of `make demo` as a committed line, and the tables of README.md that are made from it.
+"""The results of `make demo` as committed lines, and the tables of README.md that are made from them.
 
-python -m benchmarks.quickstart runs/latest       after `make demo`: append its results
+python -m benchmarks.quickstart runs/latest [NOTE]    after `make demo`: append its results, with a note below the table
+python -m benchmarks.quickstart draws SEED...         train with other draws of the labels: is the gain a lucky seed?
+
+What is finished is not repeated: a killed `draws` goes on from there.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lines import append
+from benchmarks.lines import append, read, run_program
+from edgedistill import check, session
+from edgedistill.errors import InputError
+from edgedistill.recipe.file import Document, read_recipe
+from edgedistill.recipe.schema import SECTIONS_TO_DISTILL, Recipe
 from edgedistill.report import render
-from edgedistill.run.directory import find_run
-from edgedistill.run.files import read_json
+from edgedistill.run.directory import find_run, run_directory
+from edgedistill.run.files import digest, read_json
+
+RECIPE = Path(__file__).parent.parent / "recipes/quickstart.yaml"
+DRAWS = "quickstart-draws"
 
 
-def record(path: Path) -> Path:
-    """Append the measurements of a finished run; return its path."""
-    run = find_run(path)
+def load(*overrides: str) -> tuple[Document, Recipe, str]:
+    """The quickstart's recipe, and a hash of what its training depends on, but for the seed."""
+    document = read_recipe(RECIPE, overrides)
+    recipe = check.load(document)
+    return document, recipe, digest(recipe.sections(name for name in SECTIONS_TO_DISTILL if name != "seed"))
+
+
+def train_draws(seeds: Sequence[int], root: Path = Path("runs")) -> None:
+    """Train the quickstart with each seed and append what distilling bought, unless there is such a line."""
+    for seed in seeds:
+        document, recipe, config = load(f"seed={seed}")
+        key = {"seed": seed, "config": config}
+        if any(line.items() >= key.items() for line in read(DRAWS)):
+            continue
+        content = render.collect(session.train(document, recipe, root).run)
+        append(DRAWS, {**key, **{name: content[name] for name in ("baseline", "student", "score")}})
+
+
+def record(path: Path, note: str = "") -> Path:
+    """Append the measurements of a finished run, with a note on how it was measured; return the file's path.
+
+    Raises:
+        InputError: the run is not one of the quickstart's recipe as it stands.
+    """
+    run, (_, recipe, config) = find_run(path), load()
+    if run.path.name != run_directory(recipe, run.path.parent).path.name:
+        raise InputError(f"{path}: is not a run of {RECIPE.name} as it stands", "run `make demo`")
     content, manifest = render.collect(run), run.manifest()
     seconds = {name: entry["seconds"] for name, entry in manifest["steps"].items()}
     memory = max(entry["peak_memory_mb"] for entry in manifest["steps"].values())
-    line = {name: content[name] for name in ("sources", "student", "models", "ladder", "bench", "data")}
+    line = {name: content[name] for name in ("sources", "student", "models", "ladder", "bench", "data", "baseline")}
+    line |= {"note": note, "config": config}
     raw = {path.name: read_json(path)["latency"]["samples_ms"] for path in sorted((run / "bench").rglob("*.json"))}
     for report in line["bench"]:
         report["facts"] = {
@@ -67,11 +104,40 @@ def graphs_table(line: dict[str, Any]) -> str:
             "|---|---|---|---|---|",
             *(_row(rung, line) for rung in rungs),
             "",
+            *bought(line, [draw for draw in read(DRAWS) if draw["config"] == line.get("config")]),
             f"The steps took {minutes:.1f} minutes and {line['peak_memory_mb'] / 1000:.1f} GB of memory on "
             f"{line['cores']} cores ({line['cpu']}), commit {line['commit'] or 'unknown'}. "
-            "The intervals are 95 % ones.",
+            "The intervals are 95 % ones." + (f" {line['note']}" if line.get("note") else ""),
         ]
     )
+
+
+def bought(line: dict[str, Any], draws: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of what distilling bought, and a sentence on other draws of the labels; empty for an older line."""
+    record, score = line.get("baseline"), line["data"]["score"]
+    if not record:
+        return []
+    rows = [("the same student on labels alone", record["labels_alone"], record["over_labels_alone"])]
+    if record["probe"]:
+        rows.append((f"a linear probe of {record['source']}", record["probe"], record["over_probe"]))
+    cells = [
+        f"| {name} | {100 * accuracy[score]:.1f} % | {gain['points']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] |"
+        for name, accuracy, gain in rows
+    ]
+    sentences = []
+    if draws:
+        gains = [
+            draw["baseline"]["over_labels_alone"]["points"] for draw in sorted(draws, key=lambda draw: draw["seed"])
+        ]
+        listed = ", ".join(f"{gain:+.1f}" for gain in gains)
+        mean = f"{statistics.mean(gains):+.1f} points on average"
+        sentences = [
+            f"With {len(gains)} other draws of the labels the gain over labels alone is {mean} ({listed}).",
+            "",
+        ]
+    head = ["| classifier, in torch | accuracy | distilling gains, points |", "|---|---|---|"]
+    distilled = f"| the student, distilled | {100 * record['distilled'][score]:.1f} % | - |"
+    return [*head, distilled, *cells, "", *sentences]
 
 
 def _share(line: dict[str, Any], source: str) -> str:
@@ -100,7 +166,17 @@ def _row(rung: dict[str, Any], line: dict[str, Any]) -> str:
     return f"| {name} | {accuracy} | {spread} | {faster} | {size} |"
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
+def main() -> int:
+    """Record a run, or train with other draws of the labels."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["draws"] and arguments[1:]:
+        train_draws([int(seed) for seed in arguments[1:]])
+    elif len(arguments) in {1, 2}:
+        print(record(Path(arguments[0]), *arguments[1:]))
+    else:
         sys.exit(__doc__)
-    print(record(Path(sys.argv[1])))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -56,7 +56,8 @@ def seconds(job: batches.Task, live: state.State, first: int) -> float:
     """Seconds of STEPS steps from step `first`, drawing of the batches included."""
     loss, started = job.loss(), time.perf_counter()
     for step in range(first, first + STEPS):
-        loop.train_step(live, loss, job, step)
+        losses = loop.train_step(live, loss, job, step)
+    losses.read()  # waits for a GPU
     return time.perf_counter() - started
 
 

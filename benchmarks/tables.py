@@ -10,7 +10,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import quickstart, scale, step_cost
+from benchmarks import (
+    engines,
+    export_time,
+    families,
+    first_report,
+    guard,
+    input_path,
+    interrupts,
+    near_copies,
+    own_models,
+    predict_speed,
+    quickstart,
+    scale,
+    step_cost,
+)
+from benchmarks.folds import table as folds_table
+from benchmarks.gpu import table as gpu_table
 from benchmarks.lines import read
 from benchmarks.meter import table as meter_table
 from benchmarks.pages import replace_section
@@ -18,7 +34,9 @@ from benchmarks.peer_torchdistill import table as peer_torchdistill_table
 from benchmarks.quantize import alike, distilled, tuned, whole
 from benchmarks.quantize import table as quantize_table
 from benchmarks.search import table as search_table
+from benchmarks.suggest import table as suggest_table
 from benchmarks.suite import table as suite_table
+from benchmarks.unknown import table as unknown_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,23 +78,39 @@ def int8() -> dict[str, Callable[[], str]]:
         "quantize-alike": lambda: alike.markdown(list(read(alike.KIND))),
         "quantize-qat": lambda: tuned.markdown(list(read(tuned.KIND))),
         "quantize-distilled": lambda: distilled.markdown(list(read(distilled.KIND))),
+        "export_time": lambda: export_time.table(list(read(export_time.KIND))),
+        "families": families.table,
         "quantize-whole": lambda: whole.markdown(list(read(whole.KIND))),
     }
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"quickstart-graphs": newest_graphs, "suite-short": short_suite},
-    ROOT / "docs/getting-started.md": {"quickstart": newest_quickstart},
+    ROOT / "docs/getting-started.md": {
+        "quickstart": newest_quickstart,
+        "predict-speed": lambda: predict_speed.table(list(read(predict_speed.KIND))),
+        "first-report": lambda: first_report.table(list(read(first_report.KIND))),
+    },
     ROOT / "docs/methods.md": {"suite": suite_table.headline},
+    ROOT / "docs/few-labels.md": {"suggest": suggest_table.table},
+    ROOT / "docs/your-data.md": {"near-copies": near_copies.table},
     ROOT / "benchmarks/README.md": {
         "step_cost": step_costs,
         "peer_torchdistill": torchdistill,
+        "gpu": lambda: gpu_table.markdown(read(gpu_table.KIND)),
         "meter": lambda: meter_table.markdown(read(meter_table.KIND)),
+        "suggest": suggest_table.table,
         "suite": suite_table.headline,
         "search": search_table.markdown,
+        "folds": folds_table.markdown,
+        "guard": guard.table,
+        "unknown": unknown_table.table,
+        "interrupts": lambda: interrupts.table(list(read("interrupts"))),
     },
-    ROOT / "docs/scale.md": {"scale": scales},
+    ROOT / "docs/scale.md": {"scale": scales, "input-path": lambda: input_path.table(read(input_path.KIND))},
+    ROOT / "docs/engines.md": {"engines": engines.table},
     ROOT / "docs/int8.md": int8(),
+    ROOT / "docs/your-model.md": {"own-models": own_models.table},
 }
 
 

@@ -1,4 +1,4 @@
-"""The generated pages: docs/recipe.md from the recipe schema, docs/layers.svg from the import contract.
+"""What is generated from the code: docs/recipe.md, docs/command-line.md, docs/layers.svg and the schema of recipes.
 
 python docs/generate.py            # write what is not current
 python docs/generate.py --check    # exit code 1 where something is not current
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import json
 import re
 import sys
 import types
@@ -17,10 +18,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
+from edgedistill import cli
 from edgedistill.data.datasets import DATASETS
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
+from edgedistill.draft import json_schema
+from edgedistill.draft.json_schema import arguments_of, description_of, paragraph
 from edgedistill.recipe.options import annotation_of, keyword_only
 from edgedistill.recipe.presets import PRESETS
 from edgedistill.recipe.schema import Recipe
@@ -40,8 +45,8 @@ HEAD = """\
 # Recipe reference
 
 A recipe is a YAML file. `edgedistill check RECIPE` validates it and says, by file and line, what is wrong.
-`--set section.key=value` replaces a value on the command line. Paths are relative to the recipe's file. Only `name`,
-`data.kind` and `student.families` are required.
+`--set section.key=value` replaces a value on the command line. Paths are relative to the recipe's file. Only
+`data` is required, with its kind and what that kind needs.
 
 This page is generated from the schema by `python docs/generate.py`.
 """
@@ -83,7 +88,7 @@ def row(key: str, field: FieldInfo) -> str:
         ValueError: the field has no documentation.
     """
     if not field.description:
-        raise ValueError(f"{key}: write a line below the field in recipe/schema.py")
+        raise ValueError(f"{key}: write a line below the field in the schema")
     default = "required" if field.is_required() else f"`{plain(field.get_default(call_default_factory=True))}`"
     if section_of(field.annotation) is not None and not field.is_required():
         default = "none" if field.default is None else "see below" if field.default != () else "`[]`"
@@ -166,11 +171,6 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def paragraph(owner: Any) -> str:
-    """The first paragraph of a docstring as one line."""
-    return " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
-
-
 def options_head() -> str:
     """What stands before the registries."""
     return (
@@ -196,23 +196,10 @@ def entry(name: str, function: Callable[..., Any]) -> str:
     return f"### `{name}`\n\n{paragraph(function)}\n\n{table}\n"
 
 
-def description_of(annotation: Any) -> str:
-    """The description in an annotation's metadata; "" where it has none."""
-    return next((part.description for part in get_args(annotation) if getattr(part, "description", None)), "")
-
-
 def sentence(text: str) -> str:
     """Text for a table, with a capital at its beginning and a period at its end."""
     text = cell(text)
     return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
-
-
-def arguments_of(function: Callable[..., Any]) -> dict[str, str]:
-    """The `Args:` of a docstring: name -> text."""
-    _, _, block = (inspect.getdoc(function) or "").partition("Args:\n")
-    block = re.split(r"\n\n?(?=\S)", block)[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", block, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def presets() -> str:
@@ -226,6 +213,48 @@ def presets() -> str:
                 )
                 lines.append(f"| `{name}` | `{section}.{key}` | `{shown}` |")
     return "\n".join(["## Presets\n", "| preset | key | value |", "|---|---|---|", *lines]) + "\n"
+
+
+COMMANDS_HEAD = """\
+# Command line
+
+Every command and option. `edgedistill COMMAND --help` says the same; `edgedistill --debug COMMAND` shows the traceback
+of an error. The exit code is 0; 2 for what you can mend; 3 if the work is done and a gate failed; 1 for other errors;
+128 and its number after a signal.
+
+This page is generated from the commands by `python docs/generate.py`.
+"""
+
+
+def commands() -> str:
+    """The reference of the command line, in Markdown."""
+    group: Any = get_command(cli.app)
+    parts = [COMMANDS_HEAD, options_table(group)]
+    for name, command in sorted(group.commands.items()):
+        words = [f"edgedistill {name}", *(parameter.metavar for parameter in command.params if is_argument(parameter))]
+        parts.append(f"## `{' '.join(words)}`\n\n{cell(command.help)}\n\n{options_table(command)}")
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def is_argument(parameter: Any) -> bool:
+    """Is a parameter of a command named by its place?"""
+    return bool(parameter.param_type_name == "argument")
+
+
+def options_table(command: Any) -> str:
+    """A command's arguments and options.
+
+    Raises:
+        ValueError: one of them has no help.
+    """
+    rows = []
+    for parameter in command.params:
+        if not parameter.help:
+            raise ValueError(f"{command.name} {parameter.name}: write its help")
+        names = "/".join([*parameter.opts, *parameter.secondary_opts])
+        shown = cell(parameter.metavar) if is_argument(parameter) else names
+        rows.append(f"| `{shown}` | {cell(parameter.help).replace('<', '&lt;')} |")
+    return "\n".join(["| | |", "|---|---|", *rows]) + "\n"
 
 
 def layers() -> list[list[str]]:
@@ -272,13 +301,23 @@ def layers_svg() -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"recipe.md": reference, "layers.svg": layers_svg}
+def editors_schema() -> str:
+    """The JSON schema that the package holds for editors."""
+    return json.dumps(json_schema.schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/recipe.md": reference,
+    "docs/command-line.md": commands,
+    "docs/layers.svg": layers_svg,
+    "edgedistill/draft/recipe.schema.json": editors_schema,
+}
 
 
 def stale() -> dict[str, str]:
     """The generated files that are not current, with what they should hold."""
     texts = {name: make() for name, make in PAGES.items()}
-    current = {name: (DOCS / name).read_text(encoding="utf-8") if (DOCS / name).exists() else "" for name in texts}
+    current = {name: (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else "" for name in texts}
     return {name: text for name, text in texts.items() if text != current[name]}
 
 
@@ -286,9 +325,9 @@ def main(arguments: list[str]) -> int:
     """Write or check the generated files; returns the exit code."""
     pages = stale()
     for name, text in pages.items():
-        print(f"docs/{name}: not current" if "--check" in arguments else f"docs/{name}: written")
+        print(f"{name}: not current" if "--check" in arguments else f"{name}: written")
         if "--check" not in arguments:
-            (DOCS / name).write_text(text, encoding="utf-8")
+            (ROOT / name).write_text(text, encoding="utf-8")
     return 1 if pages and "--check" in arguments else 0
 
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgedistill.console import say
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe import presets
+from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.file import Document, read_recipe, validate_recipe
 from edgedistill.recipe.options import Key, Problem, choose, option_problems
-from edgedistill.recipe.schema import Data, Recipe, Source
+from edgedistill.recipe.schema import Recipe, Source
 from edgedistill.recipe.section import Choice, Open
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -45,14 +47,24 @@ def _data(raw: Mapping[str, Any]) -> Iterator[Problem]:
     from edgedistill.data.datasets import DATASETS
 
     listings = {name: kind.listing for name, kind in DATASETS.items()}
-    yield from _plugin(raw.get("data"), "kind", functions=listings, noun="data kind", key=("data",), schema=Data)
+    section = _mapping(raw.get("data"))
+    yield from _plugin(section, "kind", functions=listings, noun="data kind", key=("data",), schema=Data)
+    if section.get("prior") == "labels" and section.get("labels_per_class") is not None:
+        yield Problem(
+            key=("data", "prior"),
+            message="is labels, and labels_per_class draws as many of every class; state the share of each class",
+        )
 
 
 def _sources(raw: Mapping[str, Any]) -> Iterator[Problem]:
     from edgedistill.sources.registry import SOURCES
 
-    sections = raw.get("sources")
-    for index, section in enumerate(sections if isinstance(sections, list) else []):
+    listed = raw.get("sources")
+    sections = listed if isinstance(listed, list) else []
+    autos = [index for index, section in enumerate(sections) if _mapping(section).get("kind") == "auto"]
+    for index in autos[1:]:
+        yield Problem(key=("sources", index), message="kind auto is there twice; one chooses `most` sources")
+    for index, section in enumerate(sections):
         yield from _plugin(
             section, "kind", functions=SOURCES, noun="source kind", key=("sources", index), schema=Source
         )
@@ -111,7 +123,9 @@ def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield from choose(str(name), BACKENDS, "backend", ("bench", "backends", index))
     bound = _mapping(_mapping(_mapping(raw.get("student")).get("budget")).get("latency_ms"))
     if isinstance(bound.get("backend"), str):
-        yield from choose(bound["backend"], BACKENDS, "backend", ("student", "budget", "latency_ms", "backend"))
+        yield from choose(
+            bound["backend"], {**BACKENDS, "any": None}, "backend", ("student", "budget", "latency_ms", "backend")
+        )
 
 
 def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -120,20 +134,31 @@ def _int8(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
     quantize, student = _mapping(raw.get("quantize")), _mapping(raw.get("student"))
     targets = quantize.get("targets")
-    int8_targets = set(targets) if isinstance(targets, list | tuple) else {"cpu", "tensorrt"}
+    int8_targets = {str(target) for target in targets} if isinstance(targets, list | tuple) else {"cpu", "tensorrt"}
     if quantize.get("enabled", True) is not True:
         int8_targets = set()
     bound = _mapping(student.get("budget")).get("latency_ms")
-    backend = _mapping(bound).get("backend", "onnxruntime-cpu")
+    backend = str(_mapping(bound).get("backend", "onnxruntime-cpu"))
+    target = "cpu" if backend == "any" else target_of(backend) if backend in BACKENDS else ""
     timed = bound is not None and _mapping(bound).get("precision", "int8") == "int8"
-    if timed and backend in BACKENDS and target_of(backend) not in int8_targets:
+    if timed and target and target not in ({"ncnn", *int8_targets}):
         yield Problem(
             key=("student", "budget", "latency_ms"),
             message=f"is for int8, and the recipe makes no int8 graph for "
             f"{backend}; say `precision: fp32`, or let `quantize` make one",
         )
+    if target == "ncnn":
+        yield Problem(
+            key=("student", "budget", "latency_ms", "backend"),
+            message=f"{backend} has a graph of its own, which is made of the finished student; name another, such as "
+            "onnxruntime-cpu, and measure this one with bench",
+        )
     if "cpu" not in int8_targets and _mapping(raw.get("search")).get("objective") == "int8":
-        yield Problem(key=("search", "objective"), message="is int8, and the recipe makes no int8 graph for a CPU")
+        yield Problem(
+            key=("search", "objective"),
+            message="is int8, and the recipe makes no int8 graph for a CPU; say `objective: fp32`, or let `quantize` "
+            "make one",
+        )
 
 
 def _mapping(section: Any) -> Mapping[str, Any]:
@@ -188,19 +213,22 @@ def bench(recipe: Recipe, base: Path) -> None:
 
 
 def _images(recipe: Recipe, base: Path) -> list[str]:
-    from edgedistill.data.splits import preview
+    from edgedistill.data import load
 
-    preview(recipe.data, base, recipe.data.store_px or 64)
+    listing, _, _ = load.preview(recipe.data, base, recipe.data.store_px or 64)
+    load.log_notes(listing)
     return []
 
 
 def _shards(recipe: Recipe, base: Path) -> list[str]:
     """Decode the first image of the first shard."""
     from edgedistill.data import shards
+    from edgedistill.data.images import View
 
     if recipe.unlabeled:
         url = shards.addresses(recipe.unlabeled, base)[0]
-        view = shards.View(px=recipe.data.store_px or 64, fit=recipe.data.fit)
+        limits = None if recipe.data.range == "auto" else recipe.data.range
+        view = View(px=recipe.data.store_px or 64, fit=recipe.data.fit, limits=limits)
         _, name, square = next(shards.squares(url, view), (0, "", None))
         if square is None:
             return [f"{url}: {name or 'its first sample'} is no image; name shards with jpg, png or webp files"]
@@ -216,20 +244,26 @@ def _storage(recipe: Recipe, base: Path) -> list[str]:
 
 
 def _each_source(recipe: Recipe, base: Path) -> list[str]:
-    from edgedistill.sources import registry
+    """Problems of the sources; headless ones are named on stderr."""
+    from edgedistill.distill import headless
+    from edgedistill.sources import chosen, registry
 
-    problems = []
+    problems, headless_names = [], []
     for section in recipe.sources:
         try:
             if section.options.get("recipe"):
                 document = read_recipe(base / section.options["recipe"])
                 problems += missing(load(document), document.base)
-            elif section.kind == "timm" and section.options.get("pretrained", True):
-                registry.require_reachable(section.options["model"])
-            else:
-                registry.load(section, base)
+            elif section.kind == "auto":
+                say(chosen.candidates(recipe, section).told())
+            elif not registry.has_classes(section, base):
+                headless_names.append(section.name)
         except EdgeDistillError as error:
             problems.append(str(error) if str(error).startswith("sources.") else f"sources.{section.name}: {error}")
+    if not problems and headless_names:
+        headless.require_usable(recipe, headless_names)
+        for note in headless.notes(recipe, headless_names):
+            say(note)
     return problems
 
 
@@ -245,7 +279,7 @@ def _initial_weights(recipe: Recipe, base: Path) -> list[str]:
 def _first_batch(recipe: Recipe, base: Path) -> list[str]:
     """Run one batch of real images through the smallest student within the budget."""
     from edgedistill.data import datasets
-    from edgedistill.data.splits import preview
+    from edgedistill.data.load import preview
     from edgedistill.distill import evaluate
     from edgedistill.students import space
     from edgedistill.students.build import build_student

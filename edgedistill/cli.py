@@ -6,15 +6,20 @@ import errno
 import io
 import json
 import logging
+import os
 import sys
-from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgedistill import __version__
+from edgedistill.commands import data, environment, models
+from edgedistill.commands.options import LATEST, Format, Listing, Overrides, RecipeFile, Root, RunPath
+from edgedistill.draft import wished
 from edgedistill.errors import EdgeDistillError
+from edgedistill.run import interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,35 +30,10 @@ if TYPE_CHECKING:
     from edgedistill.steps.step import Step
 
 ABOUT = "Distill pretrained models into a small, measured int8 student, from few labels and many unlabeled images."
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=ABOUT
-)
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Replace a value of the recipe, such as distill.steps=200; may be repeated."
-    ),
-]
-Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of the run directories.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-LATEST = Path("runs/latest")
-
-
-class Format(str, Enum):
-    """Output formats of `report`."""
-
-    text = "text"
-    json = "json"
-    html = "html"
-
-
-class Listing(str, Enum):
-    """Output formats of `devices`."""
-
-    text = "text"
-    json = "json"
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=ABOUT)
+app.add_typer(data.app)
+app.add_typer(environment.app)
+app.add_typer(models.app)
 
 
 def _version(show: bool) -> None:
@@ -82,7 +62,7 @@ def check(recipe: RecipeFile, sets: Overrides = None) -> None:
     document, loaded = _load(recipe, sets)
     problems = checks.missing(loaded, document.base)
     if problems:
-        raise InputError("\n".join(f"{recipe}: {problem}" for problem in dict.fromkeys(problems)))
+        raise InputError([line for problem in dict.fromkeys(problems) for line in f"{recipe}: {problem}".split("\n")])
     print(f"{recipe}: ready to run")
 
 
@@ -91,15 +71,69 @@ def train(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs"))
     """Weigh the sources, search the student, distill it."""
     from edgedistill import pipeline
 
-    _run_pipeline(recipe, sets, runs, pipeline.no_steps)
+    _run_pipeline(partial(_load, recipe, sets), runs, pipeline.no_steps)
 
 
 @app.command()
-def run(recipe: RecipeFile, sets: Overrides = None, runs: Root = Path("runs")) -> None:
-    """Run the whole pipeline: train, export, quantize, verify, bench, report."""
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help=f"A recipe, or {wished.DATA}")],
+    sets: Overrides = None,
+    runs: Root = Path("runs"),
+    device: wished.Device = None,
+    latency_ms: wished.Latency = None,
+    labels_per_class: wished.Labels = None,
+    sources: wished.Sources = None,
+    minutes: wished.Minutes = None,
+    download: wished.Download = False,
+    any_license: wished.AnyLicense = False,
+    yes: wished.Yes = False,
+) -> None:
+    """Run the whole pipeline: train, export, quantize, verify, bench, report. For data, draft their recipe first."""
     from edgedistill import pipeline
+    from edgedistill.draft import recipe as drafts
 
-    _run_pipeline(recipe, sets, runs, pipeline.export_and_bench_steps)
+    wishes = wished.wishes(
+        device=device,
+        latency_ms=latency_ms,
+        labels_per_class=labels_per_class,
+        sources=sources,
+        minutes=minutes,
+        download=download,
+        any_license=any_license,
+    )
+    load = partial(drafts.load_or_draft, recipe, sets, runs, wishes=wishes, yes=yes)
+    _run_pipeline(load, runs, pipeline.export_and_bench_steps)
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=wished.DATA.capitalize())],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the recipe is written.")] = Path(
+        "recipe.yaml"
+    ),
+    device: wished.Device = None,
+    latency_ms: wished.Latency = None,
+    labels_per_class: wished.Labels = None,
+    sources: wished.Sources = None,
+    minutes: wished.Minutes = None,
+    download: wished.Download = False,
+    any_license: wished.AnyLicense = False,
+) -> None:
+    """Look at data, and write a recipe for them with the reason of every choice."""
+    from edgedistill.draft import recipe as drafts
+
+    wishes = wished.wishes(
+        device=device,
+        latency_ms=latency_ms,
+        labels_per_class=labels_per_class,
+        sources=sources,
+        minutes=minutes,
+        download=download,
+        any_license=any_license,
+    )
+    draft = drafts.first_recipe(data, wishes, base=out.absolute().parent)
+    drafts.write(draft, out)
+    print("\n".join([*draft.lines, f"recipe     {out}: edit it, then `edgedistill run {out}`"]))
 
 
 @app.command()
@@ -121,20 +155,17 @@ def export(
     ] = None,
 ) -> None:
     """Export a trained student: ONNX and int8 graphs, verified, and the bundle for a device."""
-    from edgedistill import pipeline, session
+    from edgedistill import session
 
-    switches = {"enabled": int8, "qat": qat}
-    if qat and session.reopen(run, {}).recipe.quantize.qat:
-        switches["qat"] = None  # it is on already: keep its settings
-    changes = {name: switch for name, switch in switches.items() if switch is not None}
-    context = session.reopen(run, {"quantize": changes} if changes else {})
-    session.finish(context, pipeline.export_steps, remember=bool(changes))
+    context = session.export(run, int8=int8, qat=qat)
     _show(context.run.path)
 
 
 @app.command()
 def bench(
-    run: RunPath = LATEST,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL.ONNX", help="A run directory, or a model of `edgedistill quantize`.")
+    ] = LATEST,
     device: Annotated[list[str] | None, typer.Option(help="A device in deploy/devices.yaml; may be repeated.")] = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="A backend, such as onnxruntime-cpu; may be repeated.")
@@ -147,8 +178,13 @@ def bench(
 ) -> None:
     """Measure latency and accuracy of the exported graphs on the devices."""
     from edgedistill import pipeline, session
+    from edgedistill.imported import bench as imported
 
     choices = {name: names for name, names in (("devices", device), ("backends", backend)) if names}
+    if imported.is_imported(run):
+        settings = imported.settings({**session.bench_settings(sets or []), **choices})
+        print(imported.bench_text(imported.bench(run, settings)))
+        return
     context = session.reopen(run, {"bench": {**session.bench_settings(sets or []), **choices}})
     session.finish(context, pipeline.export_and_bench_steps, again=pipeline.bench_steps if again else pipeline.no_steps)
     _show(context.run.path)
@@ -158,12 +194,21 @@ def bench(
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run directories.")] = None,
     form: Annotated[Format, typer.Option("--format", help="text, json, or html.")] = Format.text,
+    archive: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="FILE", help="First add measurements that deploy/jetson/measure.sh packed."),
+    ] = None,
 ) -> None:
     """Report the results of a run, or compare several runs."""
     from edgedistill.report import render
     from edgedistill.run.directory import find_run
 
     found_runs = [find_run(path) for path in runs or [LATEST]]
+    if archive is not None:
+        from edgedistill.devices.imported import import_reports
+        from edgedistill.run import artifacts
+
+        import_reports(archive, found_runs[0] / artifacts.BUNDLE, found_runs[0] / artifacts.BENCH)
     if form is Format.json:
         collected = [render.collect(run) for run in found_runs]
         print(json.dumps(collected if len(collected) > 1 else collected[0], indent=1))
@@ -172,19 +217,6 @@ def report(
             print(next(path for path in render.write(run) if path.suffix == ".html"))
     else:
         print(render.text(found_runs[0]) if len(found_runs) == 1 else render.compare(found_runs))
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
-    run: Annotated[Path, typer.Option("--run", metavar="RUN", help="A run directory.")] = LATEST,
-) -> None:
-    """Label pictures with the exported student; torch is not needed."""
-    from edgedistill.predict import predict as label
-    from edgedistill.run.directory import find_run
-
-    for prediction in label(find_run(run), images):
-        print(f"{prediction.path}  {prediction.label}  {100 * prediction.probability:.1f} %")
 
 
 @app.command()
@@ -213,7 +245,7 @@ def devices(
 
 
 def _run_pipeline(
-    recipe_path: Path, sets: list[str] | None, runs: Path, next_steps: Callable[[Context], Sequence[Step]]
+    load: Callable[[], tuple[Document, Recipe]], runs: Path, next_steps: Callable[[Context], Sequence[Step]]
 ) -> None:
     """Train, run `next_steps`, and print the report; of several processes (torchrun) the leader does so."""
     from edgedistill import session
@@ -221,9 +253,7 @@ def _run_pipeline(
 
     with workers.lead_or_serve() as leads:
         if leads:
-            document, recipe = _load(recipe_path, sets)
-            context = session.train(document, recipe, runs)
-            session.finish(context, next_steps)
+            context = session.run(*load(), runs, next_steps)
             _show(context.run.path)
 
 
@@ -243,26 +273,43 @@ def _show(path: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line: an error is one line on stderr and an exit code, a traceback only with --debug."""
+    """Run the command line: an error is one line on stderr and an exit code, a traceback only with --debug.
+
+    A signal that ends it is one line, too, and the exit code is 128 and its number.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        handled = interrupts.handled(_farewell(sys.argv[1:]))
+    else:
+        # torchrun started several: this process writes nothing, and may wait for the leader in native code
+        handled = interrupts.handled("", grace_s=0.0)
+    with handled:
+        _run_command()
+
+
+def _run_command() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
     try:
         app()
-    except SystemExit as stop:
-        if stop.code == 130:  # typer exits with it on Ctrl-C, without a message
-            print("stopped; the same command goes on from here", file=sys.stderr)
-        raise
     except (EdgeDistillError, OSError) as error:
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv or interrupts.exit_code():
             raise
         print(_line(error), file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except Exception as error:
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv or interrupts.exit_code():
             raise
-        print(f"edgedistill: unexpected {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
+        where = "`edgedistill --debug COMMAND` shows where"
+        print(f"edgedistill: unexpected {type(error).__name__}: {error}; {where}", file=sys.stderr)
         sys.exit(1)
+
+
+def _farewell(arguments: Sequence[str]) -> str:
+    """The line of a command that a signal ended."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    goes_on = verb in ("train", "run", "export", "bench", "annotate")
+    return f"stopped; the same command {'goes on from here' if goes_on else 'can be run again'}"
 
 
 def _line(error: Exception) -> str:

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from edgedistill.run.interrupts import shielded
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def say(line: str) -> None:
     """Print one line of progress on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    with shielded():  # else a signal could come before the line's end, and its own line would not begin one
+        print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A predicted duration for the end of a line: `: about 12 min in all`."""
+    return f": about {seconds / 60:.0f} min in all" if seconds >= 90 else f": about {seconds:.0f} s in all"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines, two spaces between the columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar after half a second; yield the function that advances it by n."""
+def bar(description: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar after half a second; yield the function that advances it by n; None for no known end."""
     with tqdm(total=total, desc=description, leave=False, disable=None, dynamic_ncols=True, delay=0.5) as progress:
         yield progress.update
 
@@ -44,9 +62,17 @@ def log_training(folder: Path, steps: int) -> Iterator[Callable[[int, Mapping[st
         def on_step(step: int, scalars: Mapping[str, float]) -> None:
             if not writers:  # only the first call tells at which step a resumed run continues
                 advance(step - 1)
-                writers.append(stack.enter_context(SummaryWriter(str(folder), purge_step=step)))
-            for name, value in scalars.items():
-                writers[0].add_scalar(name, value, step)
+                writers.append(SummaryWriter(str(folder), purge_step=step))
+                stack.callback(_close, writers[0])
+            # an exception inside its queue would leave a lock taken or its thread asleep: close() would not return
+            with shielded():
+                for name, value in scalars.items():
+                    writers[0].add_scalar(name, value, step)
             advance(1)
 
         yield on_step
+
+
+def _close(writer: SummaryWriter) -> None:
+    with shielded():
+        writer.close()

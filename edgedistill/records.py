@@ -1,18 +1,18 @@
 """The frozen records that are passed between steps.
 
-Every record is plain data: `run.files.write_record` writes it to JSON and `run.files.read_record` reads it back
-without loss. Names contain the units; fractions are in [0, 1], scores have their metric's own scale.
+Plain data, written and read by `run.files`. Names have the units; fractions are in [0, 1]; scores have own scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["fp32", "fp16", "int8"]
-Target = Literal["any", "cpu", "tensorrt"]
-HOST_TO_HOST = "host-to-host"  # the measuring mode that every backend has: the time that an application waits
+Target = Literal["any", "cpu", "tensorrt", "ncnn"]
+Commercial = Literal["yes", "with conditions", "no", "not stated"]
+# of a field that was added later: it is not written while it has its default, so that the file's hash stays what it was
+OMITTED_AT_DEFAULT = {"omitted at default": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,18 @@ class SourceWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWeights:
-    """The sources' weights, which are >= 0 and sum to 1; `metric` is the metric that they are computed from."""
+    """The sources' weights, which are >= 0 and sum to 1; `metric` is the metric that they are computed from.
+
+    `features_only` names the sources without classes, `blind` those of no weight as they are not told from chance.
+    """
 
     metric: str
     probe_images: int
     power: float
     sources: tuple[SourceWeight, ...]
     disagreement: str = ""
+    features_only: tuple[str, ...] = field(default=(), metadata=OMITTED_AT_DEFAULT)
+    blind: tuple[str, ...] = field(default=(), metadata=OMITTED_AT_DEFAULT)
 
     @property
     def effective_sources(self) -> float:
@@ -82,6 +87,18 @@ class SourceWeights:
     def alphas(self) -> dict[str, float]:
         """Weight by source name."""
         return {source.name: source.weight for source in self.sources}
+
+    @property
+    def class_alphas(self) -> dict[str, float]:
+        """Weight by source name, of the sources with classes alone: their weights are divided by their sum.
+
+        They are uniform if all of them are 0.
+        """
+        if not self.features_only:
+            return self.alphas
+        alphas = {name: weight for name, weight in self.alphas.items() if name not in self.features_only}
+        total = sum(alphas.values())
+        return {name: weight / total if total else 1.0 / len(alphas) for name, weight in alphas.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,32 +132,119 @@ class StudentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScore:
-    """The student's teacher, a mixture of linear probes: accuracy on val (not trained on) and the sources' shares."""
+    """The student's teacher, a mixture of probes: accuracy on val (None with folds: val trains), and the shares."""
 
     kind: str
-    val: Accuracy
+    val: Accuracy | None
     weights: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldScore:
+    """A fold's student: its candidate, the number of labels that it was trained on, and its accuracy on the fold."""
+
+    student: StudentSpec
+    trained: int
+    fp32: Accuracy
+    int8: Accuracy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """Accuracy over all folds (`int8`: of the graphs for CPUs), with an interval that knows that students share labels.
+
+    `labels`: number of labels that train the student that ships; `unscored`: classes with all labels in one group;
+    `temperature`: divides logits to make the probabilities honest.
+    """
+
+    folds: tuple[FoldScore, ...]
+    labels: int
+    unscored: tuple[str, ...]
+    fp32: Accuracy
+    temperature: float
+    int8: Accuracy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A graph answers where its probability at `temperature` is `threshold` or more; with 0 it always answers."""
+
+    temperature: float
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """When the graphs say "unknown": the rule of each by name, and what is expected of the default graph.
+
+    `coverage` or `accuracy` is what the recipe asks for, neither if it asks for no threshold. `labels` are the labeled
+    images that the rules are fitted on; `matched` the images without a label on which they were carried over from the
+    folds' students, 0 where they were not. `answered` is the share of `expected_on` images that is answered, and
+    `shares` the share of each class among the answers. `scored` is the rule of the answers that the report shows: the
+    default graph's on the test images, or that of the folds' students.
+    """
+
+    coverage: float | None
+    accuracy: float | None
+    labels: int
+    matched: int
+    rules: dict[str, Rule]
+    scored: Rule
+    answered: float
+    expected_on: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained student on disk (`path` is relative to the run directory). `test` is measured once, after training."""
+    """A trained student on disk; `path` is relative to the run. With folds `test` is out of fold, and `val` is None."""
 
     path: str
     sha256: str
     spec: StudentSpec
     classes: tuple[str, ...]
-    val: Accuracy
+    val: Accuracy | None
     test: Accuracy
     method: str
     steps: int
     train_seconds: float
     teacher: TeacherScore | None = None
+    falling: float | None = None  # by what share the loss fell over the last fifth of the steps, where that shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What distilling gains over another classifier on the same n images, in points, with a paired 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What distilling bought: the student against the same one trained on labels alone, and against a linear probe.
+
+    Accuracies and gains are those of the test images; with folds, out of fold. `ships` is the student that is exported,
+    and `why` says so in a sentence. `on_val` is the gain over labels alone on val, which decides where there are no
+    folds. The probe is fitted on the features of `source`, the one of largest weight; None without sources.
+    """
+
+    ships: Literal["distilled", "labels alone"]
+    why: str
+    distilled: Accuracy
+    labels_alone: Accuracy
+    over_labels_alone: Gain
+    on_val: Gain | None = None
+    source: str = ""
+    probe: Accuracy | None = None
+    over_probe: Gain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
-    """An ONNX graph on disk. Input `images`: uint8 [B, px, px, 3] in RGB; output `logits`: float32 [B, C]."""
+    """An ONNX graph on disk, for "ncnn" a .zip. `images`: uint8 [B, px, px, 3] in RGB; `logits`: float32 [B, C]."""
 
     path: str
     sha256: str
@@ -153,8 +257,8 @@ class OnnxModel:
 
     @property
     def name(self) -> str:
-        """Name of this graph in rungs, bundles and benches: fp32, fp16, int8-cpu, int8-tensorrt."""
-        return f"{self.precision}-{self.target}" if self.precision == "int8" else self.precision
+        """Name of this graph in rungs, bundles and benches: fp32, fp16, int8-cpu, int8-tensorrt, fp32-ncnn."""
+        return f"{self.precision}-{self.target}" if {"int8", "ncnn"} & {self.precision, self.target} else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +287,11 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """Accuracy loss of an int8 graph against fp32 on the same n images of val, in points, with a paired 95 % interval.
+    """Accuracy loss of an int8 graph against fp32 on the same n images that did not train, in points.
 
-    `differ` is the percentage of all `images`, labeled or not, for which the two graphs predict different labels.
+    `unlabeled` of them have no label: there the loss is expected from calibrated probabilities. `low` and `high` are
+    the 95 % interval of what the labels of n images would show; the true loss is above `shown` with a certainty of
+    90 %. `differ` is the percentage of all `images` that get another label. With `agreement` fp32's are the truth.
     """
 
     points: float
@@ -194,13 +300,22 @@ class Drop:
     n: int
     differ: float
     images: int
+    unlabeled: int = field(default=0, metadata=OMITTED_AT_DEFAULT)
+    shown: float | None = None
+    agreement: bool = field(default=False, metadata=OMITTED_AT_DEFAULT)
+
+    @property
+    def least(self) -> float:
+        """The loss that is shown; of records without it, the lower end of the interval."""
+        return self.low if self.shown is None else self.shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
     """The accuracy guard's outcome for a target: the loss, whether it is within the bound, and the layers in float.
 
-    `floats` are these layers, worst first. `qat` is the share of images on which the graph and the fake-quantized
+    `floats` are these layers, worst first: the fastest of `sets` sets of layers that hold the bound, if they were
+    `timed`, else the cheapest. `qat` is the share of images on which the graph and the fake-quantized
     student predict the same label, if it was trained so. `before` is the loss without either.
     """
 
@@ -211,6 +326,8 @@ class Guarded:
     floats: tuple[str, ...] = ()
     before: Drop | None = None
     qat: float | None = None
+    sets: int = field(default=1, metadata=OMITTED_AT_DEFAULT)
+    timed: bool = field(default=False, metadata=OMITTED_AT_DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,106 +351,50 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
-    """An entry of deploy/devices.yaml; `transport` is "local" or "ssh", `python` the interpreter on the device.
+class LicensedInput:
+    """One input of a student and its license: "data", "unlabeled data", "source" or "initial weights".
 
-    `backends` are the device's default backends: `bench` uses them if none are named, and `devices` expects them.
+    An input of a run that is a source has that source's name before its own: "digits-net/digits". `licence` is the
+    publisher's wording, "not stated" where nobody says; `commercial` is what that wording says about commercial use.
     """
 
+    what: str
     name: str
-    transport: str = "local"
-    host: str = ""
-    python: str = ""
-    workdir: str = ""
-    backends: tuple[str, ...] = ()
+    licence: str
+    commercial: Commercial
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Closed-loop latency: all samples, from which percentiles are derived. `window` describes what is timed."""
+class MoreLabels:
+    """What the next labels are worth to the teacher, in points of top-1 accuracy, with a 95 % interval.
 
-    samples_ms: tuple[float, ...]
-    warmup_ms: tuple[float, ...]
-    window: str
-    batch: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Energy:
-    """Energy per image in millijoules, the meter, and what that meter covers; idle power is included."""
-
-    mj_per_image: float
-    meter: str
-    covers: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchReport:
-    """The measurement of one artifact on one device, backend and measuring mode (agent/backends.py).
-
-    `latency` has no samples if the predictions differ from those of the host; `warnings` then says so. `verdict` is
-    "quiet", or "noisy" with its causes and remedies.
+    Attributes:
+        labels, next: number of labels that there are, and of further ones.
+        biased: whether it was measured on labels that were not drawn at random.
+        gain: what the next labels are worth; None where there are too few labels to tell.
+        low, high: its interval.
     """
 
-    device: str
-    backend: str
-    backend_version: str
-    artefact: str
-    sha256: str
-    precision: str
-    latency: Latency
-    accuracy: Accuracy | None
-    agreement_with_host: float | None
-    facts: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
-    ratio_to_fp32: tuple[float, float, float] | None = None
-    mode: str = HOST_TO_HOST
-    verdict: str = ""
-    energy: Energy | None = None
+    labels: int
+    next: int
+    biased: bool = False
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
-    def title(self) -> str:
-        """The artifact, with the mode unless it is host to host."""
-        return self.artefact if self.mode == HOST_TO_HOST else f"{self.artefact}, {self.mode}"
+    def goes_on(self) -> bool:
+        """Whether more labels may pay: the upper end exceeds one point, or nothing can be told."""
+        return self.high is None or self.high > 1.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class EngineLayers:
-    """An engine's layers according to the builder's log.
-
-    `types` counts them by precision. `weighted` is the precision of every ONNX node with weights, by name. `pairs` is
-    the number of the graph's Q and DQ nodes of activations; those in `unfused` have kernels of their own, and those in
-    `unknown` are missing in the log.
-    """
-
-    total: int
-    types: dict[str, int]
-    weighted: dict[str, str]
-    pairs: int
-    unfused: tuple[str, ...]
-    unknown: tuple[str, ...]
-
-    def share(self, precision: str) -> float:
-        """Share of the layers that run in a precision."""
-        return self.types.get(precision, 0) / self.total
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """An engine built ahead of time from one graph for one compute capability ("sm89") and for batches of `batch`.
-
-    `path` is the file beside this record; if there is none, `failed` says why. `seconds` is the builder's total time.
-    `layers` is None if its log lists none.
-    """
-
-    artefact: str
-    onnx_sha256: str
-    capability: str
-    builder: str
-    batch: int
-    seconds: float
-    path: str = ""
-    sha256: str = ""
-    size_mb: float = 0.0
-    layers: EngineLayers | None = None
-    failed: str = ""
+    @property
+    def text(self) -> str:
+        """The answer in one line."""
+        if self.gain is None or self.low is None or self.high is None:
+            return f"do more labels pay? {self.labels} labels are too few to tell: label more"
+        answer = "they pay" if self.low > 1.0 else "cannot tell: label more" if self.goes_on else "they no longer pay"
+        basis = ", measured on labels that were not drawn at random" if self.biased else ""
+        return (
+            f"do more labels pay? The next {self.next} are worth {self.gain:+.1f} points [{self.low:+.1f}, "
+            f"{self.high:+.1f}] to the teacher{basis}: {answer}"
+        )

@@ -7,11 +7,14 @@ import os
 # a tiny net trains fastest with one thread, and the two workers of a test run share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from edgedistill.run import interrupts
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
@@ -35,3 +38,13 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def project_copy(finished_project: Project, tmp_path: Path) -> Project:
     """A copy of the finished project, for tests that change it."""
     return finished_project.copy(tmp_path)
+
+
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """The programs that a test starts heed SIGINT; a shell starts its background jobs to ignore it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+    with interrupts.handled(""):
+        pass  # a signal of this process is forgotten when the next command begins

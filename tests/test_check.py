@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from edgedistill.run import artifacts
+from edgedistill.run.directory import Run
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
@@ -32,6 +35,41 @@ def test_check_of_good_recipe_writes_no_files(project: Project) -> None:
     assert sorted(project.root.rglob("*")) == before
 
 
+def other_layout(project: Project) -> tuple[str, ...]:
+    """Give the splits other names, add val and files that are no pictures; return what is said about it."""
+    root = project.root / "pictures"
+    (root / "train").rename(root / "Training")
+    shutil.copytree(root / "test", root / "valid")
+    (root / "test").rename(root / "testing")
+    for picture in (root / "valid").rglob("*.png"):
+        with Image.open(picture) as image:
+            rotated = image.rotate(180)
+        rotated.save(picture)
+    (root / "Training/lying/notes.txt").touch()
+    (root / "Training/lying/.00.jpg").touch()
+    return (
+        f"data: {root}: Training is train, valid is val, testing is test",
+        "data: left out: 1 .txt",
+        "data: left out: 1 hidden image (Training/lying/.00.jpg)",
+        "data: val is the data set's own, 16 images; data.val_fraction does not apply",
+    )
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_layout_is_said_once(project: Project, verb: str) -> None:
+    notes = other_layout(project)
+    runs = ("--runs", project.runs) if verb == "train" else ()
+    completed = miniature.edgedistill(
+        verb, project.recipe, *runs, "--set", "distill.steps=2", "--set", "search.trials=1"
+    )
+    assert completed.code == 0, completed.err
+    lines = [line for line in completed.err.splitlines() if line.startswith("data: ")]
+    assert tuple(lines) == notes
+    if verb == "train":
+        facts = artifacts.DATA.read(Run(path=project.run))
+        assert (facts["labeled"], facts["val"], facts["test"], facts["unlabeled"]) == (20, 16, 16, 8 + 12)
+
+
 def test_check_reports_every_missing_input_at_once(project: Project) -> None:
     lines = check(
         project,
@@ -42,10 +80,10 @@ def test_check_reports_every_missing_input_at_once(project: Project) -> None:
     )
     assert lines == [
         f"data.root: {project.root}/elsewhere is not a folder; name a folder that holds one folder a class",
-        f"sources.first: {project.root}/w.pth: no such weights file",
-        "sources.second: the package no-such-package is not installed; "
-        'pip install no-such-package (or "edgedistill[demo]")',
-        "no device is called locla; did you mean local?; devices are in deploy/devices.yaml",
+        f"sources.first: {project.root}/w.pth: no such weights file; name an existing file",
+        "sources.second: the package no-such-package is not installed; pip install no-such-package",
+        "no device is called locla; did you mean local?; add it to deploy/devices.yaml in the current folder, or to "
+        "the file that bench.inventory names",
     ]
 
 
@@ -56,7 +94,7 @@ def test_budget_met_by_no_candidate_names_nearest_and_its_cost(project: Project,
 
     (small,) = space.candidates(Student(families={"micro": {"width": 4, "input_px": 32}}), 2)
     (line,) = check(project, "student.budget={macs_m: 0.001}", verb=verb)
-    nearest = f"micro width=4 at 32 px with macs_m {small.cost.macs_m:.3g} (budget 0.001)"
+    nearest = f"micro width=4 at 32 px with macs_m {space.rounded_up(small.cost.macs_m)} (budget 0.001)"
     assert line == (
         f"student.budget: no candidate meets it; the nearest is {nearest}; "
         "raise the budget, or offer a smaller family or input_px"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +16,31 @@ from typer.main import get_command
 
 from edgedistill import cli, session
 from edgedistill.agent.backends import BACKENDS
+from edgedistill.errors import EdgeDistillError
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
 
 # the interface that scripts rely on
 VERBS = """\
-edgedistill --debug --version
-bench RUN? --device... --backend... --set... --again
+edgedistill --debug --version --install-completion --show-completion
+annotate FOLDER|RECIPE|RUN --n --port --runs
+audit RECIPE|FOLDER --runs --out --sources
+bench RUN|MODEL.ONNX? --device... --backend... --set... --again
 check RECIPE --set...
 devices NAME?... --inventory --format
+doctor --runs --format
 export RUN? --int8/--no-int8 --qat/--no-qat
-predict IMAGE... --run
-report RUN?... --format
-run RECIPE --set... --runs
+init DATA --out/-o --device --latency-ms --labels-per-class --sources --minutes --download --any-license
+predict IMAGE... --run --top --format
+quantize MODEL.ONNX --images --labels --out --preprocessing --mean --std --range --channels --fit --px --classes --output --max-drop --calibration-images
+report RUN?... --format --import
+run RECIPE|DATA --set... --runs --device --latency-ms --labels-per-class --sources --minutes --download --any-license --yes
+schema --out/-o
+sources NAME?... --format
+suggest FOLDER|RECIPE|RUN --n --answers --strategy --seed --runs --out --label-studio
+templates --out/-o
 train RECIPE --set... --runs
-"""
+"""  # noqa: E501
 
 
 def usage(command: Any) -> str:
@@ -58,7 +69,9 @@ def error_line(completed: miniature.CommandResult, code: int) -> str:
     return completed.err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("verb", ["", "check", "train", "export", "bench", "report", "run", "predict", "devices"])
+@pytest.mark.parametrize(
+    "verb", ["", "check", "train", "export", "bench", "report", "run", "predict", "devices", "sources", "init"]
+)
 def test_help_lists_every_option(verb: str) -> None:
     completed = miniature.call(*([verb] if verb else []), "--help")
     (line,) = [line for line in VERBS.splitlines() if line.split()[0] == (verb or "edgedistill")]
@@ -187,21 +200,49 @@ def test_full_disk_is_one_line_and_changes_no_files(project_copy: Project, monke
 
 
 UNEXPECTED = [
-    (KeyboardInterrupt(), 130, "stopped; the same command goes on from here"),
-    (ZeroDivisionError("x"), 1, "edgedistill: unexpected ZeroDivisionError: x; --debug shows where"),
+    (
+        ZeroDivisionError("x"),
+        1,
+        "edgedistill: unexpected ZeroDivisionError: x; `edgedistill --debug COMMAND` shows where",
+    ),
     (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "[Errno 13] Permission denied: 'runs'"),
 ]
 
 
 @pytest.mark.parametrize(("raised", "code", "line"), UNEXPECTED)
 def test_unexpected_exception_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, finished_project: Project, raised: BaseException, code: int, line: str
+    monkeypatch: pytest.MonkeyPatch, finished_project: Project, raised: Exception, code: int, line: str
 ) -> None:
     def fails(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(session, "train", fails)
+    monkeypatch.setattr(session, "run", fails)
     assert error_line(miniature.call("train", finished_project.recipe), code) == line
-    if isinstance(raised, Exception):
-        with pytest.raises(type(raised)):  # Python prints it with its traceback
-            miniature.call("--debug", "train", finished_project.recipe)
+    with pytest.raises(type(raised)):  # Python prints it with its traceback
+        miniature.call("--debug", "train", finished_project.recipe)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("consequence", [None, OSError("broken pipe"), EdgeDistillError("another process is gone")])
+def test_signal_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    finished_project: Project,
+    number: signal.Signals,
+    code: int,
+    consequence: Exception | None,
+) -> None:
+    def is_interrupted(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            if consequence is None:
+                raise
+            raise consequence from None
+
+    monkeypatch.setattr(session, "run", is_interrupted)
+    for option in ([], ["--debug"]):
+        completed = miniature.call(*option, "train", finished_project.recipe)
+        assert (completed.code, completed.err) == (code, "stopped; the same command goes on from here\n")
+    monkeypatch.setattr("edgedistill.check.load", is_interrupted)
+    completed = miniature.call("check", finished_project.recipe)
+    assert (completed.code, completed.err) == (code, "stopped; the same command can be run again\n")

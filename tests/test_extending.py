@@ -19,6 +19,7 @@ from edgedistill.data.datasets import DATASETS, DatasetKind
 from edgedistill.data.listing import Items, Listing, hash_lines
 from edgedistill.distill.methods import METHODS, Alphas, Batch, Method, Terms, Unit, label_loss
 from edgedistill.distill.teachers import TEACHERS, Teacher, TeacherKind
+from edgedistill.labels.suggestions import STRATEGIES, Pool, Strategy, suggested
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.similarity.metrics import METRICS, Metric, ceiling_one, symmetric
@@ -136,6 +137,26 @@ class Constant:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def test_strategy_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Last:
+        """The last picture first."""
+
+        def __init__(self, pool: Pool) -> None:
+            self.labeled: list[int] = []
+
+        def next(self, is_open_M: np.ndarray) -> tuple[int, str]:
+            return int(np.flatnonzero(is_open_M)[-1]), f"{len(self.labeled)} before it"
+
+        def take(self, row: int) -> None:
+            self.labeled.append(row)
+
+    monkeypatch.setitem(STRATEGIES, "last", Strategy(start=Last, about="from the end"))
+    pool = Pool(features_MD=np.ones((8, 2), dtype=np.float32), labels_M=np.full(8, -1))
+    picks = suggested(pool, 6, "last")
+    assert [pick.row for pick in picks] == [7, 6, 5, 4, 0, 3], "the fifth is drawn at random"
+    assert picks[-1].why == "5 before it"
 
 
 def test_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_import_contracts_hold() -> None:
 def test_classes_inherit_only_from_what_they_must() -> None:
     """Protocols, errors, pydantic models, what torch wants subclassed and enums are the only bases."""
     allowed = re.compile(
-        r"Protocol|Generic\[T\]|Exception|EdgeDistillError|InputError|BaseModel|Section|Open|Choice|nn\.Module|"
+        r"Protocol|Generic\[T\]|Exception|EdgeDistillError|InputError|ModuleType|BaseModel|Section|Open|Choice|nn\.Module|"
         r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|str|Enum|"
         r"NamedTuple|TypedDict"
     )

@@ -17,8 +17,8 @@ from tests.helpers.miniature import Project
 
 # long enough to be killed in the middle of a step
 LONG_RECIPE = miniature.RECIPE.replace("  steps: 30\n", "  steps: 400\n").replace("steps: 2}", "steps: 60}")
-KILLED_STEPS = ("weigh", "search", "search", "distill", "distill", "distill", "export", "quantize", "bench")
-DELAY_S = {"weigh": 3.0, "search": 1.0, "distill": 2.0, "export": 2.0, "quantize": 0.1, "bench": 0.5}
+KILLED_STEPS = ("weigh", "search", "search", "distill", "distill", "baseline", "export", "quantize", "bench")
+DELAY_S = {"weigh": 3.0, "search": 1.0, "distill": 2.0, "baseline": 2.0, "export": 2.0, "quantize": 0.1, "bench": 0.5}
 
 
 def events(project: Project) -> list[tuple[str, str]]:
@@ -61,7 +61,8 @@ def test_killed_and_restarted_run_gives_same_student(tmp_path: Path) -> None:
     assert ("distill", "start") in events(killed)
     completed = miniature.edgedistill("run", killed.recipe, "--runs", killed.runs)
     assert completed.code == 0, completed.err
-    for name in ("distill/student.safetensors", "search/student.json", "weigh/weights.json"):
+    students = ("distill/student.safetensors", "baseline/distill/student.safetensors", "baseline/baseline.json")
+    for name in (*students, "search/student.json", "weigh/weights.json"):
         assert (killed.run / name).read_bytes() == (uninterrupted.run / name).read_bytes(), name
     steps_logged = [
         [line["step"] for line in map(json.loads, (project.run / "distill/metrics.jsonl").read_text().splitlines())]

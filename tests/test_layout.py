@@ -131,7 +131,7 @@ def test_tests_use_no_underscored_name_of_another_module() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    own = {"helpers", "benchmarks", "recipes"}
+    own = {"helpers", "benchmarks", "recipes", "fuzz"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))} - own
     package = {path.name for path in (ROOT / "edgedistill").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= package

@@ -13,7 +13,8 @@ from PIL import Image
 
 from edgedistill import session
 from edgedistill.export import rtx_builder
-from edgedistill.records import BenchReport, Checkpoint, Kept, Ladder, OnnxModel, SourceWeights, StudentSpec
+from edgedistill.measurements import BenchReport
+from edgedistill.records import Checkpoint, Kept, Ladder, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run.directory import Run
 from edgedistill.run.files import read_json, read_record, sha256_file, write_json
 from edgedistill.steps import keep
@@ -25,12 +26,13 @@ recipe.yaml recipe.lock.json manifest.json env.json log.jsonl data.json report.j
 weigh/weights.json weigh/sources.json
 search/study.journal search/trials.csv search/student.json
 distill/last.pt distill/student.safetensors distill/metrics.jsonl distill/result.json
+baseline/baseline.json baseline/answers.npz baseline/distill/student.safetensors baseline/distill/result.json
 export/student.fp32.onnx export/student.fp16.onnx export/models.json
 quantize/student.int8-cpu.onnx quantize/student.int8-tensorrt.onnx quantize/calibration.json quantize/models.json
 quantize/guard.json quantize/sensitivity.json keep/kept.json
 verify/ladder.json verify/predictions.npz verify/mistakes.npz verify/disagreements.npz
 bench/local/onnxruntime-cpu-fp32.json bench/local/onnxruntime-cpu-int8-cpu.json
-bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/student.int8-cpu.onnx
+bundle/SHA256SUMS bundle/agent.pyz bundle/bundle.json bundle/MODEL_CARD.md bundle/student.int8-cpu.onnx
 """
 FILES += " ".join(
     [f"engines/{name}.sm89.{end}" for name in ("fp32", "fp16", "int8-tensorrt") for end in ("engine", "json")]
@@ -41,11 +43,13 @@ STEPS = [
     "weigh",
     "search",
     "distill",
+    "baseline",
     "export",
     "quantize",
     "keep",
     "engines",
     "verify",
+    "unknown",
     "bundle",
     "bench-local-onnxruntime-cpu",
     "report",
@@ -98,6 +102,8 @@ def test_manifest_lists_output_files_with_hashes(finished_project: Project) -> N
         "log.jsonl",
         "distill/last.pt",
         "search/study.journal",
+        "baseline/distill/student.safetensors",  # in the manifest of that part of the run
+        "baseline/distill/result.json",
     }
     assert set(FILES.split()) - scratch <= set(entered)
 
@@ -194,8 +200,42 @@ def test_changed_bench_settings_repeat_only_bench(project_copy: Project) -> None
     assert len(project_copy.directories()) == 1
 
 
+def test_stated_license_repeats_the_bundle_and_measures_nothing(project_copy: Project) -> None:
+    assert ran(project_copy, "--set", "data.license=CC-BY-NC-4.0") == ["bundle", "report"]
+    assert len(project_copy.directories()) == 1
+    bundle = read_json(project_copy.run / "bundle/bundle.json")
+    assert bundle["licence"] == "CC-BY-NC-4.0" and bundle["commercial"] == "no"
+    assert bundle["licences"] == [{"what": "data", "name": "folder", "licence": "CC-BY-NC-4.0", "commercial": "no"}]
+    assert "commercial: no (data folder)" in (project_copy.run / "bundle/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert read_json(project_copy.run / "report.json")["commercial"] == "no"
+    # `export` reads the recipe as last run
+    assert miniature.call("export", project_copy.run, "--no-int8").code == 0
+    assert read_json(project_copy.run / "bundle/bundle.json")["licence"] == "CC-BY-NC-4.0"
+
+
+def test_stated_license_is_in_the_report_of_a_run_without_a_bundle(project_copy: Project) -> None:
+    for license_text in ("MIT", "CC0-1.0"):
+        arguments = ("--set", "distill.steps=2", "--set", f"data.license={license_text}")
+        assert miniature.call("train", project_copy.recipe, "--runs", project_copy.runs, *arguments).code == 0
+        page = (project_copy.runs / "latest/report.html").read_text(encoding="utf-8")
+        assert f"license of the data: {license_text}" in page
+    assert len(project_copy.directories()) == 2
+
+
+def test_confusion_matrix_is_that_of_the_kept_graph(finished_project: Project) -> None:
+    content, ladder = read_json(finished_project.run / "report.json"), finished_project.run / "verify/ladder.json"
+    default, *others = content["confusions"]
+    assert default["artefact"] == read_json(finished_project.run / "bundle/bundle.json")["default"]
+    assert {entry["artefact"] for entry in content["confusions"]} == {default["artefact"], "fp32"} and len(others) < 2
+    assert sum(images for _, _, images in default["cells"]) == default["n"] == 16
+    (rung,) = (rung for rung in read_record(ladder, Ladder).rungs if rung.artefact == default["artefact"])
+    recalls = [score["recall"]["share"] for score in default["classes"]]
+    assert sum(recalls) / 2 == pytest.approx(rung.accuracy.balanced)
+    assert [score["name"] for score in default["classes"]] == ["lying", "upright"]
+
+
 def test_changed_calibration_settings_do_not_retrain(project_copy: Project) -> None:
-    assert ran(project_copy, "--set", "quantize.calibration_images=8") == STEPS[4:]
+    assert ran(project_copy, "--set", "quantize.calibration_images=8") == STEPS[5:]
     assert len(project_copy.directories()) == 1
 
 
@@ -206,8 +246,9 @@ def test_changed_min_speedup_repeats_keep_but_not_quantize(project_copy: Project
 
 def test_altered_or_missing_output_is_written_again(project_copy: Project) -> None:
     (project_copy.run / "bundle/bundle.json").write_text("{}")
-    # the later steps depend on unchanged content, and are not repeated
-    assert ran(project_copy) == ["bundle"]
+    # the new model card has the latency that was measured since, so that the report follows; nothing is measured again
+    assert ran(project_copy) == ["bundle", "report"]
+    assert ran(project_copy) == []
     (project_copy.run / "report.html").unlink()
     assert ran(project_copy) == ["report"]
 
@@ -215,7 +256,7 @@ def test_altered_or_missing_output_is_written_again(project_copy: Project) -> No
 def test_changed_training_length_is_another_run(project_copy: Project) -> None:
     completed = miniature.call("train", project_copy.recipe, "--runs", project_copy.runs, "--set", "distill.steps=4")
     assert completed.code == 0, completed.err
-    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:4], "report"], "ran")
     assert len(project_copy.directories()) == 2 and "not run yet" in completed.out
     latest = (project_copy.runs / "latest").resolve()
     assert read_record(latest / "distill/result.json", Checkpoint).steps == 4
@@ -227,7 +268,7 @@ def test_changed_image_retrains(project_copy: Project) -> None:
     miniature.picture(False, 777).save(project_copy.root / "pictures/train/lying/00.png")
     completed = miniature.call("train", project_copy.recipe, "--runs", project_copy.runs)
     assert completed.code == 0, completed.err
-    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:3], "report"], "ran")
+    assert outcomes(completed.err) == dict.fromkeys([*STEPS[:4], "report"], "ran")
     assert sha256_file(project_copy.run / "distill/student.safetensors") != digest
     assert len(project_copy.directories()) == 1 and project_copy.manifest()["weigh"]["key"] != key
 
@@ -246,16 +287,19 @@ def test_same_recipe_in_another_folder_gives_same_student(finished_project: Proj
 
 def test_failed_gate_is_reported_and_exits_with_3(project_copy: Project) -> None:
     (project_copy.run / "report.json").unlink()
+    manifest = project_copy.manifest()
     bound = "export.max_relative_error=1e-12"
     completed = miniature.call("run", project_copy.recipe, "--runs", project_copy.runs, "--set", bound)
     assert completed.code == 3 and "Traceback" not in completed.err
-    assert outcomes(completed.err) == {**dict.fromkeys(STEPS[:3], "up to date"), "report": "ran"}
+    assert outcomes(completed.err) == {**dict.fromkeys(STEPS[:4], "up to date"), "report": "ran"}
     last = completed.err.strip().splitlines()[-1]
     assert "relative error" in last and "at most 1e-12" in last and "loosen the bound" in last
-    # the failed step is removed from the manifest, and the report omits its earlier outputs
-    assert "export" not in project_copy.manifest()
-    content = json.loads((project_copy.run / "report.json").read_text())
-    assert "export" not in content["steps"] and project_copy.manifest()["report"]
+    # the run is as it was before, and so is its report
+    assert project_copy.manifest()["export"] == manifest["export"]
+    assert json.loads((project_copy.run / "report.json").read_text())["steps"].keys() >= {"export", "verify"}
+    first = miniature.call("run", project_copy.recipe, "--runs", project_copy.runs, "--set", bound, "--set", "seed=1")
+    assert first.code == 3 and outcomes(first.err)["report"] == "ran"  # a run without former artifacts
+    assert "export" not in json.loads((project_copy.runs / "latest/report.json").read_text())["steps"]
 
 
 def test_export_without_int8_removes_int8_files_and_is_recorded(project_copy: Project) -> None:

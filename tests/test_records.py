@@ -7,11 +7,16 @@ import inspect
 
 import pytest
 
-from edgedistill import records
+from edgedistill import measurements, records
 from edgedistill.errors import EdgeDistillError, GateError, InputError
 from edgedistill.records import Accuracy, SourceWeight, SourceWeights
 
-RECORDS = [record for _, record in inspect.getmembers(records, dataclasses.is_dataclass)]
+RECORDS = [
+    record
+    for module in (records, measurements)
+    for _, record in inspect.getmembers(module, dataclasses.is_dataclass)
+    if record.__module__ == module.__name__
+]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)

@@ -45,7 +45,7 @@ def compare(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{"ours", "theirs", "ratio", "interval", "within"} for each percentile or rate that both sides have.
 
     Both sides are medians over the rounds. The ratio is the median over the rounds of theirs / ours, above 1 where
-    theirs is larger; its interval is 95 %, None below four rounds. `within` depends on the ratio alone.
+    theirs is larger; its interval is 95 %, None below nine rounds. `within` depends on the ratio alone.
     """
     shared = [
         statistic

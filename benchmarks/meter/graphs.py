@@ -13,9 +13,9 @@ import onnx
 from edgedistill.console import say
 from edgedistill.devices.bundle import write_bundle
 from edgedistill.errors import InputError
+from edgedistill.export.graphs import record
 from edgedistill.recipe.schema import Export, Student
 from edgedistill.records import OnnxModel
-from edgedistill.run.files import sha256_file
 
 IMAGES, CLASSES, SEED = 64, 10, 0
 FP32 = "student.fp32.onnx"
@@ -90,16 +90,7 @@ def write_graph_bundle(name: str, path: Path, folder: Path) -> Graph:
     px, precision = _facts(path)
     shutil.rmtree(folder, ignore_errors=True)
     target = "cpu" if precision == "int8" else "any"
-    size_mb = path.stat().st_size / 1e6
-    model = OnnxModel(
-        path=path.name,
-        sha256=sha256_file(path),
-        precision=precision,
-        target=target,
-        opset=0,
-        parent_sha256="",
-        size_mb=size_mb,
-    )  # type: ignore[arg-type]
+    model = record(path, precision, target, opset=0)  # type: ignore[arg-type]
     description = {"classes": [str(index) for index in range(CLASSES)], "input_px": px, "store_px": px, "fit": "crop"}
     write_bundle(
         folder,

@@ -15,8 +15,8 @@ from benchmarks.quantize.environments import run_command
 from edgedistill.agent import metrics
 from edgedistill.devices.bench import bench
 from edgedistill.devices.bundle import AGENT, IMAGES
+from edgedistill.measurements import HOST_TO_HOST, Device
 from edgedistill.recipe.schema import Bench
-from edgedistill.records import HOST_TO_HOST, Device
 
 DRIVER = Path(__file__).parent / "driver.py"
 PERCENTILES = ("min", "p50", "p90", "p99", "p99.9", "max")

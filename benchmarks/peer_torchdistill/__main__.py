@@ -40,7 +40,7 @@ def main() -> None:
     if util.find_spec("torchdistill") is None:
         sys.exit("torchdistill is not installed here; pip install torchdistill")
     if default_device().type != "cpu":
-        sys.exit("this compares on the CPU (edgedistill alone would use bfloat16 on a GPU); set CUDA_VISIBLE_DEVICES=")
+        sys.exit("these lines are of a CPU; set CUDA_VISIBLE_DEVICES=, or run python -m benchmarks.gpu")
     for setting in SETTINGS:
         line = measure(setting)
         middle, low, high = ratio(line["seconds"])

@@ -138,7 +138,7 @@ def _one_round(
 def ratio(
     base: Sequence[Sequence[Sequence[float]]], samples: Sequence[Sequence[Sequence[float]]]
 ) -> list[float] | None:
-    """[median, low, high] of the base's latency over that of `samples`; None below four rounds."""
+    """[median, low, high] of the base's latency over that of `samples`; None of too few rounds."""
     cells = [[[float(np.median(round_)) for round_ in process] for process in side] for side in (base, samples)]
     interval = ratio_interval(cells[0], cells[1])
     return None if interval is None else [round(bound, 4) for bound in interval]

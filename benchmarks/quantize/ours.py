@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgedistill.export import quantize
+from edgedistill.export import graphs, quantize
 from edgedistill.recipe.schema import Quantize
-from edgedistill.records import Guarded, OnnxModel
-from edgedistill.run.files import read_json, read_record, sha256_file
+from edgedistill.records import Guarded
+from edgedistill.run.files import read_json, read_record
 
 TARGETS = {"cpu": "ours", "tensorrt": "ours-tensorrt"}
 
@@ -32,16 +32,8 @@ def make_models(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dic
         np.load(folder / "calibration.npy"),
         (np.load(folder / "val.npy"), np.load(folder / "val_labels.npy")),
     )
-    parent = OnnxModel(
-        path=fp32.name,
-        sha256=sha256_file(fp32),
-        precision="fp32",
-        target="any",
-        opset=0,
-        parent_sha256="",
-        size_mb=0.0,
-    )
-    models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, val=val)
+    parent = graphs.record(fp32, "fp32", "any", opset=0)
+    models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, witnesses=val)
     seconds = round(time.monotonic() - started, 2)
     calibration = read_json(out / "calibration.json")
     guards = {guard.target: guard for guard in _guards(out)} if len(val[1]) else {}

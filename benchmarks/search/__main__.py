@@ -1,11 +1,13 @@
 """The search compared with the exhaustive table: the regret of its choices, and its cost.
 
     python -m benchmarks.search fill --packs DIR [--names cifar10 gtsrb trash] [--seeds 0 1 2]
+    python -m benchmarks.search agree --packs DIR [--names ...] [--seeds ...]
     python -m benchmarks.search replay [--names ...]
     python -m benchmarks.search real --packs DIR --name gtsrb --seed 0
 
-`fill` trains every feasible student briefly and in full, one line each, and continues where it was stopped; `replay`
-runs the search over those lines; `real` runs one search with real trainings and compares its winner with the replay's.
+`fill` trains every feasible student briefly and in full, one line each, and continues where it was stopped; `agree`
+trains them briefly again, for their agreement with the teacher; `replay` runs the search over those lines; `real` runs
+one search with real trainings and compares its winner with the replay's.
 Tables: python -m benchmarks.tables.
 """
 
@@ -29,18 +31,19 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("fill", "real"):
+    for verb in ("fill", "agree", "real"):
         command = verbs.add_parser(verb)
         command.add_argument(
             "--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet, test.parquet"
         )
         command.add_argument("--runs", type=Path, default=Path("runs/space"), help="directory of the sources' outputs")
-    verbs.choices["fill"].add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    verbs.choices["fill"].add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    for verb in ("fill", "agree"):
+        verbs.choices[verb].add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+        verbs.choices[verb].add_argument("--processes", type=int, default=os.cpu_count() or 1)
     verbs.choices["real"].add_argument("--name", default="gtsrb", choices=exhaustive.LABELS)
     verbs.choices["real"].add_argument("--seed", type=int, default=0)
     verbs.add_parser("replay")
-    for verb in ("fill", "replay"):
+    for verb in ("fill", "agree", "replay"):
         verbs.choices[verb].add_argument(
             "--names", nargs="+", default=list(exhaustive.LABELS), choices=exhaustive.LABELS
         )
@@ -75,10 +78,9 @@ def real(packs: Path, runs: Path, pack: str, seed: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     options = arguments(argv)
-    if options.verb == "fill":
-        exhaustive.fill(
-            options.packs, options.runs, names=options.names, seeds=options.seeds, processes=options.processes
-        )
+    if options.verb in {"fill", "agree"}:
+        work = exhaustive.fill if options.verb == "fill" else exhaustive.agree
+        work(options.packs, options.runs, names=options.names, seeds=options.seeds, processes=options.processes)
     elif options.verb == "real":
         return real(options.packs, options.runs, options.name, options.seed)
     else:

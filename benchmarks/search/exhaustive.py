@@ -7,6 +7,7 @@ choosing it (accuracy on test after the full distillation).
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import time
 from pathlib import Path
@@ -32,7 +33,8 @@ from edgedistill.students import space
 from edgedistill.students.build import build_student
 
 SPACE = Path(__file__).parent / "space.yaml"
-LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20}  # labels a class; gtsrb's smallest class has 15 images
+# labels a class; gtsrb's smallest class has 15 images
+LABELS = {"cifar10": 20, "gtsrb": 10, "trash": 20, "neu_steel": 20}
 
 
 @functools.cache  # a table is made of hundreds of replays of one column
@@ -43,6 +45,7 @@ def settings(packs: Path, pack: str, seed: int) -> Document:
         "seed": seed,
         "data.path": (packs / pack).resolve(),
         "data.labels_per_class": LABELS[pack],
+        "data.reserve": 0,  # the first lines are of students that every unlabeled image trains
     }
     return read_recipe(SPACE, [f"{key}={value}" for key, value in changed.items()])
 
@@ -107,7 +110,8 @@ def train_student(context: Context, spec: StudentSpec) -> dict[str, Any]:
 def config(document: Document) -> str:
     """A hash of all that a line depends on besides pack, seed and student."""
     sections = {name: section for name, section in document.raw.items() if name not in {"name", "seed", "about"}}
-    return digest({**sections, "data": {**sections["data"], "path": ""}})[:16]
+    data = {name: setting for name, setting in sections["data"].items() if name != "reserve"}
+    return digest({**sections, "data": {**data, "path": ""}})[:16]
 
 
 def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes: int) -> None:
@@ -128,6 +132,47 @@ def fill(packs: Path, runs: Path, names: list[str], seeds: list[int], processes:
         for line in pool.imap_unordered(train_job, jobs):
             append("search-table", line)  # only this process writes
             say(f"{line['pack']} seed {line['seed']} {line['student']}: {line['top1']:.3f}, {line['full_seconds']} s")
+
+
+def agree(packs: Path, runs: Path, names: list[str], seeds: list[int], processes: int) -> None:
+    """Train every student of the table briefly again, for its agreement with the teacher, which old lines lack."""
+    finished = {_key(line) for line in read("search-agreement")}
+    trained = {_key(line): line["value"] for line in read("search-table")}
+    jobs = []
+    for pack, seed in itertools.product(names, seeds):
+        config_hash, context = config(settings(packs, pack, seed)), context_of(packs, runs, pack, seed)
+        for spec in space.feasible(context.candidates, context.recipe.student.budget):
+            key = (pack, seed, name_of(spec), config_hash)
+            if key in trained and key not in finished:
+                jobs.append((packs, runs, pack, seed, spec, config_hash))
+    say(f"{len(jobs)} students to train briefly")
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=use_one_thread) as pool:
+        for line in pool.imap_unordered(agree_job, jobs):
+            append("search-agreement", {**line, "first_value": trained[_key(line)]})
+            say(f"{line['pack']} seed {line['seed']} {line['student']}: {line['agreement']:.3f}")
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in ("pack", "seed", "student", "config"))
+
+
+def agree_job(job: tuple[Path, Path, str, int, StudentSpec, str]) -> dict[str, Any]:
+    """Train the student of a job briefly; its score, and its agreement with the teacher at rungs and at the end."""
+    packs, runs, pack, seed, spec, config_hash = job
+    context, rungs = context_of(packs, runs, pack, seed), dict[int, float]()
+    steps = {step: functools.partial(rungs.__setitem__, step) for step in rung_steps(context.recipe.search)}
+    value, facts = candidate.score(context, spec, context.recipe.seed, steps)
+    return {
+        "pack": pack,
+        "seed": seed,
+        "config": config_hash,
+        "student": name_of(spec),
+        "value": value,
+        "loss": facts["loss"],
+        "agreement": facts["agreement"],
+        "agreement_error": facts["agreement_error"],
+        "agreement_rungs": rungs,
+    }
 
 
 def use_one_thread() -> None:

@@ -21,7 +21,7 @@ from benchmarks.search.exhaustive import SPACE, config, settings
 from edgedistill.recipe.file import read_recipe, validate_recipe
 from edgedistill.recipe.schema import Recipe, Search
 from edgedistill.records import StudentSpec
-from edgedistill.search.search import Rungs, name_of, one_standard_error, search
+from edgedistill.search.search import Rungs, chosen, name_of, search
 from edgedistill.students import space as students_space
 
 REPEATS = 10
@@ -31,7 +31,7 @@ POLICIES: dict[str, dict[str, int]] = {
     "8 trials, halved twice": {"trials": 8, "rungs": 2},
 }
 DEFAULT = "8 trials"
-CLASSES = {"cifar10": 10, "gtsrb": 43, "trash": 6}
+CLASSES = {"cifar10": 10, "gtsrb": 43, "trash": 6, "neu_steel": 6}
 Line = Mapping[str, Any]
 
 
@@ -54,16 +54,22 @@ class Column:
         try:
             for step in sorted(rungs):
                 seconds = line["rung_seconds"][str(step)]
-                rungs[step](line["rungs"][str(step)])
+                rungs[step](line.get("agreement_rungs", line["rungs"])[str(step)])
             step, seconds = line["steps"], line["seconds"]
         finally:
             self.pay(line, seconds, step)
-        return line["value"], {"standard_error": line["standard_error"], "loss": line["loss"], "seconds": seconds}
+        return line["value"], {"seconds": seconds, **_facts(line)}
 
     def finish(self, winner: str) -> None:
         """Add the cost of the full distillation of the winner."""
         line = self.lines[winner]
         self.pay(line, line["full_seconds"], line["full_steps"])
+
+
+def _facts(line: Line) -> dict[str, float]:
+    """What a search records of a candidate; the agreement with the teacher where it was measured."""
+    names = ("standard_error", "loss", "agreement", "agreement_error")
+    return {name: line[name] for name in names if name in line}
 
 
 def table_recipe() -> Recipe:
@@ -74,13 +80,32 @@ def table_recipe() -> Recipe:
 
 
 def columns() -> dict[tuple[str, int], dict[str, Line]]:
-    """The table's lines by pack and seed, the newest of each student; columns with gaps are left out."""
+    """The table's lines by pack and seed, the newest of each student; columns with gaps are left out.
+
+    The students' agreement with the teacher is added to columns in which all of them have it.
+    """
     by_column: dict[tuple[str, int], dict[str, Line]] = {}
+    agreements = {
+        (line["pack"], line["seed"], line["student"], line["config"]): line for line in read("search-agreement")
+    }
     for line in sorted(read("search-table"), key=lambda line: line["measured"]):
         if line["config"] == config(settings(Path(), line["pack"], line["seed"])):
             by_column.setdefault((line["pack"], line["seed"]), {})[line["student"]] = line
     students = max((len(column) for column in by_column.values()), default=0)
-    return {key: column for key, column in sorted(by_column.items()) if len(column) == students}
+    complete = {key: column for key, column in sorted(by_column.items()) if len(column) == students}
+    return {key: _with_agreement(column, agreements) for key, column in complete.items()}
+
+
+def _with_agreement(column: dict[str, Line], agreements: Mapping[tuple[str, int, str, str], Line]) -> dict[str, Line]:
+    lines = {name: agreements.get((line["pack"], line["seed"], name, line["config"])) for name, line in column.items()}
+    names = ("agreement", "agreement_error", "agreement_rungs")
+    if any(line is None for line in lines.values()):
+        return column
+    return {
+        name: {**line, **{fact: added[fact] for fact in names}}
+        for name, line in column.items()
+        if (added := lines[name]) is not None
+    }
 
 
 def replay_search(column: Column, space: list[StudentSpec], recipe: Recipe, policy: str, repeat: int) -> str:
@@ -99,9 +124,8 @@ def random_brief(column: Column, seconds: float, draw: Sequence[int]) -> str:
         if tried and column.spent["seconds"] + line["seconds"] > seconds:
             break
         column.pay(line, line["seconds"], line["steps"])
-        facts = {"standard_error": line["standard_error"], "loss": line["loss"]}
-        tried[str(name)] = create_trial(value=line["value"], user_attrs=facts)
-    return one_standard_error(tried)
+        tried[str(name)] = create_trial(value=line["value"], user_attrs=_facts(line))
+    return chosen(tried)
 
 
 def random_full(column: Column, seconds: float, draw: Sequence[int]) -> str:

@@ -4,8 +4,8 @@
     python -m benchmarks.suite cell --packs DIR --target cifar10 --method weighted --seed 0
     python -m benchmarks.suite table [--check]
 
-`run` appends one line a run to benchmarks/results/suite_<hardware>_<yyyymm>.jsonl and continues where it was stopped;
-`cell` runs one cell again and compares it with its line; `table` makes tables and plots from the lines alone.
+`run` appends one line a run to benchmarks/results/suite_<profile>_<hardware>_<yyyymm>.jsonl and continues where it was
+stopped; `cell` runs one cell again and compares it with its line; `table` makes tables and plots from the lines alone.
 """
 
 from __future__ import annotations
@@ -74,13 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     methods = tuple(options.methods or [name for name in profile.methods if name != "single"])
     check_options(profile, methods, [*options.seeds, options.processes - 1])
     bank.check_packs(targets)
-    runner.prepare(bank, targets, options.processes)
-    runner.run(
-        bank,
-        runner.Selection(targets=targets, methods=methods, seeds=tuple(options.seeds)),
-        options.processes,
-        options.minutes,
-    )
+    selection = runner.Selection(targets=targets, methods=methods, seeds=tuple(options.seeds))
+    runner.prepare(bank, selection, options.processes)
+    runner.run(bank, selection, options.processes, options.minutes)
     return 0
 
 

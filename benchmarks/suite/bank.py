@@ -23,11 +23,13 @@ from filelock import FileLock
 from benchmarks.suite.protocol import RECIPES, Profile
 from edgedistill import check
 from edgedistill import session as edgedistill_session
-from edgedistill.data.splits import Splits, load_splits
+from edgedistill.data.load import load_splits
+from edgedistill.data.splits import Splits
 from edgedistill.distributed.device import default_device
 from edgedistill.errors import InputError
+from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.file import read_recipe
-from edgedistill.recipe.schema import Data, Source
+from edgedistill.recipe.schema import Source
 from edgedistill.run.files import digest, read_json, sha256_file, write_json
 from edgedistill.sources import registry
 from edgedistill.sources.outputs import Network, SourceOutputs, compute_outputs
@@ -45,6 +47,10 @@ class Bank:
         """The names of the sources for a target: all but the one trained on its own pack."""
         return [*self.profile.ready, *(name for name in self.profile.finetuned if name != target)]
 
+    def folder(self, pack: str) -> Path:
+        """The directory of a pack."""
+        return self.packs / self.profile.packs.get(pack, pack)
+
     def source_section(self, name: str) -> Source:
         """A source as a section of a recipe; a fine-tuned source is trained by the first call."""
         options = self.profile.ready.get(name)
@@ -60,7 +66,7 @@ class Bank:
         The run is identified by the text of the recipe and by the pack's files, so that a later edgedistill, whose
         recipes have other defaults, uses the same weights.
         """
-        overrides = {"name": name, "data.path": str((self.packs / pack).resolve()), **settings}
+        overrides = {"name": name, "data.path": str(self.folder(pack).resolve()), **settings}
         document = read_recipe(RECIPES / f"{kind}.yaml", [f"{key}={value}" for key, value in overrides.items()])
         identity = {**document.raw, "data": {**document.raw["data"], "path": self.pack_hashes(pack)}}
         link = self.runs / "trained" / f"{name}-{digest(identity)[:12]}"
@@ -83,10 +89,12 @@ class Bank:
         Raises:
             InputError: a file of the pack is missing.
         """
-        files = [self.packs / pack / f"{part}.parquet" for part in ("train", "test")]
+        files = [self.folder(pack) / f"{part}.parquet" for part in ("train", "test")]
         for path in files:
             if not path.is_file():
-                raise InputError(f"{path}: no such file", f"--packs takes a directory that holds {pack}/{path.name}")
+                raise InputError(
+                    f"{path}: no such file", f"--packs takes a directory that holds {path.parent.name}/{path.name}"
+                )
         return [_hash_of(path) for path in files]
 
     def check_packs(self, targets: Sequence[str]) -> None:
@@ -97,7 +105,7 @@ class Bank:
     def splits(self, target: str, seed: int, labels: int | None = None) -> Splits:
         """The splits of a pack for one seed, with `labels` labels a class; None: all labels."""
         return _splits(
-            self.packs / target, self.runs / "cache/images", seed=seed, labels=labels, px=self.profile.store_px
+            self.folder(target), self.runs / "cache/images", seed=seed, labels=labels, px=self.profile.store_px
         )
 
     def truth(self, target: str) -> np.ndarray:
@@ -107,6 +115,13 @@ class Bank:
         for rows, labels in ((splits.labeled_rows, splits.labeled_labels), (splits.val_rows, splits.val_labels)):
             classes_N[rows] = labels
         return classes_N
+
+    def has_labels(self, target: str, labels: int) -> bool:
+        """Whether a pack has so many labels in every class and as many again unlabeled; natural draws: in the mean."""
+        classes_N = self.truth(target)
+        counts_C = np.bincount(classes_N[classes_N >= 0])
+        least = counts_C.min() if self.profile.labeled == "balanced" else counts_C.mean()
+        return bool(least >= 2 * labels)
 
     def outputs(self, source: str, target: str) -> SourceOutputs:
         """A source's outputs on every train image of a pack; the first call computes them."""
@@ -137,7 +152,14 @@ _hash_of = functools.cache(sha256_file)  # every cell of a target needs the hash
 @functools.lru_cache(maxsize=4)  # a draw needs the listing of its pack once for every source
 def _splits(pack: Path, cache: Path, seed: int, labels: int | None, px: int) -> Splits:
     section = Data.model_validate(
-        {"kind": "hf", "path": str(pack.resolve()), "val_fraction": 0.1, "labels_per_class": labels}
+        {
+            "kind": "hf",
+            "path": str(pack.resolve()),
+            "protocol": "test",
+            "val_fraction": 0.1,
+            "labels_per_class": labels,
+            "reserve": 0,  # the lines of a profile are of students that every unlabeled image trains
+        }
     )
     return load_splits(section, Path(), cache=cache, seed=seed, px=px)
 

@@ -7,16 +7,20 @@ method starts from the same weights. Labels beyond the drawn ones are not read b
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from benchmarks.suite.bank import Bank
+from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
 from edgedistill.distill import batches, evaluate, loop, methods, teachers
-from edgedistill.recipe.options import Problem, option_problems
+from edgedistill.distill.prior import tell_prior
+from edgedistill.labels.prior import Prior, estimated_shares, label_terms
+from edgedistill.recipe.options import Problem, keyword_only, option_problems
 from edgedistill.recipe.schema import Distill, Student
 from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
@@ -26,19 +30,45 @@ from edgedistill.students import space
 from edgedistill.students.build import build_student
 from edgedistill.students.checkpoints import read_state
 
+OWN = "the student"  # as a source: its own initial backbone
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """A target with the label draw of one seed."""
+    """A target with the label draw of one seed, of `times` the profile's labels; `only` names the sources, if not all.
+
+    The source OWN is the student's own initial backbone.
+    """
 
     bank: Bank
     target: str
     seed: int
+    times: int = 1
+    only: tuple[str, ...] | None = None
+
+    def of_row(self, method: str) -> Draw:
+        """The draw that a row of the profile trains on: itself, unless the row has other sources or more labels."""
+        times, choice = self.bank.profile.times(method), self.bank.profile.sources(method)
+        names = self.bank.sources_for(self.target)
+        if choice == "best":
+            only: tuple[str, ...] | None = (max(names, key=lambda name: self.weights.alphas[name]),)
+        elif choice == "own":
+            only = (OWN,)
+        elif choice == "all":
+            only = None
+        else:
+            order = np.random.default_rng([self.seed, zlib.crc32(self.target.encode())]).permutation(sorted(names))
+            only = tuple(order[:choice].tolist())
+        return self if (times, only) == (1, None) else replace(self, times=times, only=only)
 
     @cached_property
     def splits(self) -> Splits:
         """The splits of the target's pack."""
-        return self.bank.splits(self.target, self.seed, self.bank.profile.labels(self.target))
+        profile = self.bank.profile
+        if profile.labeled == "natural":
+            labels = self.times * profile.labels(self.target)
+            return natural_draw(self.bank.splits(self.target, 0), labels, self.seed)
+        return self.bank.splits(self.target, self.seed, self.times * profile.labels(self.target))
 
     @cached_property
     def labeled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -56,45 +86,76 @@ class Draw:
     @cached_property
     def outputs(self) -> dict[str, Any]:
         """Each source's outputs on every train image."""
-        return {name: self.bank.outputs(name, self.target) for name in self.bank.sources_for(self.target)}
+        names = self.bank.sources_for(self.target) if self.only is None else self.only
+        return {name: self.bank.outputs(name, self.target) for name in names if name != OWN}
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
         """Each source's features of every train image, in memory."""
+        if self.only == (OWN,):
+            backbone = initial_student(self).get_submodule("backbone")
+            images_NHWC = np.asarray(self.splits.train.resized(self.spec.input_px))
+            return {OWN: evaluate.logits(backbone, self.spec, images_NHWC, batch=256)}
         return {name: np.asarray(source_outputs.features_ND) for name, source_outputs in self.outputs.items()}
 
     @cached_property
     def weights(self) -> SourceWeights:
-        """The scores of every metric on the labeled images, and the source weights."""
+        """The scores of every metric on the labeled images, and the source weights, as before there was a test."""
+        return self.weights_at(FORMER_LEVEL)
+
+    def weights_at(self, level: float) -> SourceWeights:
+        """As `weights`; a source that is not told from chance at a level has none."""
         rows, labels = self.labeled
         evidence = {
             name: (self.features[name][rows], np.asarray(source_outputs.probs_NK)[rows])
             for name, source_outputs in self.outputs.items()
         }
-        return weigh_sources(evidence, labels, self.bank.profile.weigh, self.seed)
+        settings = self.bank.profile.weigh.model_copy(update={"level": level})
+        return weigh_sources(evidence, labels, settings, self.seed)
 
-    def teacher(self, choice: Choice) -> np.ndarray:
+    def prior(self, knowledge: Knowledge) -> Prior | None:
+        """The prior that a method knows: none, that of its labels, or the shares of all train images of the pack."""
+        if knowledge == "none":
+            return None
+        classes = len(self.splits.classes)
+        if knowledge == "labels":
+            counts_C = np.bincount(self.labeled[1], minlength=classes)
+            return Prior(shares_C=estimated_shares(counts_C), score="top1", stated=False)
+        truth = self.bank.truth(self.target)
+        counts_C = np.bincount(truth[truth >= 0], minlength=classes)
+        return Prior(shares_C=counts_C / counts_C.sum(), score="top1")
+
+    def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
         """The teacher's probabilities of the target's classes on every train image, float32 [N, C]."""
         cached = self.__dict__.setdefault("teachers", {})
-        key = choice.model_dump_json()
+        key, prior = (choice.model_dump_json(), knowledge, level), self.prior(knowledge)
         if key not in cached:
             rows, labels = self.labeled
-            teacher = teachers.TEACHERS[choice.name].fit(
+            fit = teachers.TEACHERS[choice.name].fit
+            options = choice.options | ({"level": level} if "level" in keyword_only(fit) else {})
+            teacher = fit(
                 features=self.features,
-                alphas=self.weights.alphas,
+                alphas=self.weights.alphas if self.only is None else dict.fromkeys(self.features, 1.0),
                 rows=rows,
                 labels_L=labels,
                 classes=len(self.splits.classes),
-                **choice.options,
+                **options,
             )
+            if prior:
+                teacher = teachers.adjusted(teacher, prior, self.splits.unlabeled_rows)
             cached[key] = teacher.probs_NC.astype(np.float32)
         return np.asarray(cached[key])
 
-    def material(self, settings: Distill) -> batches.Material:
+    def material(
+        self, settings: Distill, knowledge: Knowledge = "none", level: float = FORMER_LEVEL
+    ) -> batches.Material:
         """The training material of a student under these settings; val is the labeled images, as none are reserved."""
         rows, labels = self.labeled
-        probs = {name: np.asarray(source_outputs.probs_NK) for name, source_outputs in self.outputs.items()}
+        counts_C = np.bincount(labels, minlength=len(self.splits.classes))
+        weights_C, shift_C = label_terms(settings.class_weights, counts_C, self.prior(knowledge), "top1")
         needs = methods.METHODS[settings.method.name].needs
+        outputs = self.outputs if "sources" in needs else {}
+        alphas = (self.weights if level == FORMER_LEVEL else self.weights_at(level)).alphas if outputs else {}
         return batches.Material(
             images_NHWC=np.asarray(self.splits.train.resized(self.spec.input_px)),
             labeled=rows,
@@ -102,19 +163,41 @@ class Draw:
             unlabeled=self.splits.unlabeled_rows,
             val=rows,
             val_labels=labels,
-            source_probs=probs if "sources" in needs else {},
-            alphas=self.weights.alphas if "sources" in needs else {},
-            teacher_NC=self.teacher(settings.teacher) if "teacher" in needs else None,
+            source_probs={name: np.asarray(source_outputs.probs_NK) for name, source_outputs in outputs.items()},
+            alphas=alphas,
+            teacher_NC=self.teacher(settings.teacher, knowledge, level) if "teacher" in needs else None,
+            class_weights_C=weights_C,
+            label_shift_C=shift_C,
         )
+
+
+def natural_draw(splits: Splits, per_class: int, seed: int) -> Splits:
+    """As many labels as a balanced draw has, drawn as they come from all of `splits`; the other images have none."""
+    rows = np.concatenate([splits.labeled_rows, splits.val_rows])
+    labels = np.concatenate([splits.labeled_labels, splits.val_labels])
+    order = np.argsort(rows)
+    drawn = np.sort(np.random.default_rng([seed, len(rows)]).permutation(len(rows))[: per_class * len(splits.classes)])
+    return replace(
+        splits,
+        labeled_rows=rows[order][drawn],
+        labeled_labels=labels[order][drawn],
+        val_rows=rows[:0],
+        val_labels=labels[:0],
+        unlabeled_rows=np.setdiff1d(np.concatenate([rows, splits.unlabeled_rows]), rows[order][drawn]),
+    )
 
 
 def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches.Task]:
     """Train one student; returns it with its training task."""
-    settings = draw.bank.profile.settings(method, draw.target, draw.seed)
-    task = batches.Task(
-        spec=draw.spec, material=draw.material(settings), settings=settings, steps=settings.steps, seed=draw.seed
+    profile, draw = draw.bank.profile, draw.of_row(method)
+    settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
+    material = draw.material(settings, knowledge, profile.level(method))
+    task = batches.Task(spec=draw.spec, material=material, settings=settings, steps=settings.steps, seed=draw.seed)
+    fitted = loop.fit(initial_student(draw), task)
+    tell_prior(
+        fitted.model, draw.spec, draw.prior(knowledge), images_NHWC=material.images_NHWC, rows=material.unlabeled
     )
-    return loop.fit(initial_student(draw), task), task
+    return fitted, task
 
 
 def run_cell(draw: Draw, method: str) -> dict[str, Any]:
@@ -137,6 +220,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
         "method": method,
         "seed": draw.seed,
         "labels_per_class": profile.labels(draw.target),
+        **({"times_the_labels": profile.times(method)} if profile.times(method) > 1 else {}),
         "student": space.describe(draw.spec),
         "top1": round(score.top1, 6),
         "balanced_accuracy": round(score.balanced, 6),

@@ -89,9 +89,9 @@ def _images(board: Board, method: str) -> str:
     return span(min(counts), max(counts)) if counts else ABSENT
 
 
-def claims(board: Board) -> str:
+def claims(board: Board, written: Sequence[Claim] = contrasts.CLAIMS) -> str:
     """Every claim with its statistics and verdict, and the combined verdicts of claims with parts."""
-    evaluated = [contrasts.contrast(board, claim) for claim in contrasts.CLAIMS]
+    evaluated = [contrasts.contrast(board, claim) for claim in written]
     rows = [
         [_name(contrast), _threshold(contrast.claim), *_statistics(contrast), f"**{contrast.verdict}**"]
         for contrast in evaluated
@@ -102,11 +102,12 @@ def claims(board: Board) -> str:
     return f"{table}\n\nA claim in parts holds where all of them do: {verdicts}."
 
 
-def unclaimed(board: Board) -> str:
+def unclaimed(board: Board, differences: Sequence[Claim] = contrasts.UNCLAIMED) -> str:
     """Contrasts that were not claimed: their statistics, without verdicts."""
-    evaluated = [contrasts.contrast(board, claim) for claim in contrasts.UNCLAIMED]
+    evaluated = [contrasts.contrast(board, claim) for claim in differences]
     table = grid(["difference", *STATISTICS], [[_name(contrast), *_statistics(contrast)] for contrast in evaluated])
-    return f"{table}\n\n{PROBE_NOTE}"
+    with_probe = any(contrasts.PROBE in (claim.first, claim.second) for claim in differences)
+    return f"{table}\n\n{PROBE_NOTE}" if with_probe else table
 
 
 PROBE_NOTE = (
@@ -147,9 +148,9 @@ def _name(contrast: Contrast) -> str:
     return lead + contrast.claim.name + (f" (`{contrast.first}`)" if contrast.first != contrast.claim.first else "")
 
 
-def per_target(board: Board) -> str:
+def per_target(board: Board, differences: Sequence[Claim] = (*contrasts.CLAIMS, *contrasts.UNCLAIMED)) -> str:
     """Every contrast target by target: mean, t-interval, sign-flip p, seeds."""
-    evaluated = [contrasts.contrast(board, claim) for claim in (*contrasts.CLAIMS, *contrasts.UNCLAIMED)]
+    evaluated = [contrasts.contrast(board, claim) for claim in differences]
     rows = [
         [_name(contrast), *(_pair(contrast, target) for target in board.targets)]
         for contrast in evaluated

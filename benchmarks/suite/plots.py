@@ -1,4 +1,4 @@
-"""The suite's plots as small SVG files: differences to transfer by target and method, and the rankers' regret.
+"""The suite's plots as small SVG files: differences to transfer by target and method, labels saved, rankers' regret.
 
 The same values always give the same bytes under one version of matplotlib. Versions differ in bytes, so each file has a
 hash of the plotted values and of this module's text, which decides whether the file is current.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.suite import contrasts, rankers
+from benchmarks.suite import contrasts, evidence, rankers
 from benchmarks.suite.board import Board
 from benchmarks.suite.statistics import Paired, Summary
 
@@ -42,7 +42,11 @@ Row = tuple[str, float, float, float]  # label, mean, low, high
 
 def draw(board: Board) -> dict[str, str]:
     """File name -> SVG of every plot that has values."""
-    plots = {f"differences_{board.profile}.svg": differences(board), f"regret_{board.profile}.svg": regrets(board)}
+    plots = {
+        f"differences_{board.profile}.svg": differences(board),
+        f"regret_{board.profile}.svg": regrets(board),
+        evidence.LABELS_PLOT.format(profile=board.profile): labels_saved(board),
+    }
     return {name: svg for name, svg in plots.items() if svg is not None}
 
 
@@ -71,6 +75,21 @@ def regrets(board: Board) -> str | None:
     ]
     rows = [(name, regret.mean, regret.low, regret.high) for name, regret in summaries]
     return _figure({"regret": rows}, "points lost against the best source, 95 % interval") if rows else None
+
+
+def labels_saved(board: Board) -> str | None:
+    """One panel: points over transfer, both with the better start, of auto and of transfer with more labels."""
+    if not evidence.more_labels(board):
+        return None
+    rows = []
+    for name, label in {"auto-ridge": "auto", **evidence.more_labels(board)}.items():
+        summary = contrasts.difference(board, name, "transfer-ridge")
+        if summary is not None:
+            targets = len(summary.by_target)
+            rows.append(
+                (f"{label}, {targets} target{'s' if targets > 1 else ''}", summary.mean, summary.low, summary.high)
+            )
+    return _figure({"labels": rows}, "points over transfer, 95 % interval") if rows else None
 
 
 def _figure(panels: dict[str, list[Row]], label: str) -> str:

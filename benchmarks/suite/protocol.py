@@ -10,22 +10,29 @@ import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import did_you_mean, options_for_key
+from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 from edgedistill.recipe.schema import Distill, Weigh
 from edgedistill.recipe.section import without_later
 from edgedistill.run.files import digest
+from edgedistill.similarity.chance import OFF
 from edgedistill.similarity.metrics import METRICS
 
 HERE = Path(__file__).parent
+# what a row means that is older than a default: its lines stay what they are
+FORMER = {"head_start": "random"}
+FORMER_LEVEL = OFF
+OWN_KEYS = ("prior", "level", "sources", "labels")  # of a row, beside those of a recipe's `distill`
+Knowledge = Literal["none", "labels", "shares"]
 RECIPES = HERE.parents[1] / "recipes/sources"
+BANK = ("packs", "ready", "finetuned", "weigh")  # what a method without sources does not depend on
 
 
 class Profile(BaseModel):
@@ -33,22 +40,27 @@ class Profile(BaseModel):
 
     Attributes:
         name: of the file, and of the lines.
+        packs: pack -> its directory, where that has another name.
+        bank_in_every_config: whether the sources enter the configuration of methods that use none, too.
         store_px: side of the stored squares; students and sources see them resized.
         student: family and its options, input_px among them.
         initial: the pack that the student's initial weights are trained on ("" for the family's own), and the steps.
         ready: sources that need no training, as a recipe names them.
         finetuned: packs that a source is fine-tuned on, and for how many steps.
         labels_per_class: labels a class; `default` for the targets that are not named.
+        labeled: "balanced", or "natural": as many labels in all, drawn as they come; a class may be left without.
         targets: what is reported.
         tuning: packs on which settings were chosen; none of them is reported.
         weigh: how similarity becomes weight.
         distill: the schedule, the same for every method.
-        methods: per method what differs from `distill`.
+        methods: per method what differs from `distill`; `prior` says what it knows about the classes' shares.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    packs: Annotated[dict[str, str], LATER] = {}
+    bank_in_every_config: Annotated[bool, LATER] = True
     store_px: PositiveInt
     student: dict[str, Any]
     initial: str
@@ -56,6 +68,7 @@ class Profile(BaseModel):
     ready: dict[str, dict[str, Any]]
     finetuned: dict[str, int]
     labels_per_class: dict[str, int]
+    labeled: Annotated[Literal["balanced", "natural"], LATER] = "balanced"
     targets: tuple[str, ...]
     tuning: tuple[str, ...]
     weigh: Weigh
@@ -69,12 +82,34 @@ class Profile(BaseModel):
     def settings(self, method: str, target: str, seed: int) -> Distill:
         """The distill section of one cell; `single:<source>` is of that source, `random` draws one for each target."""
         kind, _, source = method.partition(":")
-        changed = dict(self.methods[kind])
+        changed = {name: setting for name, setting in self.methods[kind].items() if name not in OWN_KEYS}
         if source:
             changed["method"] = {**changed["method"], "source": source}
         if kind == "random":
             changed["method"] = {**changed["method"], "seed": zlib.crc32(f"{target}/{seed}".encode())}
-        return Distill.model_validate({**self.distill, **changed})
+        return Distill.model_validate({**FORMER, **self.distill, **changed})
+
+    def knowledge(self, method: str) -> Knowledge:
+        """What a method knows about the prior: nothing, what its labels tell, or the shares in the target's pack."""
+        return TypeAdapter(Knowledge).validate_python(self.methods[method.partition(":")[0]].get("prior", "none"))
+
+    def level(self, method: str) -> float:
+        """Level of the test that gives a source which is not told from chance no share, in the row of a method."""
+        return float(self.methods[method.partition(":")[0]].get("level", FORMER_LEVEL))
+
+    def sources(self, method: str) -> Literal["all", "best", "own"] | int:
+        """Which sources a row's method has: all, the best one by the weights, the student's own initial backbone
+        alone, or so many of them in an order that the target and the seed draw."""
+        row = self.methods.get(method.partition(":")[0], {})
+        return TypeAdapter(Literal["all", "best", "own"] | int).validate_python(row.get("sources", "all"))
+
+    def times(self, method: str) -> int:
+        """How many times the profile's labels a row has."""
+        return int(self.methods.get(method.partition(":")[0], {}).get("labels", 1))
+
+    def uses_sources(self, cell: str) -> bool:
+        """Whether a cell's method learns from sources."""
+        return METHODS[self.settings(cell.partition(":")[0], "", 0).method.name].uses_sources
 
     def config(self, cell: str) -> str:
         """sha256 of all that a line depends on besides target and seed; `draw` is the line about the sources.
@@ -86,6 +121,7 @@ class Profile(BaseModel):
         plain = self.model_dump(mode="json", exclude={"name", "methods", "targets", "tuning", "distill"})
         shared = without_later(self, plain)
         shared["recipes"] = [(RECIPES / f"{name}.yaml").read_text(encoding="utf-8") for name in ("pack", "micro")]
+        shared.pop("bank_in_every_config", None)
         if cell == "draw":
             kinds = {name: TEACHERS[choice["name"]] for name, choice in self.teachers.items()}
             teachers = {name: written_out(kinds[name].fit, choice) for name, choice in self.teachers.items()}
@@ -93,11 +129,15 @@ class Profile(BaseModel):
             versions = {f"teacher {name}": kind.version for name, kind in kinds.items()}
             versions |= {f"metric {metric.name}": METRICS[metric.name].version for metric in metrics}
             return digest([shared, teachers, *raised(versions)])
-        del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
+        if self.bank_in_every_config or self.uses_sources(cell):
+            del shared["weigh"]["also"], shared["weigh"]["bootstrap"]  # opinions and intervals, no weights
+        else:
+            shared = {name: content for name, content in shared.items() if name not in BANK}
+            shared["recipes"] = shared["recipes"][1:] if self.initial else []
         kind, _, source = cell.partition(":")
         settings = self.settings(f"{kind}:every" if source else kind, "", 0)
         method, teacher = METHODS[settings.method.name], TEACHERS[settings.teacher.name]
-        unused = {"method", "teacher", "checkpoint_every", "evaluate_every"}
+        unused = {"method", "teacher", "checkpoint_every", "evaluate_every", *FORMER}
         unused |= set() if "weak" in method.needs else {"strong"}
         choices = [written_out(method.loss, settings.method.model_dump()), None]
         versions = {"method": method.version}
@@ -106,7 +146,15 @@ class Profile(BaseModel):
         if "teacher" in method.needs:
             choices[1] = written_out(teacher.fit, settings.teacher.model_dump())
             versions["teacher"] = teacher.version
-        return digest([shared, settings.for_key(exclude=unused), *choices, *raised(versions)])
+        newer = {name: getattr(settings, name) for name, former in FORMER.items() if getattr(settings, name) != former}
+        if method.uses_sources and self.level(cell) != FORMER_LEVEL:
+            newer["level"] = self.level(cell)
+        newer |= {"sources": self.sources(cell)} if self.sources(cell) != "all" else {}
+        newer |= {"labels": self.times(cell)} if self.times(cell) > 1 else {}
+        known = [] if self.knowledge(cell) == "none" else [{"prior": self.knowledge(cell)}]
+        return digest(
+            [shared, settings.for_key(exclude=unused), *choices, *raised(versions), *known, *filter(None, [newer])]
+        )
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -119,7 +167,8 @@ def written_out(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict
     """A choice by name with the defaults of the function's options in place, as it enters a configuration."""
     parameters = inspect.signature(function).parameters.values()
     defaults = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
-    return options_for_key(function, defaults | dict(choice))
+    written = options_for_key(function, defaults | dict(choice))
+    return {name: option for name, option in written.items() if name != "level"}  # it is the row's
 
 
 def raised(versions: Mapping[str, int]) -> list[dict[str, int]]:
@@ -137,7 +186,10 @@ def load(name: str) -> Profile:
     names = [path.stem for path in HERE.glob("*.yaml")]
     if name not in names:
         raise InputError(f"no profile is called {name}{did_you_mean(name, names)}")
-    settings = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Profile.model_validate({"name": name, **_settings(name)})
+
+
+def _settings(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
     base = settings.pop("base", None)
-    inherited = yaml.safe_load((HERE / f"{base}.yaml").read_text(encoding="utf-8")) if base else {}
-    return Profile.model_validate({"name": name, **inherited, **settings})
+    return {**_settings(base), **settings} if base else settings

@@ -60,9 +60,16 @@ def run(bank: Bank, selection: Selection, processes: int, minutes: float = float
 
 
 def _missing(bank: Bank, target: str, seed: int, methods: Sequence[str], finished: set[tuple[Any, ...]]) -> list[str]:
-    """The cells of one draw that have no line, `draw` (the line about the sources) first."""
-    cells = ["draw", *(cell for method in methods for cell in _expanded(bank, target, method))]
+    """The cells of one draw that have no line; `draw` (the line about the sources) first, if a method uses them."""
+    draw = ["draw"] if any(bank.profile.uses_sources(method) for method in methods) else []
+    possible = [method for method in methods if _has_labels(bank, target, bank.profile.times(method))]
+    cells = [*draw, *(cell for method in possible for cell in _expanded(bank, target, method))]
     return [cell for cell in dict.fromkeys(cells) if key_of(_key_fields(bank, target, cell, seed)) not in finished]
+
+
+def _has_labels(bank: Bank, target: str, times: int) -> bool:
+    """Whether the target's pack has `times` the labels of the profile; the profile's own are taken for granted."""
+    return times == 1 or bank.has_labels(target, times * bank.profile.labels(target))
 
 
 def _expanded(bank: Bank, target: str, method: str) -> list[str]:
@@ -105,7 +112,7 @@ def _run_job(job: tuple[Bank, str, int, list[str], float]) -> None:
         with FileLock(bank.runs / ".lines.lock"):
             keys = {key_of(committed) for committed in read("suite")}
             if key_of(line) not in keys:  # another suite may have run the cell meanwhile
-                append("suite", line)
+                append(f"suite_{bank.profile.name}", line)
         scores = f"top-1 {line['top1']:.3f} balanced {line['balanced_accuracy']:.3f}" if "top1" in line else ""
         say(f"{target} seed {seed} {method} {scores} {line.get('train_seconds', '')}")
 
@@ -132,9 +139,12 @@ def rerun(bank: Bank, target: str, method: str, seed: int) -> int:
     return int(any(line[name] != newest[name] for name in ("top1", "balanced_accuracy", "n_test")))
 
 
-def prepare(bank: Bank, targets: Sequence[str], processes: int) -> None:
-    """Train the sources and compute their outputs on every target, in several processes."""
+def prepare(bank: Bank, selection: Selection, processes: int) -> None:
+    """Train the initial weights and, if a method uses them, the sources, and compute the sources' outputs."""
     bank.initial_run()
+    if not any(bank.profile.uses_sources(method) for method in selection.methods):
+        return
+    targets = selection.targets
     sources = sorted({name for target in targets for name in bank.sources_for(target)})
     with multiprocessing.get_context("spawn").Pool(processes, initializer=use_one_thread) as pool:
         for name in pool.imap_unordered(_prepare_source, [(bank, name) for name in sources]):

@@ -7,16 +7,18 @@ python -m benchmarks.suite table --check    exit 1 where they are not current
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.lines import read
 from benchmarks.pages import replace_section
-from benchmarks.suite import markdown, plots, protocol, rankers
+from benchmarks.suite import evidence, markdown, natural, plots, protocol, rankers
 from benchmarks.suite.board import SCORES, Board, Line, boards
 
 PAGE = Path(__file__).parent / "README.md"
 PLOTS = Path(__file__).parent / "plots"
+EVIDENCE = Path(__file__).parents[2] / "docs/evidence.md"
 TUNING = "_tuning"  # suffix of profiles that try settings, on packs that are not reported
 WORDS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy"}
 
@@ -25,7 +27,7 @@ def main(check: bool) -> int:
     """Rewrite the page and the plots; with `check` write nothing, and return 1 where a file is not current."""
     outdated = stale()
     for path, current in outdated.items():
-        print(f"{path.relative_to(PAGE.parent)}: not current")
+        print(f"{os.path.relpath(path, PAGE.parent)}: not current")
         if check:
             continue
         if current is None:
@@ -40,10 +42,14 @@ def stale() -> dict[Path, str | None]:
     """Files that are not current, with the text that each should have; None for a file that should not exist."""
     lines = list(read("suite"))
     text = PAGE.read_text(encoding="utf-8")
-    figures = {PLOTS / name: svg for board in reported_boards(lines) for name, svg in plots.draw(board).items()}
+    drawn = [board for board in reported_boards(lines) if not natural.is_natural(board)]
+    figures = {PLOTS / name: svg for board in drawn for name, svg in plots.draw(board).items()}
     current = page(text, lines, [path.name for path in figures])
     outdated: dict[Path, str | None] = {PAGE: current} if current != text else {}
     outdated |= {path: svg for path, svg in figures.items() if not _current(path, svg)}
+    shown = EVIDENCE.read_text(encoding="utf-8")
+    renewed = evidence.page(shown, [board for score in SCORES for board in reported_boards(lines, score)])
+    outdated |= {EVIDENCE: renewed} if renewed != shown else {}
     return outdated | {path: None for path in sorted(PLOTS.glob("*.svg")) if path not in figures}
 
 
@@ -96,9 +102,12 @@ def page(text: str, lines: Sequence[Line], plot_names: Sequence[str]) -> str:
     Raises:
         ValueError: a marker is missing.
     """
-    by_score = {score: reported_boards(lines, score) for score in SCORES}
+    every = {score: reported_boards(lines, score) for score in SCORES}
+    by_score = {score: [board for board in every[score] if not natural.is_natural(board)] for score in SCORES}
     for name, table in markdown.SECTIONS.items():
         text = replace_section(text, name, section(table, by_score))
+    as_they_come = {score: [board for board in every[score] if natural.is_natural(board)] for score in SCORES}
+    text = replace_section(text, "natural", section(natural.tables, as_they_come))
     trials = {score: boards(tuning_lines(lines), score) for score in SCORES}
     text = replace_section(text, "tuning", section(markdown.methods, trials))
     return replace_section(text, "plots", _images(plot_names))
@@ -122,6 +131,7 @@ def _images(plot_names: Sequence[str]) -> str:
         f"![{alt[kind]}, profile {profile}](plots/{name})"
         for name in plot_names
         for kind, _, profile in [name.removesuffix(".svg").partition("_")]
+        if kind in alt  # the plot of labels saved is in docs/evidence.md
     ]
     return "\n\n".join(images) or markdown.NOTHING
 

@@ -1,18 +1,22 @@
 """`python agent.pyz job.json` writes report.json beside the job; `python agent.pyz --facts` prints what is here.
 
 Progress goes to stdout as `progress DONE/ALL`. Errors are one line on stderr; exit code 2 when the job or the device
-is not as it should be, 1 for anything else.
+is not as it should be, 130 and 143 after Ctrl-C and SIGTERM, 1 for anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from types import FrameType
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
 
 from . import job as jobs
 from .alone import alone
@@ -30,7 +34,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         elif given.worker is not None:
             _work(given.job, given.worker, given.part)
         else:
-            _run(given.job)
+            with _ending_on_sigterm():
+                _run(given.job)
+    except KeyboardInterrupt:
+        # one line: a worker gets the terminal's signal, too
+        return 130 if given.worker is not None else _say("stopped; the same command goes on from here", 130)
     except AgentError as error:
         return _say(str(error), error.exit_code)
     except ImportError as error:
@@ -38,6 +46,41 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as error:
         return _say(f"{type(error).__name__}: {error}", 1)
     return 0
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit: by default it would leave the worker running, which slows the next measurement."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _exit(number: int, frame: Optional[FrameType]) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: List[int] = []
+    former = {number: signal.signal(number, lambda number, frame: arrived.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}  # fmt: skip
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for first in arrived[:1]:
+            signal.raise_signal(first)
 
 
 def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -111,7 +154,15 @@ def _kept(place: Path, mine: str) -> Optional[Dict[str, Any]]:
 
 
 def _process(path: Path, index: int, job: Job, part: Path) -> Dict[str, Any]:
-    code = subprocess.call([*_myself(), str(path), "--worker", str(index), "--part", str(part)])
+    program: Optional["subprocess.Popen[bytes]"] = None
+    try:
+        with _signals_held():  # else an exception could come between its start and the assignment
+            program = subprocess.Popen([*_myself(), str(path), "--worker", str(index), "--part", str(part)])
+        code = program.wait()
+    finally:
+        if program is not None and program.poll() is None:
+            program.kill()
+            program.wait()
     if code < 0:
         which = f"process {index + 1} of {job.processes}"
         raise AgentError(f"{which} ended by signal {-code}; is there enough memory?", exit_code=1)

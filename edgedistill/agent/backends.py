@@ -21,6 +21,8 @@ from typing import Any, Callable, Dict, Protocol
 import numpy as np
 
 from .job import AgentError
+from .ncnn import Ncnn
+from .openvino import OpenVino
 from .ort import PROVIDERS, OnnxRuntime
 from .tensorrt import TensorRt
 
@@ -50,9 +52,18 @@ class Backend(Protocol):
 
 BACKENDS: Dict[str, Callable[[], Backend]] = {
     **{f"onnxruntime-{name}": partial(OnnxRuntime, name) for name in PROVIDERS},
+    "openvino": partial(OpenVino, reduced=False),
+    "openvino-reduced": partial(OpenVino, reduced=True),
+    "ncnn": partial(Ncnn, "fp32"),
+    "ncnn-half": partial(Ncnn, "fp16"),
+    "ncnn-bf16": partial(Ncnn, "bf16"),
     "tensorrt": partial(TensorRt, "tensorrt"),
     "tensorrt-rtx": partial(TensorRt, "tensorrt_rtx"),
 }
+# of those that are neither ONNX Runtime's nor TensorRT's
+TARGETS = {"openvino": "cpu", "openvino-reduced": "cpu", **dict.fromkeys(("ncnn", "ncnn-half", "ncnn-bf16"), "ncnn")}
+# their arithmetic is not the host's: judged by what accuracy loses against the host's answers (verdict.py)
+OWN_ARITHMETIC = frozenset(TARGETS)
 
 
 def create(name: str) -> Backend:
@@ -74,7 +85,17 @@ def target_of(name: str) -> str:
     """
     create(name)
     provider = PROVIDERS.get(name.partition("onnxruntime-")[2])
-    return provider.target if provider else "tensorrt"
+    return provider.target if provider else TARGETS.get(name, "tensorrt")
+
+
+def runs(name: str, target: str) -> bool:
+    """Whether a backend runs the graphs that are made for a target; "ncnn" runs its own alone.
+
+    Raises:
+        AgentError: exit code 2; there is no such backend.
+    """
+    own = target_of(name)
+    return target == own or (target == "any" and own != "ncnn")
 
 
 def batch_of(mode: str) -> int:

@@ -16,7 +16,9 @@ Value = Union[int, memoryview]
 FLOAT16, UINT8 = 10, 2  # TensorProto.DataType
 UNSIGNED = {UINT8: "uint8", 4: "uint16", 21: "uint4"}
 PAIRS = ("QuantizeLinear", "DequantizeLinear")
-GRAPH = 7  # of ModelProto
+GRAPH, METADATA = 7, 14  # of ModelProto
+KEY, VALUE = 1, 2  # of StringStringEntryProto
+TARGET = "target"  # the key of a graph's metadata that names whose int8 arithmetic it is made for
 NODE, INITIALIZER = 1, 5  # of GraphProto
 INPUT, OUTPUT, OP_TYPE, ATTRIBUTE = 1, 2, 4, 5  # of NodeProto
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_TENSOR = 1, 3, 5  # of AttributeProto
@@ -59,6 +61,16 @@ def read(onnx: bytes) -> GraphTypes:
         half=FLOAT16 in known.values() or any(node.numbers.get("to") == FLOAT16 for node in nodes),
         unsigned=tuple(sorted(f"{name} to {UNSIGNED[kind]}" for kind, name in pairs if kind in UNSIGNED)),
     )
+
+
+def target(onnx: bytes) -> str:
+    """Whose int8 arithmetic a graph is made for, by its metadata: "cpu" or "tensorrt"; "any" where they name none."""
+    try:
+        metadata = [dict(_fields(_bytes(value))) for number, value in _fields(memoryview(onnx)) if number == METADATA]
+        entries = {_text(entry[KEY]): _text(entry[VALUE]) for entry in metadata}
+    except (ValueError, IndexError, KeyError):  # not an ONNX file; the runtime says so
+        return "any"
+    return entries.get(TARGET, "any")
 
 
 def _quantized_to(node: _Node, known: Dict[str, int]) -> int:

@@ -32,6 +32,25 @@ POWER_MODES, POWER_MODE = Path("/etc/nvpmodel.conf"), Path("/var/lib/nvpmodel/st
 COOLERS = re.compile(r"cpu|gpu|devfreq|throttle|^processor$", re.IGNORECASE)
 # soctherm of Orin and Thor: the counters oc1_event_cnt to oc3_event_cnt
 ALARMS = {1: "under-voltage alarm", 2: "average over-current alarm", 3: "peak over-current alarm"}
+# of x86, then of ARM: Documentation/arch/x86/cpuinfo.rst and Documentation/arch/arm64/elf_hwcaps.rst of Linux
+FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
 RASPBERRY = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}  # + 16: since boot
 
 
@@ -44,6 +63,7 @@ def identity() -> Dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "cpu": _cpu_model(),
+        "cpu_flags": _cpu_flags(),
         "board": text(BOARD).strip("\0"),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_mb": memory_mb(text(MEMORY), "MemTotal"),
@@ -178,6 +198,16 @@ def _cpu_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor()
+
+
+def _cpu_flags() -> List[str]:
+    """What the processor has of the instructions that int8 and 16-bit floats are fast with, as Linux names them."""
+    for line in text(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in {"flags", "features"}:
+            has = set(value.split())
+            return [flag for flag in FLAGS if flag in has]
+    return []
 
 
 def _clocks_mhz() -> List[float]:

@@ -13,7 +13,7 @@ from typing import Any, Dict, NamedTuple
 
 import numpy as np
 
-from . import machine
+from . import graph_types, machine
 from .cache import folder
 from .job import AgentError, sha256_file
 
@@ -58,9 +58,10 @@ class OnnxRuntime:
         """A session of `threads` threads inside an operator and one operator at a time; `batch` needs no preparation.
 
         Raises:
-            AgentError: exit code 2; the runtime or its provider is missing.
+            AgentError: exit code 2; the runtime or its provider is missing, or the graph is made for another target.
         """
         runtime = _runtime(self.provider)
+        refuse(model_path, self.provider)
         made_by = f"{runtime.__version__}-{batch}"
         providers = [(self.provider.name, _options(self.provider.name, threads, model_path, made_by))]
         self.whole = self.provider.name == "CPUExecutionProvider"
@@ -108,15 +109,39 @@ class OnnxRuntime:
         self.session = None
 
 
+def refuse(model_path: Path, provider: Provider) -> None:
+    """Refuse an int8 graph that a provider would compute otherwise than its target does.
+
+    Raises:
+        AgentError: exit code 2; the graph is made for TensorRT and the provider is another, or the reverse.
+    """
+    target = graph_types.target(model_path.read_bytes()) if model_path.is_file() else "any"
+    if target != "any" and (target == "tensorrt") != (provider.target == "tensorrt"):
+        instead = {"any": "fp32"}.get(provider.target, f"int8-{provider.target}")
+        raise AgentError(f"{model_path.name} is made for the target {target}, and {provider.name} would answer "
+                         f"otherwise; take {instead}")  # fmt: skip
+
+
+def keep_arithmetic(options: Any) -> None:
+    """Have a session compute a quantized graph as it is written.
+
+    The keys are those of onnxruntime_session_options_config_keys.h. ONNX Runtime 1.21 and later quantizes float biases
+    itself, in steps of float16 where the graph for TensorRT has them: too coarse or zero, and TensorRT refuses int32.
+    """
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+    if machine.saturates():
+        # pairs of uint8 x int8 products saturate at 16 bits; the flag picks exact, slower kernels. With VNNI it would
+        # only make int8 slow: 5.2 ms for 3.0 ms
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+
 def _session(runtime: Any, model_path: Path, threads: int, providers: Any, fallback: bool) -> Any:
     options = runtime.SessionOptions()
     # XNNPACK has threads of its own, and ONNX Runtime's would only fight with them
     options.intra_op_num_threads = 1 if providers[0][0] == "XnnpackExecutionProvider" else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if machine.saturates():
-        # exact kernels, as verification on the host uses them; elsewhere the flag would halve the speed for nothing
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    keep_arithmetic(options)
     if not fallback:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = 4

@@ -29,6 +29,7 @@ from . import machine, nvidia, rails
 
 POWERCAP = Path("/sys/class/powercap")
 ON_PROCESSOR = {f"onnxruntime-{name}" for name in ("cpu", "xnnpack", "openvino", "dnnl", "acl")}
+ON_PROCESSOR |= {"openvino", "openvino-reduced", "ncnn", "ncnn-half", "ncnn-bf16"}
 ON_NVIDIA = {f"onnxruntime-{name}" for name in ("cuda", "tensorrt", "nvtensorrtrtx")} | {"tensorrt", "tensorrt-rtx"}
 MOST_GAP_S = 1.0  # between two samples of power: longer, and what happened between them is anybody's guess
 Points = Sequence[Tuple[float, float]]

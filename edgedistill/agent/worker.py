@@ -13,9 +13,11 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from . import backends, machine, meter, power
+from . import backends, machine, meter, power, to_label
 from .backends import Backend
 from .job import AgentError, Job, variant
+
+HOST_TO_HOST = "host-to-host"
 
 
 def load_array(path: Path, dtype: str, ndim: int) -> np.ndarray:
@@ -25,9 +27,11 @@ def load_array(path: Path, dtype: str, ndim: int) -> np.ndarray:
         AgentError: exit code 2; the file is missing, broken, or holds another type or shape.
     """
     try:
-        array: np.ndarray = np.load(str(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AgentError(f"{path}: is not a .npy file of plain numbers ({error})") from None
+        # a file that is shorter than its header claims cannot be mapped, and takes no memory
+        array = np.array(np.lib.format.open_memmap(str(path), mode="r"))
+    except Exception as error:  # of a broken header, also those of tokenize and ast
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AgentError(f"{path}: is not a .npy file of plain numbers ({reason})") from None
     if array.dtype != np.dtype(dtype) or array.ndim != ndim or not array.size:
         holds = f"holds {array.dtype} {array.shape}"
         raise AgentError(f"{path}: {holds}, expected {dtype} of {ndim} dimensions, not empty")
@@ -54,13 +58,19 @@ def work(job: Job, index: int) -> Dict[str, Any]:
 
     Returns:
         {"variants": {variant: {"warmup_ms", "settled", "rounds_ms", "window", "predicted"}}, "backend": facts,
-        "process": facts}
+        "process": facts}; from host to host also "to_label" ({start: as above}), and "not_to_label": why there is none
     """
     images_NHWC, _, _ = load_data(job)
     loaded = _load(job, index)
     queries = {variant(name, mode): _query(loaded[name, backends.batch_of(mode)], mode, images_NHWC)
                for name, mode in _turned(job, index)}  # fmt: skip
-    measured, process = _measure(job, index, queries)
+    with to_label.made(job.pictures, images_NHWC) as pictures_made:
+        windows = to_label.windows(pictures_made) if pictures_made else {}
+        for name, mode in _turned(job, index):
+            if pictures_made and mode == HOST_TO_HOST:
+                starts = to_label.queries(pictures_made, loaded[name, 1].infer)
+                queries.update({to_label.variant(name, start): query for start, query in starts.items()})
+        measured, process = _measure(job, index, queries)
     answers: Dict[str, List[int]] = {}
     if index == 0:
         answers = _answers(job, loaded, images_NHWC[: job.accuracy_images])
@@ -69,6 +79,10 @@ def work(job: Job, index: int) -> Dict[str, Any]:
         name, batch = variant(model.name, mode), backends.batch_of(mode)
         found[name] = {**measured[name], "predicted": answers.get(name), "batch": batch,
                        "window": backends.window(loaded[model.name, batch], mode)}  # fmt: skip
+        if mode == HOST_TO_HOST:
+            found[name]["to_label"] = {start: {**measured[to_label.variant(model.name, start)], "window": window}
+                                       for start, window in windows.items()}  # fmt: skip
+            found[name]["not_to_label"] = to_label.missing() if job.pictures else None
     facts = {variant(model.name, mode): loaded[model.name, backends.batch_of(mode)].facts()
              for model, mode in itertools.product(job.models, job.modes)}  # fmt: skip
     for backend in loaded.values():
@@ -85,14 +99,14 @@ def _turned(job: Job, index: int) -> List[Tuple[str, str]]:
 
 def _load(job: Job, index: int) -> Dict[Tuple[str, int], Backend]:
     """A backend for every model and batch size, loaded in this process's order."""
-    paths = {model.name: model.path for model in job.models}
+    models = {model.name: model for model in job.models}
     loaded: Dict[Tuple[str, int], Backend] = {}
     for name, mode in _turned(job, index):
         batch = backends.batch_of(mode)
         if (name, batch) not in loaded:
-            backend = loaded[name, batch] = backends.create(job.backend)
+            backend = loaded[name, batch] = backends.create(models[name].backend or job.backend)
             backends.window(backend, mode)
-            backend.build(paths[name], job.threads, batch)
+            backend.build(models[name].path, job.threads, batch)
     return loaded
 
 

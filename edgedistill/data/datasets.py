@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
+from edgedistill.data.folders import NOT_STATED, folder
 from edgedistill.data.hubs import hf, hf_fingerprint, torchvision, torchvision_fingerprint
 from edgedistill.data.listing import (
+    RULES,
     UNLABELED,
     Files,
     Items,
@@ -26,14 +28,14 @@ from edgedistill.data.listing import (
     class_order,
     files_listing,
     hash_lines,
-    images_below,
+    split_of,
 )
-from edgedistill.data.tables import read_rows
+from edgedistill.data.tables import UNUSABLE, Row, header, read_rows
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import bound_options, choose, did_you_mean
-from edgedistill.recipe.schema import Data
+from edgedistill.labels.units import groups_by_pattern
+from edgedistill.recipe.data_section import Data
+from edgedistill.recipe.options import LATER, bound_options, choose
 
-NOT_STATED = "not stated: images of your own"
 CUB_LICENCE = "none published with CUB-200-2011: the photographs belong to their authors (Flickr)"
 CUB_FIX = (
     "download CUB_200_2011.tgz from the dataset's page at Caltech Data (CaltechDATA, CUB-200-2011), unpack it, "
@@ -41,17 +43,22 @@ CUB_FIX = (
 )
 
 
-def listing(section: Data, base: Path) -> Listing:
+def listing(section: Data, base: Path, least_classes: int = 2) -> Listing:
     """List the data set of a recipe without decoding it; its paths are relative to `base`.
 
     Raises:
-        InputError: no such kind, an option does not fit, a file is missing, or there are fewer than two classes.
+        InputError: no such kind, an option does not fit, a file is missing, or there are fewer than `least_classes`.
     """
     dataset = _without_empty_classes(_kind(section).listing(base, **_options(section, base)))
-    if len(dataset.classes) < 2:
+    if len(dataset.classes) < least_classes:
         only = f"only one, {dataset.classes[0]}" if dataset.classes else "none"
         raise InputError(f"data: two classes at least are needed, and there is {only}", "add images of another class")
-    return dataset
+    notes = dataset.notes
+    if dataset.val is not None:
+        notes += (f"data: val is the data set's own, {len(dataset.val)} images; data.val_fraction does not apply",)
+    if section.group and _is_pattern(section.group):
+        dataset = _grouped(dataset, section.group)
+    return replace(dataset, fingerprint=_with_rules(dataset.fingerprint), notes=notes)
 
 
 def fingerprint(section: Data, base: Path) -> str:
@@ -61,7 +68,14 @@ def fingerprint(section: Data, base: Path) -> str:
         InputError: no such kind, an option does not fit, or a file is missing.
     """
     quick = _kind(section).fingerprint
-    return quick(base, **_options(section, base)) if quick else listing(section, base).fingerprint
+    if quick is None:
+        return listing(section, base).fingerprint
+    return _with_rules(quick(base, **_options(section, base)))
+
+
+def _with_rules(kind_fingerprint: str) -> str:
+    """The fingerprint of a data set: that of its kind, and the version of the rules for listing and decoding."""
+    return hash_lines([RULES, kind_fingerprint])
 
 
 def _kind(section: Data) -> DatasetKind:
@@ -71,16 +85,16 @@ def _kind(section: Data) -> DatasetKind:
 
 
 def _without_empty_classes(dataset: Listing) -> Listing:
-    """Drop the classes without an image in train and test (EMNIST's letters start with "N/A")."""
-    parts = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
-    present = np.unique(np.concatenate([part.labels_N[part.labels_N != UNLABELED] for part in parts]))
+    """Drop the classes without an image in train, test and val (EMNIST's letters start with "N/A")."""
+    parts = {"train": dataset.train, "test": dataset.test, "val": dataset.val}
+    items = {name: part for name, part in parts.items() if part is not None}
+    present = np.unique(np.concatenate([part.labels_N[part.labels_N != UNLABELED] for part in items.values()]))
     if len(present) == len(dataset.classes):
         return dataset
     new_labels = np.full(len(dataset.classes) + 1, UNLABELED)  # index -1, the last one, is UNLABELED
     new_labels[present] = np.arange(len(present))
-    moved = [replace(part, labels_N=new_labels[part.labels_N]) for part in parts]
-    classes = tuple(dataset.classes[label] for label in present)
-    return replace(dataset, classes=classes, train=moved[0], test=moved[1] if len(moved) > 1 else None)
+    moved: dict[str, Any] = {name: replace(part, labels_N=new_labels[part.labels_N]) for name, part in items.items()}
+    return replace(dataset, classes=tuple(dataset.classes[label] for label in present), **moved)
 
 
 def _options(section: Data, base: Path) -> dict[str, Any]:
@@ -91,62 +105,30 @@ def _options(section: Data, base: Path) -> dict[str, Any]:
         for parameter in parameters
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return {**defaults, **bound_options(_kind(section).listing, section.options, base)}
-
-
-def folder(base: Path, *, root: Path, unlabeled: Path | None = None) -> Listing:
-    """A folder for each class: root/train/<class>/ and root/test/<class>/, or root/<class>/ without root/train.
-
-    Without root/test the test images are drawn from train (`data.test_fraction`). `unlabeled` adds every image
-    below that folder to train, without a label.
-
-    Args:
-        base: the recipe's folder.
-        root: the folder of the images.
-        unlabeled: a folder of more images, at any depth, without a label.
-
-    Raises:
-        InputError: a folder is missing or holds no image, or test has a class that train lacks.
-    """
-    nested = (root / "train").is_dir()
-    classes, train = _class_folders(root / "train" if nested else root, None)
-    test = _class_folders(root / "test", classes)[1] if nested and (root / "test").is_dir() else None
-    if unlabeled is not None:
-        more = _images(unlabeled)
-        names = [*train.names, *(f"unlabeled/{name}" for name in more)]
-        paths = [*train.paths, *(f"{unlabeled}/{name}" for name in more)]
-        train = Files(names=names, paths=paths, labels=[*train.labels, *[UNLABELED] * len(more)])
-    return files_listing(classes, train, test, NOT_STATED)
-
-
-def _class_folders(root: Path, train_classes: list[str] | None) -> tuple[list[str], Files]:
-    if not root.is_dir():
-        raise InputError(f"data.root: {root} is not a folder", "name a folder that holds one folder a class")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise InputError(f"data.root: {root} holds no class folders", "put each class's images in a folder of its own")
-    unknown = sorted(set(classes) - set(train_classes if train_classes is not None else classes))
-    if unknown:
+    column = {"group": section.group} if section.group and not _is_pattern(section.group) else {}
+    if column and "group" not in defaults:
         raise InputError(
-            f"{root / unknown[0]}: train has no class of this name{did_you_mean(unknown[0], train_classes or ())}"
+            f"data.group: {section.group}: kind {section.kind} has no columns",
+            "write a pattern on the image's path, with the part that names the group in parentheses",
         )
-    order = train_classes if train_classes is not None else classes
-    pairs = [(name, f"{name}/{image}") for name in classes for image in _images(root / name)]
-    names = [name for _, name in pairs]
-    return order, Files(
-        names=names,
-        paths=[f"{root}/{name}" for name in names],
-        labels=[order.index(class_name) for class_name, _ in pairs],
-    )
+    return {**defaults, **bound_options(_kind(section).listing, section.options, base), **column}
 
 
-def _images(directory: Path) -> list[str]:
-    if not directory.is_dir():
-        raise InputError(f"{directory}: is not a folder", "name an existing folder of images")
-    names = images_below(directory)
-    if not names:
-        raise InputError(f"{directory}: holds no image", "add images (.jpg, .png, ...) or remove the folder")
-    return names
+def _is_pattern(group: str) -> bool:
+    return "(" in group
+
+
+def _grouped(dataset: Listing, pattern: str) -> Listing:
+    """The data set with the groups that a pattern names in the images' names."""
+    parts = {"train": dataset.train, "test": dataset.test, "val": dataset.val}
+    names = [name for part in parts.values() if part is not None for name in part.names]
+    group_by_name = dict(zip(names, groups_by_pattern(names, pattern), strict=True))
+    changed: dict[str, Any] = {
+        key: replace(part, groups=[group_by_name[name] for name in part.names])
+        for key, part in parts.items()
+        if part is not None
+    }
+    return replace(dataset, **changed)
 
 
 def cub(base: Path, *, root: Path) -> Listing:
@@ -200,10 +182,12 @@ def table(
     label: str = "label",
     split: str | None = None,
     delimiter: str = ",",
+    group: Annotated[str | None, LATER] = None,
 ) -> Listing:
     """A CSV file with a header and one row per image: its path (below `root` or the file's folder) and its label.
 
-    An empty label means no label. `split` names a column whose values are train or test.
+    An empty label means no label; where a column `how` says `unusable`, the picture is left out. `split` names a column
+    whose values are train, test or val, in any of their usual names (`Training`, `valid`, ...).
 
     Args:
         base: the recipe's folder.
@@ -211,32 +195,57 @@ def table(
         root: the folder that the images' paths start from; by default the file's own.
         image: column of the images' paths.
         label: column of the labels; an empty label means none.
-        split: column whose values are train or test; without it the test set is drawn from all rows.
+        split: column whose values are train, test or val; without rows of test the test set is drawn from train.
         delimiter: character between two columns.
+        group: column that names what belongs together (`data.group`); an empty cell means no group.
 
     Raises:
         InputError: the file, an image or a column is missing, a row has more or fewer fields than the header, a label
-            is the text of an empty cell, or a split is neither train nor test.
+            is the text of an empty cell, or a split is none of train, test and val.
     """
-    columns = [image, label, *([split] if split else [])]
-    rows = read_rows(file, columns, label=label, delimiter=delimiter)
+    has_how = header(file, delimiter).count("how") == 1
+    columns = [image, label, *filter(None, (split, group)), *(["how"] if has_how else [])]
+    rows, unusable = _usable(read_rows(file, columns, label=label, delimiter=delimiter), label)
     classes = class_order(row.cells[label] for row in rows if row.cells[label])
     class_index = {name: index for index, name in enumerate(classes)}
     image_root = root if root is not None else file.parent
 
-    def part(part_name: str) -> Files:
-        part_rows = [row.cells for row in rows if split is None or row.cells[split] == part_name]
+    def part(part_name: str) -> Files | None:
+        part_rows = [row.cells for row in rows if split is None or split_of(row.cells[split]) == part_name]
+        if not part_rows and part_name != "train":
+            return None
         names = [cells[image] for cells in part_rows]
         return Files(
             names=names,
             paths=[str(image_root / name) for name in names],
             labels=[class_index.get(cells[label], UNLABELED) for cells in part_rows],
+            groups=[cells[group] or None for cells in part_rows] if group else None,
         )
 
+    if split is not None:
+        _check_splits(file, rows, split)
+    train = part("train")
+    test, val = (None, None) if split is None else (part("test"), part("val"))
+    notes = [f"data: {unusable} pictures that {file} calls unusable are left out"] if unusable else []
+    if not test and split is not None:
+        notes.append(f"data: no row of {file} is test: the test images are drawn from train")
+    assert train is not None, "train may be empty, and is there"
+    return files_listing(classes, train, test, NOT_STATED, val=val, notes=notes)
+
+
+def _check_splits(file: Path, rows: Sequence[Row], split: str) -> None:
     for row in rows:
-        if split is not None and row.cells[split] not in ("train", "test"):
-            raise InputError(f"{file}:{row.line}: {split}: must be train or test (got {row.cells[split]!r})")
-    return files_listing(classes, part("train"), None if split is None else part("test"), NOT_STATED)
+        if (named := split_of(row.cells[split])) not in ("train", "test", "val"):
+            raise InputError(
+                f"{file}:{row.line}: {split}: must be train, test or val (got {row.cells[split]!r})",
+                "write train, and leave the label empty" if named == "unlabeled" else "",
+            )
+
+
+def _usable(rows: Sequence[Row], label: str) -> tuple[list[Row], int]:
+    """The rows but those without a label that are marked as unusable, and how many these are."""
+    kept = [row for row in rows if row.cells[label] or row.cells.get("how") != UNUSABLE]
+    return kept, len(rows) - len(kept)
 
 
 def elpv(base: Path, *, threshold: float = 0.5) -> Listing:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
-from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, refuse_special, stamp
+from edgedistill.agent.pictures import open_picture
+from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, split_of, stamp
+from edgedistill.data.tables import MAX_LABEL
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import did_you_mean
-from edgedistill.run.files import digest
+from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 
 TEXT = ("string", "large_string", "string_view")  # types of a column that holds the images' paths
 # attributes in which torchvision's sets keep their labels: a list or array, or (image, label) pairs
@@ -34,6 +38,8 @@ def hf(
     train: str = "train",
     test: str | None = "test",
     revision: str | None = None,
+    val: Annotated[str | None, LATER] = None,
+    group: Annotated[str | None, LATER] = None,
 ) -> Listing:
     """A data set of the Hugging Face hub, or a local directory in a form that `datasets` reads (parquet, folders).
 
@@ -48,44 +54,62 @@ def hf(
         train: split to train on.
         test: split to test on; null draws the test images from train.
         revision: commit, branch or tag on the hub.
+        val: split to validate on; without it the val images are drawn from train.
+        group: column that names what belongs together (`data.group`); an empty cell means no group.
 
     Raises:
-        InputError: no such data set, no network for one on the hub, no such split or column, or `image` is a
-            column of neither images nor paths of files.
+        InputError: no such data set, no network for one on the hub, no such split or column, one split is named twice,
+            or `image` is a column of neither images nor paths of files.
     """
-    import datasets
-
-    local = (base / path).is_dir()
-    try:
-        dataset = datasets.load_dataset(str(base / path) if local else path, revision=revision)
-    except Exception as error:  # the library passes on the errors of file systems, readers and the network
-        fix = "give a directory of parquet files" if local else "give a hub id and a network, or an existing directory"
-        raise InputError(f"data.path: {path}: {_first_line(error)}", fix) from None
-    parts = {name: _hf_split(dataset, name, (image, label)) for name in (train, test) if name is not None}
+    local = os.path.isdir(base / path)  # noqa: PTH112 - False, and no error, for a name that no folder can have
+    dataset = _hf_loaded(base, path, local, revision)
+    splits = [name for name in (train, test, val) if name is not None]
+    if len(set(splits)) < len(splits):
+        raise InputError("data: train, test and val name one split twice", "name each once, or null for none")
+    parts = {name: _hf_split(dataset, name, (image, label, *([group] if group else []))) for name in splits}
     classes = _hf_classes(parts[train], label)
     licence = parts[train].info.license or f"not stated: see {path}"
     loads = {name: _hf_load(part, name, image, base / path if local else None) for name, part in parts.items()}
     listed = {name: _hf_items(part, name, label, classes=classes, load=loads[name]) for name, part in parts.items()}
-    mark = hf_fingerprint(base, path=path, image=image, label=label, train=train, test=test, revision=revision)
+    if group:
+        cells = {name: _column(part, group) for name, part in parts.items()}
+        groups = {name: [str(cell) if cell not in (None, "") else None for cell in cells[name]] for name in cells}
+        listed = {name: replace(items, groups=groups[name]) for name, items in listed.items()}
+    options = {"image": image, "label": label, "train": train, "test": test, "val": val, "group": group}
+    mark = hf_fingerprint(base, path=path, revision=revision, **options)
+    unused = [name for name in dataset if split_of(name) == "val" and name not in splits]
     return Listing(
         classes=tuple(classes),
         train=listed[train],
         test=listed[test] if test is not None else None,
         licence=licence,
         fingerprint=mark,
+        val=listed[val] if val is not None else None,
+        notes=tuple(f"data: the split {name} is not used; set data.val to it to validate on it" for name in unused),
     )
+
+
+def _hf_loaded(base: Path, path: str, local: bool, revision: str | None) -> Any:
+    """All splits of a local directory, or of an id on the hub."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(str(base / path) if local else path, revision=revision)
+    except Exception as error:  # the library passes on the errors of file systems, readers and the network
+        fix = "give a directory of parquet files" if local else "give a hub id and a network, or an existing directory"
+        raise InputError(f"data.path: {path}: {_first_line(error)}", fix) from None
 
 
 def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **options: Any) -> str:
     """Hash of the options and of a local directory's file sizes and modification times, or of a hub id's revision."""
-    directory = base / path
-    if not directory.is_dir():
-        return digest(["hf", path, revision, options])
+    directory, chosen = base / path, options_for_key(hf, options)
+    if not os.path.isdir(directory):  # noqa: PTH112
+        return hash_lines(["hf", path, revision, chosen])
     files = sorted(file for file in directory.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return hash_lines(["hf", digest(options), *(f"{file.relative_to(directory)}\0{stamp(file)}" for file in files)])
+    return hash_lines(["hf", chosen, *([str(file.relative_to(directory)), *stamp(file)] for file in files)])
 
 
-def _hf_split(dataset: Any, name: str, columns: tuple[str, str]) -> Any:
+def _hf_split(dataset: Any, name: str, columns: Sequence[str]) -> Any:
     if name not in dataset:
         raise InputError(
             f"data: the data set has no split {name}; it has {', '.join(dataset)}",
@@ -103,7 +127,19 @@ def _hf_classes(part: Any, label: str) -> list[str]:
     names = getattr(part.features[label], "names", None)
     if names:
         return list(names)
-    return class_order(str(cell) for cell in _column(part, label) if cell not in (None, "", UNLABELED))
+    cells = [cell for cell in _column(part, label) if not _is_missing(cell)]
+    for cell in cells:
+        if not isinstance(cell, str | int | float) or len(str(cell)) > MAX_LABEL:
+            kind = f"text of {len(cell)} characters" if isinstance(cell, str) else type(cell).__name__
+            raise InputError(
+                f"data: the column {label} holds a {kind}, not a label", "set data.label to another column"
+            )
+    return class_order(map(str, cells))
+
+
+def _is_missing(cell: Any) -> bool:
+    """Whether a cell holds no label; in a column of numbers, pandas writes NaN for it."""
+    return cell in (None, "", UNLABELED) or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _column(part: Any, name: str) -> list[Any]:
@@ -115,10 +151,11 @@ def _hf_items(part: Any, split: str, label: str, *, classes: list[str], load: Ca
     class_index = {name: index for index, name in enumerate(classes)}
     labels = []
     for row, cell in enumerate(_column(part, label)):
-        if cell in (None, "", UNLABELED):
+        index = cell if named else class_index.get(str(cell), -1)
+        if _is_missing(cell):
             labels.append(UNLABELED)
-        elif named or str(cell) in class_index:
-            labels.append(int(cell) if named else class_index[str(cell)])
+        elif 0 <= index < len(classes):
+            labels.append(index)
         else:
             raise InputError(f"data: split {split}, row {row}: train has no class {cell}")
     names = [f"{split}/{row:08d}" for row in range(len(labels))]
@@ -155,7 +192,7 @@ def _image_paths(cells: Sequence[str | None], place: str, image: str, directory:
                 " no files beside its tables",
                 "set data.image to a column of images, or download the data set and name its directory",
             )
-        if not (directory / cell).is_file():
+        if not os.path.isfile(directory / cell):  # noqa: PTH113
             raise InputError(
                 f"{place}, row {row}: {image}: {directory / cell} is no file", "write paths that start at data.path"
             )
@@ -166,10 +203,7 @@ def _image_paths(cells: Sequence[str | None], place: str, image: str, directory:
 def _open(cell: dict[str, Any] | None) -> Image.Image:
     if cell is None:
         raise ValueError("the cell is empty")
-    if cell["bytes"] is not None:
-        return Image.open(io.BytesIO(cell["bytes"]))
-    refuse_special(cell["path"])
-    return Image.open(cell["path"])
+    return open_picture(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
 
 def torchvision(
@@ -220,7 +254,7 @@ def torchvision(
 
 def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
     """Hash of the set's name, folder and options; torchvision checks the files against its own checksums."""
-    return digest(["torchvision", name, root.resolve(), options])
+    return hash_lines(["torchvision", name, str(root.resolve()), options_for_key(torchvision, options)])
 
 
 def _parameters(kind: type) -> set[str]:
@@ -251,6 +285,8 @@ def _construct(kind: type, root: Path, download: bool, options: dict[str, Any]) 
         options = {"root": str(root), **options}
     if "download" in _parameters(kind):
         options = {"download": download, **options}
+    if "loader" in _parameters(kind):  # torchvision's own converts pictures of more than 8 bits, and clips them
+        options = {"loader": open_picture, **options}
     if download:
         root.mkdir(parents=True, exist_ok=True)
     try:
@@ -258,7 +294,8 @@ def _construct(kind: type, root: Path, download: bool, options: dict[str, Any]) 
     except Exception as error:  # a missing file, a lost network, a wrong split or option: each set raises its own
         raise InputError(
             f"data.name: torchvision's {kind.__name__}: {_first_line(error)}",
-            f"put the set's files in {root}, or correct data.train, data.test and data.options",
+            f"put the set's files in {root}{'' if download else ', set data.download to true'}, or correct data.train,"
+            " data.test and data.options",
         ) from None
 
 

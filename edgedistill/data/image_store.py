@@ -8,7 +8,6 @@ pixels, NHWC), hashes.npy and kept.npy. N stored images, px the side of the stor
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import shutil
@@ -22,24 +21,32 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from edgedistill.agent.pictures import Limits
 from edgedistill.data import images
+from edgedistill.data.images import View
+from edgedistill.data.limits import Decoder, Range
 from edgedistill.data.listing import Items
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.run.files import atomic, digest, read_json, write_json
 
 MAX_CORRUPT = 0.01  # largest share of images that cannot be decoded
 MAX_LISTED = 5  # names in an error message; all of them are in store.json
+Images = Any  # uint8 [N, px, px, 3]: a memory map, or PickedImages; both are read by indexing
 CHUNK = 256  # images decoded and not yet written: limits the memory of a build
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStore:
-    """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, on access."""
+    """A finished store. `kept_rows` and `hashes` are read, and the pixels mapped, on access.
+
+    `limits` are the values that became black and white in pictures of more than 8 bits; None if it holds none.
+    """
 
     folder: Path
     px: int
     n: int
     corrupt: tuple[str, ...]
+    limits: Limits | None
 
     @property
     def images_NHWC(self) -> np.memmap[Any, np.dtype[np.uint8]]:
@@ -51,6 +58,11 @@ class ImageStore:
     def hashes(self) -> np.ndarray:
         """sha256 of each stored square's pixels, in hex, as bytes (dtype S64) [N]."""
         return np.asarray(np.load(self.folder / "hashes.npy"))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each of the `corrupt` images cannot be decoded, by name."""
+        return {image["name"]: image["reason"] for image in read_json(self.folder / "store.json")["corrupt"]}
 
     @property
     def pixels_hash(self) -> str:
@@ -70,30 +82,113 @@ class ImageStore:
         """
         path = _pixels(self.folder, px)
         if not path.is_file():
-            with _disk_errors(self.folder), _only_one(self.folder):
+            with disk_errors(self.folder), _only_one(self.folder):
                 if not path.is_file():  # another process may have made it while this one waited
                     _write_resized(self.images_NHWC, path, px)
         return _mapped(self.folder, px, self.n)
 
 
-def build(items: Items, folder: Path, px: int, fit: images.Fit, desc: str) -> ImageStore:
+class PickedImages:
+    """Some images of an array, read when they are indexed: a view that copies no pixels."""
+
+    def __init__(self, images_NHWC: np.ndarray, rows: np.ndarray) -> None:
+        """View `images_NHWC` [N, px, px, 3] at `rows` [M]."""
+        self._images_NHWC, self._rows = images_NHWC, rows
+        self.shape = (len(rows), *images_NHWC.shape[1:])
+        self.dtype, self.ndim = images_NHWC.dtype, images_NHWC.ndim
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The images at `index` of the view, read into memory."""
+        return np.asarray(self._images_NHWC[self._rows[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All images of the view, read into memory."""
+        return np.asarray(self[:], dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selection:
+    """Some images of a store, as a store of their own; `rows` (int64 [M], ascending) index `store`."""
+
+    store: ImageStore
+    rows: np.ndarray
+
+    @property
+    def px(self) -> int:
+        """Side of the stored squares in pixels."""
+        return self.store.px
+
+    @property
+    def n(self) -> int:
+        """Number of selected images."""
+        return len(self.rows)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """sha256 of each selected square's pixels, in hex, as bytes (dtype S64) [M]."""
+        return np.asarray(self.store.hashes[self.rows])
+
+    @property
+    def pixels_hash(self) -> str:
+        """Hash of the hashes of the selected squares, in order."""
+        return digest([sha256.hex() for sha256 in self.hashes.tolist()])
+
+    @property
+    def images_NHWC(self) -> Images:
+        """The selected squares, uint8 [M, px, px, 3]."""
+        return self._picked(self.store.images_NHWC)
+
+    def resized(self, px: int) -> Images:
+        """The selected images at another size, uint8 [M, px, px, 3].
+
+        Raises:
+            EdgeDistillError: the disk is full or cannot be written.
+        """
+        return self._picked(self.store.resized(px))
+
+    def _picked(self, images_NHWC: np.ndarray) -> Images:
+        # the usual case: everything is selected, and a memory map stays one
+        return images_NHWC if len(self.rows) == len(images_NHWC) else PickedImages(images_NHWC, self.rows)
+
+
+def build(
+    items: Items,
+    folder: Path,
+    view: View,
+    data_range: Range | None,
+    *,
+    desc: str,
+    max_corrupt: float = MAX_CORRUPT,
+) -> ImageStore:
     """Open the store in `folder`, or build it from all items in their order, without those that cannot be decoded.
 
     It is built in a temporary folder and renamed when complete; of several processes one builds it and the others wait.
-    `desc` is the label of the progress bar on stderr. A finished store is opened without reading any image.
+    A finished store is opened without reading any image.
+
+    Args:
+        items: the images.
+        folder: the store's folder.
+        view: how they are decoded.
+        data_range: limits of pictures of more than 8 bits; "auto" measures them over `items`, None refuses such.
+        desc: label of the progress bar on stderr.
+        max_corrupt: largest share of images that cannot be decoded.
 
     Raises:
-        InputError: more than MAX_CORRUPT of the images cannot be decoded, or there are no images.
+        InputError: more than `max_corrupt` of the images cannot be decoded, none can be, or the limits cannot be
+            measured.
         EdgeDistillError: the disk is full or cannot be written; what was in `folder` before is unchanged.
     """
     store = open_store(folder)
     if store is not None:
         return store
-    with _disk_errors(folder), _only_one(folder):
+    with disk_errors(folder), _only_one(folder):
         store = open_store(folder)
         if store is None:
             with _whole_or_nothing(folder) as workplace:
-                _fill(workplace, items, px=px, fit=fit, desc=desc)
+                _fill(workplace, items, Decoder(items, view, data_range), desc=desc, max_corrupt=max_corrupt)
             store = open_store(folder)
     assert store is not None, "a store that was just renamed into place is there"
     return store
@@ -103,9 +198,13 @@ def open_store(folder: Path) -> ImageStore | None:
     """The finished store in `folder`; None if there is none, or if its pixels are incomplete."""
     if not (folder / "store.json").is_file():
         return None
-    facts = read_json(folder / "store.json")
+    facts = read_json(folder / "store.json", f"delete {folder}; it is written anew")
     store = ImageStore(
-        folder=folder, px=facts["px"], n=facts["n"], corrupt=tuple(image["name"] for image in facts["corrupt"])
+        folder=folder,
+        px=facts["px"],
+        n=facts["n"],
+        corrupt=tuple(image["name"] for image in facts["corrupt"]),
+        limits=tuple(facts["limits"]) if facts["limits"] else None,
     )
     pixels = _pixels(folder, store.px)
     complete = pixels.is_file() and pixels.stat().st_size == store.n * store.px * store.px * 3
@@ -126,7 +225,12 @@ def _only_one(folder: Path) -> FileLock:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line.
+
+    Raises:
+        EdgeDistillError: instead of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -152,18 +256,19 @@ def _whole_or_nothing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _fill(workplace: Path, items: Items, px: int, fit: images.Fit, desc: str) -> None:
+def _fill(workplace: Path, items: Items, decoder: Decoder, desc: str, max_corrupt: float) -> None:
     kept: list[int] = []
     hashes: list[bytes] = []
     corrupt: list[dict[str, str]] = []
     # written, not mapped: a full disk then raises an OSError here, not a SIGBUS elsewhere
-    work = functools.partial(decode, items, px=px, fit=fit)
-    squares = contextlib.closing(_in_order(work, len(items), desc))
+    px = decoder.view.px
+    assert isinstance(px, int), "a store holds squares"
+    squares = contextlib.closing(_in_order(decoder, len(items), desc))
     with _synced(_pixels(workplace, px)) as pixels, squares as results:
         for row, (square, reason) in enumerate(results):
             if square is None:
                 corrupt.append({"name": items.names[row], "reason": reason})
-                _refuse_too_many(corrupt, len(items))
+                _refuse_too_many(corrupt, len(items), max_corrupt)
             else:
                 pixels.write(square.data)
                 kept.append(row)
@@ -173,7 +278,8 @@ def _fill(workplace: Path, items: Items, px: int, fit: images.Fit, desc: str) ->
     for name, array in (("kept.npy", np.array(kept, dtype=np.int64)), ("hashes.npy", np.array(hashes, dtype="S64"))):
         with _synced(workplace / name) as stream:
             np.save(stream, array)
-    write_json(workplace / "store.json", {"px": px, "fit": fit, "n": len(kept), "corrupt": corrupt})
+    facts = {"px": px, "fit": decoder.view.fit, "n": len(kept), "corrupt": corrupt, "limits": decoder.view.limits}
+    write_json(workplace / "store.json", facts)
 
 
 @contextlib.contextmanager
@@ -182,17 +288,6 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def decode(items: Items, row: int, px: int, fit: images.Fit) -> tuple[np.ndarray | None, str]:
-    """The square of an item, uint8 [px, px, 3], and ""; or None and the reason why it cannot be decoded."""
-    try:
-        with items.load(row) as image:
-            return np.ascontiguousarray(images.to_square(image, px, fit)), ""
-    except MemoryError:
-        raise
-    except Exception as error:  # on broken bytes Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        return None, f"{type(error).__name__}: {error}"
 
 
 def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, None, None]:
@@ -204,13 +299,13 @@ def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, N
                 bar.update()
 
 
-def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int) -> None:
-    if len(corrupt) <= MAX_CORRUPT * n:
+def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int, max_corrupt: float) -> None:
+    if len(corrupt) <= max_corrupt * n:
         return
     examples = "; ".join(f"{image['name']} ({image['reason']})" for image in corrupt[:MAX_LISTED])
     more = f"; and {len(corrupt) - MAX_LISTED} more" if len(corrupt) > MAX_LISTED else ""
     raise InputError(
-        f"data: more than {MAX_CORRUPT:.0%} of {n} images cannot be decoded: {examples}{more}", "repair or remove them"
+        f"data: more than {max_corrupt:.0%} of {n} images cannot be decoded: {examples}{more}", "repair or remove them"
     )
 
 

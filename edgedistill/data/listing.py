@@ -6,20 +6,45 @@ N images, C target classes.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from edgedistill.agent.pictures import SPECIAL, is_special, open_picture
 from edgedistill.errors import InputError
+from edgedistill.run.files import canonical
 
+# version of the rules by which data sets are listed and pictures decoded; it enters every fingerprint of images
+RULES = 2
 UNLABELED = -1
-SPECIAL = "is a FIFO, a socket or a device, not a file"
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+# What is read (agent/pictures.FORMATS) and people keep pictures in: a table in the tests holds both against each other.
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+        *(".png", ".apng", ".gif", ".webp", ".avif", ".avifs", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".tga"),
+    }
+)
+WORDS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
+    "unlabeled": (
+        *("unlabeled", "unlabelled", "unlabel", "notlabeled", "notlabelled", "nolabel", "nolabels"),
+        *("withoutlabel", "withoutlabels", "unannotated"),
+    ),
+}
+ENDINGS = ("", "set", "split", "data", "images", "imgs", "pictures", "photos")
+PART = re.compile(r"[^\W\d_]+")  # a word in a name, without the digits around it
+SPLITS = {word + ending: split for split, words in WORDS.items() for word in words for ending in ENDINGS}
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +52,13 @@ class Items:
     """Images not decoded yet: the name and class index of each (-1: no label), and a function that opens it.
 
     `names` and `labels_N` are of length N; `load(i)` opens image i and raises what Pillow raises on a broken one.
+    `groups` are those of `data.group`, None for an image of no group; without the key there are none.
     """
 
     names: Sequence[str]
     labels_N: np.ndarray
     load: Callable[[int], Image.Image]
+    groups: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,15 +67,29 @@ class Items:
         """The items at `rows` (int64 [M]), in that order."""
         names, load = self.names, self.load
         return Items(
-            names=[names[row] for row in rows], labels_N=self.labels_N[rows], load=lambda i: load(int(rows[i]))
+            names=[names[row] for row in rows],
+            labels_N=self.labels_N[rows],
+            load=lambda i: load(int(rows[i])),
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+        )
+
+    def followed_by(self, others: Items) -> Items:
+        """These items, and `others` behind them."""
+        count, load = len(self), self.load
+        return Items(
+            names=[*self.names, *others.names],
+            labels_N=np.concatenate([self.labels_N, others.labels_N]),
+            load=lambda i: load(i) if i < count else others.load(i - count),
+            groups=None if self.groups is None else [*self.groups, *(others.groups or [None] * len(others))],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A data set not decoded yet: `test` is its official test split, or None where it publishes none.
+    """A data set not decoded yet: `test` and `val` are its official splits, or None where it publishes none.
 
-    `fingerprint` changes when a name, a label or a file changes; it is computed without decoding an image.
+    `fingerprint` changes when a name, a label or a file changes; it is computed without decoding an image. `notes` say
+    in a sentence each how the data set was understood, where that is not plain, and what was left out.
     """
 
     classes: tuple[str, ...]
@@ -56,34 +97,41 @@ class Listing:
     test: Items | None
     licence: str
     fingerprint: str
+    val: Items | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Image files: their names in the data set, their paths, and their labels (-1: no label)."""
+    """Image files: their names in the data set, their paths, their labels (-1: no label), and their groups."""
 
     names: Sequence[str]
     paths: Sequence[str]
     labels: Sequence[int]
+    groups: Sequence[str | None] | None = None
 
     def items(self) -> Items:
         """The files as items, opened by Pillow."""
         paths = self.paths
         return Items(
-            names=self.names, labels_N=np.asarray(self.labels, dtype=np.int64), load=lambda i: Image.open(paths[i])
+            names=self.names,
+            labels_N=np.asarray(self.labels, dtype=np.int64),
+            load=lambda i: open_picture(paths[i]),
+            groups=self.groups,
         )
 
-    def stamps(self) -> Iterator[str]:
-        """Yield one line per file: name, label, size and modification time.
+    def stamps(self) -> Iterator[tuple[str | int | None, ...]]:
+        """Yield name, label, size and modification time of each file, and its group where there are groups.
 
         Raises:
             InputError: a listed file is missing.
         """
-        for name, path, label in zip(self.names, self.paths, self.labels, strict=True):
-            yield f"{name}\0{label}\0{stamp(path)}"
+        groups = [()] * len(self.names) if self.groups is None else [(group,) for group in self.groups]
+        for name, path, label, group in zip(self.names, self.paths, self.labels, groups, strict=True):
+            yield name, label, *stamp(path), *group
 
 
-def stamp(path: str | Path) -> str:
+def stamp(path: str | Path) -> tuple[int, int]:
     """Size in bytes and modification time in ns of a file.
 
     Raises:
@@ -93,9 +141,9 @@ def stamp(path: str | Path) -> str:
         status = Path(path).stat()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "bring the file back, or take it out of the list") from None
-    if _is_special(status):
+    if is_special(path):
         raise InputError(f"{path}: {SPECIAL}", "take it out of the list")
-    return f"{status.st_size}\0{status.st_mtime_ns}"
+    return status.st_size, status.st_mtime_ns
 
 
 def refuse_special(path: str | Path) -> None:
@@ -104,58 +152,69 @@ def refuse_special(path: str | Path) -> None:
         raise OSError(SPECIAL)
 
 
-def is_special(path: str | Path) -> bool:
-    """Whether a path is, or links to, a FIFO, a socket or a device."""
-    try:
-        return _is_special(Path(path).stat())
-    except OSError:
-        return False
+def hash_lines(lines: Iterable[Any]) -> str:
+    """sha256 over JSON values, a line each, in hex.
 
-
-def _is_special(status: os.stat_result) -> bool:
-    return not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
-
-
-def hash_lines(lines: Iterable[str]) -> str:
-    """sha256 over lines of text, in hex."""
+    Names must go through it as they are, never joined: JSON escapes whatever a name may contain.
+    """
     running = hashlib.sha256()
     for line in lines:
-        running.update(line.encode("utf-8", "surrogateescape") + b"\n")
+        running.update(canonical(line) + b"\n")
     return running.hexdigest()
 
 
-def files_listing(classes: Sequence[str], train: Files, test: Files | None, licence: str) -> Listing:
+def files_listing(
+    classes: Sequence[str],
+    train: Files,
+    test: Files | None,
+    licence: str,
+    *,
+    val: Files | None = None,
+    notes: Sequence[str] = (),
+) -> Listing:
     """A listing of image files; its fingerprint covers every file's name, label, size and modification time.
 
     Raises:
         InputError: a listed file is missing.
     """
-    parts = [f"classes\0{'|'.join(classes)}", *train.stamps(), "test", *(test.stamps() if test else ())]
+
+    def lines() -> Iterator[Any]:
+        yield ["classes", *classes]
+        for split, files in (("train", train), ("test", test), ("val", val)):
+            if files is not None:
+                yield split
+                yield from files.stamps()
+
     return Listing(
         classes=tuple(classes),
         train=train.items(),
         test=test.items() if test else None,
         licence=licence,
-        fingerprint=hash_lines(parts),
+        fingerprint=hash_lines(lines()),
+        val=val.items() if val else None,
+        notes=tuple(notes),
     )
 
 
-def images_below(folder: Path) -> list[str]:
-    """Paths of the images at any depth below `folder`, relative to it, with "/" between parts, sorted.
-
-    FIFOs, sockets and devices are not images, whatever they are called.
-    """
-    paths = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(root, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-        paths += [prefix + name for name in images if not is_special(f"{root}/{name}")]
-    return sorted(paths)
-
-
 def class_order(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, sorted as numbers where all are numbers ("2" before "10"), else as text."""
+    """The distinct labels, sorted as numbers where all are numbers ("-1", "0.5", "2", "10"), else as text.
+
+    Equal numbers ("01" and "1") are sorted as text.
+    """
     distinct = sorted(set(labels))
-    return sorted(distinct, key=int) if all(label.isdecimal() for label in distinct) else distinct
+    return sorted(distinct, key=Decimal) if all(NUMBER.fullmatch(label) for label in distinct) else distinct
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or a table's value of this name means: train, val, test, unlabeled, or None.
+
+    Upper and lower case and the separators between words do not matter: `Training`, `train_set`, `Validation Data`.
+    """
+    return SPLITS.get(re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()))
+
+
+def split_in(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that one of a name's words means, and the other words: `seg_train` gives train and ("seg",)."""
+    words = PART.findall(unicodedata.normalize("NFKC", name).casefold())
+    position = next((index for index, word in enumerate(words) if split_of(word)), len(words))
+    return split_of(words[position]) if words[position:] else None, (*words[:position], *words[position + 1 :])

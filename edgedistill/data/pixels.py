@@ -13,5 +13,7 @@ def normalize(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     import torch
 
     scaled = images_BHWC.float().div_(255.0)
-    scaled.sub_(torch.tensor(mean, device=scaled.device)).div_(torch.tensor(std, device=scaled.device))
+    # a tensor that is made on a GPU from numbers waits for it
+    mean_3, std_3 = (torch.tensor(of_channels).to(scaled.device, non_blocking=True) for of_channels in (mean, std))
+    scaled.sub_(mean_3).div_(std_3)
     return scaled.permute(0, 3, 1, 2)

@@ -12,6 +12,7 @@ import functools
 import io
 import itertools
 import re
+import tarfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,25 +25,24 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgedistill.data import image_store, images
-from edgedistill.data.listing import SUFFIXES, UNLABELED, Items, hash_lines, stamp
+from edgedistill.agent.pictures import open_picture
+from edgedistill.data import image_store
+from edgedistill.data.images import View
+from edgedistill.data.limits import Decoder
+from edgedistill.data.listing import RULES, SUFFIXES, UNLABELED, Items, hash_lines, stamp
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.recipe.schema import Unlabeled
-from edgedistill.run.files import atomic, digest, read_json, write_json
+from edgedistill.recipe.data_section import Unlabeled
+from edgedistill.run.files import atomic, read_json, write_json
 
 Squares = NDArray[np.uint8]
 SCHEME = re.compile(r"^([a-z0-9]+):", re.IGNORECASE)
 REMOTE = ("http", "https", "gs", "hf")  # schemes that webdataset reads
 FIX = 'pip install "edgedistill[scale]"'
+MAX_SHARDS = 1_000_000
+MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 1 << 30, 1 << 36  # of a file in a shard
+META = re.compile(r"__[^/]*__($|/)")  # webdataset's own files in a shard
+INTEGERS = re.compile(r"(-?\d{1,15})\.\.(-?\d{1,15})(?:\.\.-?(\d{1,15}))?")  # inside braces
 DECODE_BATCH = 64  # images decoded in parallel at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """How a shard's images are decoded: to squares of `px` pixels, cropped or squashed."""
-
-    px: int
-    fit: images.Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,14 @@ def addresses(section: Unlabeled, base: Path) -> list[str]:
         raise InputError("unlabeled.kind: wds needs the package webdataset", FIX) from None
     patterns = [section.urls] if isinstance(section.urls, str) else section.urls
     locations = []
+    if sum(map(_address_count, patterns)) > MAX_SHARDS:
+        raise InputError(f"unlabeled.urls: names more than {MAX_SHARDS} shards", "check the numbers in braces")
     try:
         urls = list(itertools.chain.from_iterable(braceexpand(url) for url in patterns))
     except ValueError as error:
         raise InputError(f"unlabeled.urls: {error}", "close every brace") from None
+    except RecursionError:
+        raise InputError("unlabeled.urls: braces are nested too deeply", "name the shards in a list") from None
     if not urls:
         raise InputError("unlabeled.urls: names no shard", "name one at least, or leave `unlabeled` out")
     for url in urls:
@@ -103,13 +107,34 @@ def addresses(section: Unlabeled, base: Path) -> list[str]:
     return locations
 
 
+def _address_count(pattern: str) -> int:
+    """The number of addresses that a pattern with braces stands for: braceexpand itself has no bound."""
+    counts = [[0, 1, 0]]  # of each open brace: alternatives before the last comma, those since, where it begins
+    escaped = False
+    for place, letter in enumerate(pattern):
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif letter == "{":
+            counts.append([0, 1, place + 1])
+        elif letter == "," and len(counts) > 1:
+            counts[-1][:2] = sum(counts[-1][:2]), 1
+        elif letter == "}" and len(counts) > 1:
+            before, last, begin = counts.pop()
+            integers = INTEGERS.fullmatch(pattern[begin:place])
+            if integers:
+                start, end, step = (int(number or 1) for number in integers.groups())
+                last = abs(end - start) // (step or 1) + 1
+            counts[-1][1] *= before + last
+    return counts[0][1]
+
+
 def fingerprint(section: Unlabeled, base: Path) -> str:
     """Hash of the shards' names, and of the size and modification time of those on disk."""
-    return hash_lines(_url_stamp(url) for url in addresses(section, base))
+    return hash_lines([RULES, *(_url_stamp(url) for url in addresses(section, base))])
 
 
-def _url_stamp(url: str) -> str:
-    return url if SCHEME.match(url) else f"{url}\0{stamp(url)}"
+def _url_stamp(url: str) -> list[str | int]:
+    return [url] if SCHEME.match(url) else [url, *stamp(url)]
 
 
 def samples(url: str) -> Iterator[tuple[str, bytes]]:
@@ -123,14 +148,33 @@ def samples(url: str) -> Iterator[tuple[str, bytes]]:
 
     try:
         with contextlib.closing(wds.gopen(url)) as stream:
-            files = ({**member, "__url__": url} for member in wds.tariterators.tar_file_iterator(stream))
-            for sample in wds.tariterators.group_by_keys(files, lcase=False):
+            for sample in wds.tariterators.group_by_keys(_members(url, stream), lcase=False):
                 yield sample["__key__"], _picture(url, sample)
     except EdgeDistillError:
         raise
     except Exception as error:  # from tarfile, the reader of the scheme, or curl
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise EdgeDistillError(f"{url}: cannot be read ({reason})", "finished work is kept; run again") from None
+        again = "run again" if SCHEME.match(url) else "copy it anew, or take it out of unlabeled.urls"
+        raise EdgeDistillError(f"{url}: cannot be read ({reason})", f"{again}; finished work is kept") from None
+
+
+def _members(url: str, stream: Any) -> Iterator[dict[str, Any]]:
+    """Yield the files of a tar stream as webdataset groups them; those that are no images are not read.
+
+    webdataset's own iterator reads files of any size; a sparse or compressed one takes a few bytes of the shard.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined, unused-ignore]  # else every header stays in memory
+            is_image = Path(member.name).suffix.lower() in SUFFIXES
+            most = MAX_IMAGE_BYTES if is_image else MAX_OTHER_BYTES
+            if member.size > most:  # tarfile goes on to the claimed end even where the stream has ended
+                raise InputError(
+                    f"{url}: {member.name} has {member.size} bytes, and {most} are the most", "leave it out"
+                )
+            if member.isreg() and not META.match(member.name):
+                file = tar.extractfile(member) if is_image else None
+                yield {"fname": member.name, "data": file.read() if file else b"", "__url__": url}
 
 
 def _picture(url: str, sample: Mapping[str, Any]) -> bytes:
@@ -159,14 +203,12 @@ def squares(url: str, view: View, selected: Container[int] | None = None) -> Ite
             items = Items(
                 names=names, labels_N=np.full(len(batch), UNLABELED), load=functools.partial(_opened, encoded)
             )
-            decoded = pool.map(
-                functools.partial(image_store.decode, items, px=view.px, fit=view.fit), range(len(batch))
-            )
+            decoded = pool.map(Decoder(items, view, view.limits), range(len(batch)))
             yield from ((number, name, square) for (number, name, _), (square, _) in zip(batch, decoded, strict=True))
 
 
 def _opened(encoded: Sequence[bytes], row: int) -> Image.Image:
-    return Image.open(io.BytesIO(encoded[row]))
+    return open_picture(io.BytesIO(encoded[row]))
 
 
 def open_shard(url: str, view: View, cache: Path) -> tuple[Shard, Callable[[], Decoded]]:
@@ -185,13 +227,13 @@ def open_shard(url: str, view: View, cache: Path) -> tuple[Shard, Callable[[], D
         InputError: more than one in a hundred of its samples are no images, or a sample has several.
         EdgeDistillError: it cannot be read.
     """
-    folder = cache / "shards" / digest([_url_stamp(url), view.px, view.fit])[:32]
+    folder = cache / "shards" / hash_lines([RULES, _url_stamp(url), view.px, view.fit, view.limits])[:32]
     folder.mkdir(parents=True, exist_ok=True)
     decoded = functools.cache(lambda: _decoded(url, view))
     with FileLock(folder / ".lock"):
         if not (folder / "shard.json").is_file():
             _write_facts(url, folder, decoded())
-        facts = read_json(folder / "shard.json")
+        facts = read_json(folder / "shard.json", f"delete {folder}; it is written anew")
     shard = Shard(
         url=url, folder=folder, count=facts["count"], corrupt=tuple(facts["corrupt"]), data_hash=facts["data_hash"]
     )

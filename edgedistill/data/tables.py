@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgedistill.data.listing import refuse_special
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import did_you_mean
+from edgedistill.recipe.options import did_you_mean, shortened
 
 DELIMITERS = (",", ";", "\t", "|")
 # written for an empty cell by pandas, databases and spreadsheets
@@ -20,7 +20,9 @@ EMPTY_CELL_TEXTS = frozenset({"NaN", "nan", "NULL", "None", "N/A", "NA", "<NA>",
 END = "\x1a\x1a"  # fed to the reader behind the last line: it becomes a row of its own unless a quote is open
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 ENCODING_FIX = "name a CSV file in UTF-8"
+UNUSABLE = "unusable"  # in a column `how`: the picture shows nothing that can be labeled
 MAX_SHOWN = 10
+MAX_LABEL = 200  # characters of a class's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Row:
     cells: dict[str, str]
 
 
-def read_rows(file: Path, columns: Sequence[str], *, label: str, delimiter: str) -> list[Row]:
+def read_rows(file: Path, columns: Sequence[str], *, label: str, delimiter: str, least: int = 1) -> list[Row]:
     """The rows of a CSV file with a header; rows without any text are left out.
 
     Args:
@@ -39,6 +41,7 @@ def read_rows(file: Path, columns: Sequence[str], *, label: str, delimiter: str)
         columns: names of the used columns.
         label: that of the labels, where the text of an empty cell (NaN, NULL, ...) is refused.
         delimiter: character between two columns.
+        least: number of rows that there must be, 0 or 1.
 
     Raises:
         InputError: the file cannot be read or is no CSV file; a used column is missing or named twice; a row has more
@@ -53,13 +56,23 @@ def read_rows(file: Path, columns: Sequence[str], *, label: str, delimiter: str)
         _check_width(f"{file}:{line}", fields, width, delimiter)
         cells = {name: fields[header.index(name)].strip() for name in columns}
         for name, text in cells.items():
-            if delimiter in text.partition("\n")[2]:  # a later quote closed it, and the rows between are lost
+            if "\n" in text or "\r" in text:  # a later quote closed it, and the rows between are lost
                 raise InputError(f"{file}:{line}: {name} runs on over the next line", "close the quote")
         rows.append(Row(line=line, cells=cells))
-    if not rows:
+    if len(rows) < least:
         raise InputError(f"data.file: {file} has a header and no rows", "add a row an image")
     _check_labels(file, rows, label)
     return rows
+
+
+def header(file: Path, delimiter: str = ",") -> list[str]:
+    """The names of a table's columns; none if it cannot be read, which reading its rows explains."""
+    try:
+        refuse_special(file)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            return next(csv.reader(stream, delimiter=delimiter), [])
+    except (OSError, TypeError, ValueError, csv.Error):
+        return []
 
 
 def _text(file: Path) -> str:
@@ -124,7 +137,8 @@ def _other_delimiter(header: Sequence[str], columns: Iterable[str], delimiter: s
     best = max(divided, key=lambda other: (len(set(columns) & set(divided[other])), len(divided[other])))
     names = divided[best]
     more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return f"; set delimiter: {json.dumps(best)}, which gives the columns {', '.join(names[:MAX_SHOWN])}{more}"
+    shown = ", ".join(map(shortened, names[:MAX_SHOWN]))
+    return f"; set delimiter: {json.dumps(best)}, which gives the columns {shown}{more}"
 
 
 def _check_width(place: str, fields: Sequence[str], width: int, delimiter: str) -> None:
@@ -140,6 +154,13 @@ def _check_width(place: str, fields: Sequence[str], width: int, delimiter: str) 
 
 
 def _check_labels(file: Path, rows: Sequence[Row], label: str) -> None:
+    for row in rows:
+        length = len(row.cells[label])
+        if length > MAX_LABEL:
+            raise InputError(
+                f"{file}:{row.line}: {label}: has {length} characters, and a label has {MAX_LABEL} at most",
+                "close a quote, or name another column in data.label",
+            )
     stand_ins = [row for row in rows if row.cells[label] in EMPTY_CELL_TEXTS]
     if stand_ins:
         texts = ", ".join(sorted({row.cells[label] for row in stand_ins}))

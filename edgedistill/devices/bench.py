@@ -6,8 +6,8 @@ Each model and mode gives one record, a BenchReport in <device>/<backend>-<model
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,38 @@ from tqdm import tqdm
 
 from edgedistill.agent import backends as agent_backends
 from edgedistill.agent.job import VERSION, variant
-from edgedistill.agent.verdict import disagreement
+from edgedistill.agent.verdict import MOST_LOSS, disagreement
 from edgedistill.console import say
-from edgedistill.devices.bundle import AGENT, IMAGES, LABELS, agent_archive, host_file, model_name, verify_bundle
-from edgedistill.devices.subprocesses import INVENTORY, one_line
+from edgedistill.devices.bundle import (
+    AGENT,
+    DESCRIPTION,
+    IMAGES,
+    LABELS,
+    agent_archive,
+    host_file,
+    model_name,
+    verify_bundle,
+)
+from edgedistill.devices.subprocesses import NO_PYTHON, one_line
 from edgedistill.devices.transport import connect, interpreter, job_name, run_with_reconnect
 from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.measurements import HOST_TO_HOST, BenchReport, Device, Energy, Latency
 from edgedistill.recipe.schema import Bench
-from edgedistill.records import HOST_TO_HOST, Accuracy, BenchReport, Device, Energy, Latency, OnnxModel
+from edgedistill.records import Accuracy, OnnxModel
+from edgedistill.run import interrupts
+from edgedistill.run.artifacts import EXPORT
 from edgedistill.run.files import read_json, write_json, write_record
 
 AGENT_TIMEOUT_S = 4 * 3600.0  # bounds an agent that hangs; slow devices finish well within it
 JOB, REPORT = "job.json", "report.json"
+
+
+class ToLabel(BaseModel):
+    """The agent's latencies from a picture to its label."""
+
+    samples_ms: tuple[float, ...]
+    warmup_ms: tuple[float, ...]
+    window: str
 
 
 class Measurement(BaseModel):
@@ -45,11 +65,22 @@ class Measurement(BaseModel):
     warmup_ms: tuple[float, ...]
     accuracy: Accuracy
     agreement_with_host: float | None
+    loss_to_host: tuple[float, float, float] | None = None
     ratio_to_fp32: tuple[float, float, float] | None
     warnings: tuple[str, ...]
     verdict: str = ""
     energy: Energy | None = None
     first_calls_ms: tuple[float, ...] = ()
+    to_label: dict[str, ToLabel] = {}
+
+    @property
+    def computes_same(self) -> bool:
+        """Whether its answers are those of the verified model."""
+        return self.loses_at_most(100 * MOST_LOSS)
+
+    def loses_at_most(self, points: float) -> bool:
+        """Whether its answers are those of the verified model, where an arithmetic of its own may lose some points."""
+        return not disagreement(self.agreement_with_host, self.accuracy.n, self.loss_to_host, points / 100)
 
     @property
     def variant_name(self) -> str:
@@ -97,14 +128,27 @@ def bench(
     """
     files = {path.name: path for path in verify_bundle(bundle)}
     job = make_job(files, backend, settings, models)
-    agent_report = _run_agent(device, [files[name] for name in _job_files(job)], job, ssh_config)
-    n_images = len(np.load(files[LABELS], allow_pickle=False))
-    check_report(agent_report, job, n_images, device)
-    records = [_bench_report(device, agent_report, measurement) for measurement in agent_report.results]
+    agent_report = run_agent(device, [files[name] for name in job_files(job)], job, ssh_config)
+    labels_N = np.load(files[LABELS], allow_pickle=False)
+    check_report(agent_report, job, len(labels_N), device)
+    records = device_records(device, agent_report, labels_N)
+    write_records(out, records)
+    return records
+
+
+def device_records(device: Device, report: AgentReport, labels_N: np.ndarray) -> list[BenchReport]:
+    """The records of an agent's report; without accuracy if no image has a label."""
+    records = [_bench_report(device, report, measurement) for measurement in report.results]
+    if (labels_N < 0).all():  # with folds the images have no labels
+        records = [replace(record, accuracy=None) for record in records]
+    return records
+
+
+def write_records(out: Path, records: Sequence[BenchReport]) -> None:
+    """Write each record to <device>/<backend>-<model>.json, or <backend>-<model>-<mode>.json if not host to host."""
     for record in records:
         mode = "" if record.mode == HOST_TO_HOST else f"-{record.mode}"
-        write_record(out / device.name / f"{backend}-{record.artefact}{mode}.json", record)
-    return records
+        write_record(out / record.device / f"{record.backend}-{record.artefact}{mode}.json", record)
 
 
 def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: Sequence[OnnxModel]) -> dict[str, Any]:
@@ -137,8 +181,17 @@ def make_job(files: Mapping[str, Path], backend: str, settings: Bench, models: S
         "images": IMAGES,
         "labels": LABELS,
         "host_predictions": host,
+        "pictures": pictures_of(files, settings),
         **settings.model_dump(include={"threads", "processes", "rounds", "samples", "seconds", "accuracy_images"}),
     }
+
+
+def pictures_of(files: Mapping[str, Path], settings: Bench) -> dict[str, Any] | None:
+    """The pictures that are labeled on the device, and how they become the model's input; None for none."""
+    if settings.picture is None or DESCRIPTION not in files:
+        return None
+    (width, height), description = settings.picture, read_json(files[DESCRIPTION], EXPORT)
+    return {"width": width, "height": height, "store_px": description["store_px"], "fit": description["fit"]}
 
 
 def modes_of(backend: str, settings: Bench) -> list[str]:
@@ -155,18 +208,18 @@ def modes_of(backend: str, settings: Bench) -> list[str]:
     return modes
 
 
-def _job_files(job: Mapping[str, Any]) -> list[str]:
+def job_files(job: Mapping[str, Any]) -> list[str]:
     """Names of the bundle's files that the job needs on the device."""
     models = [model["path"] for model in job["models"]]
-    return [AGENT, job["images"], job["labels"], *models, *job["host_predictions"].values()]
+    return list(dict.fromkeys([AGENT, job["images"], job["labels"], *models, *job["host_predictions"].values()]))
 
 
-def _run_agent(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_config: Path | None) -> AgentReport:
+def run_agent(device: Device, files: Sequence[Path], job: Mapping[str, Any], ssh_config: Path | None) -> AgentReport:
     """Run the agent on the device with a job and its files; the report's facts have the number of interruptions."""
     rounds = job["processes"] * job["rounds"]
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        write_json(Path(folder) / JOB, job)
-        uploads, report_path = [*files, Path(folder) / JOB], Path(folder) / REPORT
+    with interrupts.temporary_folder() as folder:
+        write_json(folder / JOB, job)
+        uploads, report_path = [*files, folder / JOB], folder / REPORT
         with (
             connect(device, ssh_config, job_name(device, uploads)) as transport,
             tqdm(total=rounds, desc=f"bench {device.name}", unit="round", leave=False, disable=None) as bar,
@@ -179,13 +232,13 @@ def _run_agent(device: Device, files: Sequence[Path], job: Mapping[str, Any], ss
                 timeout_s=AGENT_TIMEOUT_S,
                 on_line=show_progress(bar),
             )
-        raw = read_json(report_path)
+        raw = read_json(report_path, "bench again")
     try:
         agent_report = TypeAdapter(AgentReport).validate_python(raw)
         return agent_report.model_copy(update={"facts": {**agent_report.facts, "interruptions": interruptions}})
     except ValidationError as error:
         raise EdgeDistillError(
-            f"{device.name}: {REPORT} is not a report ({error.error_count()} fields differ)"
+            f"{device.name}: {REPORT} is not a report ({error.error_count()} fields differ)", NO_PYTHON
         ) from None
 
 
@@ -238,7 +291,8 @@ def _measurement_problems(measurement: Measurement, job: Mapping[str, Any], n_ac
     # rounding in the sum of many samples must not fail a run of exactly the requested time
     if seconds < job["seconds"] * (1 - 1e-6):
         problems.append(f"{name}: {seconds:.2f} s of samples, {job['seconds']} s asked for")
-    if not all(sample_ms > 0 for sample_ms in measurement.samples_ms):
+    to_label = [sample_ms for start in measurement.to_label.values() for sample_ms in start.samples_ms]
+    if not all(sample_ms > 0 for sample_ms in (*measurement.samples_ms, *to_label)):
         problems.append(f"{name}: a sample of no duration")
     if n != n_accuracy:
         problems.append(f"{name}: accuracy over {n} images, {n_accuracy} asked for")
@@ -251,7 +305,7 @@ def _bench_report(device: Device, report: AgentReport, measurement: Measurement)
     A graph that disagrees with the host computes another function: its times are left out, and a warning of the agent
     says why.
     """
-    computes_same = not disagreement(measurement.agreement_with_host, measurement.accuracy.n)
+    computes_same = measurement.computes_same
     warnings = measurement.warnings
     if resumed_processes := report.facts.get("picked_up", 0):
         warnings += (f"the run was interrupted and picked up: {resumed_processes} of its processes are from before",)
@@ -274,12 +328,16 @@ def _bench_report(device: Device, report: AgentReport, measurement: Measurement)
             **report.facts,
             "cells": [list(cell) for cell in measurement.cells] if computes_same else [],
             "first_calls_ms": list(measurement.first_calls_ms),
+            **({"loss_to_host": list(measurement.loss_to_host)} if measurement.loss_to_host else {}),
         },
         warnings=warnings,
         ratio_to_fp32=measurement.ratio_to_fp32 if computes_same else None,
         mode=measurement.mode,
         verdict=measurement.verdict if computes_same else "",
         energy=measurement.energy if computes_same else None,
+        to_label={start: Latency(**latency.model_dump()) for start, latency in measurement.to_label.items()}
+        if computes_same
+        else {},
     )
 
 
@@ -289,8 +347,8 @@ def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
     Raises:
         EdgeDistillError: it cannot be reached, or its Python cannot run the agent.
     """
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder, connect(device, ssh_config) as transport:
-        archive = Path(folder) / AGENT
+    with interrupts.temporary_folder() as folder, connect(device, ssh_config) as transport:
+        archive = folder / AGENT
         archive.write_bytes(agent_archive())
         transport.put([archive])
         stdout = transport.run([interpreter(device), AGENT, "--facts"], 120.0).stdout
@@ -301,5 +359,5 @@ def probe(device: Device, *, ssh_config: Path | None = None) -> dict[str, Any]:
     if not isinstance(facts, dict):
         printed = one_line(stdout) or "nothing on stdout"
         message = f"{device.name}: `{interpreter(device)} {AGENT} --facts` printed no facts: {printed}"
-        raise EdgeDistillError(message, f"name a Python 3.8 or later in {INVENTORY} (python:)")
+        raise EdgeDistillError(message, NO_PYTHON)
     return facts

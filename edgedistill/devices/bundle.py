@@ -1,9 +1,10 @@
 """The bundle: the files that a device needs, in one flat folder with checksums.
 
-    student.*.onnx  agent.pyz  label.py  images.npy  labels.npy  host.<model>.npy  bundle.json  SHA256SUMS
+    student.*.onnx  agent.pyz  label.py  pictures.py  unsure.py  images.npy  labels.npy  host.<model>.npy
+    bundle.json  MODEL_CARD.md  SHA256SUMS
 
-agent.pyz holds `edgedistill.agent` without label.py. label.py is a separate file of the bundle, to be read and changed
-by its users; its source is edgedistill/agent/label.py, and deploy/bundle/label.py is a link to that.
+agent.pyz holds `edgedistill.agent` without label.py and unsure.py. These two and pictures.py are separate files of the
+bundle, to be read and changed by its users; their sources are in edgedistill/agent/, deploy/bundle/ links to them.
 N images.
 """
 
@@ -13,20 +14,23 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from edgedistill import agent
-from edgedistill.agent import backends
+from edgedistill.agent import backends, pictures
 from edgedistill.agent.job import AgentError
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.records import OnnxModel, Target
+from edgedistill.run.artifacts import EXPORT
 from edgedistill.run.files import atomic, sha256_file
 
-SUMS, AGENT, DESCRIPTION, LABEL = "SHA256SUMS", "agent.pyz", "bundle.json", "label.py"
+SUMS, AGENT, DESCRIPTION, CARD = "SHA256SUMS", "agent.pyz", "bundle.json", "MODEL_CARD.md"
+EXAMPLE = ("label.py", "pictures.py", "unsure.py")  # of the agent's folder, beside the archive
+ARCHIVED_EXAMPLE = ("pictures.py",)  # also in the archive, which times what label.py does
 IMAGES, LABELS = "images.npy", "labels.npy"
 REQUIRED = frozenset({"classes", "input_px", "store_px", "fit"})
 # __main__.py of agent.pyz: any Python 3, and 2.7 too, must be able to print that it is too old
@@ -73,6 +77,8 @@ def write_bundle(
     images_NHWC: np.ndarray,
     labels_N: np.ndarray,
     host_predictions: Mapping[str, np.ndarray],
+    *,
+    card: str = "",
 ) -> list[Path]:
     """Fill `folder` and return every file of the bundle, SHA256SUMS last.
 
@@ -80,10 +86,13 @@ def write_bundle(
         folder: output folder; files of an earlier bundle that this one lacks are removed, other files stay.
         models: path and record of each graph.
         description: classes, input_px, store_px and fit, and further entries of bundle.json; "default" is the name of
-            the model that label.py uses, by default the first one.
+            the model that label.py uses, by default the first one; "range" are the values that become black and white
+            in pictures of more than 8 bits, by default None: such pictures are refused; "rules" has entries for the
+            model of a name, such as its temperature and threshold.
         images_NHWC: test images at the model's input size, uint8 [N, px, px, 3].
         labels_N: true classes of the images [N].
         host_predictions: model name -> classes that the host computed for the same images [N].
+        card: the text of MODEL_CARD.md; without it there is no such file.
 
     Raises:
         EdgeDistillError: a graph on disk differs from its record.
@@ -91,9 +100,10 @@ def write_bundle(
     arrays = _arrays(images_NHWC, labels_N, host_predictions)
     contents = {model_path.name: _graph(model_path, record) for model_path, record in models}
     contents |= {name: _npy(array) for name, array in arrays.items()}
-    contents[AGENT] = agent_archive()
-    contents[LABEL] = agent_folder().joinpath(LABEL).read_bytes()
+    contents |= _programs()
     contents[DESCRIPTION] = json.dumps(_describe(models, description), indent=1).encode() + b"\n"
+    if card:
+        contents[CARD] = card.encode()
     _remove_stale(folder, set(contents))
     for name, content in contents.items():
         with atomic(folder / name) as temporary:
@@ -110,26 +120,44 @@ def verify_bundle(folder: Path) -> list[Path]:
     Raises:
         InputError: there is no bundle, or a file is missing or altered.
     """
-    altered = [
-        name
-        for name, sha256 in _sums(folder).items()
-        if not (folder / name).is_file() or sha256_file(folder / name) != sha256
-    ]
+    altered = [name for name, sha256 in _sums(folder).items() if not _is_intact(folder / name, sha256)]
     if altered:
-        raise InputError(f"{folder}: {', '.join(altered)}: not as in {SUMS}", "run `edgedistill export` again")
+        raise InputError(f"{folder}: {', '.join(altered)}: not as in {SUMS}", EXPORT)
     return [folder / name for name in _sums(folder)]
+
+
+def _is_intact(path: Path, sha256: str) -> bool:
+    try:
+        return path.is_file() and sha256_file(path) == sha256
+    except OSError:  # a name that no file can have, or a file that cannot be read
+        return False
 
 
 def programs() -> dict[str, str]:
     """The sha256 of every program of the bundle, by file name."""
-    contents = {AGENT: agent_archive(), LABEL: agent_folder().joinpath(LABEL).read_bytes()}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in _programs().items()}
+
+
+def _programs() -> dict[str, bytes]:
+    return {AGENT: agent_archive(), **{name: agent_folder().joinpath(name).read_bytes() for name in EXAMPLE}}
+
+
+def fitting(backend: str, models: Iterable[OnnxModel]) -> list[OnnxModel]:
+    """Those of the graphs that a backend runs.
+
+    Raises:
+        InputError: the agent has no such backend.
+    """
+    target_of(backend)
+    return [model for model in models if backends.runs(backend, model.target)]
 
 
 def agent_archive() -> bytes:
     """Build agent.pyz, which `python agent.pyz` runs; the same sources always give the same bytes."""
     sources = {
-        f"agent/{path.name}": path.read_bytes() for path in sorted(agent_folder().glob("*.py")) if path.name != LABEL
+        f"agent/{path.name}": path.read_bytes()
+        for path in sorted(agent_folder().glob("*.py"))
+        if path.name not in EXAMPLE or path.name in ARCHIVED_EXAMPLE
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -148,7 +176,7 @@ def agent_folder() -> Path:
 
 def _graph(path: Path, record: OnnxModel) -> bytes:
     if sha256_file(path) != record.sha256:
-        raise EdgeDistillError(f"{path}: is not the graph that was entered (sha256 differs)", "run export again")
+        raise EdgeDistillError(f"{path}: is not the graph that was entered (sha256 differs)", EXPORT)
     return path.read_bytes()
 
 
@@ -168,15 +196,16 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str, Any]) -> dict[str, Any]:
     names = [model_name(record) for _, record in models]
-    default = description.get("default", names[0])
+    default, rules = description.get("default", names[0]), description.get("rules", {})
     assert set(description) >= REQUIRED, f"a bundle is described by {sorted(REQUIRED)}"
     assert default in names and len(set(names)) == len(names), "model names are unique and hold the default"
     return {
         "version": 1,
-        **description,
+        **{key: entry for key, entry in description.items() if key != "rules"},
         "input": {"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB"},
         "output": {"name": "logits", "dtype": "float32", "layout": "NC"},
         "normalization": "inside the graph",
+        "background": pictures.BACKGROUND,
         "default": default,
         "models": [
             {
@@ -185,6 +214,7 @@ def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str
                 "sha256": record.sha256,
                 "precision": record.precision,
                 "target": record.target,
+                **rules.get(name, {}),
             }
             for name, (path, record) in zip(names, models, strict=True)
         ],
@@ -193,12 +223,12 @@ def _describe(models: Sequence[tuple[Path, OnnxModel]], description: Mapping[str
 
 def _sums(folder: Path) -> dict[str, str]:
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise InputError(f"{folder}: no bundle ({SUMS}: {error.strerror})", "run `edgedistill export` first") from None
     pairs = [line.partition("  ") for line in lines]
     if not pairs or any(not gap or not name or Path(name).name != name for _, gap, name in pairs):
-        raise InputError(f"{folder / SUMS}: is not a list of `sha256  file`", "run `edgedistill export` again")
+        raise InputError(f"{folder / SUMS}: is not a list of `sha256  file`", EXPORT)
     return {name: sha256 for sha256, _, name in pairs}
 
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgedistill.agent.backends import BACKENDS
 from edgedistill.errors import InputError
-from edgedistill.recipe.duplicates import duplicates
+from edgedistill.measurements import Device
 from edgedistill.recipe.options import did_you_mean
-from edgedistill.records import Device
+from edgedistill.recipe.yaml_text import YamlTextError, parse
 
 TRANSPORTS = ("local", "ssh")
 STRING_KEYS = ("transport", "host", "python", "workdir")
@@ -46,7 +44,7 @@ def load(path: Path | None) -> dict[str, Device]:
     raw, problems = ({}, []) if path is None else _read(path)
     problems += [f"{path}: {name}: {problem}" for name, entry in raw.items() for problem in _problems(name, entry)]
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(problems)
     return {"local": Device(name="local"), **{name: _device(name, **entry) for name, entry in raw.items()}}
 
 
@@ -58,7 +56,8 @@ def find(devices: Mapping[str, Device], name: str) -> Device:
     """
     if name not in devices:
         raise InputError(
-            f"no device is called {name}{did_you_mean(name, devices)}", "devices are in deploy/devices.yaml"
+            f"no device is called {name}{did_you_mean(name, devices)}",
+            f"add it to {DEFAULT_PATH} in the current folder, or to the file that bench.inventory names",
         )
     return devices[name]
 
@@ -74,19 +73,23 @@ def _device(name: str, backends: Sequence[str] = (), **options: str) -> Device:
 
 def _read(path: Path) -> tuple[dict[Any, Any], list[str]]:
     """The entries of an inventory file, and its keys that are given twice, one line each."""
+    if path.exists() and not path.is_file():  # reading a FIFO may wait for ever
+        raise InputError(f"{path}: is not a file", "name an existing inventory file")
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-        repeated = duplicates(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "name an existing inventory file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not text in UTF-8", "is it an inventory?") from None
+    except YamlTextError as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise InputError(f"{place}: {error}") from None
+    raw = content.plain
     if raw is None:
         return {}, []
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: must map device names to {{{', '.join(KEYS)}}}")
-    return raw, [f"{path}:{key.line}: {'.'.join(map(str, key.key))}: {key.message}" for key in repeated]
+        raise InputError(f"{path}: must map device names to {{{', '.join(KEYS)}}}", "see docs/devices.md")
+    return raw, [f"{path}:{key.line}: {'.'.join(map(str, key.key))}: {key.message}" for key in content.duplicates]
 
 
 def _problems(name: Any, entry: Any) -> list[str]:
@@ -96,9 +99,9 @@ def _problems(name: Any, entry: Any) -> list[str]:
         return [f"must be a mapping of {', '.join(KEYS)}"]
     unknown = [f"unknown key {key}{did_you_mean(str(key), KEYS)}" for key in entry if key not in KEYS]
     texts = [
-        f"{key}: must be a string (got {text!r})"
+        f"{key}: must be a string{', without tabs and line ends' if isinstance(text, str) else ''} (got {text!r})"
         for key, text in entry.items()
-        if key in STRING_KEYS and not isinstance(text, str)
+        if key in STRING_KEYS and not (isinstance(text, str) and not set(text) & set("\t\r\n\0"))
     ]
     if name == "local" and entry.get("transport") == "ssh":
         return ["transport: local is this machine; give another one another name"]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 # marks the scripts' own lines: an account's start-up files may print others
 MARKER = "edgedistill:"
 STARTED = f"{MARKER} started"
+RAN = f"{MARKER} sh"  # the first line of PREPARE: without it something else ran, such as a forced command
 EXIT_FOLDER, EXIT_ALTERED = 73, 75  # exit codes: the folder cannot be used; a file differs from what was sent
 PART = ".part."
 # folders of interrupted runs are removed after so many days
@@ -37,7 +38,7 @@ _END_FORMER = (
 
 # $@: names. Makes the folder, prints the free space, and for every file its sha256 and the size of its part
 PREPARE = (
-    "LC_ALL=C; export LC_ALL; "
+    f'LC_ALL=C; export LC_ALL; echo; echo "{RAN}"; '
     'command -v "$python" >/dev/null 2>&1 || { echo "$python: not found" >&2; exit 127; }; '
     f'mkdir -p -- "$workdir" && CDPATH= cd -- "$workdir" || exit {EXIT_FOLDER}; '
     'if [ -d "$job" ]; then :; else mkdir -m 700 "$job"; fi; '

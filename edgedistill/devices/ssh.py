@@ -22,6 +22,7 @@ from typing import IO
 from edgedistill.devices import shell
 from edgedistill.devices.subprocesses import (
     INVENTORY,
+    NO_PYTHON,
     SPARE_BYTES,
     Completed,
     OnLine,
@@ -33,8 +34,9 @@ from edgedistill.devices.subprocesses import (
     require_success,
     stream,
 )
+from edgedistill.devices.subprocesses import REMEDIES as DEVICE_REMEDIES
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
 from edgedistill.run.files import atomic, sha256_file
 
 COPY_TIMEOUT_S = 1800.0
@@ -156,7 +158,10 @@ class OpenSsh:
             sink.seek(0)
             _, started, content = sink.read().partition(f"{shell.STARTED}\n".encode())
         if completed.returncode or not started:
-            raise EdgeDistillError(f"{self.device.name}: fetching {name}: {one_line(completed.stderr)}")
+            missing = "No such file" in completed.stderr
+            raise EdgeDistillError(
+                f"{self.device.name}: fetching {name}: {one_line(completed.stderr)}", NO_PYTHON if missing else ""
+            )
         with error_context(self.device, f"fetching {name}"), atomic(to) as temporary:
             temporary.write_bytes(content)
 
@@ -175,6 +180,8 @@ class OpenSsh:
     def _prepare(self, names: Sequence[str]) -> tuple[int, dict[str, RemoteFile]]:
         """Make the folder; returns the bytes free on the device and the state of each file."""
         completed = self._call(shell.command(shell.PREPARE, self.variables, names), 300.0, "making its folder")
+        if shell.RAN not in completed.stdout.splitlines():
+            raise self._no_shell_error(completed)
         if completed.returncode:
             raise self._script_error(completed)
         self.reached = True
@@ -183,7 +190,10 @@ class OpenSsh:
         free = next((re.search(r" (\d+) +\d+% ", " ".join(line) + " ") for line in words if line[0] == "free"), None)
         remote_files = [RemoteFile(sha256=line[1], part_bytes=int(line[2])) for line in words if line[0] == "file"]
         if len(remote_files) != len(names):
-            raise EdgeDistillError(f"{self.device.name}: its shell answers unlike sh: {one_line(completed.stdout)}")
+            raise EdgeDistillError(
+                f"{self.device.name}: its shell answers unlike sh: {one_line(completed.stdout)}",
+                "use an account there whose login shell is sh, bash, zsh, fish or csh",
+            )
         # if the file system does not report its free space, a full disk shows when a copy fails
         return int(free[1]) * 1024 if free else 1 << 62, dict(zip(names, remote_files, strict=True))
 
@@ -217,8 +227,19 @@ class OpenSsh:
         if completed.returncode == 127:
             fix = f"install Python 3.8 or later there, or name it in {INVENTORY} (python:)"
             return EdgeDistillError(f"{self.device.name}: no Python: {message}", fix)
+        if completed.returncode != shell.EXIT_FOLDER:
+            return EdgeDistillError(f"{self.device.name}: {message}", remedy(completed.stderr, DEVICE_REMEDIES))
         location = f"workdir {self.variables['workdir']}"
         return EdgeDistillError(f"{self.device.name}: {location}: {message}", f"name another workdir in {INVENTORY}")
+
+    def _no_shell_error(self, completed: Completed) -> EdgeDistillError:
+        """The error of a host that did not run our script, but a program of its own."""
+        output = one_line(f"{completed.stdout}\n{completed.stderr}", 200) or "nothing"
+        return EdgeDistillError(
+            f"{self.device.name}: {self.device.host} runs another program than sh, which says: {output}",
+            "its key or account has a forced command (command= in authorized_keys there, ForceCommand in sshd_config)"
+            " or no shell: use a key and an account that may run programs",
+        )
 
     def _command(self, script: str, **values: str) -> str:
         return shell.command(script, {**self.variables, **values})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shlex
-import signal
 import subprocess
 import tempfile
 import threading
@@ -15,13 +13,15 @@ from pathlib import Path
 from typing import IO
 
 from edgedistill.errors import EdgeDistillError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
+from edgedistill.run import interrupts
 
 OnLine = Callable[[str], None]
 Completed = subprocess.CompletedProcess[str]
 INVENTORY = "deploy/devices.yaml"
 MAKE_ROOM = f"make room there, or name another workdir in {INVENTORY}"
 NO_PROGRAM = f"install it there, or name another in {INVENTORY} (python:)"
+NO_PYTHON = f"name a Python 3.8 or later in {INVENTORY} (python:)"  # of a program that does and says nothing
 # text in the stderr of a program on the device -> fix; the first match applies
 REMEDIES = (
     ("no space left on device", MAKE_ROOM),
@@ -29,7 +29,6 @@ REMEDIES = (
     ("file system is read-only", f"name another workdir in {INVENTORY}"),
     ("read-only file system", f"name another workdir in {INVENTORY}"),
 )
-TERMINATE_GRACE_S = 3.0  # between SIGTERM and SIGKILL
 # free space to leave for the agent's report and its parts
 SPARE_BYTES = 16 << 20
 
@@ -63,7 +62,7 @@ def stream(
     """
     # stderr goes to a file, since a second full pipe would stop the program while this side reads the first
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with subprocess.Popen(
+        with interrupts.child_session(
             argv,
             cwd=cwd,
             env=env,
@@ -72,18 +71,16 @@ def stream(
             stderr=errors,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,
         ) as process:
             expired = threading.Event()
             timer = threading.Timer(timeout_s, _expire, (process, expired))
+            timer.daemon = True  # an exception before the block below would leave it running
             timer.start()
             try:
                 lines = _lines(process.stdout, on_line)
                 process.wait()
             finally:
                 timer.cancel()
-                if process.returncode is None:
-                    _end(process)
         if expired.is_set():
             raise subprocess.TimeoutExpired(list(argv), timeout_s)
         errors.seek(0)
@@ -101,16 +98,7 @@ def _lines(stdout: IO[str] | None, on_line: OnLine | None) -> list[str]:
 
 def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
     expired.set()
-    _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Send SIGTERM, then SIGKILL: a program that is a client of another, as of a container, has to end that one."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(TERMINATE_GRACE_S)
-        os.killpg(process.pid, signal.SIGKILL)
+    interrupts.end_session(process)
 
 
 @contextlib.contextmanager
@@ -142,9 +130,10 @@ def require_success(device: Device, argv: Sequence[str], completed: Completed) -
     """
     if completed.returncode == 0:
         return completed
-    message = one_line(completed.stderr) or "nothing on stderr"
+    message = one_line(completed.stderr)
     # sh(1): 127 a program that is not there, 126 one that cannot be executed
     fix = NO_PROGRAM if completed.returncode in (126, 127) else remedy(completed.stderr, REMEDIES)
+    fix, message = fix or ("" if message else NO_PYTHON), message or "nothing on stderr"
     raise EdgeDistillError(f"{device.name}: `{shlex.join(argv)}` exited with {completed.returncode}: {message}", fix)
 
 

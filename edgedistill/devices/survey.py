@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgedistill.console import aligned
 from edgedistill.devices import bench
 from edgedistill.devices.inventory import backends_for
 from edgedistill.errors import EdgeDistillError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
+from edgedistill.run import interrupts
 
 ANSWER_S = 90.0  # an Orin with a cold disk cache takes some ten seconds to import TensorRT
+CLEAN_UP_S = 2.0  # for the threads to remove their folders after an interruption
 ABSENT = "not here"  # prefix of the agent's reason why a backend cannot run
 EMPTY_CELL = "-"
 # fact -> prefix in the line of versions
@@ -59,17 +62,33 @@ def survey(
     answers: queue.Queue[tuple[int, DeviceStatus]] = queue.Queue()
     late = f"no answer within {answer_s:g} s; is it overloaded, or its disk full? ask it again"
     statuses = [DeviceStatus(device=device, trouble=f"{device.name}: {late}", reachable=False) for device in devices]
-    for index, device in enumerate(devices):
+    threads = [
         # a daemon thread: a device that hangs must not keep the program from ending
-        threading.Thread(target=_probe_device, args=(answers, index, device, probe or bench.probe), daemon=True).start()
+        threading.Thread(target=_probe_device, args=(answers, index, device, probe or bench.probe), daemon=True)
+        for index, device in enumerate(devices)
+    ]
     deadline = time.monotonic() + answer_s
-    for _ in devices:
-        try:
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in devices:
             index, status = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        statuses[index] = status
+            statuses[index] = status
+    except queue.Empty:
+        pass
+    except KeyboardInterrupt:
+        _abandon(threads)
+        raise
     return statuses
+
+
+def _abandon(threads: Sequence[threading.Thread]) -> None:
+    """End the programs that the threads wait for, and let them remove their folders."""
+    interrupts.end_children()
+    deadline = time.monotonic() + CLEAN_UP_S
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _probe_device(
@@ -100,10 +119,8 @@ def table(statuses: Sequence[DeviceStatus], why: bool = False) -> str:
         why: also explain why backends that are not configured cannot run.
     """
     rows = [COLUMNS, *(_row(status) for status in statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [line for status in statuses for line in _notes(status, why)]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*aligned(rows), "", *notes])
 
 
 def as_json(statuses: Sequence[DeviceStatus]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ never accepts an unknown host.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from edgedistill.console import say
 from edgedistill.devices.ssh import ConnectionLostError, OpenSsh
 from edgedistill.devices.subprocesses import (
     INVENTORY,
+    MAKE_ROOM,
     NO_PROGRAM,
+    NO_PYTHON,
     SPARE_BYTES,
     Completed,
     OnLine,
@@ -31,7 +34,8 @@ from edgedistill.devices.subprocesses import (
     stream,
 )
 from edgedistill.errors import InputError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
+from edgedistill.run import interrupts
 from edgedistill.run.files import digest, sha256_file
 
 # a Jetson reboots in a minute or two; a person may have to restore its power
@@ -69,12 +73,13 @@ class Transport(Protocol):
 
 @contextlib.contextmanager
 def connect(device: Device, ssh_config: Path | None = None, job: str = "") -> Iterator[Transport]:
-    """Open a folder on the device; it is removed on exit, unless the connection is lost or the user interrupts.
+    """Open a folder on the device; it is removed on exit, unless the connection is lost or a signal interrupts a job.
 
     Args:
         device: the device to connect to.
         ssh_config: OpenSSH configuration file to use instead of the user's.
-        job: a name from `job_name`, under which another try reuses a kept folder; a fresh folder by default.
+        job: a name from `job_name`, under which another try reuses a kept folder; by default a fresh folder, which no
+            other try can find.
 
     Raises:
         EdgeDistillError: the device cannot be reached or its workdir cannot be written.
@@ -85,7 +90,8 @@ def connect(device: Device, ssh_config: Path | None = None, job: str = "") -> It
         transport.open()
         yield transport
     except (ConnectionLostError, KeyboardInterrupt):
-        keep = True
+        # a signal ends ssh, too: to another thread this looks like a lost connection
+        keep = bool(job) or interrupts.exit_code() is None
         raise
     finally:
         transport.close(keep)
@@ -178,7 +184,10 @@ class LocalTransport:
                 parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix="edgedistill-", dir=parent)).absolute()
         except OSError as error:
-            raise InputError(f"{self.device.name}: workdir {workdir}: {error.strerror}") from None
+            place = f"workdir {workdir}" if workdir else f"the temporary folder {tempfile.gettempdir()}"
+            message = f"{self.device.name}: {place}: {error.strerror}"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise InputError(message, MAKE_ROOM if full else f"name another workdir in {INVENTORY}") from None
         except RuntimeError:  # pathlib's, for a user without a home folder
             message = f"{self.device.name}: workdir {workdir}: there is no such home folder"
             raise InputError(message, f"name another workdir in {INVENTORY}") from None
@@ -207,7 +216,7 @@ class LocalTransport:
 
     def get(self, name: str, to: Path) -> None:
         """Copy a file of the folder to `to`."""
-        with error_context(self.device, f"fetching {name}"):
+        with error_context(self.device, f"fetching {name}", NO_PYTHON):
             shutil.copyfile(self._folder() / name, to)
 
     def close(self, keep: bool = False) -> None:

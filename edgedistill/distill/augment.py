@@ -58,12 +58,12 @@ def augment(
     contrast, brightness = uniform(1 - settings.jitter, 1 + settings.jitter), uniform(-settings.jitter, settings.jitter)
 
     device = images_BCHW.device
-    grid = F.affine_grid(theta.to(device), list(images_BCHW.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(device, non_blocking=True), list(images_BCHW.shape), align_corners=False)
     cropped = F.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     if settings.jitter == 0.0:
         return cropped
     mean_B111 = cropped.mean(dim=(1, 2, 3), keepdim=True)
-    gain, shift = (factor_B.to(device).view(-1, 1, 1, 1) for factor_B in (contrast, brightness))
+    gain, shift = (factor_B.to(device, non_blocking=True).view(-1, 1, 1, 1) for factor_B in (contrast, brightness))
     return (cropped - mean_B111) * gain + mean_B111 + shift
 
 
@@ -87,5 +87,5 @@ def strong_augment(images_BHWC: Tensor, settings: Strong) -> Tensor:
     side, top, left = torch.rand(3, batch, 1) * torch.tensor([settings.cutout, 1.0, 1.0]).view(3, 1, 1)
     centers = (torch.arange(px) + 0.5) / px
     rows, columns = ((centers - center).abs() < side / 2 for center in (top, left))
-    cut = (rows[:, None, :, None] & columns[:, None, None, :]).to(images_BCHW.device)
+    cut = (rows[:, None, :, None] & columns[:, None, None, :]).to(images_BCHW.device, non_blocking=True)
     return images_BCHW.masked_fill(cut, GRAY).permute(0, 2, 3, 1)

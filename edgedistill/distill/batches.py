@@ -43,11 +43,13 @@ class Material:
         unlabeled: rows without a label.
         val: labeled rows held out for validation.
         val_labels: target classes of `val`.
-        source_probs: pseudo-labels of each source for the whole train store, [N, K].
-        alphas: weight of each source.
+        source_probs: pseudo-labels of each source with classes for the whole train store, [N, K].
+        alphas: weight of each of these sources.
         held_out: rows without a label that are not trained on; the held-out loss is computed on them and on val.
         teacher_NC: the teacher's probabilities of the target classes for every image, for the methods that need them.
         stream: further images without a label, read from shards.
+        class_weights_C: weights of the labels in the label loss; None where they count alike.
+        label_shift_C: added to the logits in the label loss; None without a prior.
     """
 
     images_NHWC: Images
@@ -61,6 +63,8 @@ class Material:
     held_out: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     teacher_NC: NDArray[Any] | None = None
     stream: Stream | None = None
+    class_weights_C: NDArray[Any] | None = None
+    label_shift_C: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +116,10 @@ class Task:
 class StepBatch:
     """One step's images [B, px, px, 3], labels [B] (-1 without), pseudo-labels per source [B, K], teacher [B, C].
 
-    The labeled images come first. With several processes each holds its share: `positions` and `positions_U` are the
-    positions of its images in the batch and among the unlabeled images. `all_UHWC` holds the unlabeled images of all
-    processes, for the methods that draw a strong view for several images at a time.
+    The labeled images come first; `class_weights_C` and `label_shift_C` are for their loss. With several processes each
+    holds its share: `positions` and `positions_U` are the positions of its images in the batch and among the unlabeled
+    images. `all_UHWC` holds the unlabeled images of all processes, for the methods that draw a strong view for several
+    images at a time.
     """
 
     images_BHWC: Tensor
@@ -124,6 +129,31 @@ class StepBatch:
     positions: BatchPositions | None = None
     positions_U: BatchPositions | None = None
     all_UHWC: Tensor | None = None
+    class_weights_C: Tensor | None = None
+    label_shift_C: Tensor | None = None
+
+    @property
+    def labeled(self) -> int:
+        """The number of labeled images."""
+        return int((self.labels_B >= 0).sum())
+
+    def images_on(self, device: torch.device) -> StepBatch:
+        """The batch with its images on a device; a GPU copies them from pinned memory while the CPU goes on."""
+        return replace(
+            self,
+            images_BHWC=self.images_BHWC.to(device, non_blocking=True),
+            all_UHWC=None if self.all_UHWC is None else self.all_UHWC.to(device, non_blocking=True),
+        )
+
+    def select(self, indices: Tensor) -> StepBatch:
+        """The images at some positions, with their labels and pseudo-labels."""
+        return replace(
+            self,
+            images_BHWC=self.images_BHWC[indices],
+            labels_B=self.labels_B[indices],
+            source_probs={name: probs_BK[indices] for name, probs_BK in self.source_probs.items()},
+            teacher_BC=None if self.teacher_BC is None else self.teacher_BC[indices],
+        )
 
 
 def draw_rows(rows: Rows, count: int, seed: int, step: int, stream: int) -> Rows:
@@ -214,7 +244,13 @@ def gather(task: Task, labeled: Rows, labels: Rows, unlabeled: Rows, streamed: S
         labels_B=torch.from_numpy(padded),
         source_probs={name: torch.from_numpy(probs_NK) for name, probs_NK in probs.items()},
         teacher_BC=None if teacher is None else torch.from_numpy(teacher),
+        class_weights_C=_float32(task.material.class_weights_C),
+        label_shift_C=_float32(task.material.label_shift_C),
     )
+
+
+def _float32(array: NDArray[Any] | None) -> Tensor | None:
+    return None if array is None else torch.tensor(array, dtype=torch.float32)
 
 
 def training_batches(task: Task, images: int = 512, batch: int = 64) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ def save(state: State, step: int, seconds: float, folder: Path) -> None:
     parts = {name: part.state_dict() for name, part in state.parts().items()}
     # serialized in memory first: on a full disk torch's own writer raises an error that looks like a bug
     buffer = io.BytesIO()
-    torch.save({"step": step, "seconds": seconds, **parts}, buffer)
+    torch.save({"step": step, "seconds": seconds, "micro_batches": state.micro_batches.count, **parts}, buffer)
     with atomic(folder / artifacts.LAST_CHECKPOINT.name) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -45,6 +45,8 @@ def resume(state: State, folder: Path) -> tuple[int, float]:
     saved: Mapping[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
     for name, part in state.parts().items():
         part.load_state_dict(saved[name])
+    if processes.team() == processes.SINGLE_PROCESS:
+        state.micro_batches.count = int(saved.get("micro_batches", 1))
     step = int(saved["step"])
     if not leads:
         return step, float(saved["seconds"])

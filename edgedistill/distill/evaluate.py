@@ -6,6 +6,7 @@ B batch, N images of the train store, C target classes, K classes of one source.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +22,41 @@ from edgedistill.distill.state import State, StudentWithHeads, refresh_statistic
 from edgedistill.distributed.device import autocast
 from edgedistill.records import Accuracy, StudentSpec
 
+LEAST_HELD_OUT = 100  # fewer tell no more about a student than labels do
+
 
 def val_accuracy(state: State, task: Task) -> Accuracy:
     """Compute the accuracy of the EMA weights on val, with batch statistics recomputed for them."""
-    refresh_statistics(state.ema, training_batches(task))
+    finish_statistics(state, task)
     return score(logits(state.ema, task.spec, task.material.images_NHWC[task.material.val]), task.material.val_labels)
+
+
+def agreement(task: Task, predict: Callable[[Images], NDArray[np.float32]]) -> Accuracy | None:
+    """Compute the share of the held-out images that get the teacher's class, as an accuracy against the teacher.
+
+    It needs no label, so there are enough images to compare students on. None without a teacher, or with fewer than
+    LEAST_HELD_OUT held-out images.
+
+    Args:
+        task: the training task.
+        predict: logits [N, C] of images, uint8 [N, px, px, 3].
+    """
+    material = task.material
+    if "teacher" not in task.needs or material.teacher_NC is None or len(material.held_out) < LEAST_HELD_OUT:
+        return None
+    teacher_N = np.asarray(material.teacher_NC[material.held_out]).argmax(axis=1)
+    return score(predict(material.images_NHWC[material.held_out]), teacher_N)
+
+
+def standing(state: State, task: Task) -> Accuracy:
+    """Compute what students are first compared by: the agreement with the teacher, else the accuracy on val."""
+    val = val_accuracy(state, task)
+    return agreement(task, partial(logits, state.ema, task.spec)) or val
+
+
+def finish_statistics(state: State, task: Task) -> None:
+    """Recompute the batch statistics of the EMA weights, which were averaged without them."""
+    refresh_statistics(state.ema, training_batches(task))
 
 
 def forward_heads(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
@@ -40,17 +71,25 @@ def forward_heads(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tens
 
 def method_batch(target_BC: Tensor, stacked: Tensor, step_batch: StepBatch, weak_UC: Tensor | None = None) -> Batch:
     """Build the method's input: the heads' logits split by source, with labels, pseudo-labels and teacher."""
-    probs = {name: probs_BK.to(stacked.device).float() for name, probs_BK in step_batch.source_probs.items()}
+    probs = {
+        name: probs_BK.to(stacked.device, non_blocking=True).float()
+        for name, probs_BK in step_batch.source_probs.items()
+    }
     widths = [probs_BK.shape[1] for probs_BK in probs.values()]
     split = dict(zip(probs, torch.split(stacked, widths, dim=1), strict=True)) if probs else {}
-    teacher_BC = step_batch.teacher_BC.to(target_BC.device).float() if step_batch.teacher_BC is not None else None
+
+    def on_device(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(target_BC.device, non_blocking=True).float()
+
     return Batch(
         target_logits_BC=target_BC,
-        labels_B=step_batch.labels_B.to(target_BC.device),
+        labels_B=step_batch.labels_B.to(target_BC.device, non_blocking=True),
         source_logits=split,
         source_probs=probs,
-        teacher_probs_BC=teacher_BC,
+        teacher_probs_BC=on_device(step_batch.teacher_BC),
         weak_logits_UC=weak_UC,
+        class_weights_C=on_device(step_batch.class_weights_C),
+        label_shift_C=on_device(step_batch.label_shift_C),
     )
 
 
@@ -64,7 +103,7 @@ def held_out_loss(state: State, loss: Callable[[Batch], Terms], task: Task) -> f
 
     The label term is left out if there are others: on a few dozen images it prefers the least confident student. The
     source terms can be computed on any image, and rank candidates in the order of their later accuracy (on the
-    quickstart's three candidates with two seeds: both times, and the label term neither time).
+    first quickstart's three candidates with two seeds: both times, and the label term neither time).
     """
     material, device = task.material, next(state.ema.parameters()).device
     unlabeled = material.held_out if task.needs - {"frozen"} else material.held_out[:0]

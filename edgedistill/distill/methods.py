@@ -53,6 +53,8 @@ class Batch:
         source_probs: cached pseudo-labels of each source for the same images, [B, K]; rows sum to 1.
         teacher_probs_BC: the teacher's probabilities of the target's own classes; rows sum to 1.
         weak_logits_UC: target logits on a weakly augmented view of the unlabeled images, without gradient.
+        class_weights_C: weights of the labels in the label loss, of mean 1 over the labels.
+        label_shift_C: added to the target logits in the label loss (labels/prior.py).
     """
 
     target_logits_BC: Tensor
@@ -61,6 +63,8 @@ class Batch:
     source_probs: Mapping[str, Tensor]
     teacher_probs_BC: Tensor | None = None
     weak_logits_UC: Tensor | None = None
+    class_weights_C: Tensor | None = None
+    label_shift_C: Tensor | None = None
 
     def classes(self, source: str) -> int:
         """K of a source."""
@@ -270,7 +274,8 @@ def no_problem(options: Options, sources: Collection[str]) -> str:
 
 def source_problem(options: Options, sources: Collection[str]) -> str:
     """Check that the option `source` names a source."""
-    return "" if options.get("source") in sources else f"no source is called {options.get('source')}"
+    name = options.get("source")
+    return "" if name in sources else f"no source is called {name}; name one of: {', '.join(sources)}"
 
 
 def shares_problem(options: Options, sources: Collection[str]) -> str:
@@ -278,7 +283,7 @@ def shares_problem(options: Options, sources: Collection[str]) -> str:
     lam, auxiliary = options.get("lam", 0.3), options.get("sources", 0.3)
     if not (isinstance(lam, float | int) and isinstance(auxiliary, float | int)):
         return ""
-    return "lam + sources is over 1: nothing is left for the teacher" if lam + auxiliary > 1.0 else ""
+    return "lam + sources is over 1, which leaves nothing for the teacher; lower one" if lam + auxiliary > 1.0 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +334,9 @@ def consistency_loss(batch: Batch, threshold: float) -> Tensor:
     import torch.nn.functional as F
 
     assert batch.weak_logits_UC is not None, "the method needs the weak view"
-    strong_UC = batch.target_logits_BC[batch.labels_B < 0]
+    # the unlabeled ones in their order; a mask would make the CPU wait for the GPU, to learn how many they are
+    order_B = (batch.labels_B >= 0).byte().argsort(stable=True)
+    strong_UC = batch.target_logits_BC[order_B[: len(batch.weak_logits_UC)]]
     confidence_U, pseudo_U = batch.weak_logits_UC.softmax(dim=1).max(dim=1)
     losses_U = F.cross_entropy(strong_UC, pseudo_U, reduction="none") * (confidence_U >= threshold)
     return losses_U.sum() / max(1, len(losses_U))
@@ -350,12 +357,14 @@ def sharpened(probs_BC: Tensor, power: float) -> Tensor:
 
 
 def label_loss(batch: Batch) -> Tensor:
-    """Mean cross-entropy over the labeled images of the batch; 0 if there are none."""
+    """Mean cross-entropy over the labeled images of the batch, weighted and shifted; 0 if there are none."""
     import torch.nn.functional as F
 
-    labeled = batch.labels_B >= 0
-    total = F.cross_entropy(batch.target_logits_BC, batch.labels_B, ignore_index=-1, reduction="sum")
-    return total / labeled.sum().clamp(min=1)
+    labels_B, weights_C, logits_BC = batch.labels_B, batch.class_weights_C, batch.target_logits_BC
+    if batch.label_shift_C is not None:
+        logits_BC = logits_BC + batch.label_shift_C
+    total = F.cross_entropy(logits_BC, labels_B, weight=weights_C, ignore_index=-1, reduction="sum")
+    return total / (labels_B >= 0).sum().clamp(min=1)
 
 
 def source_loss(logits_BK: Tensor, probs_BK: Tensor, temperature: float, normalise: bool) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from edgedistill.distill.compiled import TrainingNet, training_net
+from edgedistill.distill.micro_batches import MicroBatches
 from edgedistill.distributed import processes
-from edgedistill.distributed.device import default_device
+from edgedistill.distributed.device import allow_tf32, default_device, move_means
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.recipe.schema import Distill
@@ -35,14 +37,16 @@ class StudentWithHeads(nn.Module):
 class State:
     """The student, its source heads, the running mean of its weights, and the optimizer.
 
-    `net` is the trained module of student and heads; with several processes it averages their gradients.
+    `net` is the trained module of student and heads in one, compiled or not.
+    `micro_batches` is the number of parts of a step's batch.
     """
 
     model: nn.Module
     heads: nn.Module
     ema: nn.Module
     optimizer: torch.optim.Optimizer
-    net: nn.Module
+    net: TrainingNet
+    micro_batches: MicroBatches = field(default_factory=MicroBatches)
 
     def parts(self) -> dict[str, Any]:
         """The stateful objects of a checkpoint, by name."""
@@ -60,6 +64,7 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
     """
     processes.team()  # with several processes on several GPUs, each uses its own from here on
     device = default_device()
+    allow_tf32()
     width = int(model.head.in_features)  # type: ignore[union-attr,arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,7 +88,7 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
         heads=heads,
         ema=ema,
         optimizer=optimizer,
-        net=processes.data_parallel(StudentWithHeads(model, heads)),
+        net=training_net(processes.data_parallel(StudentWithHeads(model, heads)), settings.compile),
     )
 
 
@@ -108,18 +113,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, step:
         group["lr"] = settings.lr * share
 
 
-def optimizer_step(state: State, loss: torch.Tensor, ema_decay: float, step: int) -> None:
-    """Take one optimizer step and update the running mean of the weights; batch statistics are copied unaveraged.
+def optimizer_step(state: State, ema_decay: float, step: int) -> None:
+    """Take one optimizer step along the gradients, clear them, and update the running mean of the weights.
+
+    Batch statistics are copied unaveraged.
 
     The decay grows with the step (from 0) to `ema_decay`; otherwise a short run would end on its initial weights.
     """
     decay = min(ema_decay, (1 + step) / (10 + step))
-    state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
     state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for mean, weight in zip(state.ema.parameters(), state.model.parameters(), strict=True):
-            mean.lerp_(weight, 1.0 - decay)
+        move_means([*state.ema.parameters()], [*state.model.parameters()], 1.0 - decay)
         for averaged, current in zip(state.ema.buffers(), state.model.buffers(), strict=True):
             averaged.copy_(current)
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.data import images
-from edgedistill.data.shards import Shard, View, pixel_hash, squares
+from edgedistill.data.images import View
+from edgedistill.data.shards import Shard, pixel_hash, squares
 from edgedistill.errors import EdgeDistillError
 from edgedistill.sources.outputs import SourceOutputs
 
@@ -208,7 +209,8 @@ class Stream:
             rows = rows_U[selected]
             images_UHWC[selected] = self._decode(labeled.shard, rows)
             for name in self.sources:
-                probs_RK = np.asarray(labeled.outputs[name].probs_NK[rows])
+                probs_RK = labeled.outputs[name].rows(rows)[1]
+                assert probs_RK is not None, "the method takes shares of sources with classes alone"
                 if name not in source_probs:
                     source_probs[name] = np.empty((len(indices), probs_RK.shape[1]), probs_RK.dtype)
                 source_probs[name][selected] = probs_RK

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from edgedistill.agent import metrics
+from edgedistill.labels.prior import Prior
+from edgedistill.recipe.options import LATER
+from edgedistill.similarity.chance import LEVEL, Level, better_than_chance
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
@@ -28,6 +31,11 @@ Features = Mapping[str, Floats]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PENALTIES = (0.01, 0.1, 1.0)  # for unit-length features
 TEMPERATURES = tuple(float(temperature) for temperature in np.geomspace(0.02, 1.0, 16))
+ChanceLevel = Annotated[
+    Level,
+    Field(description="Level of the test that gives a source which is not told from chance no share; 1: no test."),
+    LATER,
+]
 NEGLIGIBLE_SHARE = 0.1  # a source with less than this share of an equal weight adds dimensions but no information
 
 
@@ -79,6 +87,7 @@ def stacked(
     classes: int,
     *,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
+    level: ChanceLevel = LEVEL,
 ) -> Teacher:
     """Mix one probe per source by the weights of largest likelihood (stacking, Wolpert 1992; H-ensemble 2312.12489).
 
@@ -89,23 +98,27 @@ def stacked(
         labels_L: classes of the labeled images.
         classes: C.
         shrink: strength of the prior towards equal weights: pseudo-observations over all sources, as a share of L.
+        level: a source whose leave-one-out answers are not told from chance at this level (similarity/chance.py) has
+            no share. If none is, the test decides nothing. With a class of one label there is no test.
     """
     probes = {name: probe(features[name], rows, labels_L, classes) for name in alphas}
-    likelihood_LS = np.stack(
-        [source_probe.loo_probs_LC[np.arange(len(rows)), labels_L] for source_probe in probes.values()], axis=1
-    )
-    weights_S = mixing_weights(likelihood_LS, shrink) if at_least_two_per_class(labels_L) else np.ones(len(probes))
-    return _mixed_teacher(probes, dict(zip(probes, weights_S, strict=True)), labels_L)
+    if not at_least_two_per_class(labels_L):
+        return _mixed_teacher(probes, dict.fromkeys(probes, 1.0), labels_L)
+    informed = better_than_chance({name: features[name][rows] for name in probes}, labels_L, level)
+    likelihood_LS = np.stack([probes[name].loo_probs_LC[np.arange(len(rows)), labels_L] for name in informed], axis=1)
+    weights = dict(zip(informed, mixing_weights(likelihood_LS, shrink).tolist(), strict=True))
+    return _mixed_teacher(probes, {name: weights.get(name, 0.0) for name in probes}, labels_L)
 
 
 def _mixed_teacher(probes: Mapping[str, Probe], weights: Mapping[str, float], labels_L: Rows) -> Teacher:
     total = sum(weights.values())
     shares = {name: float(weight / total) for name, weight in weights.items()}
-    probs_NC = sum(share * probes[name].probs_NC for name, share in shares.items())
-    loo_probs_LC = sum(share * probes[name].loo_probs_LC for name, share in shares.items())
+    mixed = {name: share for name, share in shares.items() if share > 0.0}
+    probs_NC = sum(share * probes[name].probs_NC for name, share in mixed.items())
+    loo_probs_LC = sum(share * probes[name].loo_probs_LC for name, share in mixed.items())
 
     def predict(other_features: Features) -> Floats:
-        weighted_probs = (share * _predict(probes[name], other_features[name]) for name, share in shares.items())
+        weighted_probs = (share * _predict(probes[name], other_features[name]) for name, share in mixed.items())
         return np.asarray(sum(weighted_probs), dtype=np.float32)
 
     accuracy = metrics.balanced(labels_L, np.asarray(loo_probs_LC).argmax(axis=1))[0]
@@ -213,6 +226,7 @@ def selftrained(
     penalty: Positive = 0.5,
     dims: PositiveInt = 128,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
+    level: ChanceLevel = LEVEL,
 ) -> Teacher:
     """`stacked`, followed by self-training of one joint probe on all sources' features.
 
@@ -230,18 +244,12 @@ def selftrained(
         penalty: ridge penalty of the joint probe.
         dims: number of principal components that each source is reduced to.
         shrink: as for `stacked`.
+        level: as for `stacked`.
     """
-    first = stacked(features, alphas, rows=rows, labels_L=labels_L, classes=classes, shrink=shrink)
-    means = {
-        name: feature_mean(features[name])
-        for name, share in first.weights.items()
-        if share >= NEGLIGIBLE_SHARE / len(first.weights)
-    }
-    reduced = {
-        name: principal_components(unit_directions(features[name], mean_D), dims) for name, mean_D in means.items()
-    }
+    first = stacked(features, alphas, rows=rows, labels_L=labels_L, classes=classes, shrink=shrink, level=level)
+    reduced = _reduced(features, first.weights, dims)
     joint_ND = np.concatenate(
-        [np.sqrt(first.weights[name]) * reduced_ND for name, (reduced_ND, _) in reduced.items()], axis=1
+        [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()], axis=1
     )
     labels_LC = np.eye(classes, dtype=np.float32)[labels_L]
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
@@ -255,11 +263,39 @@ def selftrained(
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 
     def predict(other_features: Features) -> Floats:
-        units = {name: unit_directions(other_features[name], mean_D) for name, mean_D in means.items()}
-        projected = [np.sqrt(first.weights[name]) * (units_MD @ reduced[name][1]) for name, units_MD in units.items()]
+        projected = [
+            np.sqrt(first.weights[name]) * (unit_directions(other_features[name], mean_D) @ directions_DK)
+            for name, (mean_D, _, directions_DK) in reduced.items()
+        ]
         return np.asarray(softmax(np.concatenate(projected, axis=1) @ weights_DC / temperature), dtype=np.float32)
 
     return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, predict=predict)
+
+
+def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dict[str, tuple[Floats, Floats, Floats]]:
+    """Mean [D], principal components [N, dims] and directions [D, dims] of the sources with a share worth it."""
+    least = NEGLIGIBLE_SHARE / sum(share > 0.0 for share in weights.values())
+    means = {name: feature_mean(features[name]) for name, share in weights.items() if share >= least}
+    return {
+        name: (mean_D, *principal_components(unit_directions(features[name], mean_D), dims))
+        for name, mean_D in means.items()
+    }
+
+
+def adjusted(teacher: Teacher, prior: Prior, rows: Rows) -> Teacher:
+    """The teacher with its answers shifted to the prior by those on the images `rows`, which were drawn at it.
+
+    Where these do not tell the shift, it counts as trained on classes of equal shares, as its probes are.
+    """
+    logits_NC = np.log(np.maximum(teacher.probs_NC, 1e-12))
+    shift_C = prior.shift(logits_NC[rows])
+    if shift_C is None:
+        shift_C = np.log(prior.aim)
+
+    def predict(features: Features) -> Floats:
+        return np.asarray(softmax(np.log(np.maximum(teacher.predict(features), 1e-12)) + shift_C), dtype=np.float32)
+
+    return replace(teacher, probs_NC=softmax(logits_NC + shift_C), predict=predict)
 
 
 def principal_components(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
@@ -276,7 +312,15 @@ def principal_components(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
 
 
 def weighted_ridge(features_ND: Floats, weight_N: Floats, targets_NC: Floats, penalty: float) -> Floats:
-    """Weights [D, C] of a ridge regression in which image n has weight weight_N[n]."""
+    """Weights [D, C] of a ridge regression in which image n has weight weight_N[n], all above zero.
+
+    Where features outnumber images, the same weights come from a system of N equations instead of D.
+    """
+    n, width = features_ND.shape
+    if width > n:
+        moments_NN = features_ND @ features_ND.T
+        moments_NN[np.diag_indices(n)] += penalty / weight_N
+        return np.asarray(features_ND.T @ np.linalg.solve(moments_NN, targets_NC))
     scaled_DN = (features_ND * weight_N[:, None]).T
     moments_DD = scaled_DN @ features_ND
     moments_DD[np.diag_indices_from(moments_DD)] += penalty

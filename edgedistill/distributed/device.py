@@ -36,8 +36,12 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """The forward pass in bfloat16 where `precision` asks for it; "auto" is bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
-    reduced = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_reduced(device, precision))
+
+
+def is_reduced(device: torch.device, precision: Precision) -> bool:
+    """Whether a forward pass is in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def forked_random(device: torch.device) -> AbstractContextManager[object]:
@@ -45,3 +49,57 @@ def forked_random(device: torch.device) -> AbstractContextManager[object]:
     import torch
 
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory from which a GPU copies without waiting for the CPU; the tensor itself without a GPU."""
+    return tensor.pin_memory() if has_gpu() else tensor
+
+
+def batches_ahead() -> int:
+    """Batches that a background thread gathers before they are needed; 0 without a GPU, whose time they would take."""
+    return 3 if has_gpu() else 0
+
+
+def images_at_once() -> int:
+    """Images of a forward pass without gradients, if the memory holds them: a GPU is idle with few."""
+    return 256 if has_gpu() else 64
+
+
+def steps_per_read() -> int:
+    """Steps whose losses are read at once: reading makes a GPU wait for the CPU; without one it costs nothing."""
+    return 10 if has_gpu() else 1
+
+
+def allow_tf32() -> None:
+    """Let a GPU multiply float32 matrices in TF32 (ten bits of mantissa), as cuDNN's convolutions do by default."""
+    import torch
+
+    if has_gpu():
+        torch.set_float32_matmul_precision("high")
+
+
+def move_means(means: list[torch.Tensor], weights: list[torch.Tensor], share: float) -> None:
+    """Move each running mean by a share of the way to its weight; on a GPU in a few launches, not one a weight."""
+    from torch.optim import swa_utils
+
+    if means and means[0].device.type == "cuda":
+        swa_utils.get_ema_multi_avg_fn(1.0 - share)(means, weights, 0)  # type: ignore[no-untyped-call]
+        return
+    for mean, weight in zip(means, weights, strict=True):
+        mean.lerp_(weight, share)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this the error of a GPU whose memory is full? A CPU's shortage ends the process instead."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def free_cached_memory() -> None:
+    """Return the memory that torch keeps for later to the GPU; nothing without one."""
+    import torch
+
+    if has_gpu():
+        torch.cuda.empty_cache()

@@ -67,6 +67,16 @@ def collect(model: ModelProto, images_NHWC: np.ndarray, names: Sequence[str]) ->
     }
 
 
+def peaks(model: ModelProto, images_NHWC: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The largest absolute value of each named float tensor on images, uint8 [N, px, px, 3]."""
+    session, largest = infer.session(with_outputs(model, names)), dict.fromkeys(names, 0.0)
+    for start in range(0, len(images_NHWC), BATCH):
+        arrays = session.run(list(names), {"images": np.ascontiguousarray(images_NHWC[start : start + BATCH])})
+        for name, array in zip(names, arrays, strict=True):
+            largest[name] = float(np.maximum(largest[name], np.abs(array).max(initial=0.0)))  # NaN stays
+    return largest
+
+
 def with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:
     """Serialize a copy of a graph that has the named float tensors as additional outputs."""
     extended = ModelProto()

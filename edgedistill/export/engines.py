@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,8 +21,9 @@ from onnx import ModelProto
 
 from edgedistill.console import bar
 from edgedistill.export import graphs, qdq, rtx_builder
-from edgedistill.records import Engine, EngineLayers, OnnxModel
-from edgedistill.run import artifacts
+from edgedistill.measurements import Engine, EngineLayers
+from edgedistill.records import OnnxModel
+from edgedistill.run import artifacts, interrupts
 from edgedistill.run.files import atomic, sha256_file, write_json, write_record
 
 TIMEOUT_S = 900.0
@@ -146,8 +146,8 @@ def build(graph: Path, model: OnnxModel, capability: str, folder: Path, timeout_
     loaded = onnx.load(graph)
     qdq.refuse_for_tensorrt(loaded, str(graph))
     name, started = f"{model.name}.{capability}.engine", time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as temporary:
-        built = Path(temporary) / "engine"
+    with interrupts.temporary_folder() as temporary:
+        built = temporary / "engine"
         failed, log = run_builder(graph.resolve(), built, capability, timeout_s)
         seconds = round(time.monotonic() - started, 3)
         engine = Engine(
@@ -179,14 +179,12 @@ def run_builder(graph: Path, engine: Path, capability: str, timeout_s: float) ->
     with log_path.open("wb") as stream:
         try:
             # in the package's parent folder, so that the child imports this package and no module of the current folder
-            completed = subprocess.run(
-                command, stdout=stream, stderr=subprocess.PIPE, timeout=timeout_s, check=False, cwd=ROOT
-            )
+            with interrupts.child_session(command, stdout=stream, stderr=subprocess.PIPE, cwd=ROOT) as process:
+                stderr = process.communicate(timeout=timeout_s)[1].decode(errors="replace")
         except subprocess.TimeoutExpired:
             return f"the builder did not end within {timeout_s:g} s", ""
     log = log_path.read_text(encoding="utf-8", errors="replace")
-    stderr = completed.stderr.decode(errors="replace")
-    return ("" if completed.returncode == 0 else failure_reason(completed.returncode, stderr, log)), log
+    return ("" if process.returncode == 0 else failure_reason(process.returncode, stderr, log)), log
 
 
 def failure_reason(code: int, stderr: str, log: str) -> str:

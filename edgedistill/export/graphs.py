@@ -6,19 +6,42 @@ A Q/DQ pair is QuantizeLinear followed by DequantizeLinear; it marks where a bac
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgedistill.errors import EdgeDistillError
-from edgedistill.run.files import atomic
+from edgedistill.records import OnnxModel, Precision, Target
+from edgedistill.run.files import atomic, sha256_file
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SPATIAL = {2, 3}
+
+
+def record(
+    path: Path,
+    precision: Precision,
+    target: Target,
+    *,
+    opset: int,
+    parent_sha256: str = "",
+    parity: Mapping[str, float] | None = None,
+) -> OnnxModel:
+    """The record of a graph on disk; its `path` is the bare file name."""
+    return OnnxModel(
+        path=path.name,
+        sha256=sha256_file(path),
+        precision=precision,
+        target=target,
+        opset=opset,
+        parent_sha256=parent_sha256,
+        size_mb=path.stat().st_size / 1e6,
+        parity=dict(parity or {}),
+    )
 
 
 def write(model: ModelProto, path: Path) -> None:
@@ -63,6 +86,20 @@ def without_unread(model: ModelProto) -> ModelProto:
     used = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(used)
+    return model
+
+
+def unshare_weights(model: ModelProto) -> ModelProto:
+    """Give every weighted node a weight of its own, in place, and return the model: each gets a DequantizeLinear."""
+    tensors, read = {tensor.name: tensor for tensor in model.graph.initializer}, set[str]()
+    for node in model.graph.node:
+        name = node.input[1] if node.op_type in WEIGHTED else ""
+        if name in read and name in tensors:
+            own = copy.deepcopy(tensors[name])
+            own.name = f"{name}_{node.name}"
+            model.graph.initializer.append(own)
+            node.input[1] = own.name
+        read.add(name)
     return model
 
 
@@ -150,73 +187,27 @@ def is_hard_sigmoid(node: NodeProto) -> bool:
     return bool(abs(coefficients.get("alpha", 0.2) - 1 / 6) < 1e-6 and coefficients.get("beta", 0.5) == 0.5)
 
 
-def half(model: ModelProto) -> ModelProto:
-    """Convert a graph to float16, except for its preprocessing and its outputs, which stay float32.
-
-    A strongly typed TensorRT network takes its precisions from the graph. Q/DQ pairs become float16 as well, which
-    ONNX allows from opset 19 on.
-
-    Raises:
-        EdgeDistillError: a constant is too large for float16.
-    """
-    preprocessing_nodes, initializers = set(preprocessing(model)), constants(model)
-    float_tensors = {
-        name for node in model.graph.node if node.name in preprocessing_nodes for name in node.output
-    } - not_float(model)
-    outputs = {output.name for output in model.graph.output}
-    halved: dict[str, TensorProto] = {}
-    casts: dict[str, NodeProto] = {}
-
-    def as_half(name: str) -> str:
-        if name in outputs:
-            return f"{name}_half"
-        if name in initializers and initializers[name].dtype == np.float32:
-            halved[name] = _half_initializer(name, initializers[name])
-        elif name in float_tensors:
-            casts[name] = _cast(name, f"{name}_half", TensorProto.FLOAT16)
-        else:
-            return name
-        return f"{name}_half"
-
-    float_nodes, half_nodes = [], []
-    for node in model.graph.node:
-        if node.name in preprocessing_nodes:
-            float_nodes.append(node)
-            continue
-        rewired = copy.deepcopy(node)
-        rewired.input[:] = [as_half(name) for name in node.input]
-        rewired.output[:] = [f"{name}_half" if name in outputs else name for name in node.output]
-        for attribute in rewired.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.FLOAT16
-        half_nodes.append(rewired)
-    back = [_cast(f"{name}_half", name, TensorProto.FLOAT) for name in sorted(outputs)]
-    half_model = copy.deepcopy(model)
-    del half_model.graph.node[:], half_model.graph.value_info[:]
-    half_model.graph.node.extend([*float_nodes, *casts.values(), *half_nodes, *back])
-    half_model.graph.initializer.extend(halved.values())
-    return without_unread(half_model)
-
-
-def _cast(name: str, into: str, to: int) -> NodeProto:
-    return helper.make_node("Cast", [name], [into], name=f"{into}_cast", to=to)
-
-
-def _half_initializer(name: str, array: np.ndarray) -> TensorProto:
-    largest = float(np.abs(array).max(initial=0.0))
-    if largest > float(np.finfo(np.float16).max):
-        raise EdgeDistillError(
-            f"constant {name} holds {largest:.3g}, more than float16 can", "set export.fp16 to false"
-        )
-    return numpy_helper.from_array(array.astype(np.float16), f"{name}_half")
-
-
 def _ranks(model: ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
         value_info.name: len(value_info.type.tensor_type.shape.dim)
         for value_info in (*inferred.input, *inferred.value_info)
     }
+
+
+def layer_macs(model: ModelProto, names: Collection[str]) -> dict[str, float]:
+    """Multiply-accumulates of one image in the named layers; without known shapes, the size of a layer's weights."""
+    weights, inferred = constants(model), onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+
+    def macs(node: NodeProto) -> float:
+        positions = [size for size in shapes.get(node.output[0], ())[2:] if size] if node.op_type == "Conv" else []
+        return float(weights[node.input[1]].size * math.prod(positions))
+
+    return {node.name: macs(node) for node in model.graph.node if node.name in names}
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
@@ -250,6 +241,27 @@ def not_float(model: ModelProto) -> set[str]:
         for value_info in (*inferred.input, *inferred.value_info, *inferred.output)
         if value_info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
     }
+
+
+def drop_later_attributes(model: ModelProto, earlier_opset: int) -> None:
+    """Remove attributes, in place, that the graph's opset does not know and that had their default in an earlier one.
+
+    onnx's version converter leaves them: `noop_with_empty_axes` of a reduction makes the graph invalid.
+    """
+    for node in model.graph.node:
+        if node.domain:
+            continue
+        allowed = onnx.defs.get_schema(node.op_type, opset(model)).attributes
+        defaults = onnx.defs.get_schema(node.op_type, earlier_opset).attributes
+        kept = [
+            proto
+            for proto in node.attribute
+            if proto.name in allowed
+            or proto.name not in defaults
+            or helper.get_attribute_value(proto) != helper.get_attribute_value(defaults[proto.name].default_value)
+        ]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def depths(model: ModelProto) -> dict[str, int]:

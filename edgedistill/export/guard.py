@@ -1,31 +1,32 @@
-"""The accuracy guard: if int8 loses more accuracy than the recipe allows, the most sensitive layers stay in float.
+"""The accuracy guard: if int8 is shown to lose more accuracy than the recipe allows, sensitive layers stay in float.
 
-Accuracy is compared with fp32's on val. Layers are ranked on a few images without labels, by the noise that each one
-alone adds to the logits. N images, C classes.
+Accuracy is compared with fp32's on witnesses: val with its labels, and images without labels that trained nothing, on
+which the loss is expected from calibrated probabilities. Layers are ranked on a few other images, by the noise that
+each one alone adds to the logits. N images, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from onnx import ModelProto
 
-from edgedistill.agent import metrics
 from edgedistill.console import bar
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.export import calibrate, graphs, qdq
+from edgedistill.export.float_layers import FloatSet, Ratio, fastest, holding_sets
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import layers, make_plan
+from edgedistill.labels.calibration import Temperature, estimated_loss, temperature_of
 from edgedistill.records import Drop, Guarded, Target
 
 RANKING_IMAGES = 32  # images on which layers are ranked
 UNLABELED_IMAGES = 256  # calibration images on which labels are compared with fp32's
-SCREENING_IMAGES = 64  # images of val that decide whether a graph is run on all of them
-SIMULATED_IMAGES = 500  # images of val for a graph that can only be simulated, which takes 20 times as long
-LAYERS_PER_FLOAT_LAYER = 4  # at most one layer in four stays float: with more, fp32 is the better graph
+SCREENING_IMAGES = 64  # witnesses that decide whether a graph is run on all of them
+SIMULATED_IMAGES = 500  # witnesses for a graph that can only be simulated, which takes seven times as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,9 @@ class Guard:
         model: the fp32 graph.
         ranges: its calibrated ranges.
         calibration_NHWC: the calibration images.
-        val_NHWC: the images of val.
-        val_labels_N: their labels.
+        witnesses_NHWC: images that did not train.
+        witness_labels_N: their labels, -1 for none.
+        temperature: of the fp32 graph's logits; None to fit it on the witnesses with a label.
         max_drop: percentage points of accuracy that may be lost.
         score: "top1" or "balanced".
     """
@@ -68,10 +70,11 @@ class Guard:
     model: ModelProto
     ranges: Mapping[str, calibrate.Range]
     calibration_NHWC: np.ndarray
-    val_NHWC: np.ndarray
-    val_labels_N: np.ndarray
+    witnesses_NHWC: np.ndarray
+    witness_labels_N: np.ndarray
     max_drop: float
     score: str
+    temperature: Temperature | None = None
 
     @cached_property
     def unlabeled_NHWC(self) -> np.ndarray:  # noqa: N802 - the shape suffix
@@ -80,56 +83,80 @@ class Guard:
         return self.calibration_NHWC[::every][:UNLABELED_IMAGES]
 
     @cached_property
-    def fp32_labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """fp32's labels on val and on the unlabeled images."""
+    def fp32_logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """fp32's logits on the witnesses and on the unlabeled images."""
         graph = self.model.SerializeToString()
-        return predict_onnx(graph, self.val_NHWC).argmax(1), predict_onnx(graph, self.unlabeled_NHWC).argmax(1)
+        return predict_onnx(graph, self.witnesses_NHWC), predict_onnx(graph, self.unlabeled_NHWC)
+
+    @cached_property
+    def fitted_temperature(self) -> Temperature:
+        """The temperature of fp32's logits."""
+        if self.temperature is not None:
+            return self.temperature
+        labeled_N = self.witness_labels_N >= 0
+        return temperature_of(self.fp32_logits[0][labeled_N], self.witness_labels_N[labeled_N])
 
     def measure_drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
-        """Measure the accuracy that an int8 graph loses; with `screening`, on SCREENING_IMAGES images of val only.
+        """Measure the accuracy that an int8 graph loses; with `screening`, on SCREENING_IMAGES witnesses only.
 
-        A simulated graph is run on at most SIMULATED_IMAGES images of val.
+        A simulated graph is run on at most SIMULATED_IMAGES witnesses.
         """
         serialized, simulate = graph.SerializeToString(), target != "cpu"
-        max_val, max_unlabeled = len(self.val_labels_N), len(self.unlabeled_NHWC)
+        max_witnesses, max_unlabeled = len(self.witnesses_NHWC), len(self.unlabeled_NHWC)
         if simulate or screening:
-            max_val = SCREENING_IMAGES if screening else SIMULATED_IMAGES
-            max_unlabeled = max_val // 4
-        rows = evenly_spaced(len(self.val_labels_N), max_val)
+            max_witnesses = SCREENING_IMAGES if screening else SIMULATED_IMAGES
+            max_unlabeled = max_witnesses // 4
+        rows = evenly_spaced(len(self.witnesses_NHWC), max_witnesses)
         unlabeled_rows = evenly_spaced(len(self.unlabeled_NHWC), max_unlabeled)
-        int8_N = predict_onnx(serialized, self.val_NHWC[rows], simulate=simulate).argmax(1)
+        int8_NC = predict_onnx(serialized, self.witnesses_NHWC[rows], simulate=simulate)
         unlabeled_int8_N = predict_onnx(serialized, self.unlabeled_NHWC[unlabeled_rows], simulate=simulate).argmax(1)
-        fp32_N, unlabeled_fp32_N = self.fp32_labels[0][rows], self.fp32_labels[1][unlabeled_rows]
-        loss = metrics.drop(self.val_labels_N[rows], fp32_N, int8_N, self.score)
-        points, low, high = (100 * fraction for fraction in loss)
-        differ_N = np.concatenate([int8_N != fp32_N, unlabeled_int8_N != unlabeled_fp32_N])
+        fp32_NC, unlabeled_fp32_N = self.fp32_logits[0][rows], self.fp32_logits[1][unlabeled_rows].argmax(1)
+        loss = estimated_loss(self.witness_labels_N[rows], fp32_NC, int8_NC, self.fitted_temperature, by=self.score)
+        low, high = loss.interval
+        differ_N = np.concatenate([int8_NC.argmax(1) != fp32_NC.argmax(1), unlabeled_int8_N != unlabeled_fp32_N])
         return Drop(
-            points=points,
-            low=low,
-            high=high,
+            points=100 * loss.mean,
+            low=100 * low,
+            high=100 * high,
             n=len(rows),
             differ=100 * float(np.mean(differ_N)),
             images=len(rows) + len(unlabeled_rows),
+            unlabeled=int((self.witness_labels_N[rows] < 0).sum()),
+            shown=100 * loss.shown,
         )
 
-    def holds(self, drop: Drop) -> bool:
-        """Whether the loss on val is within the bound, or explained by one image of a small val.
+    def within(self, drop: Drop) -> bool:
+        """Whether the estimated loss is within the bound, or explained by one of few images.
 
-        The second case: one image of val is more than the bound, one was lost, and the share of labels that changed on
-        all images is within the bound.
+        The second case: one image is more than the bound, one was lost, and the share of labels that changed on all
+        images is within the bound.
         """
         one_image = self.score == "top1" and drop.points <= 100 / drop.n
         return drop.points <= self.max_drop or (one_image and drop.differ <= self.max_drop)
 
+    def holds(self, drop: Drop) -> bool:
+        """Whether no loss above the bound is shown.
+
+        Both errors cost: a layer in float for nothing costs speed, and a loss that is overlooked costs accuracy. A loss
+        is shown with a certainty of 90 %: with the estimate alone, chance would put layers into float in half of the
+        cases at the bound; with the usual 97.5 %, few images would show no loss whatever.
+        """
+        return self.within(drop) or drop.least <= self.max_drop
+
     def choose_graph(
-        self, target: Target, make: Callable[[Sequence[str]], ModelProto], qat: QatCandidate | None = None
+        self,
+        target: Target,
+        make: Callable[[Sequence[str]], ModelProto],
+        qat: QatCandidate | None = None,
+        time: Callable[[ModelProto], Ratio | None] | None = None,
     ) -> Outcome:
-        """Choose the target's graph within the bound with the fewest float layers; all int8 if there is none.
+        """Choose the target's fastest graph within the bound; all int8 if none is, or no loss above it is shown.
 
         Args:
             target: "cpu" or "tensorrt".
             make: builds the graph with the named layers in float.
             qat: a candidate from quantization-aware training; it replaces the graph of `make` if it loses no more.
+            time: measures fp32's time over a graph's, where this machine runs the target.
         """
         model, ranges, graph = self.model, self.ranges, make(())
         drop = self.measure_drop(graph, target)
@@ -143,29 +170,33 @@ class Guard:
         if guarded.holds:
             return Outcome(graph=graph, guarded=guarded)
         ranked = sensitivity(model, ranges, target, self.calibration_NHWC)
-        worst = list(ranked)[: max(1, len(ranked) // LAYERS_PER_FLOAT_LAYER)]
-        counts = _float_counts(len(worst))
-        with bar(f"keep layers in float for {target}", len(counts)) as advance:
-            for count in counts:
-                mixed_graph = make(worst[:count])
-                hopeless = self.measure_drop(mixed_graph, target, screening=True).low > self.max_drop
-                advance(1)
-                if hopeless:
-                    continue
-                mixed_drop = self.measure_drop(mixed_graph, target)
-                if self.holds(mixed_drop):
-                    floats = tuple(worst[:count])
-                    guarded = replace(guarded, holds=True, drop=mixed_drop, floats=floats, before=guarded.drop)
-                    return Outcome(graph=mixed_graph, guarded=guarded, sensitivity=ranked)
-        return Outcome(graph=graph, guarded=guarded, sensitivity=ranked)
+        macs = graphs.layer_macs(qdq.prepare(model, target), ranked)
+        sets = holding_sets(ranked, macs, partial(self._hold, target, make))
+        if not sets:
+            return Outcome(graph=graph, guarded=guarded, sensitivity=ranked)
+        if time and len(sets) > 1:
+            sets = [replace(holding, ratio=time(holding.graph)) for holding in sets]
+        chosen = fastest(sets)
+        guarded = replace(
+            guarded,
+            holds=True,
+            drop=chosen.drop,
+            floats=tuple(sorted(chosen.layers, key=lambda name: -ranked[name])),
+            before=guarded.drop,
+            sets=len(sets),
+            timed=chosen.ratio is not None,
+        )
+        return Outcome(graph=chosen.graph, guarded=guarded, sensitivity=ranked)
 
-
-def _float_counts(max_count: int) -> list[int]:
-    """Numbers of float layers to try: one more each time, later a third more, up to `max_count`."""
-    counts = [1]
-    while counts[-1] < max_count:
-        counts.append(min(max_count, max(counts[-1] + 1, counts[-1] * 4 // 3)))
-    return counts
+    def _hold(
+        self, target: Target, make: Callable[[Sequence[str]], ModelProto], floats: tuple[str, ...]
+    ) -> FloatSet | None:
+        """The graph with these layers in float if its estimated loss is within the bound."""
+        graph = make(floats)
+        if self.measure_drop(graph, target, screening=True).low > self.max_drop:
+            return None
+        drop = self.measure_drop(graph, target)
+        return FloatSet(layers=floats, graph=graph, drop=drop) if self.within(drop) else None
 
 
 def sensitivity(

@@ -5,16 +5,19 @@ N images, H x W pixels, C target classes.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgedistill.agent import machine
+from edgedistill.agent.ort import keep_arithmetic
 from edgedistill.console import bar
 from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.export.literal import in_float32, is_quantized
 from edgedistill.records import OnnxModel
+from edgedistill.run.artifacts import EXPORT
 
 BATCH = 4  # larger batches exceed the caches: an EfficientNet-Lite0 at 224 px takes 1.8 times as long
 
@@ -50,30 +53,33 @@ def check_images(images_NHWC: np.ndarray, px: int | None = None) -> None:
 def session(path: Path | bytes, *, simulate: bool = False, threads: int = 2) -> Any:
     """Create an ONNX Runtime session on the CPU for a file or a serialized graph.
 
-    With `simulate`, Q/DQ pairs are computed literally in float.
+    With `simulate`, Q/DQ pairs are computed literally in float32, from values rounded to float16 where the graph does.
 
     Raises:
         EdgeDistillError: ONNX Runtime cannot load the graph.
     """
+    import onnx
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if machine.saturates():
-        # pairs of uint8 x int8 products saturate at 16 bits; the flag picks exact, slower kernels
-        # (onnxruntime_session_options_config_keys.h). With VNNI it would only make int8 slow: 5.2 ms for 3.0 ms.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    if simulate:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    keep_arithmetic(options)
     try:
-        model = path if isinstance(path, bytes) else str(path)
+        model: bytes | str = path if isinstance(path, bytes) else str(path)
+        if simulate:
+            graph = in_float32(onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path))
+            if is_quantized(graph):
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            model = graph.SerializeToString()
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class
         reason = " ".join(str(error).split())
         where = "a graph" if isinstance(path, bytes) else path
-        raise EdgeDistillError(f"{where}: ONNX Runtime cannot load it ({reason})", "export it again") from None
+        too_new = re.search("opset|IR version", reason, re.IGNORECASE)
+        fix = "set a lower export.opset, such as 17" if too_new else EXPORT
+        raise EdgeDistillError(f"{where}: ONNX Runtime cannot load it ({reason})", fix) from None
 
 
 def predict_onnx(

@@ -16,11 +16,11 @@ import torch
 
 from edgedistill.console import bar
 from edgedistill.errors import EdgeDistillError, GateError
-from edgedistill.export import graphs
+from edgedistill.export import float16, graphs
 from edgedistill.export.infer import BATCH, check_images, predict_onnx, relative_error
 from edgedistill.recipe.schema import Export
 from edgedistill.records import OnnxModel, StudentSpec
-from edgedistill.run.files import sha256_file
+from edgedistill.students.build import require_finite_weights
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,10 @@ def export(
     Raises:
         InputError: `images_NHWC` does not have the type or shape of the student's input.
         GateError: parity is outside the bounds; the file is written.
-        EdgeDistillError: the student cannot be exported in the requested opset.
+        EdgeDistillError: the student has weights that are not finite, or cannot be exported in the requested opset.
     """
     check_images(images_NHWC, spec.input_px)
+    require_finite_weights(model)
     with bar("export to ONNX", 3) as advance:
         student = prepare_student(model, spec)
         advance(1)
@@ -90,17 +91,7 @@ def export(
         graphs.write(graph, path)
         parity = check_parity(student, path, images_NHWC, settings)
         advance(1)
-    size_mb = path.stat().st_size / 1e6
-    return OnnxModel(
-        path=path.name,
-        sha256=sha256_file(path),
-        precision="fp32",
-        target="any",
-        opset=opset,
-        parent_sha256="",
-        size_mb=size_mb,
-        parity=parity,
-    )
+    return graphs.record(path, "fp32", "any", opset=opset, parity=parity)
 
 
 def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | None:
@@ -109,27 +100,15 @@ def half(fp32: Path, parent: OnnxModel, images_NHWC: np.ndarray) -> OnnxModel | 
     Returns:
         The record, with `path` the bare file name; None, with a warning, if float16 cannot represent the student's
         values: its labels on the images, uint8 [N, px, px, 3], differ from fp32's.
-
-    Raises:
-        EdgeDistillError: a weight is too large for float16.
     """
-    path = fp32.with_name("student.fp16.onnx")
-    graphs.write(graphs.half(onnx.load(fp32)), path)
+    path, model = fp32.with_name("student.fp16.onnx"), onnx.load(fp32)
+    graphs.write(float16.half(model, float16.large_tensors(model, images_NHWC)), path)
     fp32_NC, fp16_NC = predict_onnx(fp32, images_NHWC), predict_onnx(path, images_NHWC, simulate=True)
     if not np.isfinite(fp16_NC).all() or float((fp32_NC.argmax(1) == fp16_NC.argmax(1)).mean()) < MIN_HALF_AGREEMENT:
         path.unlink()
         log.warning("export: float16 cannot represent this student's values; there is no fp16 graph")
         return None
-    size_mb = path.stat().st_size / 1e6
-    return OnnxModel(
-        path=path.name,
-        sha256=sha256_file(path),
-        precision="fp16",
-        target="tensorrt",
-        opset=parent.opset,
-        parent_sha256=parent.sha256,
-        size_mb=size_mb,
-    )
+    return graphs.record(path, "fp16", "tensorrt", opset=parent.opset, parent_sha256=parent.sha256)
 
 
 def prepare_student(model: torch.nn.Module, spec: StudentSpec) -> Preprocessed:
@@ -154,17 +133,26 @@ def _convert(student: Preprocessed, spec: StudentSpec, opset: int | None) -> onn
         # torch's exporter calls parts of torch that torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        program = torch.onnx.export(
-            student,
-            (example,),
-            input_names=["images"],
-            output_names=["logits"],
-            opset_version=opset if opset is None else max(opset, EXPORTER_MIN_OPSET),
-            dynamic_shapes={"images": {0: "batch"}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        # timm's attention caches its biases in eval mode
+        warnings.filterwarnings("ignore", message="The tensor attribute .* was assigned during export")
+        try:
+            program = torch.onnx.export(
+                student,
+                (example,),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=opset if opset is None else max(opset, EXPORTER_MIN_OPSET),
+                dynamic_shapes={"images": {0: "batch"}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error).partition("Exception summary")[2].split()).strip("# ")[:300]
+            problem = (
+                f"export: torch cannot export this student at {spec.input_px} px ({reason or type(error).__name__})"
+            )
+            raise EdgeDistillError(problem, "choose another input_px or another family") from None
     assert program is not None  # None only with dynamo=False
     return program.model_proto
 
@@ -182,6 +170,8 @@ def lower_opset(graph: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
         return graph
     try:
         lowered = onnx.version_converter.convert_version(graph, opset)
+        graphs.drop_later_attributes(lowered, graphs.opset(graph))
+        onnx.checker.check_model(lowered, full_check=True)
     except Exception as error:  # the converter's errors share no base class
         reason = " ".join(str(error).split())
         problem = f"export.opset: {opset} cannot express this student ({reason})"
@@ -214,12 +204,25 @@ def check_parity(student: Preprocessed, path: Path, images_NHWC: np.ndarray, set
     agreement, error = float((torch_NC.argmax(1) == onnx_NC.argmax(1)).mean()), relative_error(torch_NC, onnx_NC)
     if agreement >= settings.min_agreement and error <= settings.max_relative_error:
         return {"agreement": agreement, "relative_error": error, "n": float(len(torch_NC))}
-    raise GateError(
+    problem = (
         f"{path.name}: ONNX is not torch over {len(torch_NC)} images: agreement {agreement:.4f} (at least "
         f"{settings.min_agreement:g}), relative error {error:.2e} (at most {settings.max_relative_error:g}); "
-        f"{_worst(torch_NC, onnx_NC)}",
-        "try another export.opset, or loosen the bound if the two values are close enough for you",
+        f"{_worst(torch_NC, onnx_NC)}"
     )
+    raise GateError(problem, loosened(agreement, error, settings))
+
+
+def loosened(agreement: float, error: float, settings: Export) -> str:
+    """The fix of a failed gate: the bounds that the values are within; values that are not finite are within none."""
+    if not np.isfinite(error):
+        return "its values are too large for float32: train it again with a smaller distill.lr"
+    # rounded away from the value: a bound that is copied from here holds
+    bounds = []
+    if agreement < settings.min_agreement:
+        bounds.append(f"export.min_agreement to {np.floor(1e4 * agreement) / 1e4:g}")
+    if error > settings.max_relative_error:
+        bounds.append(f"export.max_relative_error to {float(f'{1.1 * error:.1e}'):g}")
+    return f"if the two values are close enough for you, loosen the bound: set {' and '.join(bounds)}"
 
 
 def _worst(torch_NC: np.ndarray, onnx_NC: np.ndarray) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from edgedistill.agent.metrics import ratio_interval
-from edgedistill.records import BenchReport, Guarded, Kept, OnnxModel, Target
+from edgedistill.agent.metrics import cell_medians, ratio_interval
+from edgedistill.measurements import BenchReport
+from edgedistill.records import Drop, Guarded, Kept, OnnxModel, Target
 
 Ratio = tuple[float, float, float]
+MANY_CHANGED = 3.0  # percent of the labels: worth a word, even if none is lost by it
 TIMING_BACKENDS: dict[Target, str] = {
     "cpu": "onnxruntime-cpu",
     "tensorrt": "tensorrt",
@@ -29,7 +29,7 @@ def choose_precision(
     Args:
         target: "cpu" or "tensorrt".
         models: all graphs, among them fp32 and the target's int8 one.
-        guarded: the accuracy guard's record; None without val images.
+        guarded: the accuracy guard's record; None without images to compare on.
         min_speedup: the lower end of the ratio's interval must be above it.
         ratio: the higher precision's time divided by int8's, (middle, low, high), 95 %; None if not measured.
         untimed: the reason, if it was not measured.
@@ -66,37 +66,46 @@ def speed_ratio(higher: BenchReport, int8: BenchReport) -> Ratio | None:
     """The higher precision's time divided by int8's; None unless both were measured in the same cells of one run."""
     if not (higher.latency.samples_ms and int8.latency.samples_ms):
         return None
-    higher_ms, int8_ms = _cells(higher), _cells(int8)
+    higher_ms, int8_ms = (
+        cell_medians(report.latency.samples_ms, report.facts.get("cells", ())) for report in (higher, int8)
+    )
     paired = [len(rounds) for rounds in higher_ms] == [len(rounds) for rounds in int8_ms]
     return ratio_interval(higher_ms, int8_ms) if paired else None
-
-
-def _cells(report: BenchReport) -> list[list[float]]:
-    """The median of every cell in ms: one list per process, in the order of its rounds."""
-    medians: dict[int, list[float]] = {}
-    start = 0
-    for process, _, count in report.facts.get("cells", ()):
-        medians.setdefault(process, []).append(float(np.median(report.latency.samples_ms[start : start + count])))
-        start += count
-    return list(medians.values())
 
 
 def describe_guard(guarded: Guarded | None) -> str:
     """Describe the accuracy guard's record in words."""
     if guarded is None:
-        return "its accuracy was not guarded: there are no val images"
+        return "its accuracy was not guarded: there are no images to compare on"
     drop = guarded.drop
     interval = f"[{drop.low:.1f}, {drop.high:.1f}]"
-    where = f"on {drop.n} images of val"
+    where = f"on {describe_witnesses(drop)}"
     if not guarded.holds:
         return f"loses {drop.points:.2f} points {interval} {where}, at most {guarded.max_drop:g} may be lost"
     gain = f"gains {-drop.points:.1f} points (loss {interval})" if drop.points < 0 else None
     description = f"{gain or f'loses {drop.points:.1f} points {interval}'} {where}"
     if drop.points > guarded.max_drop:
-        description += f", but other labels than fp32's on only {drop.differ:.1f} % of {drop.images} images"
+        few = drop.differ <= guarded.max_drop
+        changed = f"other labels than fp32's on only {drop.differ:.1f} % of {drop.images} images"
+        description += f", but {changed if few else f'that more than {guarded.max_drop:g} is lost is not shown'}"
     if guarded.qat is not None and guarded.before:
         description += f" after quantization-aware distillation ({guarded.before.points:.1f} before)"
     if guarded.floats and guarded.before:
         layers = "1 layer" if len(guarded.floats) == 1 else f"{len(guarded.floats)} layers"
         description += f" with {layers} in float ({guarded.before.points:.1f} without)"
+        if guarded.sets > 1:
+            description += f", the {'fastest' if guarded.timed else 'cheapest'} of {guarded.sets} choices"
+    if drop.differ >= MANY_CHANGED and drop.points <= guarded.max_drop and drop.least <= 0:
+        description += f"; it answers otherwise on {drop.differ:.1f} % of {drop.images} images, and no loss is shown"
     return description
+
+
+def describe_witnesses(drop: Drop) -> str:
+    """The images on which a loss was measured: `480 images of val`, `30 images of val and 434 without a label`."""
+    if drop.agreement:
+        return f"{drop.n} images, by fp32's own labels"
+    if not drop.unlabeled:
+        return f"{drop.n} images of val"
+    if drop.unlabeled == drop.n:
+        return f"{drop.n} images without a label"
+    return f"{drop.n - drop.unlabeled} images of val and {drop.unlabeled} without a label"

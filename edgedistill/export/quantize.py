@@ -7,28 +7,34 @@ placement of the pairs (placement.py); the ranges are shared (calibrate.py). N i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 
-from edgedistill.agent import metrics
+from edgedistill.agent import graph_types, metrics
 from edgedistill.console import bar
-from edgedistill.export import calibrate, graphs, guard, qdq
+from edgedistill.export import calibrate, float16, graphs, guard, qdq
+from edgedistill.export.float_layers import Ratio
 from edgedistill.export.infer import check_images, predict_onnx
 from edgedistill.export.placement import make_plan
+from edgedistill.labels.calibration import Temperature
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import OnnxModel, Target
 from edgedistill.run import artifacts
-from edgedistill.run.files import sha256_file, write_json
+from edgedistill.run.files import write_json
 
 log = logging.getLogger(__name__)
 
 COMPARISON_IMAGES = 256  # calibration images on which `auto` compares the rules
 MIN_AGREEMENT = 0.995  # of an int8 graph with the fake-quantized student that it was written from
+Time = Callable[[ModelProto, Target], Ratio | None]
+# a graph, its ranges and a target -> a function that builds the int8 graph with the named layers in float
+Maker = Callable[[ModelProto, Mapping[str, calibrate.Range], Target], Callable[[Sequence[str]], ModelProto]]
 MIN_HALF_OPSET = 19  # before this opset Q/DQ pairs do not support float16
 
 
@@ -61,10 +67,12 @@ def quantize(
     images_NHWC: np.ndarray,
     settings: Quantize,
     folder: Path,
-    val: tuple[np.ndarray, np.ndarray] | None = None,
+    witnesses: tuple[np.ndarray, np.ndarray] | None = None,
     score: str = "top1",
     tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], QatGraph] | None = None,
     half: bool = True,
+    temperature: Temperature | None = None,
+    time: Time | None = None,
 ) -> list[OnnxModel]:
     """Calibrate once, and write `student.int8-<target>.onnx` for every target, and `calibration.json`.
 
@@ -74,11 +82,14 @@ def quantize(
         images_NHWC: uint8 [N, px, px, 3] of train; the first `settings.calibration_images` are used.
         settings: method, number of images, targets, and the bound on the loss of accuracy.
         folder: the folder for the files.
-        val: images as above and their labels, for the accuracy guard, which writes guard.json, and sensitivity.json
-            with the layers that it ranked. Without them the graphs are not guarded.
+        witnesses: images as above that did not train and their labels (-1 for none), for the accuracy guard, which
+            writes guard.json, and sensitivity.json with the layers that it ranked. Without them the graphs are not
+            guarded.
         score: "top1" or "balanced", the guard's measure of accuracy.
-        tune: continues training for a target, in that target's arithmetic; used if its graph loses no more on val.
+        tune: continues training for a target, in that target's arithmetic; used if its graph loses no more.
         half: whether float nodes are float16 for TensorRT.
+        temperature: of the fp32 graph's logits; None to fit it on the witnesses with a label.
+        time: measures fp32's time over that of a target's int8 graph; None for a target that does not run here.
 
     Returns:
         A record per target, in the order of `settings.targets`; `path` is the bare file name.
@@ -89,36 +100,55 @@ def quantize(
     """
     check_images(images_NHWC)
     used_NHWC = images_NHWC[: settings.calibration_images]
-    model, warnings = onnx.load(fp32), _warnings(len(used_NHWC), settings)
-    for warning in warnings:
-        log.warning(warning)
-    calibration = choose_ranges(model, used_NHWC, settings)
-    write_calibration(folder / artifacts.CALIBRATION.name, calibration, used_NHWC, warnings)
-    makers = {target: graph_maker(model, calibration.ranges, target, half) for target in settings.targets}
-    if val is None or not len(val[1]):
+    model = onnx.load(fp32)
+    calibration = _calibrated(model, used_NHWC, settings, folder)
+    large = float16.large_tensors(model, used_NHWC) if half and "tensorrt" in settings.targets else set()
+    maker = partial(graph_maker, half=half, large=large)
+    makers = {target: maker(model, calibration.ranges, target) for target in settings.targets}
+    if witnesses is None or not len(witnesses[1]):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
     accuracy_guard = guard.Guard(
         model=model,
         ranges=calibration.ranges,
         calibration_NHWC=used_NHWC,
-        val_NHWC=val[0],
-        val_labels_N=val[1],
+        witnesses_NHWC=witnesses[0],
+        witness_labels_N=witnesses[1],
         max_drop=settings.max_drop,
         score=score,
+        temperature=temperature,
     )
-    outcomes = {}
+    outcomes: dict[Target, guard.Outcome] = {}
     for target, make in makers.items():
-        qat = _qat_candidate(tune(model, calibration.ranges, target), target, half) if tune else None
-        outcomes[target] = accuracy_guard.choose_graph(target, make, qat)
-    write_json(folder / artifacts.GUARD.name, [asdict(outcome.guarded) for outcome in outcomes.values()])
-    ranked = {target: outcome.sensitivity for target, outcome in outcomes.items() if outcome.sensitivity}
-    write_json(folder / "sensitivity.json", ranked)
+        qat = _qat_candidate(tune(model, calibration.ranges, target), target, maker) if tune else None
+        outcomes[target] = accuracy_guard.choose_graph(target, make, qat, _timer(time, target))
+    _write_guard(outcomes, folder)
     return [write(outcome.graph, parent, target, folder) for target, outcome in outcomes.items()]
 
 
-def _qat_candidate(tuned: QatGraph, target: Target, half: bool) -> guard.QatCandidate:
+def _calibrated(model: ModelProto, images_NHWC: np.ndarray, settings: Quantize, folder: Path) -> Calibration:
+    """The ranges, which are also in calibration.json, with what is to be said of the images."""
+    warnings = _warnings(len(images_NHWC), settings)
+    for warning in warnings:
+        log.warning(warning)
+    calibration = choose_ranges(model, images_NHWC, settings)
+    write_calibration(folder / artifacts.CALIBRATION.name, calibration, images_NHWC, warnings)
+    return calibration
+
+
+def _write_guard(outcomes: Mapping[Target, guard.Outcome], folder: Path) -> None:
+    """Write guard.json, and sensitivity.json with the layers that were ranked."""
+    write_json(folder / artifacts.GUARD.name, [asdict(outcome.guarded) for outcome in outcomes.values()])
+    ranked = {target: outcome.sensitivity for target, outcome in outcomes.items() if outcome.sensitivity}
+    write_json(folder / "sensitivity.json", ranked)
+
+
+def _timer(time: Time | None, target: Target) -> Callable[[ModelProto], Ratio | None] | None:
+    return None if time is None else lambda graph: time(graph, target)
+
+
+def _qat_candidate(tuned: QatGraph, target: Target, maker: Maker) -> guard.QatCandidate:
     """The int8 graph of a trained student, by the same passes, and its agreement with the student's labels in torch."""
-    make = graph_maker(tuned.model, tuned.ranges, target, half)
+    make = maker(tuned.model, tuned.ranges, target)
     agreement = metrics.agreement(int8_logits(make(()), tuned.images_NHWC, target).argmax(axis=1), tuned.labels_N)
     if agreement < MIN_AGREEMENT:
         shares = f"{agreement:.1%} of {len(tuned.labels_N)} images, less than {MIN_AGREEMENT:.1%}"
@@ -185,14 +215,21 @@ def int8_logits(graph: ModelProto, images_NHWC: np.ndarray, target: Target) -> n
 
 
 def graph_maker(
-    model: ModelProto, ranges: Mapping[str, calibrate.Range], target: Target, half: bool = True
+    model: ModelProto,
+    ranges: Mapping[str, calibrate.Range],
+    target: Target,
+    half: bool = True,
+    large: Collection[str] = (),
 ) -> Callable[[Sequence[str]], ModelProto]:
-    """A function that builds the int8 graph of a target with the named layers in float."""
+    """A function that builds the int8 graph of a target with the named layers in float.
+
+    With `half` the rest of a graph for TensorRT is float16, without the nodes of the tensors `large`.
+    """
 
     def make(floats: Sequence[str]) -> ModelProto:
         graph = qdq.int8_graph(model, ranges, target, floats)
         to_half = half and target == "tensorrt" and graphs.opset(graph) >= MIN_HALF_OPSET
-        return graphs.half(graph) if to_half else graph
+        return float16.half(graph, large) if to_half else graph
 
     return make
 
@@ -206,14 +243,6 @@ def write(graph: ModelProto, parent: OnnxModel, target: Target, folder: Path) ->
     path = folder / f"student.int8-{target}.onnx"
     if target == "tensorrt":
         qdq.refuse_for_tensorrt(graph, str(path))
+    onnx.helper.set_model_props(graph, {graph_types.TARGET: target})
     graphs.write(graph, path)
-    size_mb = path.stat().st_size / 1e6
-    return OnnxModel(
-        path=path.name,
-        sha256=sha256_file(path),
-        precision="int8",
-        target=target,
-        opset=parent.opset,
-        parent_sha256=parent.sha256,
-        size_mb=size_mb,
-    )
+    return graphs.record(path, "int8", target, opset=parent.opset, parent_sha256=parent.sha256)

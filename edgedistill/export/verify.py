@@ -5,15 +5,16 @@ N images, H x W pixels, C target classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgedistill.agent import metrics
 from edgedistill.export.infer import artifact_name, check_images, predict_onnx, relative_error
+from edgedistill.labels.calibration import expected_loss
 from edgedistill.recipe.schema import Export
-from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, Rung
+from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, OutOfFold, Rung
 
 __all__ = ["artifact_name", "ladder", "predict_onnx"]
 
@@ -26,7 +27,7 @@ def ladder(
     models: Sequence[OnnxModel],
     run: Path,
     images_NHWC: np.ndarray,
-    labels_N: np.ndarray,
+    score: Callable[[np.ndarray], Accuracy],
     settings: Export,
 ) -> tuple[Ladder, dict[str, np.ndarray]]:
     """Run every artifact on the test images and compare it with torch.
@@ -38,7 +39,7 @@ def ladder(
         models: the artifacts, `path` relative to `run`.
         run: the run directory.
         images_NHWC: uint8 [N, px, px, 3].
-        labels_N: true classes, integers [N].
+        score: accuracy of logits on `images_NHWC`, float [N, C].
         settings: the bounds of the gates on the fp32 graph. A gate that fails is recorded, not raised.
 
     Returns:
@@ -60,10 +61,10 @@ def ladder(
         precision="fp32",
         target="any",
         backend="torch",
-        accuracy=_accuracy(labels_N, torch_logits_NC),
+        accuracy=score(torch_logits_NC),
         agreement_with_torch=1.0,
     )
-    rungs = [_rung(model, logits[artifact_name(model)], torch_logits_NC, labels_N) for model in models]
+    rungs = [_rung(model, logits[artifact_name(model)], torch_logits_NC, score) for model in models]
     int8 = [logits[artifact_name(model)] for model in models if model.precision == "int8"]
     return Ladder(
         rungs=(torch_rung, *rungs), gates=_gates(logits, settings), worst=_worst(torch_logits_NC, int8)
@@ -74,21 +75,42 @@ def _simulated(model: OnnxModel) -> bool:
     return model.target == "tensorrt"
 
 
-def _rung(model: OnnxModel, logits_NC: np.ndarray, torch_logits_NC: np.ndarray, labels_N: np.ndarray) -> Rung:
+def _rung(
+    model: OnnxModel, logits_NC: np.ndarray, torch_logits_NC: np.ndarray, score: Callable[[np.ndarray], Accuracy]
+) -> Rung:
     return Rung(
         artefact=artifact_name(model),
         sha256=model.sha256,
         precision=model.precision,
         target=model.target,
         backend="onnxruntime-cpu",
-        accuracy=_accuracy(labels_N, logits_NC),
+        accuracy=score(logits_NC),
         agreement_with_torch=metrics.agreement(torch_logits_NC.argmax(1), logits_NC.argmax(1)),
         simulated=_simulated(model),
     )
 
 
-def _accuracy(labels_N: np.ndarray, logits_NC: np.ndarray) -> Accuracy:
+def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> Accuracy:
+    """The accuracy of logits, float [N, C], against labels [N]."""
     return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(1)))
+
+
+def estimated(logits_NC: np.ndarray, student_NC: np.ndarray, out_of_fold: OutOfFold) -> Accuracy:
+    """The accuracy of an artifact of the student that ships with folds, whose images have no labels.
+
+    That of the folds' students, less what is expected to be lost where the artifact answers otherwise than the
+    student; the folds' own int8 graphs stand beside it in the record.
+    """
+    reference = out_of_fold.fp32
+    loss = float(expected_loss(student_NC, logits_NC, out_of_fold.temperature).mean())
+    (low, high), (low_balanced, high_balanced) = reference.top1_ci95, reference.balanced_ci95
+    return Accuracy(
+        n=reference.n,
+        top1=max(0.0, reference.top1 - loss),
+        top1_ci95=(max(0.0, low - loss), max(0.0, high - loss)),
+        balanced=max(0.0, reference.balanced - loss),
+        balanced_ci95=(max(0.0, low_balanced - loss), max(0.0, high_balanced - loss)),
+    )
 
 
 def _gates(logits: Mapping[str, np.ndarray], settings: Export) -> tuple[Gate, ...]:

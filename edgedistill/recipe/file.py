@@ -6,6 +6,7 @@ A recipe is plain YAML; its paths are relative to the file. All problems are rep
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,20 @@ from pydantic import ValidationError as PydanticError
 
 from edgedistill.errors import InputError
 from edgedistill.recipe import presets
-from edgedistill.recipe.duplicates import duplicates
-from edgedistill.recipe.options import Key, Problem, did_you_mean
+from edgedistill.recipe.options import Key, Problem, did_you_mean, shortened
 from edgedistill.recipe.schema import Recipe
+from edgedistill.recipe.yaml_text import YamlTextError, parse
+
+MAX_PROBLEMS = 100
+TYPES = ("function-", "literal[", "constrained-", "tuple[")  # pydantic's names for what a value may be
+MAX_FIELD, MAX_MESSAGE = 160, 800  # characters of a line: keys and values may be of any length
 
 
 class RecipeError(InputError):
     """All problems of a recipe, one per line: `file:line: field: problem, and the fix`."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
+        super().__init__(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,8 @@ class Document:
 
     def describe(self, problem: Problem) -> str:
         """Format a problem as one line, `file:line: field: message`."""
-        field = _one_line(".".join(str(part) for part in problem.key) or "recipe")
-        message = _one_line(problem.message)
+        field = shortened(_one_line(".".join(str(part) for part in problem.key) or "recipe"), MAX_FIELD)
+        message = shortened(_one_line(problem.message), MAX_MESSAGE)
         if problem.line is None and any(problem.key[: len(key)] == key for key in self.overridden):
             return f"--set {field}: {message}"
         return f"{self.path}:{self._line_of(problem)}: {field}: {message}"
@@ -61,7 +66,10 @@ class Document:
     def error(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems as one error, without duplicates, in the order of the file."""
         ordered = sorted(dict.fromkeys(problems), key=self._line_of)
-        return RecipeError([self.describe(problem) for problem in ordered])
+        lines = [self.describe(problem) for problem in ordered[:MAX_PROBLEMS]]
+        if len(ordered) > MAX_PROBLEMS:
+            lines.append(f"{self.path}: these are the first of more than {MAX_PROBLEMS} problems")
+        return RecipeError(lines)
 
     def _line_of(self, problem: Problem) -> int:
         return self.line(problem.key) if problem.line is None else problem.line
@@ -75,28 +83,31 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Document:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-        lines = dict(_lines(node, ()))
-        repeated = duplicates(node)
     except OSError as error:
         raise RecipeError([f"{path}: cannot be read ({error.strerror}); name an existing recipe file"]) from None
     except UnicodeDecodeError:
         raise RecipeError([f"{path}: is not text in UTF-8; is it a recipe?"]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        reason = _one_line(str(getattr(error, "problem", error)))
-        raise RecipeError([f"{path}:{line}: not valid YAML: {reason}"]) from None
-    except RecursionError:
-        raise RecipeError([f"{path}:1: not valid YAML: nested too deeply"]) from None
-    except ValueError as error:  # PyYAML passes a date such as 2024-99-99 to datetime
-        raise RecipeError([f"{path}:1: not valid YAML: {error}; quote what is meant as text"]) from None
+    return parse_recipe(text, path, overrides)
+
+
+def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Document:
+    """As `read_recipe`, from the text of a recipe; `path` is where it is or will be."""
+    try:
+        content = parse(text)
+    except YamlTextError as error:
+        raise RecipeError([f"{path}:{error.line or 1}: {error}"]) from None
+    raw, lines = content.plain, dict(_lines(content.node, ()))
     if not isinstance(raw, dict):
-        raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, starting with `name:`"])
+        raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, with `data:`"])
+    raw.setdefault("name", _name(path))
     keys = [_override(raw, text) for text in overrides]
     filled, lines = presets.fill(raw, lines)
-    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys), duplicates=tuple(repeated))
+    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys), duplicates=content.duplicates)
+
+
+def _name(path: Path) -> str:
+    """The name of a recipe that states none: that of its file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe"
 
 
 def _one_line(text: str) -> str:
@@ -123,14 +134,16 @@ def _override(raw: dict[str, Any], text: str) -> Key:
     try:
         for part in parts[:-1]:
             section = section.setdefault(part, {}) if isinstance(section, dict) else section[part]
-        section[parts[-1]] = yaml.safe_load(value)
-        repeated = duplicates(yaml.compose(value, Loader=yaml.SafeLoader))
+        setting = parse(value)
+        section[parts[-1]] = setting.plain
     except (TypeError, IndexError, AttributeError):
         raise RecipeError([f"--set {text}: the recipe has no such place; give an existing list index or key"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError([f"--set {text}: the value is not valid YAML"]) from None
-    if repeated:
-        raise RecipeError([f"--set {'.'.join(map(str, (name, *key.key)))}: is given twice" for key in repeated])
+    except YamlTextError as error:
+        raise RecipeError([f"--set {shortened(text)}: {error}"]) from None
+    if setting.duplicates:
+        raise RecipeError(
+            [f"--set {'.'.join(map(str, (name, *key.key)))}: is given twice" for key in setting.duplicates]
+        )
     return tuple(parts)
 
 
@@ -140,7 +153,8 @@ def validate_recipe(document: Document) -> tuple[Recipe | None, list[Problem]]:
     try:
         recipe = Recipe.model_validate(document.raw)
     except PydanticError as error:
-        return None, unknown + [_problem(detail) for detail in error.errors()]
+        details = _without_alternatives(error.errors())
+        return None, unknown + [_problem(detail) for detail in details[: MAX_PROBLEMS + 1]]
     names = [source.name for source in recipe.sources]
     same_names = [
         Problem(key=("sources", index, "name"), message=f"{name} is used twice; give every source a name of its own")
@@ -150,13 +164,28 @@ def validate_recipe(document: Document) -> tuple[Recipe | None, list[Problem]]:
     return recipe, unknown + same_names
 
 
+def _without_alternatives(details: Sequence[Any]) -> list[Any]:
+    """One problem for a value that is a word or something else: what is wrong with the something else."""
+    others = [_key(detail) for detail in details if detail["type"] != "literal_error"]
+
+    def is_other(key: Key) -> bool:
+        return any(other[: len(key)] == key for other in others)
+
+    return [detail for detail in details if detail["type"] != "literal_error" or not is_other(_key(detail))]
+
+
+def _key(detail: Any) -> Key:
+    """The place of a problem, without pydantic's names for the types that it tried there."""
+    return tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(TYPES)))
+
+
 def _problem(detail: Any) -> Problem:
-    key = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    key = _key(detail)
     if detail["type"] == "extra_forbidden":
         return Problem(key=key, message=f"unknown key{did_you_mean(str(key[-1]), _fields(key[:-1]))}")
     if detail["type"] == "missing":
         return Problem(key=key, message="is required")
-    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    got = "" if isinstance(detail["input"], dict) else f" (got {shortened(repr(detail['input']))})"
     return Problem(key=key, message=detail["msg"][0].lower() + detail["msg"][1:] + got)
 
 

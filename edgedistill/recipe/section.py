@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgedistill.recipe.options import LATER
+from edgedistill.recipe.options import LATER, NOTE
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -41,15 +41,17 @@ class Choice(Open):
     """The entry of the registry; its options stand beside the name."""
 
 
+License = Annotated[str, Field(min_length=1, max_length=500)]
 NamedChoice = Annotated[Choice, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
 
 
 def without_later(model: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
-    """The plain JSON of a model without the fields marked LATER that have their default, at any depth."""
+    """The plain JSON of a model without notes and without fields marked LATER at their default, at any depth."""
     kept = dict(plain)
     for name in plain.keys() & type(model).model_fields.keys():
         field, content = type(model).model_fields[name], getattr(model, name)
-        if LATER in field.metadata and content == field.get_default(call_default_factory=True):
+        at_default = content == field.get_default(call_default_factory=True)
+        if NOTE in field.metadata or (LATER in field.metadata and at_default):
             del kept[name]
         elif isinstance(content, BaseModel):
             kept[name] = without_later(content, plain[name])

@@ -85,6 +85,11 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
 
 
+def one_line(name: str) -> str:
+    """A name that may hold anything as one clean line: a table has a line for each row."""
+    return " ".join(clean(name).split())
+
+
 def number(figure: float) -> str:
     """Format a number with about three significant digits, without an exponent: 0.123, 1.23, 12.3, 1234."""
     size = abs(figure)

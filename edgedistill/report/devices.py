@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgedistill.agent.metrics import percentiles
+from edgedistill.agent.noise import LEAST_SAMPLES
 from edgedistill.export.precision import choose_precision, higher_precision, speed_ratio
-from edgedistill.records import HOST_TO_HOST, BenchReport, Kept
+from edgedistill.measurements import HOST_TO_HOST, BenchReport, EngineChoice, EngineRow
+from edgedistill.records import Kept
 from edgedistill.report.blocks import Block, Row, interval, not_run, number, share
 from edgedistill.report.facts import Facts, by_device, p50
 
@@ -28,23 +30,29 @@ def blocks(facts: Facts) -> list[Block]:
         batched = [report for report in reports if report.latency.batch > 1]
         if batched:
             sections.append(_throughput(f"throughput-{index}", f"Throughput of {backend} on {device}", batched))
-    return [*sections, _comparison(facts)]
+    choices = [_choice(index, choice) for index, choice in enumerate(facts.choices)]
+    return [*sections, *choices, _comparison(facts)]
 
 
 def _latency(facts: Facts, key: str, title: str, reports: Sequence[BenchReport]) -> Block:
-    header = ("artifact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
+    header: Row = ("artifact", "p50 ms", "p90 ms", "p99 ms", "min-max ms", "times as fast as fp32", "size MB")
     first = reports[0]
     windows = dict.fromkeys(f"{_mode_prefix(report)}{report.latency.window}" for report in reports)
     note = f"{first.backend} {first.backend_version}, batch 1; timed: {'; '.join(windows)}"
     lines = tuple(_device_line(facts, report) for report in reports)
-    return Block(
-        key=key,
-        title=title,
-        note=note,
-        header=header,
-        rows=tuple(_latency_row(facts, report) for report in reports),
-        lines=lines,
-    )
+    rows = tuple(_latency_row(facts, report) for report in reports)
+    to_label = {start: latency.window for report in reports for start, latency in report.to_label.items()}
+    if to_label:
+        header = (*header, *(f"{start} to label, p50 ms" for start in to_label))
+        rows = tuple((*row, *_to_label_cells(report, to_label)) for row, report in zip(rows, reports, strict=True))
+        note += "".join(f"; {start} to label: {window}" for start, window in to_label.items())
+    return Block(key=key, title=title, note=note, header=header, rows=rows, lines=lines)
+
+
+def _to_label_cells(report: BenchReport, starts: Iterable[str]) -> Row:
+    """The median from each start to the label, in ms."""
+    latencies = [report.to_label.get(start) for start in starts]
+    return tuple(number(percentiles(latency.samples_ms)["p50"]) if latency else MISSING for latency in latencies)
 
 
 def _mode_prefix(report: BenchReport) -> str:
@@ -102,6 +110,9 @@ def _device_line(facts: Facts, report: BenchReport) -> str:
     engine = report.facts.get("runtime", {}).get("models", {}).get(report.artefact, {})
     if "engine" in engine and report.mode == HOST_TO_HOST:
         line += f"; engine {engine['engine']} ({number(engine['build_seconds'])} s to build)"
+    if "precisions" in engine and report.mode == HOST_TO_HOST:
+        layers = ", ".join(f"{count} in {kind}" for kind, count in engine["precisions"].items())
+        line += f"; compiled to {layers}, {engine['fused']} nodes fused into others"
     choice = device_choice(facts, report)
     return f"{line}; to run here: {_choice_phrase(choice)}" if choice else line
 
@@ -159,6 +170,41 @@ def _throughput(key: str, title: str, reports: Sequence[BenchReport]) -> Block:
     return Block(key=key, title=title, note=f"by the median of a batch; timed: {window}", header=header, rows=rows)
 
 
+def _choice(index: int, choice: EngineChoice) -> Block:
+    """All pairs of engine and precision that competed on a device, and why one of them is chosen."""
+    first = choice.rows[0]
+    rows = tuple(
+        (
+            row.backend,
+            row.artefact,
+            number(row.p50_ms) if row.same else MISSING,
+            MISSING if row.ratio is None or not row.same else "{:.2f} [{:.2f}, {:.2f}]".format(*row.ratio),
+            MISSING if row.agreement is None else share(row.agreement),
+            _loss_cell(row),
+        )
+        for row in choice.rows
+    )
+    note = f"ratios are to {first.backend} {first.artefact}; timed in turn, host to host"
+    flags = f", with {', '.join(choice.cpu_flags)}" if choice.cpu_flags else ""
+    threads = f"{choice.threads} {'thread' if choice.threads == 1 else 'threads'}"
+    return Block(
+        key=f"choice-{index}",
+        title=f"Engine on {choice.device}",
+        note=f"{note}, {threads}; {choice.cpu or 'processor unknown'}{flags}",
+        header=("engine", "artifact", "p50 ms", "times as fast", "host's answers", "points lost"),
+        rows=rows,
+        lines=(f"to run here: {choice.why}",),
+    )
+
+
+def _loss_cell(row: EngineRow) -> str:
+    """What accuracy loses against the host's answers, in points; of a pair with other answers that it was refused."""
+    if row.loss is None:
+        return MISSING if row.same else "other answers"
+    loss, low, high = (100 * points for points in row.loss)
+    return f"{loss:.1f} [{low:.1f}, {high:.1f}]" + ("" if row.same else ": refused")
+
+
 def _comparison(facts: Facts) -> Block:
     """A table of all devices, measured host to host, and the artifact that each should run."""
     reports = [report for report in facts.bench if report.mode == HOST_TO_HOST]
@@ -192,7 +238,8 @@ def recommendation(facts: Facts, reports: Sequence[BenchReport], device: str) ->
     """The line that recommends an artifact and backend for a device: the fastest candidate within the latency budget.
 
     Candidates have the outputs of the host and are not rejected by `device_choice`. The budget is the recipe's
-    `student.budget.latency_ms`, whichever device it names; without a budget the fastest candidate is taken.
+    `student.budget.latency_ms`, whichever device it names; without a budget the fastest candidate is taken. Of fewer
+    than LEAST_SAMPLES samples nothing is recommended.
     """
     rejected = {
         _identity(report)
@@ -209,6 +256,9 @@ def recommendation(facts: Facts, reports: Sequence[BenchReport], device: str) ->
     ]
     if not candidates:
         return f"{device}: nothing to run: no artifact of this export gives the outputs of the host"
+    fewest = min(len(report.latency.samples_ms) for report in candidates)
+    if fewest < LEAST_SAMPLES:
+        return f"{device}: too few samples ({fewest}) to recommend an artifact, at least {LEAST_SAMPLES} are needed"
     best = min(candidates, key=p50)
     description = f"{best.artefact} on {best.backend}, p50 {number(p50(best))} ms"
     budget_ms: dict[str, Any] = facts.recipe.get("student", {}).get("budget", {}).get("latency_ms") or {}

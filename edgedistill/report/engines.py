@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from edgedistill.records import Engine
+from edgedistill.measurements import Engine
 from edgedistill.report.blocks import Block, Row, not_run, number
 from edgedistill.report.facts import Facts
 

@@ -14,27 +14,40 @@ from typing import Any
 import numpy as np
 
 from edgedistill.agent.metrics import percentiles
+from edgedistill.measurements import HOST_TO_HOST, BenchReport, Engine, EngineChoice
 from edgedistill.records import (
-    HOST_TO_HOST,
-    BenchReport,
+    Baseline,
     Checkpoint,
-    Engine,
     Guarded,
     Kept,
     Ladder,
+    LicensedInput,
+    MoreLabels,
     OnnxModel,
+    OutOfFold,
     Rung,
     SourceWeight,
     SourceWeights,
     StudentSpec,
+    Unknown,
 )
+from edgedistill.report.blocks import one_line
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
+from edgedistill.run.files import as_plain
+
+CHOSEN = ("suggested", "bulk")  # how labels came that are no random draw (data/label_file.py)
+LEAST_HALVES = 39  # (n - 1) / (n + 1) of the values lie between the least and the greatest of n: 95 % for 39
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The content of one run directory. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`."""
+    """The content of one run directory. `recipe` is the resolved recipe as plain JSON; `score` is its `data.score`.
+
+    `predictions` are the classes of the test images by graph name, [N] each, and the true ones as "labels"; `answers`
+    are those to labeled images with their confidence, [N] each; `licences` are the student's inputs; `catalog` says of
+    every model what `sources: auto` did with it.
+    """
 
     run: Run
     recipe: dict[str, Any]
@@ -43,10 +56,14 @@ class Facts:
     environment: dict[str, Any]
     steps: dict[str, Any]
     sources: SourceWeights | None
+    catalog: tuple[dict[str, Any], ...] = ()
+    more_labels: MoreLabels | None = None
     student: StudentSpec | None
     trials: tuple[dict[str, str], ...]
     curve: tuple[dict[str, Any], ...]
+    out_of_fold: OutOfFold | None
     checkpoint: Checkpoint | None
+    baseline: Baseline | None
     models: tuple[OnnxModel, ...]
     guarded: tuple[Guarded, ...]
     kept: tuple[Kept, ...] | None
@@ -54,7 +71,12 @@ class Facts:
     no_engines: str
     calibration: dict[str, Any]
     ladder: Ladder | None
+    predictions: dict[str, np.ndarray]
+    unknown: Unknown | None
+    answers: dict[str, np.ndarray]
+    licences: tuple[LicensedInput, ...]
     bench: tuple[BenchReport, ...]
+    choices: tuple[EngineChoice, ...] = ()
     checksums: str
 
     @property
@@ -68,6 +90,27 @@ class Facts:
         return tuple(str(name) for name in self.data.get("classes", ())) or (
             self.checkpoint.classes if self.checkpoint else ()
         )
+
+    def class_name(self, label: int) -> str:
+        """The name of a class on one line; `class 7` for an index that the run has no class for."""
+        name = one_line(self.classes[label]) if 0 <= label < len(self.classes) else ""
+        return name or f"class {label}"
+
+    @property
+    def data_licence(self) -> str:
+        """The license of the images: the recipe's own word, else what the data set states; "" for none."""
+        return str(self.recipe.get("data", {}).get("license") or self.data.get("licence") or "")
+
+    @property
+    def scored_images(self) -> str:
+        """What accuracy was measured on: test images; with folds, labeled images, each by a fold's student."""
+        return "test images" if self.out_of_fold is None else "labeled images out of fold"
+
+    @property
+    def default_graph(self) -> str:
+        """Name of the graph that the bundle runs by default: the one kept for CPUs, else the first; "" for none."""
+        kept = [choice.artefact for choice in self.kept or () if choice.target == "cpu"]
+        return (kept or [model.name for model in self.models] or [""])[0]
 
     @property
     def spec(self) -> StudentSpec | None:
@@ -93,7 +136,8 @@ def read(run: Run) -> Facts:
     """
     recipe = (artifacts.LOCK.find(run) or {}).get("recipe", {})
     data = artifacts.DATA.find(run) or {}
-    graphs = [artifact.find(run) or () for artifact in (artifacts.EXPORTED, artifacts.QUANTIZED)]
+    shipped = artifacts.shipped(run)
+    graphs = [artifact.find(run) or () for artifact in (artifacts.EXPORTED, artifacts.QUANTIZED, artifacts.NCNN)]
     return Facts(
         run=run,
         recipe=recipe,
@@ -102,10 +146,14 @@ def read(run: Run) -> Facts:
         environment=artifacts.ENVIRONMENT.find(run) or {},
         steps=dict(run.manifest().get("steps", {})),
         sources=artifacts.WEIGHTS.find(run),
+        catalog=tuple((artifacts.CHOSEN.find(run) or {}).get("catalog", ())),
+        more_labels=artifacts.MORE_LABELS.find(run),
         student=artifacts.STUDENT.find(run),
         trials=artifacts.TRIALS.find(run) or (),
-        curve=artifacts.METRICS.find(run) or (),
-        checkpoint=artifacts.RESULT.find(run),
+        curve=artifacts.METRICS.find(shipped) or (),
+        out_of_fold=artifacts.OUT_OF_FOLD.find(shipped),
+        checkpoint=artifacts.RESULT.find(shipped),
+        baseline=artifacts.BASELINE.find(run),
         models=tuple(itertools.chain.from_iterable(graphs)),
         guarded=artifacts.GUARD.find(run) or (),
         kept=artifacts.KEPT.find(run),
@@ -113,9 +161,25 @@ def read(run: Run) -> Facts:
         no_engines=str((artifacts.NO_ENGINES.find(run) or {}).get("why", "")),
         calibration=artifacts.CALIBRATION.find(run) or {},
         ladder=artifacts.LADDER.find(run),
+        predictions=_predictions(run),
+        unknown=artifacts.UNKNOWN.find(run),
+        answers=artifacts.UNKNOWN_ANSWERS.find(run) or {},
+        licences=artifacts.read_licences(run),
         bench=_bench(run, recipe),
+        choices=tuple(artifacts.read_choices(run)),
         checksums=artifacts.CHECKSUMS.find(run) or "",
     )
+
+
+def _predictions(run: Run) -> dict[str, np.ndarray]:
+    """The classes of the test images by graph name; with folds, of the labeled images by the folds' students."""
+    answers = artifacts.FOLD_ANSWERS.find(artifacts.shipped(run)) if artifacts.PREDICTIONS.find(run) else None
+    if answers is None:
+        return artifacts.PREDICTIONS.find(run) or {}
+    graphs = {
+        name: answers[key].argmax(axis=1) for name, key in (("fp32", "fp32"), ("int8-cpu", "int8")) if key in answers
+    }
+    return {"labels": answers["labels"], **graphs}
 
 
 def _bench(run: Run, recipe: Mapping[str, Any]) -> tuple[BenchReport, ...]:
@@ -223,6 +287,8 @@ def warnings(facts: Facts) -> list[str]:
         for names in [facts.data.get("corrupt") or []]
         if names
     ]
+    messages += _chosen_labels(facts)
+    messages += _few_halves(facts)
     messages += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]
     messages += [
         f"engines: {engine.artefact} for {engine.capability} does not build: {engine.failed}"
@@ -232,9 +298,10 @@ def warnings(facts: Facts) -> list[str]:
     messages += [
         f"{report.device}, {report.backend}, {report.title}: {text}"
         for report in facts.bench
-        for text in (*report.warnings, *([report.verdict] if report.verdict.startswith("noisy") else []))
+        for text in (*report.warnings, *([report.verdict] if report.verdict not in {"", "quiet"} else []))
     ]
-    current_sha256 = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else facts.sizes_mb.keys()
+    current_sha256 = {rung.sha256 for rung in facts.ladder.rungs} if facts.ladder else set(facts.sizes_mb)
+    current_sha256 |= {model.sha256 for model in facts.models if model.target == "ncnn"}
     messages += [
         f"{report.device}, {report.backend}, {report.title}: measured an earlier artifact ({report.sha256[:8]}); "
         "run edgedistill bench again"
@@ -250,6 +317,29 @@ def warnings(facts: Facts) -> list[str]:
     return list(dict.fromkeys(messages))
 
 
+def _chosen_labels(facts: Facts) -> list[str]:
+    """A warning if labels were chosen by a strategy: what is measured on these is not what it is on new images."""
+    counts = {how: int(number) for how, number in (facts.data.get("how") or {}).items()}
+    chosen, labels = sum(counts.get(how, 0) for how in CHOSEN), sum(counts.values())
+    if not chosen:
+        return []
+    return [
+        f"labels: {chosen} of {labels} were chosen, not drawn at random: accuracy, prior and threshold that are "
+        "estimated on them are biased"
+    ]
+
+
+def _few_halves(facts: Facts) -> list[str]:
+    """A warning if the intervals of the scores come from too few half-samples."""
+    halves = int(facts.recipe.get("weigh", {}).get("bootstrap", LEAST_HALVES))
+    if halves >= LEAST_HALVES or not facts.sources or not facts.sources.sources:
+        return []
+    return [
+        f"weigh: the 95 % intervals come from too few half-samples ({halves}), at least {LEAST_HALVES} are needed; "
+        f"set weigh.bootstrap to {LEAST_HALVES}"
+    ]
+
+
 def _first_names(names: list[Any], limit: int = 5) -> str:
     omitted = len(names) - limit
     return ", ".join(map(str, names[:limit])) + (f" and {omitted} more" if omitted > 0 else "")
@@ -258,7 +348,7 @@ def _first_names(names: list[Any], limit: int = 5) -> str:
 def to_plain(value: Any) -> Any:
     """Convert records and containers to plain JSON values; a number that is not finite becomes None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_plain(dataclasses.asdict(value))
+        return to_plain(as_plain(value))
     if isinstance(value, Mapping):
         return {str(key): to_plain(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):

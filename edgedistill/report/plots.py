@@ -7,66 +7,21 @@ functions that draw; the same facts always give the same bytes.
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from edgedistill.records import BenchReport
+from edgedistill.measurements import BenchReport
 from edgedistill.report.blocks import number, shorten
+from edgedistill.report.drawing import INK, SERIES, Picture, new_figure, to_svg, with_style
 from edgedistill.report.facts import Facts, by_device, metrics, ranked
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
-WIDTH_IN = 5.0  # 360 points: about the width of a phone, so that the page needs no zooming
 MAX_POINTS = 400  # of a curve: more cannot be seen at this width
-# Plots are drawn in these placeholder colors; CSS variables, which follow light and dark mode, replace them.
-INK, FAINT = "#010203", "#040506"
-SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {
-    color: f"var(--c{index})" for index, color in enumerate(SERIES, start=1)
-}
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.0,
-    "font.family": ["sans-serif"],
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 9.0,
-    "axes.titlecolor": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "lines.linewidth": 1.5,
-    "axes.axisbelow": True,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A plot: inline SVG, and a text alternative for screen readers."""
-
-    svg: str
-    alt: str
 
 
 def pictures(facts: Facts) -> dict[str, Picture]:
@@ -80,51 +35,6 @@ def pictures(facts: Facts) -> dict[str, Picture]:
     for index, (device, backend, reports) in enumerate(by_device(facts)):
         drawn[f"latency-{index}"] = latency(f"latency-{index}", device, backend, reports)
     return {key: picture for key, picture in drawn.items() if picture is not None}
-
-
-def _with_style(draw: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a function to draw in the page's style: rc settings are read both while drawing and while saving."""
-
-    @functools.wraps(draw)
-    def wrapper(*arguments: Any) -> T:
-        import matplotlib as mpl
-
-        with mpl.rc_context(STYLE), warnings.catch_warnings():
-            # names may contain letters that matplotlib's font lacks; the browser sets the text in its own font
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            return draw(*arguments)
-
-    return wrapper
-
-
-def _figure(height_in: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure: Figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    figure.patch.set_visible(False)
-    return figure
-
-
-def to_svg(figure: Figure, key: str) -> str:
-    """Convert a figure to an SVG element: no fixed size, ids prefixed by `key`, CSS variables for colors."""
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": key}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # matplotlib's style rule would apply to the whole page; the page's style sheet has an equivalent
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    head, _, body = svg.partition(">")
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box is not None, "matplotlib always writes a viewBox"
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)
-    for color, variable in VARIABLES.items():
-        body = body.replace(color, variable)
-    return f'<svg {box.group()} xmlns="http://www.w3.org/2000/svg" aria-hidden="true">{body}'
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
@@ -145,14 +55,14 @@ def _error_bars(values: Sequence[float], lows: Sequence[float], highs: Sequence[
     return np.asarray(np.maximum(np.stack([down, up]), 0.0))
 
 
-@_with_style
+@with_style
 def sources(facts: Facts) -> Picture | None:
     """Plot the source weights as bars, and similarity scores with intervals, a panel per metric."""
     if facts.sources is None or not facts.sources.sources:
         return None
     ordered = ranked(facts.sources)
     metric_names = metrics(facts.sources)[:2]
-    figure = _figure(0.9 + 0.24 * len(ordered))
+    figure = new_figure(0.9 + 0.24 * len(ordered))
     panels = figure.subplots(1, 1 + len(metric_names), sharey=True, squeeze=False)[0]
     panels[0].barh(range(len(ordered)), [source.weight for source in ordered], color=SERIES[0], height=0.6)
     panels[0].set_title("weight")
@@ -191,14 +101,14 @@ def thin(values: Sequence[T], limit: int = MAX_POINTS) -> list[T]:
     return [values[round(index * (len(values) - 1) / (limit - 1))] for index in range(limit)]
 
 
-@_with_style
+@with_style
 def learning(facts: Facts) -> Picture | None:
     """Plot every loss term over the steps, and below it the accuracy on val with its interval."""
     train = thin([line for line in facts.curve if "loss" in line])
     val = [line for line in facts.curve if "val" in line]
     if not train and not val:
         return None
-    figure = _figure(3.9)
+    figure = new_figure(3.9)
     upper, lower = figure.subplots(2, 1, sharex=True)
     terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))
     upper.plot([line["step"] for line in train], [_float(line["loss"]) for line in train], color=INK, label="loss")
@@ -229,7 +139,7 @@ def _float(cell: Any) -> float:
         return math.nan
 
 
-@_with_style
+@with_style
 def search(facts: Facts) -> Picture | None:
     """Plot every candidate's val accuracy after a short training against its cost; those without one at the bottom.
 
@@ -241,7 +151,7 @@ def search(facts: Facts) -> Picture | None:
     points = [point for point in points if math.isfinite(point[0])]
     if not points:
         return None
-    figure = _figure(2.8)
+    figure = new_figure(2.8)
     axes = figure.subplots()
     trained = sorted((point for point in points if math.isfinite(point[1])), key=lambda point: point[:2])
     untrained = [point for point in points if not math.isfinite(point[1])]
@@ -301,13 +211,13 @@ def _is_chosen(facts: Facts, trial: dict[str, str]) -> bool:
     )
 
 
-@_with_style
+@with_style
 def ladder(facts: Facts) -> Picture | None:
     """Plot each artifact's accuracy with its interval, and its agreement with torch."""
     if facts.ladder is None or not facts.ladder.rungs:
         return None
     rungs = facts.ladder.rungs
-    figure = _figure(0.9 + 0.28 * len(rungs))
+    figure = new_figure(0.9 + 0.28 * len(rungs))
     left, right = figure.subplots(1, 2, sharey=True)
     percents = [100 * rung.accuracy.score(facts.score) for rung in rungs]
     lows, highs = np.transpose([rung.accuracy.interval(facts.score) for rung in rungs]) * 100
@@ -332,13 +242,13 @@ def ladder(facts: Facts) -> Picture | None:
     return Picture(svg=to_svg(figure, "ladder"), alt=f"Accuracy of each artifact: {scores}.")
 
 
-@_with_style
+@with_style
 def latency(key: str, device: str, backend: str, reports: Sequence[BenchReport]) -> Picture | None:
     """Plot the cumulative distribution of latency per artifact, over all samples without clipping."""
     measured = [report for report in reports if report.latency.samples_ms and report.latency.batch == 1]
     if not measured:
         return None
-    figure = _figure(2.6)
+    figure = new_figure(2.6)
     axes = figure.subplots()
     for index, report in enumerate(measured):
         samples_ms = np.sort(report.latency.samples_ms)

@@ -1,6 +1,6 @@
 """The report of a run, finished or not: a table for the terminal, report.json, and one self-contained report.html.
 
-facts.py reads the run, text.py makes the text and tables, plots.py the plots. Torch is never loaded.
+facts.py reads the run, text.py makes the text and tables; plots.py, matrix.py and unknown.py draw. Torch is not loaded.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.agent.metrics import percentiles
-from edgedistill.records import BenchReport
-from edgedistill.report import plots
+from edgedistill.measurements import BenchReport, Latency
+from edgedistill.report import matrix, plots, unknown
 from edgedistill.report.blocks import clean
+from edgedistill.report.classes import confusions
 from edgedistill.report.facts import Facts, read, to_plain, warnings
-from edgedistill.report.text import blocks, comparison, page, summary
+from edgedistill.report.text import blocks, commercial, comparison, page, summary
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.run.files import atomic
@@ -62,15 +63,23 @@ def _content(facts: Facts) -> dict[str, Any]:
         "data": facts.data,
         "environment": facts.environment,
         "sources": weights and {**to_plain(weights), "effective_sources": weights.effective_sources},
+        "catalog": facts.catalog,
+        "more_labels": facts.more_labels,
         "student": facts.spec,
         "trials": facts.trials,
         "val": [line for line in facts.curve if "val" in line],
+        "out_of_fold": facts.out_of_fold,
         "result": facts.checkpoint,
+        "baseline": facts.baseline,
         "models": facts.models,
         "engines": facts.engines,
         "calibration": {name: value for name, value in facts.calibration.items() if name != "sha256"} or None,
         "ladder": facts.ladder,
+        "confusions": confusions(facts),
+        "unknown": unknown.content(facts),
         "bench": [_bench_summary(report) for report in facts.bench],
+        "licences": facts.licences,
+        "commercial": commercial(facts),
         "warnings": warnings(facts),
         "not_run": [
             f"{block.title}: {line}" for block in blocks(facts) for line in block.lines if "not run yet" in line
@@ -83,16 +92,19 @@ def _content(facts: Facts) -> dict[str, Any]:
 
 def _bench_summary(report: BenchReport) -> dict[str, Any]:
     """A bench report with percentiles instead of its raw samples, which stay in bench/."""
-    latency = report.latency
+    to_label = {start: _latency_summary(latency) for start, latency in report.to_label.items()}
+    return {**to_plain(report), "latency": _latency_summary(report.latency), "to_label": to_label}
+
+
+def _latency_summary(latency: Latency) -> dict[str, Any]:
     percentiles_ms = percentiles(latency.samples_ms) if latency.samples_ms else {}
-    latency_summary = {
+    return {
         "samples": len(latency.samples_ms),
         "warmup": len(latency.warmup_ms),
         "window": latency.window,
         "batch": latency.batch,
         "percentiles_ms": percentiles_ms,
     }
-    return {**to_plain(report), "latency": latency_summary}
 
 
 def html(run: Run) -> str:
@@ -109,7 +121,8 @@ def _render_html(facts: Facts) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    drawings = {key: (Markup(picture.svg), picture.alt) for key, picture in plots.pictures(facts).items()}
+    pictures = plots.pictures(facts) | matrix.pictures(facts) | unknown.pictures(facts)
+    drawings = {key: (Markup(picture.svg), picture.alt) for key, picture in pictures.items()}
     command = facts.environment.get("command", "")
     rendered = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=facts.title,
@@ -128,7 +141,9 @@ def _render_html(facts: Facts) -> str:
         hashes=_hashes(facts),
         checksums=facts.checksums,
         recipe=json.dumps(facts.recipe, indent=1, ensure_ascii=False),
-        license=facts.data.get("licence", ""),
+        license=facts.data_licence,
+        scored_images=facts.scored_images,
+        compared_images="test images" if facts.out_of_fold is None else "images without a label",
     )
     return clean(rendered)
 
@@ -140,10 +155,6 @@ def _flat_facts(facts: Any) -> dict[str, str]:
 def _hashes(facts: Facts) -> list[tuple[str, str]]:
     """Every output file of a finished step in the manifest, with its sha256."""
     return [(name, str(sha256)) for step in facts.steps.values() for name, sha256 in step.get("outputs", {}).items()]
-
-
-def _class_name(facts: Facts, label: int) -> str:
-    return facts.classes[label] if 0 <= label < len(facts.classes) else f"class {label}"
 
 
 def _mistakes(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
@@ -158,9 +169,9 @@ def _mistakes(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
         (
             plots.jpeg(image),
             (
-                f"predicted {_class_name(facts, int(predicted))}",
+                f"predicted {facts.class_name(int(predicted))}",
                 f"{100 * float(confidence):.0f} % confidence",
-                f"is {_class_name(facts, int(true))}",
+                f"is {facts.class_name(int(true))}",
             ),
         )
         for image, true, predicted, confidence in zip(*columns, strict=True)
@@ -176,9 +187,9 @@ def _disagreements(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
         (
             plots.jpeg(image),
             (
-                f"torch {_class_name(facts, int(torch_label))}",
-                f"{artifact} {_class_name(facts, int(int8_label))}",
-                f"is {_class_name(facts, int(true))}",
+                f"torch {facts.class_name(int(torch_label))}",
+                f"{artifact} {facts.class_name(int(int8_label))}",
+                *([f"is {facts.class_name(int(true))}"] if true >= 0 else []),
             ),
         )
         for image, true, torch_label, int8_label, artifact in zip(*columns, strict=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from edgedistill.records import BenchReport
-from edgedistill.report import devices, engines, weights
+from edgedistill.distill.headless import method_note
+from edgedistill.measurements import BenchReport
+from edgedistill.records import Commercial
+from edgedistill.report import bought, classes, devices, engines, priors, unknown, weights
 from edgedistill.report.blocks import (
     METRICS,
     Block,
@@ -16,10 +20,12 @@ from edgedistill.report.blocks import (
     interval,
     not_run,
     number,
+    one_line,
     share,
     wrap,
 )
 from edgedistill.report.facts import Facts, headline, p50, warnings
+from edgedistill.sources import terms
 
 
 def page(facts: Facts) -> str:
@@ -75,10 +81,14 @@ def blocks(facts: Facts) -> list[Block]:
         *_sources(facts),
         _student(facts),
         _accuracy(facts),
+        *bought.blocks(facts),
+        *classes.blocks(facts),
+        *unknown.blocks(facts),
         _precision(facts),
         *engines.blocks(facts),
         *devices.blocks(facts),
         _gates(facts),
+        _licenses(facts),
         _warnings(facts),
     ]
 
@@ -87,15 +97,44 @@ def _data(facts: Facts) -> Block:
     if not facts.data:
         return Block(key="data", title="Data", lines=("not read yet: edgedistill train",))
     data = facts.data
-    classes = f"{len(facts.classes)} classes" + (f" ({', '.join(facts.classes)})" if len(facts.classes) <= 12 else "")
+    names = [facts.class_name(index) for index in range(len(facts.classes))]
+    class_list = f"{len(names)} classes" + (f" ({', '.join(names)})" if len(names) <= 12 else "")
     counts = ", ".join(f"{data[name]} {name}" for name in ("labeled", "val", "unlabeled", "test") if name in data)
     if "shards" in data:
         counts += f"; {data['streamed']} more without a label in {data['shards']} shards"
         if data["streamed_duplicates"]:
             counts += f", {data['streamed_duplicates']} left out: seen before, or in data"
-    license_line = f"license of the data: {data.get('licence') or 'not stated'}"
+    license_line = f"license of the data: {facts.data_licence or 'not stated'}"
+    how = ", ".join(f"{number} {name}" for name, number in (data.get("how") or {}).items())
+    came = (f"labels by how they came: {how}",) if how else ()
+    more = (facts.more_labels.text,) if facts.more_labels else ()
+    limits = data.get("range")
+    scaled = (f"more than 8 bits: {limits[0]:g} is black, {limits[1]:g} is white",) if limits else ()
     return Block(
-        key="data", title="Data", lines=(f"{data.get('kind', '')}, {classes}", f"images: {counts}", license_line)
+        key="data",
+        title="Data",
+        lines=(
+            f"{data.get('kind', '')}, {class_list}",
+            f"images: {counts}",
+            *came,
+            *more,
+            *_near_copies(data.get("near_copies") or {}),
+            *scaled,
+            *priors.lines(facts),
+            license_line,
+        ),
+    )
+
+
+def _near_copies(near: Mapping[str, Any]) -> tuple[str, ...]:
+    """Near-copies in one line; none if there are no such images."""
+    if near.get("inseparable"):
+        names = ", ".join(map(one_line, near["inseparable"]))
+        return (f"near-copies: not kept together, since they leave one picture of a class: {names}",)
+    if not near.get("images"):
+        return ()
+    return (
+        f"near-copies: {near['images']} images, each set of them on one side of every split (sets: {near['sets']})",
     )
 
 
@@ -104,7 +143,11 @@ def _sources(facts: Facts) -> list[Block]:
         names_none = "sources" in facts.recipe and not facts.recipe["sources"]
         line = "the recipe names none" if names_none else not_run("train")
         return [Block(key="sources", title="Sources", lines=(line,))]
-    return weights.blocks(facts.sources)
+    first, *others = weights.blocks(facts.sources)
+    method = facts.recipe.get("distill", {}).get("method", {}).get("name", "")
+    note = method_note(method, facts.sources.features_only)
+    catalog = [weights.catalog_block(facts.catalog)] if facts.catalog else []
+    return [replace(first, lines=(*first.lines, note)) if note else first, *others, *catalog]
 
 
 def _student(facts: Facts) -> Block:
@@ -132,14 +175,19 @@ def _training_lines(facts: Facts) -> list[str]:
     checkpoint = facts.checkpoint
     if checkpoint is None:
         return [f"training: {not_run('train')}"]
-    val = f"val {interval(checkpoint.val, facts.score)} on {checkpoint.val.n} images"
-    lines = [f"{checkpoint.method}, {checkpoint.steps} steps in {checkpoint.train_seconds:.0f} s; {val}"]
+    line = f"{checkpoint.method}, {checkpoint.steps} steps in {checkpoint.train_seconds:.0f} s"
+    if checkpoint.val:
+        line += f"; val {interval(checkpoint.val, facts.score)} on {checkpoint.val.n} images"
+    lines = [line]
+    if checkpoint.falling:
+        lines.append(f"the loss was still falling ({checkpoint.falling:.0%} in the last fifth): try more distill.steps")
     teacher = checkpoint.teacher
     if teacher:
         shares = sorted(teacher.weights.items(), key=lambda pair: -pair[1])
         # a share that would print as 0.00 is left out
         mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in shares if weight >= 0.005)
-        lines.append(f"teacher {teacher.kind}: val {interval(teacher.val, facts.score)}; it mixes {mixed}")
+        val = f"val {interval(teacher.val, facts.score)}; " if teacher.val else ""
+        lines.append(f"teacher {teacher.kind}: {val}it mixes {mixed}")
     return lines
 
 
@@ -152,7 +200,7 @@ def _accuracy(facts: Facts) -> Block:
         return Block(
             key="accuracy",
             title="Accuracy",
-            note=f"{checkpoint.test.n} test images, 95 % intervals",
+            note=_measured(facts, checkpoint.test.n),
             header=header,
             rows=(("torch", interval(checkpoint.test, facts.score), "-", "-", "torch"),),
             lines=(f"ONNX: {not_run('export')}",),
@@ -168,8 +216,33 @@ def _accuracy(facts: Facts) -> Block:
         for rung in ladder.rungs
     )
     lines = () if any(rung.precision == "int8" for rung in ladder.rungs) else (_why_no_int8(facts),)
-    note = f"{ladder.rungs[0].accuracy.n} test images, 95 % intervals"
-    return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=lines)
+    note = _measured(facts, ladder.rungs[0].accuracy.n)
+    return Block(key="accuracy", title="Accuracy", note=note, header=header, rows=rows, lines=(*_folds(facts), *lines))
+
+
+def _measured(facts: Facts, n: int) -> str:
+    """How accuracy was measured, for the block's note."""
+    if facts.out_of_fold is None:
+        return f"{n} test images, 95 % intervals"
+    return f"{n} labeled images, each scored by a student that was trained without it; 95 % intervals"
+
+
+def _folds(facts: Facts) -> tuple[str, ...]:
+    record = facts.out_of_fold
+    if record is None:
+        return ()
+    trained = sorted({fold.trained for fold in record.folds})
+    fewest = str(trained[0]) if len(trained) == 1 else f"{trained[0]} to {trained[-1]}"
+    lines = [
+        f"{len(record.folds)} folds: the students scored here were trained on {fewest} labels, "
+        f"the one that ships on all {record.labels}",
+        "other artifacts: less what is expected to be lost where they answer otherwise than torch",
+    ]
+    if record.int8:
+        lines.append(f"int8 graphs of the folds' students: {interval(record.int8, facts.score)}")
+    if record.unscored:
+        lines.append(f"never scored, since all labels are in one group: {', '.join(record.unscored)}")
+    return tuple(lines)
 
 
 def _why_no_int8(facts: Facts) -> str:
@@ -186,8 +259,9 @@ def _precision(facts: Facts) -> Block:
         for outcome in facts.guarded
         if outcome.holds and outcome.floats
     )
+    engines = tuple(f"engine on {choice.device}: {choice.why}" for choice in facts.choices if choice.device == "local")
     note = "the graph for each target, and why"
-    return Block(key="kept", title="Precision", note=note, lines=choices + float_layers)
+    return Block(key="kept", title="Precision", note=note, lines=choices + engines + float_layers)
 
 
 def _gates(facts: Facts) -> Block:
@@ -199,6 +273,29 @@ def _gates(facts: Facts) -> Block:
     if not rows:
         return Block(key="gates", title="Gates", lines=("none",))
     return Block(key="gates", title="Gates", header=("gate", "value", "bound", "result"), rows=rows)
+
+
+def commercial(facts: Facts) -> Commercial | None:
+    """What the licenses of all inputs together say about commercial use; None before the bundle is written."""
+    return terms.overall(entry.commercial for entry in facts.licences) if facts.licences else None
+
+
+def why_commercial(facts: Facts) -> str:
+    """That answer in words, with the inputs that decide it: `commercial: no (data elpv)`."""
+    answer = commercial(facts)
+    deciding = [f"{entry.what} {entry.name}" for entry in facts.licences if entry.commercial == answer]
+    return f"commercial: {answer}" + (f" ({', '.join(deciding)})" if answer != "yes" else "")
+
+
+def _licenses(facts: Facts) -> Block:
+    if not facts.licences:
+        return Block(key="licenses", title="Licenses", lines=(not_run("export"),))
+    note = f"{why_commercial(facts)}; as stated by publishers and the recipe, no legal advice"
+    entries = (
+        f"{entry.what} {entry.name}: {one_line(entry.licence)}; commercial: {entry.commercial}"
+        for entry in facts.licences
+    )
+    return Block(key="licenses", title="Licenses", note=note, lines=tuple(entries))
 
 
 def _warnings(facts: Facts) -> Block:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from edgedistill.distill.headless import weight_note
 from edgedistill.records import MetricScore, SourceWeight, SourceWeights
 from edgedistill.report.blocks import WIDTH, Block, Row, clean, format_body
 from edgedistill.report.facts import metrics, ranked
@@ -21,7 +24,7 @@ def table(weights: SourceWeights) -> str:
 def blocks(weights: SourceWeights) -> list[Block]:
     """Weight and scores of every source, heaviest first; metrics that do not fit the first table get further ones."""
     ordered = ranked(weights)
-    scores = [_columns(ordered, metric) for metric in metrics(weights)]
+    scores = [_columns(ordered, metric, weights.features_only) for metric in metrics(weights)]
     note = f"{weights.metric} on {weights.probe_images} probe images decides, power {weights.power:g}"
     if any(len(columns) > 1 for columns in scores):
         note += "; ceiling: the score of a perfect source"
@@ -34,12 +37,35 @@ def blocks(weights: SourceWeights) -> list[Block]:
     ]
 
 
+def catalog_block(catalog: Sequence[Mapping[str, Any]]) -> Block:
+    """What `sources: auto` did with the models of the catalog: those that were asked, and why the others were not."""
+    asked = [model for model in catalog if model["taken"] or "score" in model]
+    asked.sort(key=lambda model: (not model["taken"], -model.get("score", 0.0)))
+    reasons = Counter(model["reason"] for model in catalog if model not in asked)
+    rows = [
+        (
+            model["name"],
+            "yes" if model["taken"] else "no",
+            f"{model['score']:.3f} [{model['low']:.3f}, {model['high']:.3f}]" if "score" in model else "not asked",
+            model.get("reason", ""),
+        )
+        for model in asked
+    ]
+    return Block(
+        key="catalog",
+        title="Sources, chosen from the catalog",
+        header=("model", "chosen", "score [95 %]", "why not"),
+        rows=tuple(rows),
+        lines=tuple(f"{count} not asked: {reason}" for reason, count in reasons.most_common()),
+    )
+
+
 def _block(key: str, title: str, columns: Sequence[Row], note: str = "", lines: Sequence[str] = ()) -> Block:
     header, *rows = zip(*columns, strict=True)
     return Block(key=key, title=title, note=note, header=header, rows=tuple(rows), lines=tuple(lines))
 
 
-def _columns(sources: Sequence[SourceWeight], metric: str) -> list[Row]:
+def _columns(sources: Sequence[SourceWeight], metric: str, features_only: Collection[str]) -> list[Row]:
     """Columns of a metric, header first: the score with its interval and, if there is a ceiling, the share of it.
 
     The number of decimals follows from the metric's scale. Intervals are left out if no source has one: such a score
@@ -48,7 +74,11 @@ def _columns(sources: Sequence[SourceWeight], metric: str) -> list[Row]:
     scores = [source.scores.get(metric) for source in sources]
     decimals = 3 if max(abs(score.score) for score in scores if score) < 10 else 1
     has_intervals = any(score.low < score.high for score in scores if score)
-    score_cells = [_score_cell(score, decimals, has_intervals) if score else "-" for score in scores]
+    absent = ["features only" if source.name in features_only else "-" for source in sources]
+    score_cells = [
+        _score_cell(score, decimals, has_intervals) if score else cell
+        for score, cell in zip(scores, absent, strict=True)
+    ]
     shares = [score.of_ceiling if score else None for score in scores]
     columns: list[Row] = [(f"{metric} [95 %]" if has_intervals else metric, *score_cells)]
     if any(share is not None for share in shares):
@@ -75,7 +105,10 @@ def _split_to_width(columns_by_metric: Sequence[list[Row]]) -> list[list[Row]]:
 def _notes(weights: SourceWeights) -> list[str]:
     count = f"effective number of sources {weights.effective_sources:.1f} (1 / sum alpha^2) of {len(weights.sources)}"
     tied = tie_warning(weights)
-    return [count, *filter(None, [weights.disagreement, tied and f"warning: {tied}"])]
+    scored = {source.name for source in weights.sources if weights.metric in source.scores}
+    headless = weight_note(weights.metric, weights.features_only, scored.issuperset(weights.features_only))
+    blind = f"not told from chance, so without weight: {', '.join(weights.blind)}" if weights.blind else ""
+    return [count, *filter(None, [weights.disagreement, headless, blind, tied and f"warning: {tied}"])]
 
 
 def tie_warning(weights: SourceWeights) -> str:

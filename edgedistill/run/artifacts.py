@@ -9,33 +9,51 @@ import csv
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from edgedistill.errors import InputError
+from edgedistill.measurements import BenchReport, Engine, EngineChoice
 from edgedistill.records import (
-    BenchReport,
+    Baseline,
     Checkpoint,
-    Engine,
     Guarded,
     Kept,
     Ladder,
+    LicensedInput,
+    MoreLabels,
     OnnxModel,
+    OutOfFold,
     Precision,
     SourceWeights,
     StudentSpec,
+    Unknown,
 )
-from edgedistill.run.files import atomic, json_lines, read_json, read_record, write_json
+from edgedistill.run.files import as_plain, atomic, json_lines, read_json, read_record, write_json
 
 if TYPE_CHECKING:
     from edgedistill.run.directory import Run
 
 T = TypeVar("T")
+# folder or file of a run -> the command that writes it again
+TRAIN = "run `edgedistill train` with its recipe again"
+EXPORT = "run `edgedistill export` again"
+COMMANDS = {
+    **dict.fromkeys(("recipe.lock.json", "data.json", "sources.json", "weigh", "search", "folds"), TRAIN),
+    **dict.fromkeys(("distill", "baseline"), TRAIN),
+    **dict.fromkeys(("export", "quantize", "keep", "engines", "verify", "unknown", "bundle"), EXPORT),
+    **dict.fromkeys(("bench", "choice"), "run `edgedistill bench` again"),
+    "env.json": "delete it; the report then leaves it out",
+    "report.json": "run `edgedistill report --format html` again",
+}
 Pictures = dict[str, "np.ndarray"]
+# of an .npz that is damaged or something else
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +67,11 @@ class Artifact(Generic[T]):
 
     path: str
     load: Callable[[Path], T]
+
+    @property
+    def command(self) -> str:
+        """What to do if the file is broken."""
+        return command(self.path)
 
     @property
     def name(self) -> str:
@@ -65,7 +88,10 @@ class Artifact(Generic[T]):
         Raises:
             InputError: the file is missing, broken, or is not what its step writes.
         """
-        return self.load(self.path_in(run))
+        try:
+            return self.load(self.path_in(run))
+        except InputError as error:
+            raise InputError(error.message, error.fix or self.command) from None
 
     def find(self, run: Run) -> T | None:
         """The content, or None if there is no such file.
@@ -81,12 +107,17 @@ class Artifact(Generic[T]):
         write_json(self.path_in(run), [_as_json(entry) for entry in content] if many else _as_json(content))
 
 
+def command(path: str) -> str:
+    """What to do if a file of a run is broken; `path` is relative to the run."""
+    return COMMANDS.get(path.partition("/")[0], "")
+
+
 def _as_json(content: Any) -> Any:
-    return asdict(content) if hasattr(content, "__dataclass_fields__") else content
+    return as_plain(content) if hasattr(content, "__dataclass_fields__") else content
 
 
 def _record(path: str, kind: type[T]) -> Artifact[T]:
-    return Artifact(path=path, load=partial(read_record, kind=kind))
+    return Artifact(path=path, load=partial(read_record, kind=kind, command=command(path)))
 
 
 def _object(path: str) -> Artifact[dict[str, Any]]:
@@ -96,7 +127,7 @@ def _object(path: str) -> Artifact[dict[str, Any]]:
 def _read_object(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: is not a JSON object", "run the step that writes it again")
+        raise InputError(f"{path}: is not a JSON object")
     return content
 
 
@@ -104,7 +135,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})", "run the step that writes it again") from None
+        raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def _read_rows(path: Path) -> tuple[dict[str, str], ...]:
@@ -118,28 +149,43 @@ def _read_steps(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(entry for entry in entries if isinstance(entry, dict) and "step" in entry)
 
 
-def _read_pictures(path: Path, names: tuple[str, ...]) -> Pictures:
-    """An .npz of pictures: `images` uint8 [M, px, px, 3] and one [M] array per other name."""
+def _read_arrays(path: Path, names: tuple[str, ...] = ()) -> Pictures:
+    """The arrays of an .npz: those of `names`, or all if there are none."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in ("images", *names)}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})", "run edgedistill export again") from None
+            return {name: np.asarray(archive[name]) for name in names or archive.files}
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_pictures(path: Path, names: tuple[str, ...]) -> Pictures:
+    """An .npz of pictures: `images` uint8 [M, px, px, 3] and one [M] array per other name."""
+    arrays = _read_arrays(path, ("images", *names))
     images = arrays["images"]
     if images.ndim != 4 or images.dtype != np.uint8 or {len(array) for array in arrays.values()} != {len(images)}:
-        raise InputError(f"{path}: is not pictures with their labels", "run edgedistill export again")
+        raise InputError(f"{path}: is not pictures with their labels")
     return arrays
 
 
-def _read_arrays(path: Path) -> Pictures:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: np.asarray(archive[name]) for name in archive.files}
+def _read_labels(path: Path) -> dict[str, np.ndarray]:
+    """An .npz of class indices, integers, all [N]; -1: no label."""
+    arrays_N = _read_arrays(path)
+    shapes = {array_N.shape for array_N in arrays_N.values()}
+    integers = all(array_N.dtype.kind in "iu" and (array_N >= -1).all() for array_N in arrays_N.values())
+    if len(shapes) != 1 or len(shapes.pop()) != 1 or not integers:
+        raise InputError(f"{path}: is not labels of the test images")
+    return {name: array_N.astype(np.int64) for name, array_N in arrays_N.items()}
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Save arrays by np.savez_compressed, atomically."""
     with atomic(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
+
+
+def fold_folder(fold: int) -> str:
+    """Folder of the run of a fold, relative to the run directory."""
+    return f"folds/{fold}"
 
 
 # the run itself
@@ -149,18 +195,28 @@ MANIFEST = _object("manifest.json")
 LOG = Artifact(path="log.jsonl", load=_read_text)
 ENVIRONMENT = _object("env.json")
 DATA = _object("data.json")
+# choose
+CHOSEN = _object("sources.json")
 # weigh
 SOURCES = _object("weigh/sources.json")
 WEIGHTS = _record("weigh/weights.json", SourceWeights)
+MORE_LABELS = _record("weigh/more_labels.json", MoreLabels)
 # search; study.journal* belongs to Optuna
 STUDENT = _record("search/student.json", StudentSpec)
 TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
+# folds; a fold's folder holds weigh/, search/ and distill/ as a run does
+OUT_OF_FOLD = _record("folds/folds.json", OutOfFold)
+FOLD_ANSWERS = Artifact(path="folds/answers.npz", load=_read_arrays)
+FOLD_UNLABELED = Artifact(path="folds/unlabeled.npz", load=partial(_read_arrays, names=("rows", "logits")))
 # distill
 LAST_CHECKPOINT = Artifact(path="distill/last.pt", load=Path.read_bytes)
 METRICS = Artifact(path="distill/metrics.jsonl", load=_read_steps)
 STUDENT_WEIGHTS = Artifact(path="distill/student.safetensors", load=Path.read_bytes)
 RESULT = _record("distill/result.json", Checkpoint)
 TENSORBOARD = "tensorboard"
+# baseline; its folder also holds distill/ and folds/ as a run does, of the same student trained on labels alone
+BASELINE = _record("baseline/baseline.json", Baseline)
+BASELINE_ANSWERS = Artifact(path="baseline/answers.npz", load=_read_arrays)
 # export and quantize
 EXPORTED = _record("export/models.json", tuple[OnnxModel, ...])
 FP32_GRAPH = Artifact(path="export/student.fp32.onnx", load=Path.read_bytes)
@@ -171,6 +227,7 @@ QAT = "qat"
 # keep, engines
 KEPT = _record("keep/kept.json", tuple[Kept, ...])
 NO_ENGINES = _object("engines/none.json")
+NCNN = _record("engines/ncnn.json", tuple[OnnxModel, ...])
 # verify
 LADDER = _record("verify/ladder.json", Ladder)
 MISTAKES = Artifact(
@@ -179,9 +236,16 @@ MISTAKES = Artifact(
 DISAGREEMENTS = Artifact(
     path="verify/disagreements.npz", load=partial(_read_pictures, names=("labels", "torch", "int8", "artefact"))
 )
-PREDICTIONS = Artifact(path="verify/predictions.npz", load=_read_arrays)
+PREDICTIONS = Artifact(path="verify/predictions.npz", load=_read_labels)  # "labels": the true ones; torch, fp32, ...
+# unknown; the answers are those of the folds' students, or of the default graph on the test images
+UNKNOWN = _record("unknown/unknown.json", Unknown)
+UNKNOWN_ANSWERS = Artifact(
+    path="unknown/answers.npz", load=partial(_read_arrays, names=("labels", "predicted", "confidence", "softmax"))
+)
 # bundle, bench, report
 BUNDLE = "bundle"
+DESCRIPTION = _object("bundle/bundle.json")
+MODEL_CARD = Artifact(path="bundle/MODEL_CARD.md", load=_read_text)
 CHECKSUMS = Artifact(path="bundle/SHA256SUMS", load=_read_text)
 BENCH = "bench"
 REPORT_JSON = _object("report.json")
@@ -193,13 +257,56 @@ def bench_reports(device: str, backend: str, precision: Precision) -> str:
     return f"{BENCH}/{device}/{backend}-{precision}*.json"
 
 
+def engine_choice(device: str) -> Artifact[EngineChoice]:
+    """The engine and precision chosen for a device."""
+    return _record(f"choice/{device}.json", EngineChoice)
+
+
+def read_choices(run: Run) -> list[EngineChoice]:
+    """The choices of all devices, sorted by name.
+
+    Raises:
+        InputError: one of the files is broken.
+    """
+    return [read_record(path, EngineChoice, command("choice")) for path in sorted((run / "choice").glob("*.json"))]
+
+
 def read_bench(run: Run) -> list[BenchReport]:
     """All reports of all devices, sorted by file name.
 
     Raises:
         InputError: one of the files is broken.
     """
-    return [read_record(path, BenchReport) for path in sorted((run / BENCH).glob("*/*.json"))]
+    return [read_record(path, BenchReport, command(BENCH)) for path in sorted((run / BENCH).glob("*/*.json"))]
+
+
+def labels_alone(run: Run) -> Run:
+    """The part of a run in which the same student is trained on labels alone."""
+    return replace(run, path=run / "baseline", shared=run.shared or run.path)
+
+
+def shipped(run: Run) -> Run:
+    """The run whose student is exported: the run itself, or its part that is trained on labels alone.
+
+    Raises:
+        InputError: the record of the baseline is broken.
+    """
+    record = BASELINE.find(run)
+    return labels_alone(run) if record and record.ships == "labels alone" else run
+
+
+def read_licences(run: Run) -> tuple[LicensedInput, ...]:
+    """The inputs of the student and their licenses that bundle.json lists; () if there is no bundle, or an older one.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    entries = (DESCRIPTION.find(run) or {}).get("licences", [])
+    try:
+        return TypeAdapter(tuple[LicensedInput, ...]).validate_python(entries)
+    except ValidationError:
+        path = DESCRIPTION.path_in(run)
+        raise InputError(f"{path}: its licences are not a list of inputs", "run edgedistill export again") from None
 
 
 def read_engines(run: Run) -> list[Engine]:
@@ -208,4 +315,4 @@ def read_engines(run: Run) -> list[Engine]:
     Raises:
         InputError: one of the files is broken.
     """
-    return [read_record(path, Engine) for path in sorted((run / "engines").glob("*.sm*.json"))]
+    return [read_record(path, Engine, command("engines")) for path in sorted((run / "engines").glob("*.sm*.json"))]

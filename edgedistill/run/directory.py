@@ -2,7 +2,8 @@
 
 A step's key is the sha256 of its name, its version, the recipe sections it reads and the hashes of its inputs. The
 manifest holds, per step, the key and the sha256 of every output; the same key with the same outputs is "up to date".
-Files are written atomically; the manifest is written last, so an entry implies the files.
+Files are written atomically; the manifest is written last, so an entry implies the files. A step that fails leaves the
+files of its last finished run (replacement.py).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from edgedistill.agent.machine import peak_memory_mb
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe.file import Document
 from edgedistill.recipe.schema import SECTIONS_TO_DISTILL, Recipe
-from edgedistill.run import artifacts
+from edgedistill.run import artifacts, replacement
 from edgedistill.run.files import atomic, digest, read_json, sha256_file
 
 CACHE = ".cache"
@@ -31,27 +32,33 @@ CACHE = ".cache"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run directory at `path`."""
+    """A run directory at `path`; `shared` is the run that it is a part of, such as a fold of its labels."""
 
     path: Path
+    shared: Path | None = None
 
     @property
     def cache(self) -> Path:
         """Folder of decoded images and source outputs, shared by the runs with one parent folder."""
-        return self.path.parent / CACHE
+        return (self.shared or self.path).parent / CACHE
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     def recipe(self) -> tuple[Recipe, Path]:
         """The recipe as last run, and the folder that its paths are relative to."""
-        lock = artifacts.LOCK.read(self)
+        lock, path = artifacts.LOCK.read(self), artifacts.LOCK.path_in(self)
         try:
             return Recipe.model_validate(lock["recipe"]), Path(lock["base"])
-        except (KeyError, TypeError, ValidationError):
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise InputError(
-                f"{self.path}: its recipe.lock.json is of another version", "run the recipe again"
+                f"{path}: was written by another version of edgedistill: {problem}",
+                f"use that version, or {artifacts.TRAIN}",
             ) from None
+        except (KeyError, TypeError):
+            raise InputError(f"{path}: holds no recipe", artifacts.TRAIN) from None
 
     def save_recipe(self, recipe: Recipe, document: Document) -> None:
         """Write the recipe as written and as resolved."""
@@ -82,6 +89,7 @@ class Run:
             # temporary files of a killed process; no other process holds the lock
             for orphan in self.path.rglob(".*.tmp"):
                 orphan.unlink()
+            replacement.recover(self)
             yield
         finally:
             guard.release()
@@ -91,11 +99,20 @@ class Run:
         path = artifacts.MANIFEST.path_in(self)
         if not path.exists():
             return {"steps": {}}
+        damaged = InputError(f"{path}: is damaged", "delete it; the steps then run again")
         try:
-            manifest = TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(read_json(path))
-            return {"steps": manifest["steps"]}
-        except (InputError, ValidationError, KeyError):
-            raise InputError(f"{path}: is damaged", "delete it; the steps then run again") from None
+            manifest = read_json(path)
+        except InputError:
+            raise damaged from None
+        steps = manifest.get("steps") if isinstance(manifest, dict) else None
+        if not isinstance(steps, dict) or not all(map(_is_entry, steps.values())):
+            raise damaged
+        if unknown := [name for name in manifest if name != "steps"]:
+            raise InputError(
+                f"{path}: was written by another version of edgedistill: this one does not know the field {unknown[0]}",
+                "use that version, or another folder by --runs",
+            )
+        return {"steps": steps}
 
     def hashes(self, step: str) -> dict[str, str]:
         """sha256 of every recorded output of `step`, by file."""
@@ -115,38 +132,25 @@ class Run:
 
         `outputs` are absolute paths inside the run.
         """
-        manifest = self.manifest()
         hashes = {str(path.relative_to(self.path)): sha256_file(path) for path in sorted(outputs)}
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        manifest["steps"][step] = {
+        entry = {
             "key": key,
             "outputs": hashes,
             "seconds": round(seconds, 3),
-            "finished": stamp,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "peak_memory_mb": round(peak_memory_mb()),
         }
+        self.enter_step(step, entry)
+
+    def enter_step(self, step: str, entry: Mapping[str, Any]) -> None:
+        """Write a finished step's entry into the manifest."""
+        manifest = self.manifest()
+        manifest["steps"][step] = dict(entry)
         artifacts.MANIFEST.write(self, manifest)
 
-    def clear(self, step: str, key: str, patterns: Iterable[str]) -> None:
-        """Remove the files of `step` that were written under another key; files of `key` itself stay.
-
-        So a step resumes only from its own checkpoint, never from one of other data or another recipe.
-        """
-        begun = self / ".begun" / step
-        if begun.is_file() and begun.read_text(encoding="utf-8") == key:
-            return
+    def drop_step(self, step: str) -> None:
+        """Remove a step's entry from the manifest."""
         manifest = self.manifest()
-        if manifest["steps"].pop(step, None):  # before the files: an entry implies them
-            artifacts.MANIFEST.write(self, manifest)
-        for path in (path for pattern in patterns for path in self.path.glob(pattern)):
-            path.unlink()
-        with atomic(begun) as temporary:
-            temporary.write_text(key, encoding="utf-8")
-
-    def invalidate(self, step: str) -> None:
-        """Make `step` run again although nothing has changed; its files stay until then."""
-        manifest = self.manifest()
-        (self / ".begun" / step).unlink(missing_ok=True)
         if manifest["steps"].pop(step, None):
             artifacts.MANIFEST.write(self, manifest)
 
@@ -155,6 +159,10 @@ class Run:
         line = {"time": round(time.time(), 3), "step": step, "event": event, **facts}
         with artifacts.LOG.path_in(self).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, default=str) + "\n")
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("key"), str) and isinstance(entry.get("outputs"), dict)
 
 
 def step_key(name: str, version: int, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -189,7 +197,7 @@ def point_latest(run: Run) -> None:
 
 
 def find_run(path: Path) -> Run:
-    """An existing run directory.
+    """An existing run directory, as it was before the last command if that was killed.
 
     Raises:
         InputError: there is no run at `path`.
@@ -197,4 +205,13 @@ def find_run(path: Path) -> Run:
     resolved = path.resolve()
     if not (resolved / artifacts.LOCK.path).is_file():
         raise InputError(f"{path}: not a run directory", "give one that `edgedistill train` made, such as runs/latest")
-    return Run(path=resolved)
+    run = Run(path=resolved)
+    restore(run)
+    return run
+
+
+def restore(run: Run) -> None:
+    """Put back what a killed process had put aside, unless a process is at work there or nothing may be written."""
+    if replacement.is_undone(run):
+        with contextlib.suppress(EdgeDistillError, OSError), run.lock():
+            pass

@@ -58,7 +58,7 @@ def machine() -> list[str]:
 
 def commit() -> str:
     """The commit of the source checkout, with "+" if files are changed; "" if the package is installed."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return ""
     try:

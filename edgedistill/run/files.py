@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from edgedistill.errors import InputError
+from edgedistill.records import OMITTED_AT_DEFAULT
 
 R = TypeVar("R")
 
@@ -86,30 +87,55 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, fix: str = "") -> Any:
     """Read JSON.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: the file is missing or broken; with this fix.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})", "run the step that writes it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})", fix) from None
+
+
+def as_plain(record: Any) -> dict[str, Any]:
+    """The fields of a record of records.py by name; its OMITTED_AT_DEFAULT fields only if they differ from it."""
+    plain = dataclasses.asdict(record)
+    for field in dataclasses.fields(record):
+        if OMITTED_AT_DEFAULT.items() <= field.metadata.items() and plain[field.name] == field.default:
+            del plain[field.name]
+    return plain
 
 
 def write_record(path: Path, record: Any) -> None:
     """Write a record of records.py as JSON."""
-    write_json(path, dataclasses.asdict(record))
+    write_json(path, as_plain(record))
 
 
-def read_record(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, kind: type[R], command: str = "") -> R:
     """Read a record that `write_record` wrote.
 
+    Args:
+        path: the file.
+        kind: the record's class, or a tuple of records.
+        command: the command that writes the file again, for the fix.
+
     Raises:
-        InputError: the file is missing or broken, or is another record.
+        InputError: the file is missing or broken, is another record, or is one of another version of edgedistill.
     """
+    content = read_json(path, command)
     try:
-        return TypeAdapter(kind).validate_python(read_json(path))
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
-        raise InputError(f"{path}: is not a {kind.__name__} ({error.error_count()} fields differ)") from None
+        raise _record_error(path, kind, command, error) from None
+
+
+def _record_error(path: Path, kind: Any, command: str, error: ValidationError) -> InputError:
+    """The error of a file that is no record of this version; fields that this version does not know are ignored."""
+    first = error.errors(include_url=False)[0]
+    field, of = ".".join(map(str, first["loc"])), getattr(kind, "__args__", (kind,))[0].__name__
+    if first["type"] != "missing":
+        return InputError(f"{path}: is not a {of} ({field or 'the whole'}: {first['msg']})", command)
+    fix = "use that version" + (f", or delete the file and {command}" if command else "")
+    return InputError(f"{path}: was written by another version of edgedistill: it lacks the field {field} of {of}", fix)

@@ -1,4 +1,4 @@
-"""The search for a student: an Optuna study of all families under a budget, scored on val after a short distillation.
+"""The search for a student: an Optuna study of all families under a budget, compared after a short distillation.
 
 Optuna's constraints are soft and therefore not used: a candidate over budget is refused before it is trained. Each
 choice comes from a sampler seeded by the number of candidates already tried, so that a killed search resumes with the
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from edgedistill.console import say
 from edgedistill.errors import EdgeDistillError, InputError, UnfitError
@@ -30,12 +30,12 @@ from edgedistill.run import artifacts
 from edgedistill.run.files import atomic, canonical
 from edgedistill.search import study
 from edgedistill.search.study import CandidateStates, SharedStudy, Trials
-from edgedistill.students.space import describe, feasible, over_budget
+from edgedistill.students.space import describe, feasible, over_budget, rounded_up
 
 Rungs = Mapping[int, Callable[[float], object]]  # training step -> function of the score after it
 Objective = Callable[[StudentSpec, int, Rungs], tuple[float, dict[str, float]]]
 Latency = Callable[[StudentSpec], float]
-FACTS = ("standard_error", "loss", "seconds")
+FACTS = ("standard_error", "loss", "seconds", "agreement", "agreement_error")
 COSTS = ("macs_m", "params_m", "weights_mb", "activation_mb")
 COLUMNS = ("number", "state", "family", "options", "input_px", *COSTS, "latency_ms", "value", *FACTS)
 POLL_S = 1.0
@@ -76,9 +76,9 @@ def search(
         budget: upper bounds; a candidate over one of them is never scored.
         settings: the recipe's `search` section.
         objective: from a candidate, a seed and rungs to its score (higher is better) and facts to record:
-            "standard_error" of the score and "loss" on held-out images (which decide between equal scores), and further
-            columns of trials.csv. A rung is called with the score after its number of steps, and raises to prune the
-            trial.
+            "standard_error" of the score, "loss" on held-out images, and, where there is a teacher, "agreement" and
+            "agreement_error" (see `chosen`); further ones become columns of trials.csv. A rung is called with a score
+            after its number of steps, and raises to prune the trial.
         seed: seed of the sampler and of the objective: every candidate is trained from the same seed.
         folder: the run's search folder.
         latency: from a candidate to its milliseconds on the device, measured before training and only for candidates
@@ -98,7 +98,7 @@ def search(
     _write_table(folder / artifacts.TRIALS.name, candidates, budget, states)
     if not states.scored:
         raise _no_winner_error(eligible, states.eliminated, budget)
-    winner = one_standard_error(states.scored)
+    winner = chosen(states.scored)
     return next(spec for spec in eligible if name_of(spec) == winner)
 
 
@@ -226,17 +226,28 @@ def rung_steps(settings: Search) -> list[int]:
     return sorted({length for length in lengths if length >= 1})
 
 
-def one_standard_error(scored: dict[str, FrozenTrial]) -> str:
-    """Choose the candidate with the lowest held-out loss among those within one standard error of the best score.
+def chosen(scored: Trials) -> str:
+    """Choose a candidate: by the agreement with the teacher, then by the score on val, then by the held-out loss.
 
-    Val holds a few dozen images, so the best score partly reflects luck. The one-standard-error rule (Breiman et al.
-    1984, "Classification and Regression Trees", section 3.4.3) keeps all candidates within the standard error of the
-    best, and a measure with less noise decides between them.
+    Val holds a few dozen images, so the best score on it partly reflects luck; hundreds of images can be asked whether
+    a student says what its teacher says. Of both, the one-standard-error rule keeps the candidates that may be the best
+    (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3), and a measure with less noise decides
+    between those. Without a teacher, labels alone make the first cut.
     """
-    best = max(scored.values(), key=lambda trial: trial.values[0])
-    threshold = best.values[0] - best.user_attrs["standard_error"]
-    contenders = {name: trial for name, trial in scored.items() if trial.values[0] >= threshold}
+    contenders = scored
+    if all("agreement" in trial.user_attrs for trial in scored.values()):
+        agreements = {name: trial.user_attrs["agreement"] for name, trial in scored.items()}
+        contenders = _within_one_error(contenders, agreements, "agreement_error")
+    values = {name: trial.values[0] for name, trial in contenders.items()}
+    contenders = _within_one_error(contenders, values, "standard_error")
     return min(contenders, key=lambda name: (contenders[name].user_attrs["loss"], contenders[name].number))
+
+
+def _within_one_error(trials: Trials, scores: Mapping[str, float], error: str) -> Trials:
+    """The candidates whose score is within the best one's standard error of it."""
+    best = max(trials, key=scores.__getitem__)
+    threshold = scores[best] - trials[best].user_attrs[error]
+    return {name: trial for name, trial in trials.items() if scores[name] >= threshold}
 
 
 def _no_winner_error(eligible: list[StudentSpec], eliminated: Trials, budget: Budget) -> EdgeDistillError:
@@ -253,7 +264,7 @@ def _no_winner_error(eligible: list[StudentSpec], eliminated: Trials, budget: Bu
     nearest = min(eligible, key=lambda spec: latencies_ms[name_of(spec)])
     return InputError(
         f"student.budget.latency_ms: none of {len(eligible)} candidates meets it on {bound.device}; the nearest is "
-        f"{describe(nearest)} with {latencies_ms[name_of(nearest)]:.3g} ms (budget {bound.at_most:g}, "
+        f"{describe(nearest)} with {rounded_up(latencies_ms[name_of(nearest)])} ms (budget {bound.at_most:g}, "
         f"{bound.precision}, p{bound.percentile:g})",
         "raise the budget, or offer a smaller family or input_px",
     )
@@ -291,11 +302,20 @@ def explain_choice(spec: StudentSpec, folder: Path) -> str:
     trained = [row for row in rows if row["state"] == "complete"]
     refused, pruned = (sum(row["state"] == state for row in rows) for state in (OVER_BUDGET, PRUNED))
     winner_row = next(row for row in trained if [row["family"], row["options"], row["input_px"]] == _row(spec)[:3])
-    best = max(float(row["value"]) for row in trained)
     latency_note = f", {float(winner_row['latency_ms']):.3g} ms on the device" if winner_row["latency_ms"] else ""
-    rank = "the best" if float(winner_row["value"]) == best else f"within one standard error of the best, {best:.3f}"
+    agreed = f"; agrees with the teacher {_rank(trained, winner_row, 'agreement')}" if winner_row["agreement"] else ""
+    score = _rank(trained, winner_row, "value")
     return (
-        f"{describe(spec)}{latency_note}: score {float(winner_row['value']):.3f} ({rank}), with the lowest held-out "
+        f"{describe(spec)}{latency_note}: score {score}{agreed}, with the lowest held-out "
         f"loss of such ({float(winner_row['loss']):.3f}); {len(trained)} trained to the end, {pruned} pruned, "
         f"{refused} refused by the budget"
     )
+
+
+def _rank(rows: list[dict[str, str]], row: dict[str, str], column: str) -> str:
+    """`0.660 (within one standard error of the best, 0.700)`; a score below that is said to be below the best."""
+    best = max(rows, key=lambda other: float(other[column]))
+    top, score = float(best[column]), float(row[column])
+    near = score >= top - float(best["standard_error" if column == "value" else "agreement_error"])
+    rank = "the best" if score == top else f"{'within one standard error of' if near else 'below'} the best, {top:.3f}"
+    return f"{score:.3f} ({rank})"

@@ -33,6 +33,7 @@ Space = dict[str, BaseDistribution]
 Trials = dict[str, FrozenTrial]
 IDENTITY, SPEC, REFUSED, BEAT = "recipe", "spec", "refused", "beat"
 INSTALL = "pip install 'edgedistill[postgres]'"
+ADDRESS = "write it as postgresql://user:password@host/database"
 MAX_MISSED_BEATS = 3  # heartbeats that a live worker may miss
 
 
@@ -78,9 +79,12 @@ def open_study(folder: Path, settings: Search, name: str = "students", identity:
         _require_same_recipe(shared)
         return shared
     folder.mkdir(parents=True, exist_ok=True)
+    # the run directory is locked, so a lock on its journal belongs to a dead process; Optuna would wait 30 s for it
+    for lock in folder.glob("study.journal.lock*"):
+        lock.unlink()
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    # the run directory is locked, so trials that its journal lists as running belong to a dead process
+    # for the same reason the journal's running trials are a dead process's
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     return SharedStudy(study=study)
@@ -103,7 +107,7 @@ def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optu
                     raise
                 time.sleep(0.5 * random.random() + 0.1)
     except ImportError as error:
-        raise InputError(f"search.storage: {_error_line(error)}", INSTALL) from None
+        raise InputError(f"search.storage: {_error_line(error)}", _driver_fix(address)) from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
         fix = "is the database up, and may this user write to it?"
         raise InputError(f"search.storage: {_error_line(error)}", fix) from None
@@ -137,9 +141,17 @@ def check_connection(address: str) -> None:
         with sqlalchemy.create_engine(address).connect():
             return
     except ImportError as error:
-        raise InputError(f"search.storage: {_error_line(error)}", INSTALL) from None
-    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: a port that is not a number
-        raise InputError(f"search.storage: {_error_line(error)}", "is the database up?") from None
+        raise InputError(f"search.storage: {_error_line(error)}", _driver_fix(address)) from None
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # ValueError: a port that is not a number
+        raise InputError(f"search.storage: {_error_line(error)}", ADDRESS) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        fix = "is the database up, and may this user log in?"
+        raise InputError(f"search.storage: {_error_line(error)}", fix) from None
+
+
+def _driver_fix(address: str) -> str:
+    """The fix of a missing driver: the extra holds one of PostgreSQL alone."""
+    return INSTALL if address.partition(":")[0] in {"postgresql", "postgresql+psycopg"} else ADDRESS
 
 
 def _error_line(error: BaseException) -> str:

@@ -72,7 +72,7 @@ def label_entropy(labels_N: Ints) -> float:
 
 def hscore(
     features_ND: Floats,
-    probs_NK: Floats,
+    probs_NK: Floats | None,
     labels_N: Ints,
     *,
     dims: PositiveInt | None = None,
@@ -115,7 +115,7 @@ def hscore(
     return float((classes - 1) * np.clip(adjusted, -1.0, 1.0))
 
 
-def logme(features_ND: Floats, probs_NK: Floats, labels_N: Ints) -> float:
+def logme(features_ND: Floats, probs_NK: Floats | None, labels_N: Ints) -> float:
     """LogME: log evidence per image of a Bayesian linear regression from features to each class, mean over classes.
 
     You, Liu, Wang, Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021, with

@@ -4,6 +4,7 @@ Every metric has one signature, numpy in and a float out, higher is more similar
 
     METRICS[name].score(features_ND, probs_NK, labels_N, **options) -> float
 
+A source without classes has no probabilities: it is scored by the metrics that need none, with None in their place.
 Its keyword-only parameters are its recipe options. Inputs that come from the weighing, not from the recipe (the
 source's name, the reference of RSA), are a fourth, positional parameter of the metrics that use them.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from edgedistill.similarity.separability import Floats, Ints, cka, knn, over_cha
 
 
 def static(
-    features_ND: Floats, probs_NK: Floats, labels_N: Ints, source: str = "", *, prior: dict[str, float]
+    features_ND: Floats, probs_NK: Floats | None, labels_N: Ints, source: str = "", *, prior: dict[str, float]
 ) -> float:
     """A source's score on other targets: a baseline that looks at no image and that any similarity should beat.
 
@@ -104,12 +106,20 @@ def unchanged(scores_S: Floats) -> Floats:
     return scores_S
 
 
+Need = Literal["features", "classes"]
+NOTHING: frozenset[Need] = frozenset()
+FEATURES: frozenset[Need] = frozenset({"features"})
+CLASSES: frozenset[Need] = frozenset({"classes"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A similarity metric and the range of its scores.
 
     Attributes:
         score: function of features, probabilities and labels; keyword-only parameters are recipe options.
+        needs: the outputs of a source that it looks at; a source without classes gets no score if it needs them. A
+            metric that does not say is taken to need both.
         ceiling: the score of a perfect source on these labels; infinite if there is no bound.
         bounds: the lowest and the highest score on these labels; None for a score without sampling error, which uses no
             image.
@@ -124,21 +134,31 @@ class Metric:
     chance: Callable[[Ints], float] = zero
     curve: Callable[[Floats], Floats] = unchanged
     version: int = 1
+    needs: frozenset[Need] = FEATURES | CLASSES
 
 
 METRICS: dict[str, Metric] = {
-    "parc": Metric(score=parc, ceiling=parc_ceiling, bounds=symmetric(parc_ceiling)),
-    "rsa": Metric(score=rsa, ceiling=ceiling_hundred, bounds=symmetric(ceiling_hundred)),
-    "cka": Metric(score=cka, ceiling=ceiling_one, bounds=symmetric(ceiling_one)),
+    "parc": Metric(score=parc, needs=FEATURES, ceiling=parc_ceiling, bounds=symmetric(parc_ceiling)),
+    "rsa": Metric(score=rsa, needs=FEATURES, ceiling=ceiling_hundred, bounds=symmetric(ceiling_hundred)),
+    "cka": Metric(score=cka, needs=FEATURES, ceiling=ceiling_one, bounds=symmetric(ceiling_one)),
     # e^LEEP and e^NCE are geometric means of the probability of the right label: from e^-H(labels) to 1
-    "leep": Metric(score=leep, ceiling=zero, bounds=information, chance=entropy_below_zero, curve=np.exp),
-    "nce": Metric(score=nce, ceiling=zero, bounds=information, chance=entropy_below_zero, curve=np.exp),
-    "hscore": Metric(score=hscore, ceiling=classes_less_one, bounds=symmetric(classes_less_one)),
+    "leep": Metric(
+        score=leep, needs=CLASSES, ceiling=zero, bounds=information, chance=entropy_below_zero, curve=np.exp
+    ),
+    "nce": Metric(score=nce, needs=CLASSES, ceiling=zero, bounds=information, chance=entropy_below_zero, curve=np.exp),
+    "hscore": Metric(score=hscore, needs=FEATURES, ceiling=classes_less_one, bounds=symmetric(classes_less_one)),
     # LogME's evidence has no bound
-    "logme": Metric(score=logme, ceiling=unbounded, bounds=logme_bounds, chance=logme_chance, curve=share_of_variance),
-    "knn": Metric(score=knn, ceiling=ceiling_one, bounds=accuracies),
-    "probe": Metric(score=probe, ceiling=ceiling_one, bounds=accuracies),
-    "static": Metric(score=static, ceiling=ceiling_one, bounds=None),
+    "logme": Metric(
+        score=logme,
+        needs=FEATURES,
+        ceiling=unbounded,
+        bounds=logme_bounds,
+        chance=logme_chance,
+        curve=share_of_variance,
+    ),
+    "knn": Metric(score=knn, needs=FEATURES, ceiling=ceiling_one, bounds=accuracies),
+    "probe": Metric(score=probe, needs=FEATURES, ceiling=ceiling_one, bounds=accuracies),
+    "static": Metric(score=static, needs=NOTHING, ceiling=ceiling_one, bounds=None),
 }
 
 

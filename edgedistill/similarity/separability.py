@@ -29,7 +29,7 @@ MAX_MAGNITUDE = 1e60  # beyond any net's output; squares and their products stil
 
 def parc(
     features_ND: Floats,
-    probs_NK: Floats,
+    probs_NK: Floats | None,
     labels_N: Ints,
     *,
     dims: PositiveInt | None = None,
@@ -73,7 +73,7 @@ def parc_ceiling(labels_N: Ints) -> float:
 
 def rsa(
     features_ND: Floats,
-    probs_NK: Floats,
+    probs_NK: Floats | None,
     labels_N: Ints,
     reference_NE: Floats | None = None,
     *,
@@ -105,7 +105,7 @@ def rsa(
     return 100.0 * _spearman(_distances(features_ND, dims), _distances(reference_NE, dims))
 
 
-def cka(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, debiased: bool = True) -> float:
+def cka(features_ND: Floats, probs_NK: Floats | None, labels_N: Ints, *, debiased: bool = True) -> float:
     """Linear CKA of the features with the one-hot labels: <K, L> / (|K| |L|) of their centered Gram matrices.
 
     Kornblith, Norouzi, Lee, Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019. With more
@@ -138,7 +138,7 @@ def cka(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, debiased: bool
     return float(np.clip((first * second).sum() / lengths, -1.0, 1.0)) if lengths > 0 else 0.0
 
 
-def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt = 5) -> float:
+def knn(features_ND: Floats, probs_NK: Floats | None, labels_N: Ints, *, k: PositiveInt = 5) -> float:
     """Leave-one-out k nearest neighbors in cosine distance: balanced accuracy, 0 at chance and 1 when perfect.
 
     As in Bolya et al. 2021, table 1 (there: k = 1, Euclidean, plain accuracy). Neighbors at equal distance share
@@ -173,7 +173,7 @@ def knn(features_ND: Floats, probs_NK: Floats, labels_N: Ints, *, k: PositiveInt
 
 def probe(
     features_ND: Floats,
-    probs_NK: Floats,
+    probs_NK: Floats | None,
     labels_N: Ints,
     *,
     folds: Folds = 5,

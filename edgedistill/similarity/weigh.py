@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Literal
 
@@ -18,6 +18,8 @@ from edgedistill.recipe.options import bound_options
 from edgedistill.recipe.schema import Weigh
 from edgedistill.recipe.section import Choice
 from edgedistill.records import MetricScore, SourceWeight, SourceWeights
+from edgedistill.similarity import alike
+from edgedistill.similarity.chance import better_than_chance
 from edgedistill.similarity.metrics import METRICS, share
 from edgedistill.similarity.separability import (
     Floats,
@@ -26,7 +28,7 @@ from edgedistill.similarity.separability import (
     held_out_scores,
 )
 
-Pair = tuple[Floats, Floats]
+Pair = tuple[Floats, Floats | None]  # features and class probabilities; None for a source without classes
 MIN_CLASS_LABELS = 4  # images of a class for a half-sample: half of fewer is no sample
 MAX_PROBE_IMAGES = 2000  # PARC and the Gram matrices grow with the square of the number of images
 
@@ -34,7 +36,7 @@ MAX_PROBE_IMAGES = 2000  # PARC and the Gram matrices grow with the square of th
 def half_sample_interval(
     metric: Callable[..., float],
     features_ND: Floats,
-    probs_NK: Floats,
+    probs_NK: Floats | None,
     labels_N: Ints,
     *,
     repeats: int,
@@ -52,7 +54,7 @@ def half_sample_interval(
     Args:
         metric: a metric of `METRICS` with its options bound.
         features_ND: [N, D].
-        probs_NK: [N, K].
+        probs_NK: [N, K]; None for a source without classes.
         labels_N: [N]; with fewer than four labels in a class the interval is all of `bounds`.
         repeats: number of halves.
         seed: seed of the halves.
@@ -66,7 +68,8 @@ def half_sample_interval(
     for _ in range(repeats):
         keep = np.concatenate([_half(np.flatnonzero(labels_N == label), rng) for label in classes])
         rest = {name: rows[keep] for name, rows in more.items()}
-        halves.append(metric(features_ND[keep], probs_NK[keep], labels_N[keep], **rest))
+        half_NK = None if probs_NK is None else probs_NK[keep]
+        halves.append(metric(features_ND[keep], half_NK, labels_N[keep], **rest))
     low, high = score + np.quantile(halves, [0.025, 0.975]) - np.mean(halves)
     # an outlying half can pull the mean beyond a quantile; the interval always contains the score
     return score, min(score, max(float(low), bounds[0])), max(score, min(float(high), bounds[1]))
@@ -98,6 +101,14 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
     return np.asarray(mass / mass.sum())
 
 
+def _in_pairs(labels_N: Ints) -> Rows:
+    """Rows of the images whose class has another one; all rows if fewer than two classes have two images."""
+    _, index_N, counts_C = np.unique(labels_N, return_inverse=True, return_counts=True)
+    if (counts_C >= 2).sum() < 2:
+        return np.arange(len(labels_N))
+    return np.flatnonzero(counts_C[index_N] >= 2)
+
+
 def weigh_sources(
     outputs: Mapping[str, Pair],
     labels_N: Ints,
@@ -109,8 +120,11 @@ def weigh_sources(
 ) -> SourceWeights:
     """Score every source on the probe by every metric of the settings; `settings.metric` gives the weights.
 
+    A source without classes gets no score by a metric that needs classes, and weight 0 if that is `settings.metric`.
+    The only image of a class takes no part: no metric can learn from it and predict it.
+
     Args:
-        outputs: (features_ND, probs_NK) on the probe images, by source name.
+        outputs: (features_ND, probs_NK) on the probe images, by source name; None in place of absent classes.
         labels_N: target labels of the probe, [N].
         settings: the recipe's `weigh` section.
         seed: seed of the bootstrap; all sources use the same half-samples, so that their scores are paired.
@@ -118,32 +132,74 @@ def weigh_sources(
         max_images: of a larger probe a fixed subset of this size, stratified by class, is used.
 
     Raises:
-        InputError: the probe holds a single class, a metric's options do not fit, or an output is not finite.
+        InputError: the probe holds a single class, a metric's options do not fit, an output is not finite, or
+            `settings.metric` needs classes and no source has any.
     """
-    rows = _stratified_rows(labels_N, max_images)
+    rows = _in_pairs(labels_N)
+    rows = rows[stratified_rows(labels_N[rows], max_images)]
     outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
     choices = {choice.name: choice for choice in (*settings.also, settings.metric)}
     scores = {
         name: _scored(choice, outputs, labels_N=labels_N, repeats=settings.bootstrap, seed=seed, progress=progress)
         for name, choice in choices.items()
     }
-    alphas = {name: _alphas(name, by_source, labels_N, settings) for name, by_source in scores.items()}
-    chosen = settings.metric.name
+    chosen, names = settings.metric.name, list(outputs)
+    require_scores(chosen, scored=scores[chosen])
+    alphas = {
+        name: _alphas(name, scores[name], settings, labels_N=labels_N, names=names) for name in scores if scores[name]
+    }
+    features = {name: pair[0] for name, pair in outputs.items()}
+    blind = _blind(features, labels_N, settings)
+    alphas[chosen] = _without(_shared(alphas[chosen], features, labels_N, settings), [name in blind for name in names])
     sources = tuple(
         SourceWeight(
             name=name,
             weight=float(alphas[chosen][index]),
-            scores={metric: by_source[index] for metric, by_source in scores.items()},
+            scores={metric: by_source[name] for metric, by_source in scores.items() if name in by_source},
         )
-        for index, name in enumerate(outputs)
+        for index, name in enumerate(names)
     )
     return SourceWeights(
         metric=chosen,
         probe_images=len(labels_N),
         power=settings.power,
         sources=sources,
-        disagreement=_disagreement(chosen, alphas, list(outputs)),
+        disagreement=_disagreement(chosen, alphas, names),
+        features_only=tuple(name for name, (_, probs_NK) in outputs.items() if probs_NK is None),
+        blind=blind,
     )
+
+
+def _shared(alphas_S: Floats, features: Mapping[str, Floats], labels_N: Ints, settings: Weigh) -> Floats:
+    """The weights; with `alike: once` sources that are nearly the same share what one of them would have."""
+    if settings.alike == "each" or len(features) < 2:
+        return alphas_S
+    counts = alike.counts(features, labels_N)
+    shared_S = alphas_S / np.array([counts[name] for name in features])
+    return np.asarray(shared_S / shared_S.sum())
+
+
+def _blind(features: Mapping[str, Floats], labels_N: Ints, settings: Weigh) -> tuple[str, ...]:
+    """The sources that are not told from chance; none if none is. `minmax` has no test, as in the paper."""
+    if settings.rescale == "minmax":
+        return ()
+    informed = better_than_chance(features, labels_N, settings.level)
+    return tuple(name for name in features if name not in informed)
+
+
+def _without(alphas_S: Floats, left_out: list[bool]) -> Floats:
+    """The weights without those of some sources, divided by their sum; as they are where nothing would be left."""
+    kept_S = np.where(left_out, 0.0, alphas_S)
+    return kept_S / kept_S.sum() if any(left_out) and kept_S.sum() > 0 else alphas_S
+
+
+def require_scores(metric: str, scored: Collection[str]) -> None:
+    """Raise InputError if the deciding metric scores no source, because it needs classes and no source has any."""
+    if not scored:
+        raise InputError(
+            f"weigh.metric: {metric} needs the sources' classes, and no source has any",
+            "use a metric that needs features alone, such as probe, or add a source with classes",
+        )
 
 
 def _scored(
@@ -153,14 +209,18 @@ def _scored(
     repeats: int,
     seed: int,
     progress: Callable[[int], object],
-) -> list[MetricScore]:
-    """Score all sources by one metric, in their order."""
+) -> dict[str, MetricScore]:
+    """Score the sources that have what a metric needs, in their order."""
     metric = METRICS[choice.name]
     bound = partial(metric.score, **bound_options(metric.score, choice.options))
-    parameters, bounds, scores = inspect.signature(metric.score).parameters, metric.bounds, []
+    parameters, bounds = inspect.signature(metric.score).parameters, metric.bounds
+    scores: dict[str, MetricScore] = {}
     ceiling = metric.ceiling(labels_N)
     aligned = {"reference_NE": _reference_scores(outputs, labels_N)} if "reference_NE" in parameters else {}
     for name, (features_ND, probs_NK) in outputs.items():
+        if probs_NK is None and "classes" in metric.needs:
+            progress(1)
+            continue
         source_metric: Callable[..., float] = partial(bound, source=name) if "source" in parameters else bound
         if bounds is None:
             score = source_metric(features_ND, probs_NK, labels_N)
@@ -177,15 +237,19 @@ def _scored(
                 aligned=aligned,
             )
         top = ceiling if math.isfinite(ceiling) else None
-        scores.append(MetricScore(score=triple[0], low=triple[1], high=triple[2], ceiling=top))
+        scores[name] = MetricScore(score=triple[0], low=triple[1], high=triple[2], ceiling=top)
         progress(1)
     return scores
 
 
-def _alphas(metric: str, scores: list[MetricScore], labels_N: Ints, settings: Weigh) -> Floats:
-    scores_S = np.array([score.score for score in scores])
+def _alphas(
+    metric: str, scores: Mapping[str, MetricScore], settings: Weigh, labels_N: Ints, names: Collection[str]
+) -> Floats:
+    """Weights [S] of the named sources; 0 for those without a score."""
+    scores_S = np.array([score.score for score in scores.values()])
     evidence_S = share(metric, scores_S, labels_N) if settings.rescale == "ceiling" else scores_S
-    return weights_of(evidence_S, 1.0, settings.power, settings.rescale)
+    alphas = dict(zip(scores, weights_of(evidence_S, 1.0, settings.power, settings.rescale), strict=True))
+    return np.array([alphas.get(name, 0.0) for name in names])
 
 
 def _reference_scores(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
@@ -193,7 +257,7 @@ def _reference_scores(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
     return np.asarray(np.mean([held_out_scores(features_ND, labels_N) for features_ND, _ in outputs.values()], axis=0))
 
 
-def _stratified_rows(labels_N: Ints, limit: int) -> Rows:
+def stratified_rows(labels_N: Ints, limit: int) -> Rows:
     """Rows of a stratified subset, ascending; MIN_CLASS_LABELS images of every class are taken first."""
     if len(labels_N) <= limit:
         return np.arange(len(labels_N))
@@ -208,8 +272,8 @@ def _stratified_rows(labels_N: Ints, limit: int) -> Rows:
 
 
 def _finite(name: str, pair: Pair, rows: Rows) -> Pair:
-    features_ND, probs_NK = (np.asarray(array)[rows] for array in pair)
-    if not (np.isfinite(features_ND).all() and np.isfinite(probs_NK).all()):
+    features_ND, probs_NK = np.asarray(pair[0])[rows], None if pair[1] is None else np.asarray(pair[1])[rows]
+    if not all(np.isfinite(array).all() for array in (features_ND, probs_NK) if array is not None):
         raise InputError(f"similarity: the outputs of the source {name} are not finite", "leave it out")
     return features_ND, probs_NK
 

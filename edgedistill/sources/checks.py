@@ -1,4 +1,4 @@
-"""What every source must answer: features [B, D] and class probabilities [B, K], tested when it is loaded.
+"""What every source must answer: features [B, D] and, with classes, probabilities [B, K]; tested when it is loaded.
 
 B images, D features, K classes of the source.
 """
@@ -6,6 +6,7 @@ B images, D features, K classes of the source.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,17 @@ log = logging.getLogger(__name__)
 Arrays = NDArray[Any]
 PROBE_IMAGES = 2  # more than one, else a network that returns one row for any batch would pass
 SUM_TOLERANCE = 0.02  # a softmax in float16, or over ten classes in int8, misses 1 by less
-OTHER_OUTPUTS = "for an ONNX graph name its outputs in `probabilities` and `features`; else use another model"
+OTHER_OUTPUTS = (
+    "for an ONNX graph name its outputs in `probabilities` and `features`, or set `headless: true` if it has no "
+    "classes; else use another model"
+)
+# sizes of the embedding that towers of image-text models (CLIP and its kin) end with, in timm's registry; no published
+# set of labels in it has one of these sizes
+EMBEDDING_SIZES = {384, 512, 640, 768, 1024, 1152, 1280}
 
 
 def checked_network(network: Network, name: str) -> Network:
-    """Run the source on a black and a random image; return it so that it answers with [B, D] and [B, K].
+    """Run the source on a black and a random image; return it so that it answers with [B, D] and [B, K] or None.
 
     A graph whose scores already are probabilities is not given a second softmax (`Network.without_softmax`).
 
@@ -41,66 +48,77 @@ def checked_network(network: Network, name: str) -> Network:
             # with the hash of `logits: false`, else the cache would answer with outputs of the second softmax
             network = replace(network, forward=bare.forward, sha256=bare.sha256)
         features, probs = _probe(network)
-        _require_probabilities(probs)
+        if probs is not None:
+            _require_probabilities(probs)
         _require_features(features)
     except InputError as error:
         raise InputError(f"sources.{name}: {error.message}", error.fix) from None
     except Exception as error:  # any error of a foreign network means that it cannot be run
         reason = str(error).strip().partition("\n")[0]
         sized = not isinstance(error, TypeError | AttributeError)  # those tell of its structure, not of a size
+        answer = "features and classes" if network.has_classes else "features"
         raise InputError(
-            f"sources.{name}: gives no features and classes for an image of {network.input_px} px "
+            f"sources.{name}: gives no {answer} for an image of {network.input_px} px "
             f"({type(error).__name__}: {reason})",
             "set input_px, or use another model" if sized else "use another model",
         ) from None
-    return _squeezed(network) if features.ndim == 4 or probs.ndim == 4 else network
+    return _squeezed(network) if 4 in {array.ndim for array in (features, probs) if array is not None} else network
 
 
-def require_classifier(net: nn.Module) -> None:
-    """Raise InputError if a timm model has no classifier, or several.
+def classifier_of(net: nn.Module) -> nn.Module | None:
+    """The classifier of a timm model; None if it ends with features or, as the towers of CLIP, with an embedding.
 
-    This holds for methods that need no source classes too: sources are cached and weighed by both outputs.
+    Raises:
+        InputError: it has several classifiers.
     """
+    from timm.models import get_pretrained_cfg, list_pretrained
     from torch import nn
 
     classifier = net.get_classifier()  # type: ignore[operator]
-    if isinstance(classifier, nn.Identity):
-        raise no_classifier()
     if not isinstance(classifier, nn.Module):
         raise InputError(f"has a {type(classifier).__name__} of classifiers, not one", "use another model")
+    config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    published = list_pretrained(f"{config['architecture']}.*")
+    embeds = net.num_classes in EMBEDDING_SIZES & {get_pretrained_cfg(model).num_classes for model in published}
+    return None if embeds or isinstance(classifier, nn.Identity) else classifier
 
 
-def no_classifier() -> InputError:
-    """The error for a model whose features would pass as classes."""
-    return InputError(
-        "has no classifier, and its features cannot be used as classes",
-        "use a model with a classifier, or `kind: weights` with a file that holds one",
-    )
+def is_published_headless(model: str) -> bool:
+    """Whether timm publishes the model without classes, as its registry says; False for models that it does not list.
+
+    Raises:
+        RuntimeError: timm knows the architecture, but no such weights of it.
+    """
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model, allow_unregistered=True)
+    return config is not None and config.num_classes in {0, *EMBEDDING_SIZES}
 
 
-def _probe(network: Network) -> tuple[Arrays, Arrays]:
+def _probe(network: Network) -> tuple[Arrays, Arrays | None]:
     """Features and probabilities of two images, of any shape."""
 
-    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         outputs = network.forward(images_BCHW)
-        _require_two_tensors(outputs)
+        _require_tensors(outputs, network.has_classes)
         return outputs
 
     px = network.input_px
     images_NHWC = np.random.default_rng(0).integers(0, 256, (PROBE_IMAGES, px, px, 3), dtype=np.uint8)
     images_NHWC[0] = 0
-    return infer(replace(network, forward=forward), images_NHWC)
+    # whether classes are probabilities is told by their sums, which bfloat16 would blur
+    return infer(replace(network, forward=forward), images_NHWC, precision="float32")
 
 
-def _require_two_tensors(outputs: object) -> None:
+def _require_tensors(outputs: object, has_classes: bool) -> None:
     import torch
 
     parts = outputs if isinstance(outputs, tuple | list) else [outputs]
     kinds = [tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__ for part in parts]
-    if len(parts) != 2 or not all(isinstance(part, torch.Tensor) for part in parts):
-        answer = ", ".join(str(kind) for kind in kinds)
+    if [isinstance(part, torch.Tensor) or part for part in parts] != [True, True if has_classes else None]:
+        answer, classes = ", ".join(str(kind) for kind in kinds), "classes [B, K]" if has_classes else "None"
         raise InputError(
-            f"its forward returns a {type(outputs).__name__} ({answer}), not features [B, D] and classes [B, K]",
+            f"its forward returns a {type(outputs).__name__} ({answer}), not features [B, D] and {classes}",
             "use another model, or export one tensor of features and one of classes",
         )
 
@@ -140,17 +158,17 @@ def _require_matrix(array: Arrays, contents: str) -> None:
         )
 
 
-def _are_probabilities(probs: Arrays) -> bool:
+def _are_probabilities(probs: Arrays | None) -> bool:
     """Whether the classes are nonnegative and sum to one for every image."""
-    if probs.ndim not in {2, 4} or probs.shape[2:] not in {(), (1, 1)}:
+    if probs is None or probs.ndim not in {2, 4} or probs.shape[2:] not in {(), (1, 1)}:
         return False
     sums = probs.reshape(len(probs), -1).sum(axis=1)
     return bool((probs > -1e-4).all() and np.allclose(sums, 1.0, rtol=0.0, atol=SUM_TOLERANCE))
 
 
 def _squeezed(network: Network) -> Network:
-    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         features, probs = network.forward(images_BCHW)
-        return features.flatten(1), probs.flatten(1)
+        return features.flatten(1), None if probs is None else probs.flatten(1)
 
     return replace(network, forward=forward)

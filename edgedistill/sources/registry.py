@@ -1,34 +1,36 @@
 """Source models: frozen, of any origin, each with its own input size and preprocessing.
 
 A source kind is one function in SOURCES. Its keyword-only parameters are its recipe options. It returns a `Network`
-from normalized float [B, 3, px, px] to features [B, D] and class probabilities [B, K].
+from normalized float [B, 3, px, px] to features [B, D] and class probabilities [B, K], or None if it is headless.
 
 N images of the target's train store, D features, K classes of the source.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from numpy.typing import NDArray
 
 from edgedistill.distributed.device import default_device
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import bound_options, did_you_mean, options_for_key
+from edgedistill.recipe.options import LATER, bound_options, did_you_mean, options_for_key
 from edgedistill.recipe.schema import Source
 from edgedistill.run import artifacts
 from edgedistill.run.directory import find_run
 from edgedistill.run.files import digest, sha256_file
-from edgedistill.sources.checks import checked_network, no_classifier, require_classifier
+from edgedistill.sources import chosen, text
+from edgedistill.sources.checks import checked_network, classifier_of, is_published_headless
+from edgedistill.sources.graphs import feature_operator
 from edgedistill.sources.outputs import Network
 from edgedistill.students.build import load_student
-from edgedistill.students.checkpoints import fit_state, read_state
+from edgedistill.students.checkpoints import fit_state, hash_state, read_state
 from edgedistill.students.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,8 +43,11 @@ from edgedistill.students.pretrained import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 Triple = tuple[float, float, float]
 Arrays = NDArray[Any]
+MAX_SIZE = 4096  # pixels of a side, and images of a fixed batch, of an ONNX graph's input
 
 
 def timm_source(base: Path, *, model: str, pretrained: bool = True, seed: int = 0) -> Network:
@@ -101,10 +106,10 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
     """
     if path is None:
         raise InputError("source: kind run needs `path` to a run directory, or `recipe`")
-    trained = find_run(path)
+    trained = artifacts.shipped(find_run(path))
     record = artifacts.RESULT.read(trained)
     net = load_student(record.spec, trained / record.path).requires_grad_(False)
-    identity = _hash_state(net, record.spec.family)
+    identity = hash_state(net, record.spec.family)
     net.to(default_device())
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +121,15 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
 
 
 def onnx(
-    base: Path, *, file: Path, probabilities: str | None = None, features: str | None = None, logits: bool = True
+    base: Path,
+    *,
+    file: Path,
+    probabilities: str | None = None,
+    features: str | None = None,
+    logits: bool = True,
+    headless: Annotated[bool, LATER] = False,
 ) -> Network:
-    """An ONNX file as a black box: one image input [B, 3, px, px] or [B, px, px, 3], class scores out.
+    """An ONNX file as a black box: one image input [B, 3, px, px] or [B, px, px, 3], class scores or features out.
 
     A float input gets normalized images; a uint8 input gets bytes, as in the graphs that edgedistill exports.
 
@@ -128,21 +139,15 @@ def onnx(
         probabilities: name of the output with class scores; by default the first output.
         features: name of an output with features [B, D]; by default the log-probabilities are the features.
         logits: the scores are logits; a softmax is applied, unless they already are probabilities.
+        headless: the graph has no class scores; the output `features` (by default the first one) is all that is used.
     """
-    import onnxruntime
     import torch
 
-    try:
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        raise InputError(f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from None
+    session = _onnx_session(file)
     image, available = session.get_inputs()[0], [output.name for output in session.get_outputs()]
-    for name in filter(None, (probabilities, features)):
-        if name not in available:
-            raise InputError(f"{file}: has no output {name}{did_you_mean(name, available)}")
     if len(image.shape) != 4 or 3 not in {image.shape[1], image.shape[3]}:
         raise InputError(f"{file}: its input {image.name} is {image.shape}, not images of three channels")
-    output_names = [probabilities or available[0], *([features] if features else [])]
+    output_names = _output_names(file, available, probabilities=probabilities, features=features, headless=headless)
     channels_first, raw = image.shape[1] == 3, image.type == "tensor(uint8)"
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None
 
@@ -152,9 +157,11 @@ def onnx(
         fed = {image.name: pixels.contiguous().cpu().numpy()}
         return [torch.from_numpy(array) for array in session.run(output_names, fed)]
 
-    def forward(images_BCHW: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
+    def forward(images_BCHW: Tensor, softmax: bool) -> tuple[Tensor, Tensor | None]:
         batches = [run_graph(part) for part in _batches_of(images_BCHW, fixed)]
         scores, *rest = (torch.cat(parts)[: len(images_BCHW)] for parts in zip(*batches, strict=True))
+        if headless:
+            return scores, None
         probs_BK = scores.softmax(dim=1) if softmax and scores.ndim > 1 else scores
         return rest[0] if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
 
@@ -166,12 +173,35 @@ def onnx(
         input_px=px if isinstance(px, int) else 224,
         mean=mean,
         std=std,
-        sha256=digest([sha256_file(file), output_names, False]),
+        sha256=digest([sha256_file(file), output_names, "headless" if headless else False]),
+        has_classes=not headless,
     )
-    if not logits:
+    if headless or not logits:
         return bare
     identity = digest([sha256_file(file), output_names, True])
     return replace(bare, forward=partial(forward, softmax=True), sha256=identity, without_softmax=bare)
+
+
+def _output_names(
+    file: Path, available: list[str], *, probabilities: str | None, features: str | None, headless: bool
+) -> list[str]:
+    """The graph's outputs to compute: class scores, then features; of a headless graph the features alone."""
+    for name in filter(None, (probabilities, features)):
+        if name not in available:
+            raise InputError(f"{file}: has no output {name}{did_you_mean(name, available)}")
+    if headless and probabilities:
+        raise InputError(f"{file}: `probabilities` and `headless: true` exclude each other", "leave out one of them")
+    if headless:
+        return [features or available[0]]
+    if not probabilities and (operator := feature_operator(file, available[0])):
+        log.warning(
+            "%s: %s comes from %s, as features do, and is taken for class scores; set `headless: true` if it holds "
+            "features, or name it in `probabilities`",
+            file,
+            available[0],
+            operator,
+        )
+    return [probabilities or available[0], *filter(None, [features])]
 
 
 def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
@@ -184,24 +214,44 @@ def _batches_of(images_BCHW: Tensor, fixed: int | None) -> list[Tensor]:
     return [*full, torch.cat([last, last[:1].expand(fixed - len(last), *last.shape[1:])])]
 
 
+def _onnx_session(file: Path) -> Any:
+    """A session of a graph with an output and an input of a size that can be tried; ONNX Runtime's log is silent."""
+    import onnxruntime
+
+    from edgedistill.agent.ort import keep_arithmetic
+
+    if not file.is_file():  # reading a FIFO may wait for ever
+        raise InputError(f"{file}: is not a file", "check `file`")
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    keep_arithmetic(settings)
+    try:
+        session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        shapes = [image.shape for image in session.get_inputs()]
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{file}: ONNX Runtime cannot load it ({reason})") from None
+    if not shapes or not session.get_outputs():
+        raise InputError(f"{file}: has no {'output' if shapes else 'input'}", "export a graph from images to classes")
+    if any(isinstance(size, int) and not 1 <= size <= MAX_SIZE for size in shapes[0]):
+        raise InputError(f"{file}: its input is {shapes[0]}, and sizes of 1 to {MAX_SIZE} are supported")
+    return session
+
+
 SOURCES: dict[str, Callable[..., Network]] = {
     "timm": timm_source,
     "pypi": pypi,
     "weights": weights,
     "run": run,
     "onnx": onnx,
+    "text": text.text,
+    "auto": chosen.auto,
 }
 
 
 def require_reachable(model: str) -> None:
-    """Raise InputError if timm has no such model, it has no classifier, or its weights are not available."""
-    from timm.models import get_pretrained_cfg
-
+    """Raise InputError if timm has no such model, or its weights are not available."""
     require_timm_model(model)
-    config = get_pretrained_cfg(model, allow_unregistered=True)
-    if config and config.num_classes == 0:  # before a download
-        error = no_classifier()
-        raise InputError(f"{model}: {error.message}", error.fix)
     problem = hub_problem(model)
     if problem:
         raise InputError(f"{model}: {problem}")
@@ -216,12 +266,20 @@ def require_timm_model(model: str) -> None:
 
 
 def _with_state(model: str, state: Mapping[str, Tensor], where: str) -> Network:
+    """The architecture with a file's tensors: with a classifier, or without one if they fit only so."""
     import timm
 
     require_timm_model(model)
-    net = timm.create_model(model, pretrained=False, num_classes=_classes(model, state))
-    fit_state(net, state, where)
-    return _from_timm(net)
+    misfits = []
+    for classes in (_classes(model, state), 0):
+        net = timm.create_model(model, pretrained=False, num_classes=classes)
+        try:
+            fit_state(net, state, where)
+        except InputError as error:
+            misfits.append(error)
+        else:
+            return _from_timm(net)
+    raise misfits[0]
 
 
 def _classes(model: str, state: Mapping[str, Tensor]) -> int:
@@ -239,24 +297,24 @@ def _classes(model: str, state: Mapping[str, Tensor]) -> int:
 
 
 def _from_timm(net: nn.Module) -> Network:
-    require_classifier(net)
+    classifier = classifier_of(net)
     net.eval().requires_grad_(False)
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
 
-    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         features_BD = net.forward_head(net.forward_features(images_BCHW), pre_logits=True)  # type: ignore[operator]
-        return features_BD, net.get_classifier()(features_BD).softmax(dim=1)  # type: ignore[operator]
+        return features_BD, None if classifier is None else classifier(features_BD).softmax(dim=1)
 
-    px, identity = int(config["input_size"][-1]), _hash_state(net, config["architecture"])
+    px, identity = int(config["input_size"][-1]), hash_state(net, config["architecture"])
     net.to(default_device())
-    return Network(forward=forward, input_px=px, mean=tuple(config["mean"]), std=tuple(config["std"]), sha256=identity)
-
-
-def _hash_state(net: nn.Module, architecture: str) -> str:
-    running = hashlib.sha256(architecture.encode())
-    for name, tensor in net.state_dict().items():
-        running.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    return running.hexdigest()
+    return Network(
+        forward=forward,
+        input_px=px,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        sha256=identity,
+        has_classes=classifier is not None,
+    )
 
 
 def load(section: Source, base: Path) -> Network:
@@ -279,6 +337,22 @@ def load(section: Source, base: Path) -> Network:
     return checked_network(placed, section.name)
 
 
+def has_classes(section: Source, base: Path) -> bool:
+    """Whether a source has classes: the source is loaded, or, before a download, looked up in timm's registry.
+
+    Raises:
+        InputError: as `load`, or its weights are not available.
+    """
+    if section.kind == "text":
+        options = bound_options(text.text, section.options, base)
+        text.require_reachable(options["model"], options.get("pretrained"), options.get("file"))
+        return True
+    if section.kind != "timm" or not section.options.get("pretrained", True):
+        return load(section, base).has_classes
+    require_reachable(section.options["model"])
+    return not is_published_headless(section.options["model"])
+
+
 def fingerprint(section: Source, base: Path) -> str:
     """Hash of a source without loading it: file sizes and times, package versions, the section of the recipe.
 
@@ -287,16 +361,16 @@ def fingerprint(section: Source, base: Path) -> str:
     """
     options = bound_options(SOURCES[section.kind], section.options, base)
     plain = options_for_key(SOURCES[section.kind], {n: v for n, v in options.items() if not isinstance(v, Path)})
-    parts = [own_settings(section), digest(plain)]
+    parts: list[Any] = [own_settings(section), digest(plain)]
     for name, option in sorted(options.items()):
         if isinstance(option, Path) and not option.exists():
             raise InputError(f"sources.{section.name}: {option.resolve()}: no such file", f"check `{name}`")
         if isinstance(option, Path) and option.is_dir():
-            parts.append(artifacts.RESULT.read(find_run(option)).sha256)
+            parts.append([name, artifacts.RESULT.read(artifacts.shipped(find_run(option))).sha256])
         elif isinstance(option, Path):
-            parts.append(f"{option.name} {option.stat().st_size} {option.stat().st_mtime_ns}")
+            parts.append([name, option.name, option.stat().st_size, option.stat().st_mtime_ns])
         elif name == "package":
-            parts.append(f"{package_fingerprint(option)} {package_file(option).stat().st_size}")
+            parts.append([name, package_fingerprint(option), package_file(option).stat().st_size])
     return digest(parts)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill.data import images
-from edgedistill.data.shards import Shard, Squares, View, open_shard
+from edgedistill.data.images import View
+from edgedistill.data.shards import Shard, Squares, open_shard
 from edgedistill.sources.outputs import Network, SourceOutputs, compute_outputs
 
 

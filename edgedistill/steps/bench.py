@@ -6,8 +6,9 @@ from functools import partial
 from typing import get_args
 
 from edgedistill.devices import inventory
-from edgedistill.devices.bundle import target_of
-from edgedistill.records import Precision
+from edgedistill.devices.bundle import fitting
+from edgedistill.errors import InputError
+from edgedistill.records import OnnxModel, Precision
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
@@ -15,9 +16,15 @@ from edgedistill.steps.step import Step
 
 
 def inputs(context: Context, device_name: str) -> dict[str, str]:
-    """Hashes of the measurement's settings and of the device's inventory entry."""
+    """Hashes of the measurement's settings, of the device's inventory entry, and of the bundle without its texts."""
     settings = context.recipe.bench.for_key(exclude={"devices", "backends", "inventory"})
-    return {"settings": digest(settings), "device": digest(context.device_facts(device_name))}
+    texts = {artifacts.MODEL_CARD.path, artifacts.DESCRIPTION.path, artifacts.CHECKSUMS.path}
+    bundle = {name: sha256 for name, sha256 in context.run.hashes("bundle").items() if name not in texts}
+    return {
+        "settings": digest(settings),
+        "device": digest(context.device_facts(device_name)),
+        "bundle": digest(bundle),
+    }
 
 
 def work(context: Context, device_name: str, backend: str) -> None:
@@ -25,7 +32,12 @@ def work(context: Context, device_name: str, backend: str) -> None:
     from edgedistill.devices import bench
 
     device = inventory.find(inventory.load(context.inventory), device_name)
-    models = [model for model in context.models if model.target in {"any", target_of(backend)}]
+    models = models_for(context, backend)
+    if not models:
+        raise InputError(
+            f"bench: the bundle has no graph for {backend}",
+            "set `export: {ncnn: true}` in the recipe, and export again",
+        )
     bench.bench(
         context.run / artifacts.BUNDLE,
         device,
@@ -36,14 +48,25 @@ def work(context: Context, device_name: str, backend: str) -> None:
     )
 
 
+def models_for(context: Context, backend: str) -> list[OnnxModel]:
+    """The graphs of the bundle that a backend runs."""
+    return fitting(backend, context.shipped_models)
+
+
+def backends_by_device(context: Context) -> dict[str, tuple[str, ...]]:
+    """The backends to measure on every device that the recipe names."""
+    settings, devices = context.recipe.bench, inventory.load(context.inventory)
+    requested = tuple(dict.fromkeys(settings.backends))
+    return {
+        device: inventory.backends_for(inventory.find(devices, device), requested)
+        for device in dict.fromkeys(settings.devices)
+    }
+
+
 def steps(context: Context) -> tuple[Step, ...]:
     """One step per device and backend, so that measuring another device keeps the measurements of the first."""
-    settings, devices = context.recipe.bench, inventory.load(context.inventory)
-    return tuple(
-        step(device, backend)
-        for device in dict.fromkeys(settings.devices)
-        for backend in inventory.backends_for(inventory.find(devices, device), tuple(dict.fromkeys(settings.backends)))
-    )
+    devices = backends_by_device(context)
+    return tuple(step(device, backend) for device, backends in devices.items() for backend in backends)
 
 
 def step(device: str, backend: str) -> Step:
@@ -54,8 +77,8 @@ def step(device: str, backend: str) -> Step:
     return Step(
         name=f"bench-{device}-{backend}",
         version=2,
-        after=("bundle",),
         inputs=partial(inputs, device_name=device),
         outputs=tuple(artifacts.bench_reports(device, backend, precision) for precision in get_args(Precision)),
         work=partial(work, device_name=device, backend=backend),
+        commits=True,
     )

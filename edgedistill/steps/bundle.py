@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
+from edgedistill.records import OnnxModel
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
@@ -16,45 +19,75 @@ def shipped_images(context: Context) -> int:
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hash of the bundle's programs, which may be of a newer version than the graphs, and the number of images."""
+    """Hashes of the programs, which may be newer than the graphs, and of the stated licenses; the number of images."""
     from edgedistill.devices import bundle
+    from edgedistill.sources import licenses
 
-    return {"programs": digest(bundle.programs()), "images": str(shipped_images(context))}
+    ncnn = [model for model in context.shipped_models if model.target == "ncnn"]
+    return {
+        "programs": digest(bundle.programs()),
+        "images": str(shipped_images(context)),
+        "licenses": licenses.fingerprint(context.recipe, context.base),
+        **({"ncnn": digest([model.sha256 for model in ncnn])} if ncnn else {}),
+    }
 
 
 def work(context: Context) -> None:
-    """Write the graphs, the programs, a sample of the test images with labels, and the host's predictions."""
+    """Write graphs, programs, test images with labels and the host's predictions, a description and a model card."""
     from edgedistill.data.splits import evenly_spaced
     from edgedistill.devices.bundle import model_name, write_bundle
+    from edgedistill.report import card, facts
+    from edgedistill.sources import licenses, terms
 
     record = context.checkpoint
-    images_NHWC, labels_N = context.test_images(record.spec.input_px)
+    images_NHWC, labels_N = context.compared_images(record.spec.input_px)
     predictions = artifacts.PREDICTIONS.read(context.run)
     rows = evenly_spaced(len(labels_N), shipped_images(context))
+    licences, unknown = licenses.of_run(context.run, context.recipe), artifacts.UNKNOWN.read(context.run)
+    models = context.shipped_models
+    artifacts.DESCRIPTION.path_in(context.run).unlink(missing_ok=True)  # a broken one is no reason to keep it
     description = {
         "name": context.recipe.name,
         "classes": list(record.classes),
         "input_px": record.spec.input_px,
-        "store_px": context.splits.train.px,
-        "fit": context.recipe.data.fit,
+        "store_px": context.view.px,
+        "fit": context.view.fit,
+        "range": context.view.limits,
         "default": context.default_graph,
-        "licence": context.splits.licence,
+        "licence": licences[0].licence,
+        "licences": [asdict(entry) for entry in licences],
+        "commercial": terms.overall(entry.commercial for entry in licences),
+        "unknown": {
+            "coverage": unknown.coverage,
+            "accuracy": unknown.accuracy,
+            "answered": unknown.answered,
+            "images": unknown.expected_on,
+            "shares": list(unknown.shares),
+        },
+        "rules": {model.name: asdict(unknown.rules[_verified_as(model)]) for model in models},
     }
     write_bundle(
         context.run / artifacts.BUNDLE,
-        [(context.run / model.path, model) for model in context.models],
+        [(context.run / model.path, model) for model in models],
         description=description,
         images_NHWC=images_NHWC[rows],
         labels_N=labels_N[rows],
-        host_predictions={model_name(model): predictions[model_name(model)][rows] for model in context.models},
+        host_predictions={model_name(model): predictions[_verified_as(model)][rows] for model in models},
+        card=card.markdown(replace(facts.read(context.run), licences=licences)),
     )
+
+
+def _verified_as(model: OnnxModel) -> str:
+    """The graph whose answers and rule a graph has: the one for ncnn those of fp32, which it is made from."""
+    return "fp32" if model.target == "ncnn" else model.name
 
 
 STEP = Step(
     name="bundle",
-    version=2,
-    after=("distill", "export", "quantize", "keep", "verify"),
+    version=3,
+    after=("weigh", "search", "folds", "distill", "export", "quantize", "keep", "verify", "unknown"),
     inputs=inputs,
     outputs=("bundle/*",),
     work=work,
+    commits=True,
 )

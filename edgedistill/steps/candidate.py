@@ -1,8 +1,10 @@
-"""A candidate's score: accuracy on val after a short distillation, of the student or of its int8 graph."""
+"""A candidate's score: accuracy on val, and agreement with the teacher, after a short distillation.
+
+They are those of the student, or of its int8 graph.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -15,6 +17,7 @@ from edgedistill.agent.metrics import Z95
 from edgedistill.console import bar
 from edgedistill.errors import UnfitError
 from edgedistill.records import Accuracy, OnnxModel, Precision, StudentSpec, Target
+from edgedistill.run import interrupts
 from edgedistill.run.files import digest
 from edgedistill.steps import workers
 
@@ -34,14 +37,17 @@ EXPORTERS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
 def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
     """Distill the candidate for `search.steps` steps; return its accuracy on val by `search.objective`, and facts.
 
+    Facts of a method with a teacher are "agreement", the share of held-out images that get the teacher's class, and
+    its standard error.
+
     Args:
         context: the run.
         spec: the candidate.
         seed: seed of its training.
-        rungs: functions called with the score on val after a step, by step. Rungs score the student in float also if
-            the objective is int8: exporting a graph per rung would cost too much.
+        rungs: functions called with the agreement, else the score on val, after a step. They score the student in float
+            also if the objective is int8: exporting a graph per rung would cost too much.
     """
-    from edgedistill.distill import loop
+    from edgedistill.distill import evaluate, loop
     from edgedistill.students import space
 
     recipe = context.recipe
@@ -51,28 +57,35 @@ def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple
             context, spec, steps=recipe.search.steps, seed=seed, held_out=HELD_OUT, rungs=judges
         )
         fitted = loop.fit(model, task, on_step=lambda *step: progress(1), rungs=judges)
-    val = fitted.val if recipe.search.objective == "fp32" else int8_accuracy(context, fitted.model, spec)
-    low, high = val.interval(recipe.data.score)
-    facts = {"standard_error": (high - low) / 2 / Z95, "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
-    return val.score(recipe.data.score), facts
+    assert fitted.val is not None, "candidates are compared on val"
+    by, val = recipe.data.score, fitted.val
+    predict: Callable[[Any], Any] = partial(evaluate.logits, fitted.model, spec)
+    if recipe.search.objective == "int8":
+        predict = int8_predictor(context, fitted.model, spec)
+        val = evaluate.score(predict(task.material.images_NHWC[task.material.val]), task.material.val_labels)
+    facts = {"standard_error": _standard_error(val, by), "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
+    if agreement := evaluate.agreement(task, predict):
+        facts |= {"agreement": agreement.score(by), "agreement_error": _standard_error(agreement, by)}
+    return val.score(by), facts
+
+
+def _standard_error(accuracy: Accuracy, by: Literal["top1", "balanced"]) -> float:
+    low, high = accuracy.interval(by)
+    return (high - low) / 2 / Z95
 
 
 def _judge(by: Literal["top1", "balanced"], judge: Callable[[float], object], val: Accuracy) -> None:
     judge(val.score(by))
 
 
-def int8_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accuracy:
-    """Accuracy on val of the student's int8 graph for CPUs."""
-    from edgedistill.distill import evaluate
+def int8_predictor(context: Context, model: nn.Module, spec: StudentSpec) -> Callable[[Any], Any]:
+    """The student's int8 graph for CPUs, as a function from images to logits [N, C]."""
     from edgedistill.export.infer import predict_onnx
 
-    splits = context.splits
-    with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-        path, _ = graph(
-            context, spec, folder=Path(folder), precision="int8", target="cpu", model=model, images=CALIBRATION
-        )
-        logits_NC = predict_onnx(path, np.asarray(splits.train.resized(spec.input_px)[splits.val_rows]))
-    return evaluate.score(logits_NC, splits.val_labels)
+    with interrupts.temporary_folder() as folder:
+        path, _ = graph(context, spec, folder=folder, precision="int8", target="cpu", model=model, images=CALIBRATION)
+        serialized = path.read_bytes()
+    return lambda images_NHWC: predict_onnx(serialized, np.asarray(images_NHWC))
 
 
 def graph(
@@ -118,7 +131,7 @@ def graph(
 
 def export_settings(context: Context) -> dict[str, Any]:
     """The export settings that a candidate's graph depends on."""
-    return context.recipe.export.for_key(exclude={"fp16", "engines"})
+    return context.recipe.export.for_key(exclude={"fp16", "engines", "ncnn"})
 
 
 def architecture(context: Context, spec: StudentSpec, precision: str, target: str) -> str:

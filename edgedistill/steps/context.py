@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from edgedistill.console import bar
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Recipe
+from edgedistill.recipe.section import Choice
 from edgedistill.records import Checkpoint, Guarded, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import artifacts, environment
 from edgedistill.run.directory import Run
-from edgedistill.run.files import digest
 
 if TYPE_CHECKING:
-    from edgedistill.data.shards import View
+    from edgedistill.data.images import View
     from edgedistill.data.splits import Splits
     from edgedistill.distill.batches import Material
     from edgedistill.distill.methods import Method
     from edgedistill.distill.stream import LabeledShard, Stream
     from edgedistill.distill.teachers import Teacher
+    from edgedistill.labels.prior import Prior
     from edgedistill.sources.outputs import Network, SourceOutputs
 
 SMALLEST_PX = 32
@@ -33,7 +34,9 @@ class Order:
 
     recipe: Recipe
     base: Path
-    run: Path
+    run: Run
+    fold: int | None
+    ships: bool
     work: str
     arguments: dict[str, Any]
 
@@ -42,19 +45,68 @@ class Order:
 class Context:
     """A recipe and its run directory. The recipe's paths are relative to `base`.
 
-    In `recipe` all sources are resolved: a source given as a recipe is replaced by the run that trained it.
+    Attributes:
+        recipe: the recipe; a source given as a recipe is replaced by the run that trained it.
+        base: the folder that its paths are relative to.
+        run: the run directory.
+        fold: with folds, the fold that is the test set of this context; None for the student that ships.
+        ships: whether val trains, too: with folds, in the last training of each student.
     """
 
     recipe: Recipe
     base: Path
     run: Run
+    fold: int | None = None
+    ships: bool = False
+
+    def of_fold(self, fold: int) -> Context:
+        """The context in which a fold of the labels is the test set; its run is a part of this one.
+
+        Its search is not shared: workers share entire folds (fold_workers.py).
+        """
+        run = Run(path=self.run / artifacts.fold_folder(fold), shared=self.run.shared or self.run.path)
+        recipe = self.recipe.model_copy(update={"search": self.recipe.search.model_copy(update={"storage": None})})
+        return self._with_shared_inputs(replace(self, recipe=recipe, run=run, fold=fold))
+
+    def shipping(self) -> Context:
+        """The context of the last training: with folds all labels train."""
+        if self.ships or self.splits.protocol != "folds":
+            return self
+        return self._with_shared_inputs(replace(self, ships=True))
+
+    def labels_alone(self) -> Context:
+        """The context of the baseline: the same student and settings on labels alone; its run is a part of this one."""
+        distill = self.recipe.distill.model_copy(update={"method": Choice(name="transfer")})
+        recipe = self.recipe.model_copy(update={"distill": distill})
+        context = self._with_shared_inputs(replace(self, recipe=recipe, run=artifacts.labels_alone(self.run)))
+        vars(context).update({name: vars(self)[name] for name in ("splits", "shards") if name in vars(self)})
+        return context
+
+    @property
+    def shipped(self) -> Context:
+        """The context of the student that is exported: this one, or that of the baseline."""
+        return self if artifacts.shipped(self.run) == self.run else self.labels_alone()
+
+    def _with_shared_inputs(self, context: Context) -> Context:
+        """Another context of the same images, with the sources that this one has loaded."""
+        shared = ("candidates", "networks", "source_outputs")
+        vars(context).update({name: vars(self)[name] for name in shared if name in vars(self)})
+        return context
 
     def order(self, work: str, **arguments: Any) -> None:
         """Order the other processes, if there are any, to take part in `work`, a key of workers.WORK."""
         from edgedistill.distributed import processes
 
         processes.send_order(
-            Order(recipe=self.recipe, base=self.base, run=self.run.path, work=work, arguments=arguments)
+            Order(
+                recipe=self.recipe,
+                base=self.base,
+                run=self.run,
+                fold=self.fold,
+                ships=self.ships,
+                work=work,
+                arguments=arguments,
+            )
         )
 
     @cached_property
@@ -72,15 +124,22 @@ class Context:
 
         return {section.name: registry.load(section, self.base) for section in self.recipe.sources}
 
+    @property
+    def headless(self) -> list[str]:
+        """Names of the sources without classes."""
+        return [name for name, network in self.networks.items() if not network.has_classes]
+
     @cached_property
     def splits(self) -> Splits:
         """The target's images, decoded once at the largest input size of the sources and students."""
-        from edgedistill.data.splits import load_splits
+        from edgedistill.data.load import load_splits
 
         sizes = [spec.input_px for spec in self.candidates]
         sizes += [network.input_px for network in self.networks.values()]
         px = max([SMALLEST_PX, *sizes])
-        return load_splits(self.recipe.data, self.base, cache=self.run.cache / "images", seed=self.recipe.seed, px=px)
+        cache = self.run.cache / "images"
+        splits = load_splits(self.recipe.data, self.base, cache, self.recipe.seed, px=px, fold=self.fold)
+        return splits.shipping() if self.ships else splits
 
     @cached_property
     def source_outputs(self) -> dict[str, SourceOutputs]:
@@ -107,10 +166,10 @@ class Context:
 
     @property
     def view(self) -> View:
-        """How an image of a shard is converted to a square: as the images of `data` are."""
-        from edgedistill.data.shards import View
+        """How a picture is converted to a square: those of shards and those that are predicted as those of `data`."""
+        from edgedistill.data.images import View
 
-        return View(px=self.splits.train.px, fit=self.recipe.data.fit)
+        return View(px=self.splits.train.px, fit=self.recipe.data.fit, limits=self.splits.limits)
 
     @cached_property
     def shards(self) -> tuple[LabeledShard, ...]:
@@ -157,14 +216,29 @@ class Context:
         return artifacts.WEIGHTS.read(self.run)
 
     @cached_property
+    def prior(self) -> Prior | None:
+        """The recipe's prior, `labels` from the labels of this training; None where it states none."""
+        from edgedistill.labels import prior
+
+        data, splits = self.recipe.data, self.splits
+        return prior.from_recipe(data.prior, splits.classes, splits.label_counts, data.score)
+
+    @property
+    def class_alphas(self) -> dict[str, float]:
+        """The weights of the sources with classes, for the methods that distill from these."""
+        # from the networks, not from the file: before sources could be headless, CLIP's projection passed for classes
+        return replace(self.weights, features_only=tuple(self.headless)).class_alphas
+
+    @cached_property
     def teacher(self) -> Teacher:
         """The mixture of the sources' probes, fitted on the labeled images: class probabilities of every train image.
 
-        Train images with the pixels of a test image are excluded; their rows are uniform.
+        Train images with the pixels of a test image are excluded; their rows are uniform. With a prior its answers are
+        shifted to it by those on the unlabeled images.
         """
         import numpy as np
 
-        from edgedistill.distill.teachers import TEACHERS
+        from edgedistill.distill.teachers import TEACHERS, adjusted
         from edgedistill.recipe.options import bound_options
 
         choice, splits = self.recipe.distill.teacher, self.splits
@@ -178,6 +252,8 @@ class Context:
             classes=classes,
             **bound_options(fit, choice.options),
         )
+        if self.prior:
+            teacher = adjusted(teacher, self.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
         probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
         probs_NC[split_rows] = teacher.probs_NC
         return replace(teacher, probs_NC=probs_NC)
@@ -205,7 +281,7 @@ class Context:
             px=px,
             seed=self.recipe.seed,
             mixed=self.recipe.unlabeled.mixed,
-            sources=tuple(self.method.shares(self.weights.alphas, options)),
+            sources=tuple(self.method.shares(self.class_alphas, options)),
             teacher=self.teacher.predict if "teacher" in self.method.needs else None,
         )
 
@@ -215,9 +291,15 @@ class Context:
 
         from edgedistill.data.splits import evenly_spaced
         from edgedistill.distill.batches import Material
+        from edgedistill.labels.prior import label_terms
 
         splits, n_unlabeled = self.splits, len(self.splits.unlabeled_rows)
+        counts_C = np.bincount(splits.labeled_labels, minlength=len(splits.classes))
+        weights_C, shift_C = label_terms(
+            self.recipe.distill.class_weights, counts_C, self.prior, self.recipe.data.score
+        )
         held_out_positions = evenly_spaced(n_unlabeled, min(held_out, n_unlabeled // 4))
+        probs = {name: outputs.probs_NK for name, outputs in self.source_outputs.items()}
         return Material(
             images_NHWC=splits.train.resized(px),
             labeled=splits.labeled_rows,
@@ -225,17 +307,31 @@ class Context:
             unlabeled=np.delete(splits.unlabeled_rows, held_out_positions),
             val=splits.val_rows,
             val_labels=splits.val_labels,
-            source_probs={name: outputs.probs_NK for name, outputs in self.source_outputs.items()},
-            alphas=self.weights.alphas,
+            source_probs={name: probs_NK for name, probs_NK in probs.items() if probs_NK is not None},
+            alphas=self.class_alphas,
             held_out=splits.unlabeled_rows[held_out_positions],
             teacher_NC=self.teacher.probs_NC if "teacher" in self.method.needs else None,
-            stream=self.stream(px),
+            stream=self.stream(px) if self.method.needs - {"frozen"} else None,
+            class_weights_C=weights_C,
+            label_shift_C=shift_C,
         )
 
     def test_images(self, px: int) -> tuple[Any, Any]:
         """The test images at `px`, uint8 [N, px, px, 3], and their labels [N]."""
         test = self.splits.open_test()
         return test.store.resized(px), test.labels_N
+
+    def compared_images(self, px: int) -> tuple[Any, Any]:
+        """The images on which graphs and devices are compared, uint8 [N, px, px, 3], and their labels [N].
+
+        The test images; with folds, where the student that ships has none, the reserve, with the label -1.
+        """
+        import numpy as np
+
+        if self.splits.n_test or self.splits.protocol != "folds":
+            return self.test_images(px)
+        rows = self.splits.witness_rows
+        return self.splits.train.resized(px)[rows], np.full(len(rows), -1, dtype=np.int64)
 
     def calibration_images(self, px: int) -> Any:
         """Calibration images of train, with other pixels than those of val and test, uint8 [N, px, px, 3]."""
@@ -244,8 +340,8 @@ class Context:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The trained student of this run."""
-        return artifacts.RESULT.read(self.run)
+        """The trained student of this run; its path is relative to `shipped.run`."""
+        return artifacts.RESULT.read(artifacts.shipped(self.run))
 
     @property
     def exported(self) -> list[OnnxModel]:
@@ -256,6 +352,11 @@ class Context:
     def models(self) -> list[OnnxModel]:
         """All graphs, fp32 first."""
         return [*self.exported, *artifacts.QUANTIZED.read(self.run)]
+
+    @property
+    def shipped_models(self) -> list[OnnxModel]:
+        """All graphs of the bundle: those of ONNX, and the one for ncnn if the recipe enables it."""
+        return [*self.models, *((artifacts.NCNN.find(self.run) or ()) if self.recipe.export.ncnn else ())]
 
     @property
     def guarded(self) -> tuple[Guarded, ...]:
@@ -282,36 +383,3 @@ class Context:
         device = devices.find(devices.load(self.inventory), name)
         settings = {key: setting for key, setting in asdict(device).items() if key != "backends"}
         return [settings, environment.machine() if device.transport == "local" else []]
-
-    def data_facts(self) -> dict[str, Any]:
-        """The facts about the data for the report, and the hashes of the images used."""
-        splits, section = self.splits, self.recipe.data
-        counts = {"labeled": splits.labeled_rows, "val": splits.val_rows, "unlabeled": splits.unlabeled_rows}
-        return {
-            "kind": section.kind,
-            "classes": list(splits.classes),
-            "licence": splits.licence,
-            "score": section.score,
-            **{name: len(rows) for name, rows in counts.items()},
-            "test": splits.n_test,
-            "corrupt": list(splits.corrupt),
-            "duplicates": splits.duplicates,
-            "data_hash": splits.data_hash,
-            "test_hash": digest([splits.test_set.store.hashes.tolist(), splits.test_set.labels_N.tolist()]),
-            "store_px": splits.train.px,
-            **self.shard_facts(),
-        }
-
-    def shard_facts(self) -> dict[str, Any]:
-        """Numbers of images in shards, used and excluded, and the hash of all of them."""
-        if self.recipe.unlabeled is None:
-            return {}
-        return {
-            "shards": len(self.shards),
-            "streamed": sum(len(labeled.rows) for labeled in self.shards),
-            "streamed_corrupt": sum(len(labeled.shard.corrupt) for labeled in self.shards),
-            "streamed_duplicates": sum(
-                len(labeled.shard.sample_numbers) - len(labeled.rows) for labeled in self.shards
-            ),
-            "shards_hash": digest([labeled.shard.data_hash for labeled in self.shards]),
-        }

@@ -13,8 +13,10 @@ FIRST_BATCH = 64  # images on which the fp32 graph is compared with torch; verif
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hash of the recipe's section without what only the step `engines` reads."""
-    return {"settings": digest(context.recipe.export.for_key(exclude={"engines"}))}
+    """Hash of the recipe's section without what only the step `engines` reads; the student, if labels alone ship."""
+    hashes = {"settings": digest(context.recipe.export.for_key(exclude={"engines", "ncnn"}))}
+    alone = artifacts.shipped(context.run)
+    return hashes if alone == context.run else {**hashes, "labels alone": artifacts.RESULT.read(alone).sha256}
 
 
 def work(context: Context) -> None:
@@ -24,7 +26,7 @@ def work(context: Context) -> None:
 
     record, path = context.checkpoint, artifacts.FP32_GRAPH.path_in(context.run)
     images_NHWC = context.calibration_images(record.spec.input_px)[:FIRST_BATCH]
-    model = load_student(record.spec, context.run / record.path)
+    model = load_student(record.spec, context.shipped.run / record.path)
     fp32 = onnx.export(model, record.spec, path=path, images_NHWC=images_NHWC, settings=context.recipe.export)
     graphs = [replace(fp32, path=f"export/{path.name}", parent_sha256=record.sha256)]
     if context.recipe.export.fp16 and (half := onnx.half(path, graphs[0], images_NHWC)):

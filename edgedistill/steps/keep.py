@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgedistill.console import say
 from edgedistill.errors import EdgeDistillError
-from edgedistill.export.precision import TIMING_BACKENDS, choose_precision, higher_precision
+from edgedistill.export.precision import TIMING_BACKENDS, Ratio, choose_precision, higher_precision
 from edgedistill.records import OnnxModel
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
@@ -29,7 +31,7 @@ def work(context: Context) -> None:
         guard, ratio, untimed, backend = guarded.get(target), None, UNTIMED, TIMING_BACKENDS[target]
         if backend in timing.runtimes() and (guard is None or guard.holds):
             int8 = next(model for model in models if model.target == target)
-            ratio, untimed = speed(context, [higher_precision(target, models), int8], backend)
+            ratio, untimed = speed(partial(timing.ratio, context), [higher_precision(target, models), int8], backend)
         kept.append(
             choose_precision(
                 target, models, guarded=guard, min_speedup=settings.min_speedup, ratio=ratio, untimed=untimed
@@ -39,10 +41,10 @@ def work(context: Context) -> None:
     artifacts.KEPT.write(context.run, kept)
 
 
-def speed(context: Context, pair: list[OnnxModel], backend: str) -> tuple[tuple[float, float, float] | None, str]:
+def speed(ratio: timing.PairRatio, pair: list[OnnxModel], backend: str) -> tuple[Ratio | None, str]:
     """The ratio of times, or why it could not be measured: a GPU may lack memory or be too old for the graph."""
     try:
-        return timing.ratio(context, pair, backend), ""
+        return ratio(pair, backend), ""
     except EdgeDistillError as error:
         if backend == "onnxruntime-cpu":
             raise

@@ -1,4 +1,4 @@
-"""quantize: one calibration on images of train, and one int8 graph per target, each checked against its bound on val.
+"""quantize: one calibration on images of train, one int8 graph per target, each checked on images that did not train.
 
 If the recipe enables it, the student is first trained further in the arithmetic of its int8 graph (quantization-aware
 distillation): with the recipe's method, weighted sources and cached pseudo-labels, and with the source heads of the
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.console import log_training, say
 from edgedistill.errors import InputError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgedistill.export.qdq import Ranges
     from edgedistill.export.quantize import QatGraph
+    from edgedistill.labels.calibration import Temperature
 
 COMPARED = 1000  # images on which the trained graph is compared with the fake-quantized student
 
@@ -36,25 +38,53 @@ def inputs(context: Context) -> dict[str, str]:
 
 def work(context: Context) -> None:
     """Quantize the fp32 graph for every target."""
-    import numpy as np
-
     from edgedistill.export.quantize import quantize
 
     recipe, graphs = context.recipe, list[OnnxModel]()
     if recipe.quantize.enabled:
-        splits, px, fp32 = context.splits, context.checkpoint.spec.input_px, context.exported[0]
+        px, fp32 = context.checkpoint.spec.input_px, context.exported[0]
+        images_NHWC, labels_N, temperature = witnesses(context, px)
         graphs = quantize(
             context.run / fp32.path,
             fp32,
             images_NHWC=context.calibration_images(px),
             settings=recipe.quantize,
             folder=artifacts.QUANTIZED.path_in(context.run).parent,
-            val=(np.asarray(splits.train.resized(px)[splits.val_rows]), splits.val_labels),
+            witnesses=(images_NHWC, labels_N),
+            temperature=temperature,
             score=recipe.data.score,
             tune=tuner(context),
             half=len(context.exported) > 1,
+            time=partial(speed_ratio, context),
         )
     artifacts.QUANTIZED.write(context.run, [replace(graph, path=f"quantize/{graph.path}") for graph in graphs])
+
+
+def witnesses(context: Context, px: int) -> tuple[Any, Any, Temperature | None]:
+    """The guard's images, uint8 [N, px, px, 3], their labels [N] (-1 for none), and a temperature.
+
+    They are val and the reserve; with folds, where val trains, too, the reserve alone. The temperature is then that of
+    the folds' students; otherwise it is None, to be fitted on val.
+    """
+    import numpy as np
+
+    from edgedistill.labels.calibration import temperature_of
+
+    splits = context.splits
+    if splits.protocol == "folds":
+        images_NHWC, labels_N = context.compared_images(px)
+        answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
+        return np.asarray(images_NHWC), labels_N, temperature_of(answers["fp32"], answers["labels"])
+    rows = np.concatenate([splits.val_rows, splits.reserve_rows])
+    labels_N = np.concatenate([splits.val_labels, np.full(len(splits.reserve_rows), -1, dtype=np.int64)])
+    return np.asarray(splits.train.resized(px)[rows]), labels_N, None
+
+
+def speed_ratio(context: Context, graph: ModelProto, target: Target) -> tuple[float, float, float] | None:
+    """The time of the higher precision over that of an int8 graph on this machine; None where it does not run here."""
+    from edgedistill.steps import timing
+
+    return timing.graph_ratio(graph, context.exported, target, partial(timing.ratio, context))
 
 
 def tuner(context: Context) -> Callable[[ModelProto, Ranges, Target], QatGraph] | None:
@@ -82,14 +112,16 @@ def tune(context: Context, model: ModelProto, ranges: Ranges, target: Target) ->
         raise InputError("quantize.qat: trains in one process", "train with torchrun, then run `edgedistill export`")
     recipe, spec, qat = context.recipe, context.checkpoint.spec, context.recipe.quantize.qat
     assert qat is not None, "the recipe enables it"
-    # bfloat16 is coarser than int8; and the modules named by `freeze` do not exist in a graph
-    settings = recipe.distill.model_copy(update={"lr": qat.lr, "precision": "float32", "freeze": ()})
-    task = batches.Task(
-        spec=spec, material=context.material(spec.input_px), settings=settings, steps=qat.steps, seed=recipe.seed
-    )
+    # bfloat16 is coarser than int8; the modules named by `freeze` do not exist in a graph; the heads are trained; and a
+    # graph's nodes are interpreted, which is nothing to compile
+    changes = {"precision": "float32", "freeze": (), "head_start": "random", "compile": False}
+    shipped = context.shipped
+    settings = shipped.recipe.distill.model_copy(update={"lr": qat.lr, **changes})
+    material = shipped.shipping().material(spec.input_px)
+    task = batches.Task(spec=spec, material=material, settings=settings, steps=qat.steps, seed=recipe.seed)
     net = fake_quant.student(model, ranges, target, qat.ranges == "learned")
     folder = context.run / artifacts.QAT / target
-    heads = source_heads(artifacts.LAST_CHECKPOINT.path_in(context.run))
+    heads = source_heads(artifacts.LAST_CHECKPOINT.path_in(shipped.run))
     with log_training(folder / "tensorboard", qat.steps) as on_step:
         fitted = loop.fit(net, task, folder=folder, on_step=on_step, heads=heads)
     images_NHWC = np.asarray(context.calibration_images(spec.input_px)[:COMPARED])
@@ -111,7 +143,7 @@ def source_heads(path: Path) -> dict[str, object] | None:
 
 STEP = Step(
     name="quantize",
-    version=2,
+    version=3,
     after=("distill", "export"),
     inputs=inputs,
     outputs=("quantize/*",),

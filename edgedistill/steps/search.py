@@ -1,4 +1,4 @@
-"""search: the best student within the budget, by its accuracy on val after a short distillation."""
+"""search: the best student within the budget after a short distillation, by its teacher's judgment and by val."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgedistill.steps import candidate, timing
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
-VERSION = 2  # increased when search/search.py changes its choice: the step's version, equal for all workers
+VERSION = 3  # increased when search/search.py changes its choice: the step's version, equal for all workers
 
 
 def inputs(context: Context) -> dict[str, str]:

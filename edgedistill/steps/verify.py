@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from edgedistill.errors import GateError
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
@@ -11,7 +14,8 @@ from edgedistill.steps.step import Step
 
 
 def work(context: Context) -> None:
-    """Write the ladder, the mistakes, the images on which the graphs disagree, and every graph's predictions.
+    """Write the ladder, the mistakes, the images on which the graphs disagree, and the test images' labels, true and
+    as every graph predicts them.
 
     Raises:
         GateError: a gate of the ladder fails; the files are written before.
@@ -19,23 +23,31 @@ def work(context: Context) -> None:
     import numpy as np
 
     from edgedistill.distill import evaluate
-    from edgedistill.export import verify
+    from edgedistill.export import onnx, verify
     from edgedistill.students.build import load_student
 
     run, record = context.run, context.checkpoint
-    images_NHWC, labels_N = context.test_images(record.spec.input_px)
-    torch_NC = evaluate.logits(load_student(record.spec, run / record.path), record.spec, images_NHWC)
+    images_NHWC, labels_N = context.compared_images(record.spec.input_px)
+    student = load_student(record.spec, context.shipped.run / record.path)
+    torch_NC = evaluate.logits(student, record.spec, images_NHWC)
+    out_of_fold = None if context.splits.n_test else artifacts.OUT_OF_FOLD.read(context.shipped.run)
+    score = partial(verify.accuracy, labels_N=labels_N)
+    if out_of_fold:
+        score = partial(verify.estimated, student_NC=torch_NC, out_of_fold=out_of_fold)
     ladder, logits = verify.ladder(
         torch_NC,
         context.models,
         run=run.path,
         images_NHWC=images_NHWC,
-        labels_N=labels_N,
+        score=score,
         settings=context.recipe.export,
     )
     artifacts.LADDER.write(run, ladder)
     default_NC = logits[context.default_graph]
-    save_arrays(artifacts.MISTAKES.path_in(run), **verify.mistakes(images_NHWC, labels_N, default_NC))
+    mistakes = verify.mistakes(images_NHWC, labels_N, default_NC)
+    if out_of_fold:
+        mistakes = fold_mistakes(context)
+    save_arrays(artifacts.MISTAKES.path_in(run), **mistakes)
     rows = np.array(ladder.worst, dtype=np.int64)
     names = verify.furthest(
         torch_NC[rows], {name: logits_NC[rows] for name, logits_NC in logits.items() if "int8" in name}
@@ -49,18 +61,27 @@ def work(context: Context) -> None:
         int8=int8,
         artefact=np.array(names, dtype=str),
     )
-    save_arrays(
-        artifacts.PREDICTIONS.path_in(run), **{name: logits_NC.argmax(axis=1) for name, logits_NC in logits.items()}
-    )
+    predictions = {name: logits_NC.argmax(axis=1) for name, logits_NC in logits.items()}
+    save_arrays(artifacts.PREDICTIONS.path_in(run), labels=np.asarray(labels_N, dtype=np.int64), **predictions)
     failed = [gate for gate in ladder.gates if not gate.passed]
     if failed:
         gates = ", ".join(f"{gate.name} is {gate.value:.6g} (wanted {gate.bound})" for gate in failed)
-        raise GateError(f"verify: {gates}", f"see {artifacts.LADDER.path_in(run)}")
+        agreement, error = (gate.value for gate in ladder.gates)
+        raise GateError(f"verify: {gates}", onnx.loosened(agreement, error, context.recipe.export))
+
+
+def fold_mistakes(context: Context) -> dict[str, Any]:
+    """The mistakes of the folds' students, on the images that each was trained without."""
+    from edgedistill.export import verify
+
+    answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
+    images_NHWC = context.splits.train.resized(context.checkpoint.spec.input_px)[answers["rows"]]
+    return dict(verify.mistakes(images_NHWC, answers["labels"], answers.get("int8", answers["fp32"])))
 
 
 STEP = Step(
     name="verify",
-    version=2,
+    version=3,
     after=("distill", "export", "quantize", "keep"),
     inputs=export.inputs,
     outputs=("verify/*",),

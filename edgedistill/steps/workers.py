@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from edgedistill.distributed import processes
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.records import StudentSpec
-from edgedistill.run.directory import Run
 from edgedistill.steps.context import Context
 
 if TYPE_CHECKING:
@@ -102,8 +101,9 @@ def _serve() -> None:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         while (order := processes.receive_order()) is not None:
             # a context holds loaded images and outputs: the next order of the same run reuses it
-            if context is None or (context.recipe, context.run.path) != (order.recipe, order.run):
-                context = Context(recipe=order.recipe, base=order.base, run=Run(path=order.run))
+            ordered = Context(recipe=order.recipe, base=order.base, run=order.run, fold=order.fold, ships=order.ships)
+            if context != ordered:
+                context = ordered
             try:
                 WORK[order.work](context, **order.arguments)
             except processes.WorkAbortedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import warnings
@@ -21,6 +22,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile
 STATE_KEYS = ("state_dict", "model_state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 AVERAGE_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts its updates beside the weights
+MAX_NESTED = 4  # a pickled mapping can hold itself
 BATCH_COUNTER = "num_batches_tracked"
 
 
@@ -38,7 +40,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
+        raise InputError(f"{path}: no such weights file", "name an existing file")
     try:
         if path.suffix == ".safetensors":
             return without_prefixes(load_file(path))
@@ -47,30 +49,33 @@ def read_state(path: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
+        fix = "save it with safetensors.torch.save_file, or give a torch file another suffix than .safetensors"
+        raise InputError(f"{path}: not a safetensors file ({error})", fix) from None
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: holds pickled objects other than tensors, which could run code; it is not loaded",
             "save the state dict alone, best with safetensors.torch.save_file",
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0]  # the EOFError of an empty file has no message
-        raise InputError(f"{path}: not a torch weights file ({reason})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # on broken bytes torch's readers raise errors of many types
+        reason = str(error).strip().partition("\n")[0] or "it ends too early"  # EOFError has no message
+        raise InputError(f"{path}: not a torch weights file ({reason})", "save it with torch.save") from None
     state = _nested_state(content, path)
     if state is None:
         raise InputError(f"{path}: not a state dict", "save model.state_dict()")
     return state
 
 
-def _nested_state(content: object, path: Path) -> dict[str, Tensor] | None:
+def _nested_state(content: object, path: Path, depth: int = 0) -> dict[str, Tensor] | None:
     """The state dict at or below `content`; None if there is none. EMA weights that lack tensors are not used."""
     import torch
 
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or depth > MAX_NESTED:
         return None
-    trained = next((state for key in STATE_KEYS if (state := _nested_state(content.get(key), path))), None)
+    trained = next((state for key in STATE_KEYS if (state := _nested_state(content.get(key), path, depth + 1))), None)
     for key in EMA_KEYS:
-        averaged = _nested_state(content.get(key), path)
+        averaged = _nested_state(content.get(key), path, depth + 1)
         if averaged and (trained is None or without_counters(trained).keys() <= averaged.keys()):
             log.warning("%s: the EMA weights (%s) are used", path, key)
             return averaged
@@ -194,3 +199,11 @@ def _prefix(names: Mapping[str, Tensor], longer: Mapping[str, Tensor]) -> str:
     """The prefix with which at least half of `names` stand in `longer`; "" if there is none."""
     starts = sorted({other.removesuffix(n) for n in islice(names, 3) for other in longer if other.endswith(f".{n}")})
     return next((start for start in starts if 2 * sum(start + name in longer for name in names) >= len(names)), "")
+
+
+def hash_state(net: nn.Module, architecture: str) -> str:
+    """sha256 over an architecture's name and a model's tensors with their names, in hex."""
+    running = hashlib.sha256(architecture.encode())
+    for name, tensor in net.state_dict().items():
+        running.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return running.hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
@@ -20,7 +20,9 @@ from edgedistill.students.pretrained import (
     IMAGENET_STD,
     hub_problem,
     package_file,
+    package_license,
     package_state,
+    timm_license,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Blueprint:
     """A backbone that maps [B, 3, px, px] to pooled features [B, D] (D by `feature_width`), and its preprocessing.
 
     `weights_problem` returns, without loading them, why the initial weights are not available; "" if they are.
+    `weights_license` returns the license that their publisher states; "" if it states none.
     """
 
     build: Callable[[], nn.Module]
@@ -46,6 +49,7 @@ class Blueprint:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     weights_problem: Callable[[], str] = str
+    weights_license: Callable[[], str] = str
 
 
 def efficientnet_lite(
@@ -64,6 +68,7 @@ def efficientnet_lite(
             mean=HALF,
             std=HALF,
             weights_problem=lambda: package_problem(package),
+            weights_license=lambda: package_license(package),
         )
     return _timm_blueprint(name, weights == "hub", HALF, HALF)
 
@@ -157,7 +162,9 @@ def timm(*, model: str, weights: Hub = "hub") -> Blueprint:
     return _timm_blueprint(model, weights == "hub")
 
 
-def micro(*, width: PositiveInt = 16, depth: PositiveInt = 1) -> Blueprint:
+def micro(
+    *, width: Annotated[int, Field(ge=1, le=2048)] = 16, depth: Annotated[int, Field(ge=1, le=64)] = 1
+) -> Blueprint:
     """A small residual ReLU net for 32-96 px, from random weights: a stride-2 stem and three stages of basic blocks.
 
     Args:
@@ -237,4 +244,5 @@ def _timm_blueprint(
         mean=mean or own_mean,
         std=std or own_std,
         weights_problem=problem,
+        weights_license=(lambda: timm_license(name)) if hub else str,
     )

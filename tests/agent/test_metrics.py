@@ -113,12 +113,27 @@ def test_drop_interval_covers_true_drop_at_nominal_rate() -> None:
 
 
 def test_ratio_of_exact_speedup_has_no_spread() -> None:
-    base = np.array([[10.0, 12.0], [9.0, 30.0]])
+    base = np.array([[10.0, 12.0, 11.0], [9.0, 30.0, 9.0], [10.0, 10.0, 10.0]])
     assert metrics.ratio_interval(base.tolist(), (base / 2).tolist()) == (2.0, 2.0, 2.0)
 
 
-def test_ratio_needs_four_cells() -> None:
-    assert metrics.ratio_interval([[1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0]]) is None
+@pytest.mark.parametrize(("processes", "rounds"), [(1, 1), (1, 15), (2, 3), (2, 8), (3, 2), (8, 1)])
+def test_ratio_of_few_processes_or_cells_has_no_interval(processes: int, rounds: int) -> None:
+    cells = np.ones((processes, rounds)).tolist()
+    assert metrics.ratio_interval(cells, cells) is None
+
+
+@pytest.mark.parametrize(("processes", "rounds"), [(3, 3), (9, 1)])
+def test_ratio_interval_covers_where_processes_differ_as_rounds_do(processes: int, rounds: int) -> None:
+    generator = np.random.default_rng(7)
+    covered = 0
+    for _ in range(200):
+        base, compared = generator.lognormal(0.0, 0.02, size=(2, processes, rounds))
+        compared *= generator.lognormal(0.0, 0.02, size=(processes, 1))
+        interval = metrics.ratio_interval(base.tolist(), compared.tolist(), draws=400)
+        assert interval is not None
+        covered += interval[1] <= 1.0 <= interval[2]
+    assert covered >= 0.87 * 200  # 91 % of many
 
 
 def test_ratio_interval_covers_one_for_equal_variants() -> None:

@@ -40,7 +40,36 @@ def test_spread_names_ratio_and_remedy() -> None:
     )
     # three slow in a hundred: p99 is at 98.01 of 0 .. 99, between two slow ones
     assert verdict([[[1.0] * 97 + [9.0] * 3]]).startswith("noisy, because p99/p50 is 9.00 (at most 1.5); do: ")
-    assert verdict([[[1.0] * 50 + [1.3] * 50]]) == "quiet"
+    assert verdict([[[1.0] * 10 + [1.3] * 10] * 5]) == "quiet"
+
+
+@pytest.mark.parametrize("samples", [1, 6, 99])
+def test_few_samples_are_never_quiet(samples: int) -> None:
+    few = f"too few samples ({samples}), at least 100 are needed; do: edgedistill bench --again --set bench.samples=300"
+    assert verdict([[[1.0] * samples]]) == few
+    assert verdict([[[1.0] * (samples - 1) + [9.0]]]) == few  # the slowest of so few says nothing
+    throttled = process({}, {"throttling": ["throttled"]})
+    assert verdict([[[1.0] * samples]], throttled).startswith("noisy, because throttling")
+
+
+def test_least_samples_suffice_to_see_one_slow_query_in_twenty() -> None:
+    generator, quiet = np.random.default_rng(3), 0
+    for _ in range(300):
+        samples = generator.lognormal(0.0, 0.03, noise.LEAST_SAMPLES)
+        samples[generator.random(len(samples)) < 0.05] *= 2.0
+        quiet += verdict([samples.reshape(5, -1).tolist()]) == "quiet"
+    assert 0 < quiet <= 0.08 * 300  # 5 % of many
+
+
+@pytest.mark.parametrize(("processes", "rounds", "least"), [(1, 4, 5), (2, 3, 4), (3, 2, 3), (9, 1, 2)])
+def test_rounds_that_cannot_show_drift_are_never_quiet(processes: int, rounds: int, least: int) -> None:
+    assert verdict([[[1.0] * 100] * rounds] * processes) == (
+        f"too few rounds a process ({rounds}) to see a drift, at least {least} are needed; "
+        "do: edgedistill bench --again --set bench.processes=3 --set bench.rounds=5"
+    )
+    assert verdict([[[1.0] * 100] * least] * processes) == "quiet"
+    rising = [[[1.0 + round_] * 100 for round_ in range(least)]] * processes
+    assert "the latency rose" in verdict(rising)
 
 
 def test_unsettled_warm_up_is_noise() -> None:

@@ -90,6 +90,16 @@ def test_file_that_is_not_onnx_is_refused() -> None:
             graph_types.read(junk)
 
 
+def test_target_is_read_from_metadata() -> None:
+    model = onnx.load_model_from_string(pair(np.int8(0)))
+    assert graph_types.target(model.SerializeToString()) == "any"
+    helper.set_model_props(model, {"author": "somebody", graph_types.TARGET: "tensorrt"})
+    model_bytes = model.SerializeToString()
+    assert graph_types.target(model_bytes) == "tensorrt"
+    assert {graph_types.target(model_bytes[:end]) for end in range(len(model_bytes))} == {"any"}
+    assert graph_types.target(b"junk") == "any"
+
+
 def test_truncated_file_is_refused_or_read_completely() -> None:
     model_bytes = pair(np.uint8(0))
     for end in range(len(model_bytes)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import tiny_onnx
 from tests.helpers.paths import ROOT
 
 
@@ -26,6 +27,37 @@ def test_page_without_markers_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="lacks the markers"):
         pages.replace_section("no markers here", "quickstart", "| a |")
+
+
+def test_quickstart_says_what_distilling_bought_and_with_which_other_labels() -> None:
+    from benchmarks import quickstart
+
+    def accuracy(balanced: float) -> dict[str, float]:
+        return {"top1": 0.1, "balanced": balanced}
+
+    gains = [{"points": points, "low": points - 3.0, "high": points + 3.0} for points in (6.0, 1.0)]
+    record = {"distilled": accuracy(0.72), "labels_alone": accuracy(0.66), "over_labels_alone": gains[0]}
+    record |= {"source": "lite1", "probe": accuracy(0.71), "over_probe": gains[1]}
+    draws = [
+        {"seed": seed, "baseline": {"over_labels_alone": {"points": points}}} for seed, points in ((2, -1.0), (1, 4.0))
+    ]
+    text = "\n".join(quickstart.bought({"data": {"score": "balanced"}, "baseline": record}, draws))
+    assert "| the same student on labels alone | 66.0 % | +6.0 [+3.0, +9.0] |" in text
+    assert "| a linear probe of lite1 | 71.0 % | +1.0 [-2.0, +4.0] |" in text
+    assert "With 2 other draws of the labels the gain over labels alone is +1.5 points on average (+4.0, -1.0)." in text
+    assert quickstart.bought({"data": {"score": "balanced"}}, draws) == []
+
+
+def test_export_time_compares_both_forms_of_a_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import export_time
+
+    monkeypatch.setattr(export_time, "ROUNDS", 3)
+    line = export_time.measure("int8-tensorrt", tiny_onnx.write(tmp_path / "m.onnx", "int8"), tiny_onnx.PX)
+    assert line["ci95"][0] <= line["ratio"] <= line["ci95"][1] and line["largest_difference"] == 0.0
+    holds = {**line, "ratio": 0.5, "ci95": [0.4, 0.6], "ms": {"written": 90.0, "float32": 45.0}}
+    text = export_time.table([{**holds, "ci95": [0.4, 0.7]}, holds])
+    assert "| int8-tensorrt | 90.0 | 45.0 | 0.50 [0.40, 0.60] | 0 |" in text and text.endswith("holds.")
+    assert export_time.table([{**holds, "largest_difference": 1e-3}]).endswith("FAILS.")
 
 
 def test_step_cost_measures_sources_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

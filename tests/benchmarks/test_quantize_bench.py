@@ -242,11 +242,12 @@ def test_models_are_timed_in_turns_and_first_one_rotates(monkeypatch: pytest.Mon
 
 
 def test_ratio_is_of_medians_of_rounds() -> None:
-    assert interleave.ratio([[[6.0, 6.0, 99.0]] * 2] * 2, [[[2.0, 2.0, 1.0]] * 2] * 2) == [3.0, 3.0, 3.0]
-    assert interleave.ratio([[[1.0]] * 4], [[[3.0]] * 4]) == [0.3333] * 3
-    middle, low, high = interleave.ratio([[[1.0], [2.0]], [[3.0], [4.0]]], [[[1.0]] * 2] * 2) or []
+    assert interleave.ratio([[[6.0, 6.0, 99.0]] * 3] * 3, [[[2.0, 2.0, 1.0]] * 3] * 3) == [3.0, 3.0, 3.0]
+    assert interleave.ratio([[[1.0]] * 3] * 3, [[[3.0]] * 3] * 3) == [0.3333] * 3
+    base = [[[1.0], [2.0], [2.5]], [[2.5], [3.0], [4.0]], [[1.5], [2.5], [3.5]]]
+    middle, low, high = interleave.ratio(base, [[[1.0]] * 3] * 3) or []
     assert middle == 2.5 and 1.0 <= low < middle < high <= 4.0
-    assert interleave.ratio([[[2.0]] * 3], [[[1.0]] * 3]) is None
+    assert interleave.ratio([[[2.0]] * 9], [[[1.0]] * 9]) is None
 
 
 def test_full_plan_gives_an_interval_and_fast_plan_none() -> None:

@@ -52,6 +52,27 @@ def test_raised_version_changes_the_configurations_of_those_that_use_it(monkeypa
     assert profile.config("nearest") != before["nearest"] and profile.config("transfer") == before["transfer"]
 
 
+def test_sources_enter_the_configuration_of_the_methods_that_use_them() -> None:
+    deploy = protocol.load("deploy")
+    assert not deploy.bank_in_every_config
+    with_sources = {cell for cell in deploy.methods if deploy.uses_sources(cell)}
+    assert "weighted-ridge" in with_sources and "fixmatch-ridge" not in with_sources
+    for changes in (
+        {"ready": {}},
+        {"finetuned": {"cifar100": 1}},
+        {"packs": {}},
+        {"weigh": deploy.weigh.model_copy(update={"power": 1.0})},
+    ):
+        changed = deploy.model_copy(update=changes)
+        different = {cell for cell in deploy.methods if changed.config(cell) != deploy.config(cell)}
+        assert different == with_sources, changes
+        assert changed.config("draw") != deploy.config("draw")
+    larger = deploy.model_copy(update={"store_px": 320})
+    assert all(larger.config(cell) != deploy.config(cell) for cell in deploy.methods)
+    cpu = protocol.load("cpu")  # its lines are older than the rule
+    assert cpu.model_copy(update={"ready": {}}).config("transfer") != cpu.config("transfer")
+
+
 def test_later_option_of_a_method_changes_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     transfer_method = METHODS["transfer"]
 
@@ -62,3 +83,16 @@ def test_later_option_of_a_method_changes_no_configuration(monkeypatch: pytest.M
     before = profile.config("transfer")
     monkeypatch.setitem(METHODS, "transfer", replace(transfer_method, loss=transfer))
     assert profile.config("transfer") == before
+
+
+def test_row_says_what_is_newer_than_the_lines() -> None:
+    profile = protocol.load("cpu")
+    newer: list[dict[str, Any]] = [{"head_start": "ridge"}, {"level": 0.05}, {"sources": "best"}, {"sources": 1}]
+    row = {"method": {"name": "weighted", "lam": 0.2}}
+    rows = {"weighted": row, **{f"weighted-{n}": {**row, **keys} for n, keys in enumerate(newer)}}
+    rows["weighted-more"] = {**row, "labels": 2}
+    changed = profile.model_copy(update={"methods": rows})
+    assert changed.config("weighted") == profile.config("weighted")
+    assert len({changed.config(cell) for cell in rows}) == len(rows)
+    assert changed.settings("weighted", "", 0).head_start == "random"
+    assert (changed.level("weighted"), changed.level("weighted-1")) == (1.0, 0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.suite import bank as banks
 from benchmarks.suite import cells, protocol, runner
 from benchmarks.suite.__main__ import arguments, main
 from edgedistill.errors import InputError
+from edgedistill.labels import prior
 
 METHODS = ("transfer", "fixmatch", "random", "weighted", "stacked", "consistent")
 
@@ -108,6 +110,36 @@ def test_cell_that_differs_from_its_line_is_reported(bank: banks.Bank) -> None:
     assert runner.rerun(bank, "others", "transfer", 1) == 1
 
 
+def test_baselines_need_no_source(bank: banks.Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a source was loaded")
+
+    monkeypatch.setattr(banks.Bank, "source_section", refuse)
+    monkeypatch.setattr(banks.Bank, "network", refuse)
+    baselines = ("transfer", "fixmatch", "linear_probe")
+    selection = runner.Selection(targets=("squares",), methods=baselines, seeds=(2,))
+    runner.prepare(bank, selection, processes=1)
+    runner.run(bank, selection, processes=1)
+    assert [(line["kind"], line["method"]) for line in suite_lines()] == [("run", name) for name in baselines]
+
+
+def test_pack_may_have_another_directory(bank: banks.Bank) -> None:
+    renamed = banks.Bank(
+        packs=bank.packs, runs=bank.runs, profile=bank.profile.model_copy(update={"packs": {"large": "others"}})
+    )
+    assert renamed.pack_hashes("large") == bank.pack_hashes("others") != bank.pack_hashes("squares")
+    large, others = renamed.splits("large", seed=0, labels=4), bank.splits("others", seed=0, labels=4)
+    assert large.train.pixels_hash == others.train.pixels_hash
+    with pytest.raises(InputError, match=r"others/train\.parquet"):
+        banks.Bank(packs=Path("nowhere"), runs=bank.runs, profile=renamed.profile).pack_hashes("large")
+
+
+def test_lines_of_a_profile_are_in_a_file_of_its_own(bank: banks.Bank) -> None:
+    runner.run(bank, runner.Selection(targets=("others",), methods=("transfer",), seeds=(0,)), processes=1)
+    (path,) = lines.RESULTS.iterdir()
+    assert path.name.startswith("suite_cpu_")
+
+
 def test_draw_line_has_scores_weights_and_teachers(bank: banks.Bank) -> None:
     line = cells.draw_line(cells.Draw(bank=bank, target="squares", seed=0))
     assert line["n_labeled"] == 8 and set(line["scores"]) == {"probe", "parc"}
@@ -131,6 +163,65 @@ def test_methods_of_a_draw_share_labels_weights_and_order(bank: banks.Bank) -> N
     ]
     assert all(np.array_equal(material.labeled, materials[0].labeled) for material in materials)
     assert not set(materials[0].labeled.tolist()) & set(materials[0].unlabeled.tolist())
+
+
+@pytest.fixture
+def natural_bank(bank: banks.Bank) -> banks.Bank:
+    natural = protocol.load("cpu_natural")
+    return replace(bank, profile=bank.profile.model_copy(update={"labeled": "natural", "methods": natural.methods}))
+
+
+def test_natural_draw_has_as_many_labels_and_no_image_twice(natural_bank: banks.Bank, bank: banks.Bank) -> None:
+    draws = [cells.Draw(bank=natural_bank, target="squares", seed=seed) for seed in range(6)]
+    truth = bank.truth("squares")
+    for draw in draws:
+        rows, labels = draw.labeled
+        assert len(rows) == 8 and np.array_equal(truth[rows], labels)
+        assert sorted([*rows, *draw.splits.unlabeled_rows]) == list(range(40))
+    assert len({tuple(np.bincount(draw.labeled[1], minlength=2)) for draw in draws}) > 1
+
+
+def test_class_with_a_single_label_has_weights_and_a_teacher(natural_bank: banks.Bank) -> None:
+    draw = cells.Draw(bank=natural_bank, target="squares", seed=0)
+    truth = natural_bank.truth("squares")
+    rows = np.concatenate([np.flatnonzero(truth == 0)[:5], np.flatnonzero(truth == 1)[:1]])
+    splits = replace(draw.splits, labeled_rows=rows, labeled_labels=truth[rows])
+    # the other classes need a pair of each other: with one class left no source can be told from another
+    vars(draw)["splits"] = replace(splits, classes=("red", "blue", "green"))
+    vars(draw)["labeled"] = (np.append(rows, [38, 36]), np.append(truth[rows], [2, 2]))
+    assert sum(draw.weights.alphas.values()) == pytest.approx(1)
+    choice = natural_bank.profile.settings("auto", "squares", 0).teacher
+    assert np.isfinite(draw.teacher(choice, "labels")).all()
+
+
+def test_every_method_of_a_draw_has_the_same_prior(natural_bank: banks.Bank) -> None:
+    draw, profile = cells.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
+    shares = draw.prior("shares")
+    assert shares is not None and shares.stated and shares.shares_C == pytest.approx([0.5, 0.5])
+    labels = draw.prior("labels")
+    assert labels is not None and not labels.stated and draw.prior("none") is None
+    every = {method: profile.knowledge(method) for method in profile.methods}
+    compared = ("transfer", "fixmatch", "weighted", "auto")
+    known = {f"{base}{end}": every[f"{base}{end}"] for base in compared for end in ("", "-labels", "-shares")}
+    assert sorted(known.values()) == sorted(["none", "labels", "shares"] * 4)
+    shifts = [
+        draw.material(profile.settings(method, "squares", 0), known[method]).label_shift_C
+        for method in known
+        if known[method] == "shares"
+    ]
+    assert all(np.array_equal(shift, shifts[0]) for shift in shifts)
+
+
+def test_prior_enters_the_configuration_and_the_student(
+    natural_bank: banks.Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prior, "LEAST_IMAGES", 10)
+    monkeypatch.setattr(cells.Draw, "prior", lambda draw, knowledge: tilted if knowledge == "shares" else None)
+    tilted = prior.Prior(shares_C=np.array([0.999, 0.001]), score="top1")
+    draw, profile = cells.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
+    assert len({profile.config(method) for method in profile.methods}) == len(profile.methods)
+    line = cells.run_cell(draw, "transfer-shares")
+    assert line["balanced_accuracy"] == 0.5 != cells.run_cell(draw, "transfer")["balanced_accuracy"]
 
 
 def test_target_is_never_among_its_own_sources() -> None:
@@ -215,3 +306,31 @@ def test_mistakes_are_reported_before_any_work(packs: Path, tmp_path: Path, opti
     with pytest.raises(InputError, match=message):
         main(["run", "--packs", str(packs), "--runs", str(tmp_path), *options])
     assert not list(tmp_path.iterdir())
+
+
+def with_rows(bank: banks.Bank, rows: dict[str, dict[str, Any]]) -> banks.Bank:
+    return replace(bank, profile=bank.profile.model_copy(update={"methods": rows}))
+
+
+def test_rows_with_part_of_the_sources(bank: banks.Bank) -> None:
+    auto = {"method": "adapted", "teacher": {"name": "selftrained"}, "head_start": "ridge", "level": 0.05}
+    rows = {name: {**auto, "sources": choice} for name, choice in {"a-best": "best", "a-own": "own", "a-1": 1}.items()}
+    draw = cells.Draw(bank=with_rows(bank, {"auto": auto, **rows}), target="squares", seed=0)
+    assert draw.of_row("auto") is draw
+    best = max(draw.weights.alphas, key=lambda name: draw.weights.alphas[name])
+    assert list(draw.of_row("a-best").features) == [best]
+    assert [len(cells.Draw(bank=draw.bank, target="squares", seed=seed).of_row("a-1").features) for seed in (0, 1)]
+    own = draw.of_row("a-own").features[cells.OWN]
+    assert own.shape == (len(draw.splits.train.hashes), cells.initial_student(draw).head.in_features)
+    assert all(0.0 <= cells.run_cell(draw, name)["top1"] <= 1.0 for name in rows)
+
+
+def test_rows_with_more_labels_run_where_the_pack_has_them(bank: banks.Bank) -> None:
+    """Twenty images a class: four times four labels would leave fewer than as many without one."""
+    rows = {f"transfer-{times}x": {"method": "transfer", "labels": times} for times in (2, 4)}
+    more = with_rows(bank, {"transfer": {"method": "transfer"}, **rows})
+    runner.run(more, runner.Selection(targets=("squares",), methods=("transfer", *rows), seeds=(0,)), processes=1)
+    assert [line["method"] for line in suite_lines()] == ["transfer", "transfer-2x"]
+    assert "times_the_labels" not in suite_lines()[0] and suite_lines()[1]["times_the_labels"] == 2
+    draw = cells.Draw(bank=more, target="squares", seed=0)
+    assert (len(draw.labeled[0]), len(draw.of_row("transfer-2x").labeled[0])) == (8, 16)

@@ -236,7 +236,7 @@ def test_claim_in_parts_has_verdict_of_its_worst_part() -> None:
 
 
 def test_claims_are_those_on_the_page() -> None:
-    page = (ROOT / "benchmarks/README.md").read_text()
+    page = (ROOT / "benchmarks/README.md").read_text().split("## The claims of the suite")[1].split("\n## ")[0]
     numbers = [claim.number.rstrip("ab") for claim in contrasts.CLAIMS]
     assert numbers == ["1", "2", "3", "3", "4", "5", "5", "6"] and not any(
         claim.number for claim in contrasts.UNCLAIMED

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import lines as committed
-from benchmarks.suite import contrasts, markdown, plots, protocol, table
+from benchmarks.suite import contrasts, evidence, markdown, plots, protocol, table
 from tests.helpers.suite_lines import PROFILE, Line, draw, run, suite
 
 
@@ -16,10 +16,15 @@ from tests.helpers.suite_lines import PROFILE, Line, draw, run, suite
 def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty page without plots or lines; returns the file for lines."""
     page = tmp_path / "README.md"
-    names = [*markdown.SECTIONS, "tuning", "plots"]
+    names = [*markdown.SECTIONS, "natural", "tuning", "plots"]
     page.write_text("\n".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->" for name in names))
     monkeypatch.setattr(table, "PAGE", page)
     monkeypatch.setattr(table, "PLOTS", tmp_path / "plots")
+    shown = tmp_path / "evidence.md"
+    shown.write_text(
+        "\n".join(f"<!-- {name}: begin -->\nNo line yet.\n<!-- {name}: end -->" for name in evidence.sections([]))
+    )
+    monkeypatch.setattr(table, "EVIDENCE", shown)
     monkeypatch.setattr(committed, "RESULTS", tmp_path)
     return tmp_path / "suite_some-cpu_202611.jsonl"
 
@@ -41,7 +46,7 @@ def test_committed_page_and_plots_are_current() -> None:
 def test_page_without_lines_is_marked_not_measured(results: Path) -> None:
     assert table.main(check=False) == 0 and table.main(check=True) == 0
     text = table.PAGE.read_text()
-    assert text.count(markdown.NOTHING) == 6 and text.count("**not measured**") == 10  # eight rows, two claims in parts
+    assert text.count(markdown.NOTHING) == 7 and text.count("**not measured**") == 10  # eight rows, two claims in parts
     assert not table.PLOTS.exists() and table.headline() == markdown.NOTHING
 
 
@@ -237,3 +242,24 @@ def test_plots_are_reproducible_and_have_their_hash() -> None:
     (changed_board,) = table.reported_boards([*suite(), newer])
     assert plots.values_hash(plots.draw(changed_board)["differences_made.svg"]) != plots.values_hash(svg)
     assert plots.values_hash("<svg/>") == ""
+
+
+def test_natural_draws_are_in_their_section_alone(results: Path) -> None:
+    profile = protocol.load("cpu_natural")
+    gains = {"transfer": 0.0, "auto": 0.01, "auto-shares": 0.06, "transfer-shares": 0.02}
+    write(
+        results,
+        [
+            run(target, method, 0, 0.5 + gain, profile=profile.name, config=profile.config(method))
+            for target in profile.targets
+            for method, gain in gains.items()
+        ],
+    )
+    assert table.main(check=False) == 0 and table.main(check=True) == 0
+    before, _, after = table.PAGE.read_text().partition("<!-- natural: begin -->")
+    assert "auto-shares" not in before and not table.PLOTS.exists()
+    by_claim = rows(after.partition("<!-- natural: end -->")[0].partition("A claim in parts")[0])
+    assert by_claim["N1. auto with the shares over auto"][1] == "+5.0 [+5.0, +5.0]"
+    assert by_claim["N1. auto with the shares over auto"][-1] == "**holds**"
+    assert by_claim["N3. auto over transfer, both with the shares"][-1] == "**smaller than claimed**"
+    assert by_claim["N2. auto with its labels' prior over auto"][-1] == "**not measured**"

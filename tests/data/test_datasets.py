@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections import Counter
@@ -16,52 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgedistill.data import datasets, listing, splits
+from edgedistill.data import datasets, listing
 from edgedistill.errors import InputError
+from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.options import option_problems
-from edgedistill.recipe.schema import Data
-from tests.helpers.trees import BIRDS, csv_file, cub_tree, folder_tree, noise, write_picture
+from tests.helpers.trees import BIRDS, csv_file, cub_tree, folder_tree, noise
 
 
 def section(kind: str, **options: object) -> Data:
     return Data.model_validate({"kind": kind, **options})
-
-
-def test_folder_with_own_test_split(tmp_path: Path) -> None:
-    folder_tree(tmp_path / "set", train=3, test=2)
-    dataset = datasets.listing(section("folder", root="set"), tmp_path)
-    assert dataset.classes == ("ant", "bee")
-    assert list(dataset.train.names) == [f"{name}/00{index}.png" for name in ("ant", "bee") for index in range(3)]
-    assert dataset.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.test is not None and dataset.test.labels_N.tolist() == [0, 0, 1, 1]
-    with dataset.test.load(3) as image:
-        np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("testbee1")))
-
-
-def test_folder_without_split_and_with_unlabeled(tmp_path: Path) -> None:
-    folder_tree(tmp_path / "set", train=2, test=0)
-    write_picture(tmp_path / "more/deep/x.png")
-    write_picture(tmp_path / "more/.thumbnails/y.png")
-    (tmp_path / "more/notes.txt").write_text("no picture")
-    dataset = datasets.listing(section("folder", root="set", unlabeled="more"), tmp_path)
-    assert dataset.test is None
-    assert dataset.train.names[-1] == "unlabeled/deep/x.png"
-    assert dataset.train.labels_N.tolist() == [0, 0, 1, 1, listing.UNLABELED]
-
-
-def test_folder_names_missing_files_and_classes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a folder"):
-        datasets.listing(section("folder", root="nowhere"), tmp_path)
-    folder_tree(tmp_path / "one", classes=("ant",), test=0)
-    with pytest.raises(InputError, match="two classes at least are needed, and there is only one, ant"):
-        datasets.listing(section("folder", root="one"), tmp_path)
-    (tmp_path / "one/bee").mkdir()
-    with pytest.raises(InputError, match="bee: holds no image"):
-        datasets.listing(section("folder", root="one"), tmp_path)
-    folder_tree(tmp_path / "two")
-    write_picture(tmp_path / "two/test/bees/0.png")
-    with pytest.raises(InputError, match=r"bees: train has no class of this name; did you mean bee\?"):
-        datasets.listing(section("folder", root="two"), tmp_path)
 
 
 def test_cub_reads_published_tables(tmp_path: Path) -> None:
@@ -113,6 +75,40 @@ def test_csv_with_split_delimiter_and_empty_labels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("d.png")))
 
 
+def test_csv_leaves_out_pictures_that_are_marked_as_unusable(tmp_path: Path) -> None:
+    marks = {"a.png": ("x", "random"), "b.png": ("y", "unusable"), "c.png": ("", "unusable"), "d.png": ("", "")}
+    lines = [{"path": path, "label": label, "how": how} for path, (label, how) in marks.items()]
+    csv_file(tmp_path / "labels.csv", lines)
+    dataset = datasets.listing(section("csv", file="labels.csv"), tmp_path)
+    assert list(dataset.train.names) == ["a.png", "b.png", "d.png"], "a label outweighs the mark"
+    assert dataset.notes[0].startswith("data: 1 pictures that ")
+
+
+def test_csv_split_takes_the_usual_names(tmp_path: Path) -> None:
+    names = ("train", "Training", "TEST", "testing", "val", "Valid", "validation", "dev")
+    csv_file(tmp_path / "list.csv", rows(*((f"{i}.png", "xy"[i % 2], name) for i, name in enumerate(names))))
+    dataset = datasets.listing(section("csv", file="list.csv", split="part"), tmp_path)
+    assert dataset.test is not None and dataset.val is not None
+    assert [list(part.names) for part in (dataset.train, dataset.test, dataset.val)] == [
+        ["0.png", "1.png"],
+        ["2.png", "3.png"],
+        ["4.png", "5.png", "6.png", "7.png"],
+    ]
+    assert dataset.notes == ("data: val is the data set's own, 4 images; data.val_fraction does not apply",)
+
+
+def test_csv_without_rows_of_test_draws_them_from_train(tmp_path: Path) -> None:
+    csv_file(tmp_path / "list.csv", rows(("a.png", "x", "train"), ("b.png", "y", "train"), ("c.png", "x", "val")))
+    dataset = datasets.listing(section("csv", file="list.csv", split="part"), tmp_path)
+    assert dataset.test is None and dataset.val is not None and "is test: the test images are drawn" in dataset.notes[0]
+
+
+def test_csv_row_of_a_split_without_labels_is_told_what_to_write(tmp_path: Path) -> None:
+    csv_file(tmp_path / "list.csv", rows(("a.png", "x", "train"), ("b.png", "", "unlabeled")))
+    with pytest.raises(InputError, match=r"got 'unlabeled'\); write train, and leave the label empty"):
+        datasets.listing(section("csv", file="list.csv", split="part"), tmp_path)
+
+
 def test_csv_images_may_lie_elsewhere(tmp_path: Path) -> None:
     csv_file(tmp_path / "set/list.csv", rows(("a.png", "x", ""), ("b.png", "y", "")))
     (tmp_path / "set/list.csv").rename(tmp_path / "list.csv")
@@ -125,7 +121,7 @@ def test_csv_images_may_lie_elsewhere(tmp_path: Path) -> None:
     [
         ({"file": "nowhere.csv"}, "nowhere.csv: cannot be read"),
         ({"label": "labels"}, "list.csv:1: there is no column labels; did you mean label?"),
-        ({"split": "part"}, "list.csv:3: part: must be train or test .got 'tset'."),
+        ({"split": "part"}, "list.csv:3: part: must be train, test or val .got 'tset'."),
         ({"root": "elsewhere"}, "elsewhere/a.png: No such file"),
     ],
 )
@@ -217,7 +213,7 @@ def test_fingerprints_need_no_heavy_import(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from edgedistill.recipe.schema import Data
+from edgedistill.recipe.data_section import Data
 from edgedistill.data import datasets, splits
 for kind in {kinds!r}:
     assert len(datasets.fingerprint(Data.model_validate(kind), Path({str(tmp_path)!r}))) == 64
@@ -227,43 +223,11 @@ print(*sorted({{"torch", "torchvision", "datasets", "sklearn"}} & set(sys.module
     assert process.stdout.strip() == ""
 
 
-def special_files(folder: Path) -> None:
-    """Make a FIFO, a link to it, a socket and a link to a device in a folder, all called like pictures."""
-    os.mkfifo(folder / "fifo.png")
-    (folder / "linked.png").symlink_to("fifo.png")
-    (folder / "device.png").symlink_to("/dev/zero")
-    os.mknod(folder / "socket.png", stat.S_IFSOCK | 0o600)
-
-
-@pytest.mark.timeout(60)
-def test_images_beside_a_fifo_are_decoded(tmp_path: Path) -> None:
-    folder_tree(tmp_path / "set")
-    special_files(tmp_path / "set/train/ant")
-    names, _, _ = splits.preview(section("folder", root="set"), tmp_path, 8)
-    assert names
-
-
-@pytest.mark.timeout(60)
-def test_special_files_in_folders_are_skipped(tmp_path: Path) -> None:
-    folder_tree(tmp_path / "set")
-    write_picture(tmp_path / "more/x.png")
-    options = section("folder", root="set", unlabeled="more")
-    before = datasets.listing(options, tmp_path)
-    for part in ("set/train/ant", "set/test/bee", "more"):
-        special_files(tmp_path / part)
-    after = datasets.listing(options, tmp_path)
-    assert list(after.train.names) == list(before.train.names)
-    assert after.fingerprint == before.fingerprint
-    (tmp_path / "more/x.png").unlink()
-    with pytest.raises(InputError, match="more: holds no image"):
-        datasets.listing(options, tmp_path)
-
-
 @pytest.mark.timeout(60)
 def test_special_file_in_a_list_is_named(tmp_path: Path) -> None:
     csv_file(tmp_path / "list.csv", rows(("x.png", "a", ""), ("fifo.png", "b", "")))
     (tmp_path / "fifo.png").unlink()
-    special_files(tmp_path)
+    os.mkfifo(tmp_path / "fifo.png")
     for file in ("list.csv", "fifo.png"):
         with pytest.raises(InputError, match=r"fifo\.png: .*is a FIFO, a socket or a device"):
             datasets.listing(section("csv", file=file), tmp_path)
@@ -274,6 +238,6 @@ def test_fingerprint_of_regular_files_is_that_of_size_and_time(tmp_path: Path) -
     for path in sorted((tmp_path / "set").rglob("*.png")):
         path.write_bytes(b"12345")
         os.utime(path, ns=(7, 7))
-    fields = (("classes", "ant|bee"), ("ant/000.png", "0", "5", "7"), ("bee/000.png", "1", "5", "7"), ("test",))
-    lines = ["\0".join(line) for line in fields]
-    assert datasets.fingerprint(section("folder", root="set"), tmp_path) == listing.hash_lines(lines)
+    lines = [["classes", "ant", "bee"], "train", ["ant/000.png", 0, 5, 7], ["bee/000.png", 1, 5, 7]]
+    expected = listing.hash_lines([listing.RULES, listing.hash_lines(lines)])
+    assert datasets.fingerprint(section("folder", root="set"), tmp_path) == expected

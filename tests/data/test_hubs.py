@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import UnidentifiedImageError
 from edgedistill.data import datasets, listing
 from edgedistill.data.hubs import split_options
 from edgedistill.errors import InputError
-from edgedistill.recipe.schema import Data
+from edgedistill.recipe.data_section import Data
 from tests.helpers.trees import mnist_tree, noise, write_picture
 
 
@@ -79,6 +80,24 @@ def test_hf_text_labels_and_no_test_split(hub: Any, tmp_path: Path) -> None:
     assert dataset.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
 
 
+def test_hf_val_is_read_where_it_is_named(hub: Any, tmp_path: Path) -> None:
+    for part, labels in (("train", ["b", "a"]), ("validation", ["a"]), ("test", ["b"])):
+        write_parquet(hub, tmp_path / f"set/{part}", labels, hub.Value("string"))
+    without = datasets.listing(section("hf", path="set"), tmp_path)
+    assert without.val is None
+    assert without.notes == ("data: the split validation is not used; set data.val to it to validate on it",)
+    dataset = datasets.listing(section("hf", path="set", val="validation"), tmp_path)
+    assert dataset.val is not None and dataset.val.labels_N.tolist() == [0]
+    with dataset.val.load(0) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("validation0")))
+    assert dataset.notes == ("data: val is the data set's own, 1 images; data.val_fraction does not apply",)
+    assert dataset.fingerprint == datasets.fingerprint(section("hf", path="set", val="validation"), tmp_path)
+    assert dataset.fingerprint != without.fingerprint
+    for options in ({"val": "test"}, {"val": "train"}, {"test": "train"}):
+        with pytest.raises(InputError, match="train, test and val name one split twice"):
+            datasets.listing(section("hf", path="set", **options), tmp_path)
+
+
 def test_hf_error_lists_available_splits_and_columns(hub: Any, tmp_path: Path) -> None:
     write_parquet(hub, tmp_path / "set/train", ["a", "b"], hub.Value("string"))
     with pytest.raises(InputError, match=r"has no split test; it has train; set data\.train"):
@@ -88,6 +107,50 @@ def test_hf_error_lists_available_splits_and_columns(hub: Any, tmp_path: Path) -
     write_parquet(hub, tmp_path / "set/test", ["a", "c"], hub.Value("string"))
     with pytest.raises(InputError, match="split test, row 1: train has no class c"):
         datasets.listing(section("hf", path="set"), tmp_path)
+
+
+def test_hf_label_that_is_no_class_is_named(hub: Any, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
+    table = pa.table({"image": [{"bytes": png(str(row)), "path": None} for row in range(3)], "label": [0, 1, -7]})
+    (tmp_path / "set").mkdir()
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "set/train.parquet")
+    with pytest.raises(InputError, match="data: split train, row 2: train has no class -7"):
+        datasets.listing(section("hf", path="set", test=None), tmp_path)
+
+
+def test_hf_number_that_is_missing_is_no_label(hub: Any, tmp_path: Path) -> None:
+    write_parquet(hub, tmp_path / "set/train", [0.0, float("nan"), 1.0], hub.Value("float64"))
+    dataset = datasets.listing(section("hf", path="set", test=None), tmp_path)
+    assert dataset.classes == ("0.0", "1.0")
+    assert dataset.train.labels_N.tolist() == [0, listing.UNLABELED, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([[1], [2]], "list", "the column label holds a list, not a label"),
+        ([b"a", b"b"], "binary", "the column label holds a bytes, not a label"),
+        (["9" * 5000, "1"], "string", "the column label holds a text of 5000 characters, not a label"),
+    ],
+)
+def test_hf_column_without_labels_is_named(
+    hub: Any, tmp_path: Path, labels: list[Any], kind: str, message: str
+) -> None:
+    feature = hub.List(hub.Value("int64")) if kind == "list" else hub.Value(kind)
+    write_parquet(hub, tmp_path / "set/train", labels, feature)
+    with pytest.raises(InputError, match=message):
+        datasets.listing(section("hf", path="set", test=None), tmp_path)
+
+
+def test_hf_path_that_no_file_can_have_is_named(hub: Any, tmp_path: Path) -> None:
+    write_path_table(hub, tmp_path / "set", ["x" * 300, "1.png"])
+    with pytest.raises(InputError, match=r"split train, row 0: file: .*/x+ is no file; write paths that start"):
+        datasets.listing(section("hf", path="set", image="file", test=None), tmp_path)
+    with pytest.raises(InputError, match=r"data\.path: x+"):
+        datasets.listing(section("hf", path="x" * 300), tmp_path)
 
 
 def write_path_table(library: Any, folder: Path, cells: list[Any]) -> None:

@@ -21,6 +21,8 @@ import pytest
 from PIL import Image
 
 from edgedistill.data import image_store, images
+from edgedistill.data.images import View
+from edgedistill.data.limits import Decoder
 from edgedistill.data.listing import Items
 from edgedistill.errors import EdgeDistillError, InputError
 from tests.helpers.paths import ROOT
@@ -28,11 +30,11 @@ from tests.helpers.trees import memory_items, noise
 
 
 def test_images_are_mapped_in_order_and_hashed(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(600), tmp_path / "s", px=8, fit="squash", desc="")
+    built = image_store.build(memory_items(600), tmp_path / "s", View(px=8, fit="squash"), data_range=None, desc="")
     assert isinstance(built.images_NHWC, np.memmap) and not built.images_NHWC.flags.writeable
     assert built.images_NHWC.shape == (600, 8, 8, 3)
     for row in (0, 255, 256, 599):
-        expected = images.to_square(noise(str(row)), 8, "squash")
+        expected = images.to_square(noise(str(row)), View(px=8, fit="squash"))
         np.testing.assert_array_equal(built.images_NHWC[row], expected)
         assert built.hashes[row].decode() == hashlib.sha256(expected.tobytes()).hexdigest()
     np.testing.assert_array_equal(built.kept_rows, np.arange(600))
@@ -44,23 +46,37 @@ def test_second_build_decodes_nothing(tmp_path: Path) -> None:
     def refuse(row: int) -> Image.Image:
         raise AssertionError("an image was opened again")
 
-    first = image_store.build(items, tmp_path / "s", px=8, fit="crop", desc="")
-    assert image_store.build(replace(items, load=refuse), tmp_path / "s", px=8, fit="crop", desc="") == first
+    first = image_store.build(items, tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc="")
+    assert (
+        image_store.build(replace(items, load=refuse), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc="")
+        == first
+    )
 
 
 def test_few_corrupt_images_are_left_out_and_named(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(200, frozenset({7, 150})), tmp_path / "s", px=8, fit="crop", desc="")
+    built = image_store.build(
+        memory_items(200, frozenset({7, 150})), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc=""
+    )
     assert built.n == 198 and built.corrupt == ("0007", "0150")
     assert not set(built.kept_rows) & {7, 150}
-    np.testing.assert_array_equal(built.images_NHWC[7], images.to_square(noise("8"), 8, "crop"))
+    np.testing.assert_array_equal(built.images_NHWC[7], images.to_square(noise("8"), View(px=8, fit="crop")))
     facts = json.loads((tmp_path / "s/store.json").read_text())
-    assert facts["corrupt"][0] == {"name": "0007", "reason": "OSError: image file is truncated (3 bytes not processed)"}
+    assert facts["corrupt"][0] == {"name": "0007", "reason": "image file is truncated (3 bytes not processed)"}
 
 
 def test_more_than_one_percent_corrupt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"more than 1% of 200 images cannot be decoded: 0007 \(OSError.*; 0150"):
-        image_store.build(memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", px=8, fit="crop", desc="")
+    with pytest.raises(InputError, match=r"more than 1% of 200 images cannot be decoded: 0007 \(image file.*; 0150"):
+        image_store.build(
+            memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc=""
+        )
     assert [path.name for path in tmp_path.iterdir()] == [".s.lock"]
+
+
+def test_any_share_may_be_corrupt_where_that_is_asked_for(tmp_path: Path) -> None:
+    items, view = memory_items(20, frozenset(range(0, 20, 2))), View(px=8, fit="crop")
+    built = image_store.build(items, tmp_path / "s", view, data_range=None, desc="", max_corrupt=1.0)
+    assert built.n == 10
+    assert built.reasons == dict.fromkeys(built.corrupt, "image file is truncated (3 bytes not processed)")
 
 
 def test_broken_files_are_distinguished_from_valid_ones(tmp_path: Path) -> None:
@@ -71,13 +87,14 @@ def test_broken_files_are_distinguished_from_valid_ones(tmp_path: Path) -> None:
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
     items = Items(names=names, labels_N=np.zeros(5, dtype=np.int64), load=lambda row: Image.open(tmp_path / names[row]))
-    decoded = [image_store.decode(items, row, 8, "crop") for row in range(5)]
+    decoder = Decoder(items, View(px=8, fit="crop"), None)
+    decoded = [decoder(row) for row in range(5)]
     assert [square is not None for square, _ in decoded] == [True, False, False, False, False]
     assert all(reason for _, reason in decoded[1:])
 
 
 def test_smaller_size_is_computed_once_from_stored_squares(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(3), tmp_path / "s", px=10, fit="crop", desc="")
+    built = image_store.build(memory_items(3), tmp_path / "s", View(px=10, fit="crop"), data_range=None, desc="")
     small = built.resized(6)
     assert isinstance(small, np.memmap) and small.shape == (3, 6, 6, 3)
     np.testing.assert_array_equal(small[2], images.resize(np.asarray(built.images_NHWC[2]), 6))
@@ -93,7 +110,7 @@ def request_size(built: image_store.ImageStore, start: Any) -> None:
 
 
 def test_concurrent_requests_for_a_size_succeed(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(300), tmp_path / "s", px=16, fit="crop", desc="")
+    built = image_store.build(memory_items(300), tmp_path / "s", View(px=16, fit="crop"), data_range=None, desc="")
     context = multiprocessing.get_context("spawn")
     start = context.Event()
     workers = [context.Process(target=request_size, args=(built, start)) for _ in range(2)]
@@ -107,7 +124,7 @@ def test_concurrent_requests_for_a_size_succeed(tmp_path: Path) -> None:
 
 
 def test_pickled_store_excludes_pixels(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(100), tmp_path / "s", px=32, fit="crop", desc="")
+    built = image_store.build(memory_items(100), tmp_path / "s", View(px=32, fit="crop"), data_range=None, desc="")
     assert len(pickle.dumps(built)) < 1000 < built.images_NHWC.nbytes
 
 
@@ -115,6 +132,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from edgedistill.data import image_store as store
+from edgedistill.data.images import View
 from tests.helpers.trees import memory_items
 items = memory_items(2000)
 def slow(row):
@@ -122,7 +140,7 @@ def slow(row):
     return items.load(row)
 print("building", flush=True)
 slowly = type(items)(names=items.names, labels_N=items.labels_N, load=slow)
-store.build(slowly, Path(sys.argv[1]), px=8, fit="crop", desc="")
+store.build(slowly, Path(sys.argv[1]), View(px=8, fit="crop"), data_range=None, desc="")
 """
 
 
@@ -139,20 +157,20 @@ def test_killed_build_is_not_taken_for_finished(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     assert list(tmp_path.glob(".s.*.tmp")), "the kill left no half-built folder"
     assert image_store.open_store(folder) is None
-    assert image_store.build(memory_items(4), folder, px=8, fit="crop", desc="").n == 4
+    assert image_store.build(memory_items(4), folder, View(px=8, fit="crop"), data_range=None, desc="").n == 4
     assert not list(tmp_path.glob(".s.*.tmp"))
 
 
 def test_truncated_pixels_are_rebuilt(tmp_path: Path) -> None:
-    built = image_store.build(memory_items(4), tmp_path / "s", px=8, fit="crop", desc="")
+    built = image_store.build(memory_items(4), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc="")
     os.truncate(tmp_path / "s/images.8.u8", 100)
     assert image_store.open_store(tmp_path / "s") is None
-    again = image_store.build(memory_items(4), tmp_path / "s", px=8, fit="crop", desc="")
+    again = image_store.build(memory_items(4), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc="")
     assert again == built and again.images_NHWC.shape == (4, 8, 8, 3)
 
 
 def test_full_disk_raises_one_line_error_and_keeps_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = image_store.build(memory_items(4), tmp_path / "old", px=8, fit="crop", desc="")
+    built = image_store.build(memory_items(4), tmp_path / "old", View(px=8, fit="crop"), data_range=None, desc="")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
 
     def full(handle: int) -> None:
@@ -160,7 +178,7 @@ def test_full_disk_raises_one_line_error_and_keeps_old_files(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
-        image_store.build(memory_items(4), tmp_path / "new", px=8, fit="crop", desc="")
+        image_store.build(memory_items(4), tmp_path / "new", View(px=8, fit="crop"), data_range=None, desc="")
     with pytest.raises(EdgeDistillError, match=r"No space left on device\); make room"):
         built.resized(4)
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
@@ -169,4 +187,4 @@ def test_full_disk_raises_one_line_error_and_keeps_old_files(tmp_path: Path, mon
 
 def test_empty_set_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are no images"):
-        image_store.build(memory_items(0), tmp_path / "s", px=8, fit="crop", desc="decode train")
+        image_store.build(memory_items(0), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc="decode train")

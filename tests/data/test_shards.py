@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 from edgedistill.data import shards
-from edgedistill.data.shards import View
+from edgedistill.data.images import View
+from edgedistill.data.listing import RULES, hash_lines
 from edgedistill.distill.stream import LabeledShard, Stream
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.recipe.schema import Unlabeled
-from edgedistill.run.files import digest, read_json
+from edgedistill.recipe.data_section import Unlabeled
+from edgedistill.run.files import read_json
 from edgedistill.sources.outputs import Network, SourceOutputs
 from edgedistill.sources.shard_outputs import label_shard
 from tests.helpers import tars
@@ -130,13 +131,19 @@ def test_image_of_a_sample_is_not_its_mask(tmp_path: Path) -> None:
 
 def test_cache_folder_of_a_shard_stays(tmp_path: Path) -> None:
     url = write_shard(tmp_path, 0, 2)
-    key = [f"{url}\0{Path(url).stat().st_size}\0{Path(url).stat().st_mtime_ns}", PX, "crop"]
-    assert shards.open_shard(url, VIEW, tmp_path / "cache")[0].folder.name == digest(key)[:32]
+    key = [RULES, [url, Path(url).stat().st_size, Path(url).stat().st_mtime_ns], PX, "crop", None]
+    assert shards.open_shard(url, VIEW, tmp_path / "cache")[0].folder.name == hash_lines(key)[:32]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jfif", "tga", "jp2"])
+def test_image_of_a_sample_may_have_any_listed_suffix(tmp_path: Path, suffix: str) -> None:
+    url = tars.write(tmp_path / "a.tar", {f"0.{suffix}": encoded(1), "0.txt": b"a caption", "0.pfm": b"depth"})
+    assert [number(square) for _, _, square in shards.squares(url, VIEW) if square is not None] == [1]
 
 
 def test_archive_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"not a tar file at all" * 100)
-    with pytest.raises(EdgeDistillError, match=r"a.tar: cannot be read \(.+\); finished work is kept"):
+    with pytest.raises(EdgeDistillError, match=r"a.tar: cannot be read \(.+\); copy it anew, or take it out"):
         list(shards.samples(str(tmp_path / "a.tar")))
     with pytest.raises(InputError, match="holds no images"):
         label_shard(tars.write(tmp_path / "b.tar", {"a.txt": b"x"}), VIEW, {}, tmp_path)

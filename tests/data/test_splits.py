@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edgedistill.data import image_store, images
-from edgedistill.data.splits import Splits, draw, evenly_spaced, load_splits, preview, rows_of
+from edgedistill.data import images
+from edgedistill.data.images import View
+from edgedistill.data.limits import Decoder
+from edgedistill.data.load import load_splits, preview
+from edgedistill.data.splits import Splits, evenly_spaced, rows_of
 from edgedistill.errors import InputError
-from edgedistill.recipe.schema import Data
+from edgedistill.recipe.data_section import Data
 from tests.helpers.trees import csv_file, cub_tree, folder_tree, noise, write_picture
-
-LABELS = st.lists(st.integers(-1, 3), min_size=1, max_size=80)
-FRACTIONS = st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7])
-BUDGETS = st.one_of(st.none(), st.integers(2, 12))
-SEEDS = st.integers(0, 5)
-
-
-def names_of(labels: list[int]) -> list[str]:
-    return [f"image{index}" for index in range(len(labels))]
 
 
 def section(root: str = "set", kind: str = "folder", **options: object) -> Data:
@@ -36,53 +26,6 @@ def section(root: str = "set", kind: str = "folder", **options: object) -> Data:
 
 def load(folder: Path, data_section: Data, seed: int = 0) -> Splits:
     return load_splits(data_section, folder, cache=folder / "cache", seed=seed, px=12)
-
-
-@given(labels=LABELS, budget=BUDGETS, fraction=FRACTIONS, seed=SEEDS)
-def test_draw_partitions_all_images_with_exact_counts_per_class(
-    labels: list[int], budget: int | None, fraction: float, seed: int
-) -> None:
-    labels_N = np.array(labels)
-    labeled, val, unlabeled = draw(names_of(labels), labels_N, per_class=budget, val_fraction=fraction, seed=seed)
-    assert sorted([*labeled, *val, *unlabeled]) == list(range(len(labels)))
-    assert not np.isin(labels_N[np.concatenate([labeled, val])], -1).any()
-    for label in range(4):
-        count = int((labels_N == label).sum())
-        budgeted = count if budget is None else min(count, budget)
-        n_val = math.ceil(round(budgeted * fraction, 9))
-        assert (labels_N[val] == label).sum() == n_val
-        assert (labels_N[labeled] == label).sum() == budgeted - n_val
-
-
-@given(labels=LABELS, small=st.integers(1, 8), more=st.integers(0, 8), fraction=FRACTIONS, seed=SEEDS)
-def test_larger_budget_contains_smaller_one(
-    labels: list[int], small: int, more: int, fraction: float, seed: int
-) -> None:
-    few = draw(names_of(labels), np.array(labels), per_class=small, val_fraction=fraction, seed=seed)
-    many = draw(names_of(labels), np.array(labels), per_class=small + more, val_fraction=fraction, seed=seed)
-    assert set(few[0]) <= set(many[0]) and set(few[1]) <= set(many[1])
-
-
-@given(labels=LABELS, budget=BUDGETS, seed=SEEDS, shuffle=st.randoms(use_true_random=False))
-def test_draw_is_independent_of_listing_order(
-    labels: list[int], budget: int | None, seed: int, shuffle: random.Random
-) -> None:
-    names = names_of(labels)
-    order = list(range(len(labels)))
-    shuffle.shuffle(order)
-    first = draw(names, np.array(labels), per_class=budget, val_fraction=0.2, seed=seed)
-    second = draw([names[row] for row in order], np.array(labels)[order], per_class=budget, val_fraction=0.2, seed=seed)
-    for first_rows, second_rows in zip(first, second, strict=True):
-        assert {names[row] for row in first_rows} == {names[order[row]] for row in second_rows}
-
-
-def test_seeds_draw_differently() -> None:
-    labels = [0, 1] * 50
-    labeled_sets = [
-        frozenset(draw(names_of(labels), np.array(labels), per_class=10, val_fraction=0.2, seed=seed)[0])
-        for seed in range(5)
-    ]
-    assert len(set(labeled_sets)) == 5
 
 
 def pixels(splits: Splits, rows: np.ndarray) -> set[bytes]:
@@ -108,12 +51,94 @@ def test_official_split_unlabeled_images_and_labels_of_every_row(tmp_path: Path)
     assert splits.classes == ("ant", "bee")
     assert (len(splits.labeled_rows), len(splits.val_rows), len(splits.unlabeled_rows)) == (8, 2, 2 + 5)
     by_label = {label: pixels(splits, splits.labeled_rows[splits.labeled_labels == label]) for label in (0, 1)}
-    ants = {images.to_square(noise(f"trainant{index}"), 12, "crop").tobytes() for index in range(6)}
+    ants = {images.to_square(noise(f"trainant{index}"), View(px=12, fit="crop")).tobytes() for index in range(6)}
     assert by_label[0] <= ants and not by_label[1] & ants
     np.testing.assert_array_equal(
-        splits.open_test().store.images_NHWC[3], images.to_square(noise("testbee1"), 12, "crop")
+        splits.open_test().store.images_NHWC[3], images.to_square(noise("testbee1"), View(px=12, fit="crop"))
     )
     assert splits.open_test().labels_N.tolist() == [0, 0, 1, 1]
+
+
+def with_val(root: Path, train: int = 6, val: int = 3) -> Path:
+    """root/train, root/val and root/test of two classes."""
+    folder_tree(root, train=train, test=2)
+    for name in ("ant", "bee"):
+        for index in range(val):
+            write_picture(root / "val" / name / f"{index:03d}.png", f"val{name}{index}")
+    return root
+
+
+def squares(part: str, count: int) -> set[bytes]:
+    names = [f"{part}{name}{index}" for name in ("ant", "bee") for index in range(count)]
+    return {images.to_square(noise(name), View(px=12, fit="crop")).tobytes() for name in names}
+
+
+def test_official_val_is_val_and_train_gives_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with_val(tmp_path / "set")
+    write_picture(tmp_path / "set/unlabeled/u.png")
+    splits = load(tmp_path, section(val_fraction=0.5))
+    assert pixels(splits, splits.val_rows) == squares("val", 3)
+    assert pixels(splits, splits.labeled_rows) == squares("train", 6)
+    assert len(splits.unlabeled_rows) == 1 and splits.n_test == 4
+    for rows, labels in ((splits.labeled_rows, splits.labeled_labels), (splits.val_rows, splits.val_labels)):
+        ants = {image.tobytes() for image in rows_of(splits.train.images_NHWC, rows[labels == 0])}
+        assert ants == {square for square in squares("train", 6) | squares("val", 3) if square in ants}
+        assert len(ants) == len(rows) / 2
+    assert caplog.messages[-1] == "data: val is the data set's own, 6 images; data.val_fraction does not apply"
+    assert sorted([*splits.labeled_rows, *splits.val_rows, *splits.unlabeled_rows]) == list(range(splits.train.n))
+
+
+def test_label_budget_with_official_val_is_that_of_train(tmp_path: Path) -> None:
+    with_val(tmp_path / "set")
+    splits = load(tmp_path, section(labels_per_class=1))
+    assert np.bincount(splits.labeled_labels).tolist() == [1, 1] and np.bincount(splits.val_labels).tolist() == [3, 3]
+    assert len(splits.unlabeled_rows) == 10 and pixels(splits, splits.unlabeled_rows) <= squares("train", 6)
+    more = load(tmp_path, section(labels_per_class=4), seed=3)
+    assert more.val_rows.tolist() == splits.val_rows.tolist()
+    for check in (load, lambda folder, options: preview(options, folder, 12)):
+        with pytest.raises(InputError, match="class ant has 6 labeled images to train on, fewer than the 7 asked for"):
+            check(tmp_path, section(labels_per_class=7))
+
+
+def test_test_images_are_drawn_from_train_beside_an_official_val(tmp_path: Path) -> None:
+    shutil.rmtree(with_val(tmp_path / "set", train=10) / "test")
+    splits = load(tmp_path, section(protocol="holdout"))
+    assert splits.n_test == 6 and len(splits.labeled_rows) == 14  # 0.3 of 10, per class
+    assert pixels(splits, splits.val_rows) == squares("val", 3)
+    assert {image.tobytes() for image in splits.open_test().store.images_NHWC} <= squares("train", 10)
+
+
+def test_val_images_that_are_broken_or_in_test_are_left_out(tmp_path: Path) -> None:
+    root = with_val(tmp_path / "set", train=150)
+    (root / "val/ant/000.png").write_bytes(b"no picture")
+    shutil.copy(root / "test/bee/000.png", root / "val/bee/000.png")
+    splits = load(tmp_path, section())
+    assert splits.corrupt == ("ant/000.png",) and splits.duplicates == 1
+    assert splits.val_labels.tolist() == [0, 0, 1, 1] and len(splits.labeled_rows) == 300
+    shutil.rmtree(root / "val")
+    shutil.copytree(root / "test", root / "val")
+    with pytest.raises(InputError, match="no image of the val split can be used"):
+        load(tmp_path, section())
+
+
+def test_image_that_moves_from_train_to_val_changes_the_data_hash(tmp_path: Path) -> None:
+    root = with_val(tmp_path / "set")
+    shutil.rmtree(root / "val/ant")
+    (root / "val/bee/000.png").unlink()
+    before = load(tmp_path, section())
+    (root / "train/bee/005.png").rename(root / "val/bee/000.png")  # the last of train becomes the first of val
+    after = load(tmp_path, section())
+    assert after.train.hashes.tolist() == before.train.hashes.tolist()
+    assert len(after.val_rows) == len(before.val_rows) + 1 and after.data_hash != before.data_hash
+
+
+def test_val_without_labels_is_refused(tmp_path: Path) -> None:
+    rows = [{"path": f"{index}.png", "label": "ab"[index % 2], "part": "train"} for index in range(8)]
+    csv_file(tmp_path / "list.csv", [*rows, {"path": "x.png", "label": "", "part": "val"}])
+    table = Data.model_validate({"kind": "csv", "file": "list.csv", "split": "part"})
+    for check in (load, lambda folder, options: preview(options, folder, 12)):
+        with pytest.raises(InputError, match="the val split has images without a label"):
+            check(tmp_path, table)
 
 
 def test_cub_keeps_official_test_split(tmp_path: Path) -> None:
@@ -129,7 +154,7 @@ def test_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*positional: object, **named: object) -> None:
         raise AssertionError("an image was decoded again")
 
-    monkeypatch.setattr(image_store, "decode", refuse)
+    monkeypatch.setattr(Decoder, "__call__", refuse)
     again = load(tmp_path, section(labels_per_class=3), seed=4)
     assert again.train == first.train
     with pytest.raises(AssertionError, match="decoded again"):
@@ -197,7 +222,7 @@ def test_glance_writes_nothing_and_names_broken_image(tmp_path: Path) -> None:
     listing, squares, labels = preview(section(), tmp_path, 12, n=4)
     assert squares.shape == (4, 12, 12, 3) and labels.tolist() == [0, 0, 1, 1] and listing.classes == ("ant", "bee")
     (root / "train/ant/000.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"ant/000.png cannot be decoded \(UnidentifiedImageError"):
+    with pytest.raises(InputError, match=r"ant/000.png cannot be decoded \(is not a picture"):
         preview(section(), tmp_path, 12)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -210,7 +235,7 @@ def test_corrupt_train_images_are_named_and_labels_stay_aligned(
     splits = load(tmp_path, section())
     assert splits.corrupt == ("ant/005.png",) and "1 images cannot be decoded" in caplog.text
     assert (splits.train.n, np.bincount([*splits.labeled_labels, *splits.val_labels]).tolist()) == (119, [59, 60])
-    bees = {images.to_square(noise(f"trainbee{index}"), 12, "crop").tobytes() for index in range(60)}
+    bees = {images.to_square(noise(f"trainbee{index}"), View(px=12, fit="crop")).tobytes() for index in range(60)}
     assert pixels(splits, splits.labeled_rows[splits.labeled_labels == 1]) <= bees
 
 

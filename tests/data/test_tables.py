@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgedistill.data import datasets
-from edgedistill.data.listing import UNLABELED, Listing, hash_lines
+from edgedistill.data.listing import RULES, UNLABELED, Listing, hash_lines
 from edgedistill.errors import InputError
-from edgedistill.recipe.schema import Data
+from edgedistill.recipe.data_section import Data
 
 PLAIN = "path,label\na.png,cat\nb.png,dog\nc.png,\n"
 
@@ -57,8 +57,8 @@ def test_the_same_table_is_listed_however_it_is_written(tmp_path: Path, text: st
     dataset = listed(tmp_path, text)
     assert list(dataset.train.names) == ["a.png", "b.png", "c.png"] and dataset.classes == ("cat", "dog")
     assert dataset.train.labels_N.tolist() == [0, 1, UNLABELED]
-    lines = ["a.png\0000\0000\0007", "b.png\0001\0000\0007", "c.png\000-1\0000\0007"]
-    assert dataset.fingerprint == hash_lines(["classes\0cat|dog", *lines, "test"])
+    lines = [["classes", "cat", "dog"], "train", ["a.png", 0, 0, 7], ["b.png", 1, 0, 7], ["c.png", UNLABELED, 0, 7]]
+    assert dataset.fingerprint == hash_lines([RULES, hash_lines(lines)])
 
 
 def test_quoted_labels_keep_delimiters_and_quotes(tmp_path: Path) -> None:
@@ -87,6 +87,11 @@ def test_quoted_labels_keep_delimiters_and_quotes(tmp_path: Path) -> None:
         ),
         ('path,label\na.png,cat\nb.png,"dog\nc.png,cat\n', "list.csv:3: a quote is not closed; close it"),
         ('path,label\na.png,"cat\nb.png,"dog\n', "list.csv:2: label runs on over the next line; close the quote"),
+        ('path,label\na.png,"cat\n"\nb.png,"do\ng"\n', "list.csv:4: label runs on over the next line; close the quote"),
+        ('path,label\n"a.p\rng",cat\n', "list.csv:2: path runs on over the next line; close the quote"),
+        (f"path,label\na.png,{'9' * 5000}\n", "list.csv:2: label: has 5000 characters, and a label has 200 at most"),
+        ('"path\n",label\na.png,cat\n', r"list.csv:1: there is no column path; did you mean path\n?"),
+        (f"pa,label\n{'x' * 300}.png,cat\n", "list.csv:1: there is no column path; did you mean pa?"),
         ("path,label\n", "data.file: list.csv has a header and no rows"),
         ("", "list.csv:1: there is no column path"),
         (PLAIN.encode("utf-16"), "data.file: list.csv: is in UTF-16; save it as CSV in UTF-8"),
@@ -124,4 +129,4 @@ def test_a_delimiter_is_one_character(tmp_path: Path) -> None:
 
 def test_an_invalid_split_is_named_by_its_line(tmp_path: Path) -> None:
     text = "path,label,part\na.png,cat,train\n\nb.png,dog,tset\n"
-    assert refusal(tmp_path, text, split="part").startswith("list.csv:4: part: must be train or test (got 'tset')")
+    assert refusal(tmp_path, text, split="part").startswith("list.csv:4: part: must be train, test or val (got 'tset')")

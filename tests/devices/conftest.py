@@ -78,6 +78,12 @@ def bundle(tmp_path: Path, models: list[tuple[Path, OnnxModel]], pictures: np.nd
     host = {"fp32": np.arange(N) % 3, "int8-cpu": np.arange(N) % 3}
     folder = tmp_path / "bundle"
     write_bundle(
-        folder, models, description=DESCRIPTION, images_NHWC=pictures, labels_N=labels_N, host_predictions=host
+        folder,
+        models,
+        description=DESCRIPTION,
+        images_NHWC=pictures,
+        labels_N=labels_N,
+        host_predictions=host,
+        card="# Model card: the brightest channel\n",
     )
     return folder

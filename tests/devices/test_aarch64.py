@@ -5,6 +5,7 @@ The timings of an emulated run are meaningless. N images, C classes, D features 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,16 +18,19 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
+from edgedistill.devices import imported
 from edgedistill.devices.bench import bench
 from edgedistill.devices.bundle import write_bundle
 from edgedistill.export.onnx import export
 from edgedistill.export.quantize import quantize
+from edgedistill.measurements import Device
 from edgedistill.recipe.schema import Bench, Export, Quantize
-from edgedistill.records import Device, OnnxModel
+from edgedistill.records import OnnxModel
 from tests.helpers import aarch64
 from tests.helpers.export_nets import CLASSES, PX, SPEC, build, normalized, pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+MEASURE = Path(__file__).parents[2] / "deploy/jetson/measure.sh"
 N = 100
 QUICK = Bench(processes=2, rounds=2, samples=20, seconds=0.02, accuracy_images=N)
 # run by both interpreters: the outputs of the bundle's agent on the bundle's images
@@ -183,6 +187,26 @@ def test_example_program_labels_images_as_on_host(shipped: Shipped, python: Path
         assert process.returncode == 0, process.stderr
         labels.append([line.split(": ")[1].split()[0] for line in process.stdout.splitlines()])
     assert labels[0] == labels[1] and len(labels[1]) == CLASSES
+
+
+@pytest.mark.parametrize("python", aarch64.PYTHONS[:1], indirect=True, ids=lambda version: version.name)
+def test_measure_sh_packs_what_the_host_imports(shipped: Shipped, python: Path, tmp_path: Path) -> None:
+    completed = subprocess.run(
+        ["sh", str(MEASURE), str(shipped.folder), "board"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(python), "SECONDS_EACH": "0.01", "SAMPLES": "5", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    records = imported.import_reports(tmp_path / "board.zip", shipped.folder, tmp_path / "out")
+    assert {(record.backend, record.artefact) for record in records} == {
+        ("onnxruntime-cpu", "fp32"),
+        ("onnxruntime-cpu", "int8-cpu"),
+    }
+    assert {record.facts["machine"] for record in records} == {"aarch64"}
 
 
 def test_step_bound_of_last_layer_is_small(shipped: Shipped) -> None:

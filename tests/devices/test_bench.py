@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ from tqdm import tqdm
 from edgedistill.agent import worker
 from edgedistill.devices import bench
 from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.measurements import BenchReport, Device
 from edgedistill.recipe.schema import Bench
-from edgedistill.records import BenchReport, Device, OnnxModel
+from edgedistill.records import OnnxModel
 from edgedistill.run.files import read_record, sha256_file
 
-QUICK = Bench(processes=2, rounds=3, samples=100, seconds=0.02, accuracy_images=24)
+QUICK = Bench(processes=3, rounds=3, samples=100, seconds=0.02, accuracy_images=24, picture=(96, 64))
 LOCAL = Device(name="local")
 Models = list[tuple[Path, OnnxModel]]
 
@@ -38,15 +42,18 @@ def test_bench_writes_the_reports_it_returns(bundle: Path, records: list[OnnxMod
     assert [read_record(tmp_path / "out" / "local" / name, BenchReport) for name in names] == reports
     for report, model in zip(reports, records, strict=True):
         assert (report.sha256, report.device) == (model.sha256, "local")
-        # ceil(100 / 6) = 17 a cell
-        assert len(report.latency.samples_ms) >= 6 * 17
+        # ceil(100 / 9) = 12 a cell
+        assert len(report.latency.samples_ms) >= 9 * 12
         assert sum(report.latency.samples_ms) >= 20
-        assert len(report.latency.warmup_ms) >= 2 * (20 + 3 * 3)
+        assert len(report.latency.warmup_ms) >= 3 * (20 + 3 * 3)
         assert report.accuracy is not None
         assert (report.accuracy.n, report.accuracy.top1) == (24, 22 / 24)
         assert report.agreement_with_host == 1.0
-        assert [tuple(cell[:2]) for cell in report.facts["cells"]] == [(p, r) for p in (0, 1) for r in (0, 1, 2)]
-        assert len(report.facts["processes"]) == 2
+        assert [tuple(cell[:2]) for cell in report.facts["cells"]] == [(p, r) for p in (0, 1, 2) for r in (0, 1, 2)]
+        assert len(report.facts["processes"]) == 3
+        assert list(report.to_label) == ["file", "frame"]
+        assert all(len(latency.samples_ms) >= 9 * 12 for latency in report.to_label.values())
+        assert report.to_label["frame"].window.startswith("a frame of 96 x 64 RGB pixels in memory")
     assert reports[0].ratio_to_fp32 is None
     assert reports[1].ratio_to_fp32 is not None
     middle, low, high = reports[1].ratio_to_fp32
@@ -66,10 +73,11 @@ def test_predictions_that_differ_from_host_are_warned_of(
     assert any(warning.startswith("answers differ") for warning in report.warnings)
     # with wrong predictions, the measured latency is not this model's
     assert (report.latency.samples_ms, report.ratio_to_fp32, report.verdict) == ((), None, "")
+    assert report.to_label == {}
 
 
 def test_offline_throughput_is_a_separate_mode(bundle: Path, records: list[OnnxModel], tmp_path: Path) -> None:
-    settings = QUICK.model_copy(update={"offline": (4,)})
+    settings = QUICK.model_copy(update={"offline": (4,), "picture": None})
     reports = bench.bench(
         bundle, LOCAL, backend="onnxruntime-cpu", settings=settings, models=records, out=tmp_path / "out"
     )
@@ -84,6 +92,7 @@ def test_offline_throughput_is_a_separate_mode(bundle: Path, records: list[OnnxM
     assert reports[1].ratio_to_fp32 is None and reports[3].ratio_to_fp32 is not None
     assert reports[1].latency.window.endswith("batches of 4")
     assert (tmp_path / "out" / "local" / "onnxruntime-cpu-fp32-offline-4.json").is_file()
+    assert all(report.to_label == {} for report in reports)
     model_facts = reports[0].facts["runtime"]["models"]
     assert set(model_facts) == {"fp32", "fp32, offline-4", "int8-cpu", "int8-cpu, offline-4"}
 
@@ -243,12 +252,38 @@ def test_interrupted_run_resumes_after_last_finished_process(
     assert first_run.stdout.count(b"progress") == QUICK.rounds
     measured = json.loads((job / "part-0.json").read_text())["variants"]["fp32"]["rounds_ms"]
     second_run = subprocess.run(run, cwd=job, capture_output=True, check=True)
-    assert second_run.stdout.count(b"progress") == QUICK.rounds
+    assert second_run.stdout.count(b"progress") == (QUICK.processes - 1) * QUICK.rounds
     report = json.loads((job / "report.json").read_text())
     assert report["facts"]["picked_up"] == 1
     # the first process's samples come from the interrupted run, and no partial files remain
     assert report["results"][0]["samples_ms"][: len(measured[0])] == measured[0]
     assert not list(job.glob("part-*"))
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "agent: stopped; the same command goes on from here\n"), (signal.SIGTERM, 143, "")],
+)
+def test_signal_to_the_agent_ends_its_worker(
+    bundle: Path, records: list[OnnxModel], number: signal.Signals, code: int, line: str
+) -> None:
+    files = {path.name: path for path in bundle.iterdir()}
+    endless = QUICK.model_copy(update={"processes": 1, "rounds": 1000, "seconds": 6000.0})
+    (bundle / "job.json").write_text(json.dumps(bench.make_job(files, "onnxruntime-cpu", endless, records)))
+    with subprocess.Popen(
+        [sys.executable, "agent.pyz", "job.json"], cwd=bundle, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (pids := [int(word) for word in children.read_text().split()]):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode()) == (code, line)
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(pids[0], 0)
+            time.sleep(0.01)
 
 
 def test_batches_are_views_and_last_is_padded_from_first() -> None:

@@ -23,11 +23,14 @@ FILES = {
     "student.int8-cpu.onnx",
     "agent.pyz",
     "label.py",
+    "pictures.py",
+    "unsure.py",
     "images.npy",
     "labels.npy",
     "host.fp32.npy",
     "host.int8-cpu.npy",
     "bundle.json",
+    "MODEL_CARD.md",
     "SHA256SUMS",
 }
 
@@ -99,12 +102,29 @@ def test_malformed_checksum_file_is_refused(bundle: Path, text: str) -> None:
         verify_bundle(bundle)
 
 
+def test_checksum_file_of_odd_names_is_refused(bundle: Path) -> None:
+    (bundle / "SHA256SUMS").write_bytes(b"\xff\xfe0123  agent.pyz\n")
+    with pytest.raises(InputError, match=r"agent\.pyz: not as in SHA256SUMS"):
+        verify_bundle(bundle)
+    (bundle / "SHA256SUMS").write_text(f"{'0' * 64}  {'x' * 300}\n{'0' * 64}  ..\n")
+    with pytest.raises(InputError, match=r"x+, \.\.: not as in SHA256SUMS"):
+        verify_bundle(bundle)
+
+
 def test_missing_file_and_missing_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
     (bundle / "labels.npy").unlink()
     with pytest.raises(InputError, match=r"labels\.npy"):
         verify_bundle(bundle)
     with pytest.raises(InputError, match="no bundle"):
         verify_bundle(tmp_path / "nowhere")
+
+
+def test_bundle_without_a_card_has_no_such_file(bundle: Path, models: Models, pictures: np.ndarray) -> None:
+    assert (bundle / "MODEL_CARD.md").read_text(encoding="utf-8") == "# Model card: the brightest channel\n"
+    about = {"classes": ["a", "b", "c"], "input_px": 8, "store_px": 8, "fit": "crop"}
+    rest = {"images_NHWC": pictures, "labels_N": np.zeros(30, int), "host_predictions": {}}
+    write_bundle(bundle, models, description=about, **rest)
+    assert not (bundle / "MODEL_CARD.md").exists()
 
 
 def test_graph_with_another_hash_than_its_record_is_refused(

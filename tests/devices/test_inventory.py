@@ -10,7 +10,7 @@ import pytest
 
 from edgedistill.devices import inventory
 from edgedistill.errors import InputError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
 from tests.helpers.paths import ROOT
 
 SHIPPED = ROOT / "deploy/devices.yaml"
@@ -79,7 +79,10 @@ def test_wanted_backends_follow_device_and_request() -> None:
         ("orin: {transport: ssh, host: 7}", "orin: host: must be a string (got 7)"),
         ("orin: {transport: ssh, host: a, workdir: '~/b'}", "orin: workdir: '~/b': no ! or \\ in it, no - or ~ first"),
         ("orin: {transport: ssh, host: a, workdir: 'a!b'}", "orin: workdir: 'a!b'"),
-        ('orin: {transport: ssh, host: a, workdir: "a\\nb"}', "orin: workdir: 'a\\nb'"),
+        ('orin: {transport: ssh, host: a, workdir: "a\\nb"}', "workdir: must be a string, without tabs and line ends"),
+        ('orin: {transport: ssh, host: a, python: "a\\nb"}', "python: must be a string, without tabs and line ends"),
+        ('orin: {workdir: "a\\tb"}', "workdir: must be a string, without tabs and line ends (got 'a\\tb')"),
+        ('orin: {workdir: "a\\0b"}', "a text with the character '\\x00'; leave it out"),
         ("orin: {transport: ssh, host: a, workdir: '-rf'}", "orin: workdir: '-rf'"),
         ("orin: {host: a}", "orin: host: belongs to transport: ssh"),
         ("orin: {backends: tensorrt}", "orin: backends: must be a list, such as [onnxruntime-cpu] (got 'tensorrt')"),
@@ -95,8 +98,14 @@ def test_wanted_backends_follow_device_and_request() -> None:
 def test_invalid_entry_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path / 'devices.yaml'}: ")
+    assert re.match(f"{re.escape(str(tmp_path / 'devices.yaml'))}:([0-9]+:)? ", str(caught.value))
     assert message in str(caught.value)
+
+
+def test_file_that_is_not_text_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "devices.yaml").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match=r"devices\.yaml: is not text in UTF-8"):
+        inventory.load(tmp_path / "devices.yaml")
 
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 
 from edgedistill.agent import label
 from edgedistill.data import images
+from edgedistill.data.images import View
+from edgedistill.devices.bundle import EXAMPLE
 from tests.helpers.paths import ROOT
 
 # a fake camera that sees blue: OpenCV gives BGR, so the first channel is bright; FRAMES frames, or endless
@@ -190,6 +193,26 @@ def test_pictures_are_labeled_without_opencv(bundle: Path, picture: Path, tmp_pa
     assert run_label(bundle, str(picture), PYTHONPATH=str(tmp_path)).returncode == 0
 
 
+def test_backend_of_the_agent_labels_without_onnx_runtime(bundle: Path, picture: Path, modules: str) -> None:
+    pytest.importorskip("openvino", reason="needs the extra `openvino`")
+    (Path(modules) / "onnxruntime.py").write_text("raise ImportError('not on this device')")
+    process = run_label(bundle, str(picture), "--backend", "openvino", PYTHONPATH=modules)
+    assert re.fullmatch(r".*green\.png: green \d+\.\d%\n", process.stdout), process.stderr
+    assert "not on this device; " in run_label(bundle, str(picture), PYTHONPATH=modules).stderr
+
+
+def test_backend_that_is_missing_is_reported(bundle: Path, picture: Path, modules: str) -> None:
+    process = run_label(bundle, str(picture), "--backend", "dreams")
+    assert process.returncode == 2
+    assert process.stderr.startswith("no backend is called dreams; one of: onnxruntime-cpu")
+    (Path(modules) / "openvino.py").write_text("raise ImportError('No module named openvino')")
+    process = run_label(bundle, str(picture), "--backend", "openvino", PYTHONPATH=modules)
+    assert process.returncode == 2 and process.stderr.endswith("-m pip install openvino\n")
+    (bundle / "agent.pyz").unlink()
+    process = run_label(bundle, str(picture), "--backend", "openvino")
+    assert process.returncode == 2 and "--backend needs agent.pyz of the same bundle" in process.stderr
+
+
 def test_missing_provider_is_reported(bundle: Path, picture: Path) -> None:
     process = run_label(bundle, str(picture), "--provider", "dreams")
     assert process.returncode == 2
@@ -198,17 +221,17 @@ def test_missing_provider_is_reported(bundle: Path, picture: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "file", "int8", "half"),
-    [([], "student.fp32.onnx", "0", "0"), (["--model", "int8-cpu"], "student.int8-cpu.onnx", "1", "1")],
+    [([], "student.fp32.onnx", "0", "0"), (["--model", "int8-tensorrt"], "student.int8-tensorrt.onnx", "1", "1")],
 )
 def test_gpu_provider_uses_graph_for_any_target(
     bundle: Path, picture: Path, modules: str, arguments: list[str], file: str, int8: str, half: str
 ) -> None:
-    description = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps({**description, "default": "int8-cpu"}))
+    description = with_graph_for_tensorrt(bundle)
     (Path(modules) / "onnxruntime.py").write_text(RUNTIME)
     process = run_label(bundle, str(picture), "--provider", "tensorrt", *arguments, PYTHONPATH=modules, STARTS="yes")
     assert (process.returncode, process.stdout) == (0, f"{picture}: green 100.0%\n"), process.stderr
-    preloaded, *_, session = process.stderr.splitlines()
+    preloaded, *settings, session = process.stderr.splitlines()
+    assert settings[-1] == "optimization.disable_specified_optimizers WeightBiasQuantization"
     models = {model["file"]: model["sha256"] for model in description["models"]}
     engine_folder = str(bundle / "engines" / models[file][:16])
     options = {
@@ -218,17 +241,50 @@ def test_gpu_provider_uses_graph_for_any_target(
         "trt_fp16_enable": half,
     }
     assert (preloaded, session) == ("preloaded", f"{file} {[('TensorrtExecutionProvider', options)]}")
-    process = run_label(bundle, str(picture), "--provider", "cuda", *arguments, PYTHONPATH=modules, STARTS="no")
+    process = run_label(bundle, str(picture), "--provider", "cuda", PYTHONPATH=modules, STARTS="no")
     assert process.returncode == 2 and "CUDAExecutionProvider did not start" in process.stderr
     on_cpu = run_label(bundle, str(picture), PYTHONPATH=modules, STARTS="yes")
     assert on_cpu.stderr.splitlines()[-1] == "student.int8-cpu.onnx [('CPUExecutionProvider', {})]"
 
 
+def with_graph_for_tensorrt(bundle: Path) -> dict[str, Any]:
+    """Add an int8 graph for TensorRT to a bundle whose default is the int8 graph for a CPU; returns bundle.json."""
+    description: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())
+    graph = {"name": "int8-tensorrt", "file": "student.int8-tensorrt.onnx", "precision": "int8", "target": "tensorrt"}
+    description["models"].append({**graph, "sha256": "7" * 64})
+    description["default"] = "int8-cpu"
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    return description
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "instead"),
+    [
+        ("tensorrt", "int8-cpu", "int8-tensorrt"),
+        ("cuda", "int8-tensorrt", "int8-cpu"),
+        ("cpu", "int8-tensorrt", "int8-cpu"),
+    ],
+)
+def test_graph_for_another_target_is_refused(
+    bundle: Path, picture: Path, modules: str, provider: str, model: str, instead: str
+) -> None:
+    with_graph_for_tensorrt(bundle)
+    (Path(modules) / "onnxruntime.py").write_text(RUNTIME)
+    arguments = (str(picture), "--provider", provider, "--model", model)
+    process = run_label(bundle, *arguments, PYTHONPATH=modules, STARTS="yes")
+    assert (process.returncode, process.stdout) == (2, "")
+    target = model.partition("-")[2]
+    assert process.stderr == (
+        f"{model} is made for the target {target}, and would answer otherwise here; --model {instead}\n"
+    )
+
+
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize(("store_px", "input_px"), [(48, 32), (32, 32), (24, 40)])
 def test_pixels_equal_those_of_the_project(picture: Path, fit: images.Fit, store_px: int, input_px: int) -> None:
-    expected = images.read(picture, store_px, input_px, fit)
-    assert np.array_equal(label.read_picture(str(picture), store_px, input_px, fit), expected)
+    expected = images.read(picture, View(px=store_px, fit=fit), input_px)
+    bundle = {"store_px": store_px, "input_px": input_px, "fit": fit}
+    assert np.array_equal(label.read_picture(str(picture), bundle), expected)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -237,11 +293,12 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(half).save(tmp_path / "turned.jpg", exif=exif)
-    actual = label.read_picture(str(tmp_path / "turned.jpg"), 20, 20, "crop")
-    assert np.array_equal(actual, images.read(tmp_path / "turned.jpg", 20, 20, "crop"))
+    actual = label.read_picture(str(tmp_path / "turned.jpg"), {"store_px": 20, "input_px": 20, "fit": "crop"})
+    assert np.array_equal(actual, images.read(tmp_path / "turned.jpg", View(px=20, fit="crop"), 20))
     assert actual[:, -1].mean() > 200
     assert actual[:, 0].mean() < 50
 
 
-def test_deploy_folder_has_the_same_program() -> None:
-    assert (ROOT / "deploy" / "bundle" / "label.py").read_bytes() == Path(label.__file__).read_bytes()
+@pytest.mark.parametrize("name", EXAMPLE)
+def test_deploy_folder_has_the_same_programs(name: str) -> None:
+    assert (ROOT / "deploy/bundle" / name).read_bytes() == Path(label.__file__).with_name(name).read_bytes()

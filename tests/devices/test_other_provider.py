@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgedistill.devices import bench
+from edgedistill.measurements import Device
 from edgedistill.recipe.schema import Bench
-from edgedistill.records import Device, OnnxModel
+from edgedistill.records import OnnxModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,15 +12,16 @@ import pytest
 from edgedistill.devices import bench, ssh, transport
 from edgedistill.devices.transport import connect, run_with_reconnect
 from edgedistill.errors import EdgeDistillError
+from edgedistill.measurements import BenchReport, Device
 from edgedistill.recipe.schema import Bench
-from edgedistill.records import BenchReport, Device, OnnxModel
+from edgedistill.records import OnnxModel
 from tests.helpers import sshd
 from tests.helpers.sshd import HOST, Cable, Server
 
 pytestmark = sshd.MARKS
 QUICK = Bench(processes=2, rounds=2, samples=40, seconds=0.01, accuracy_images=10)
 # the second process takes seconds, so that the connection can be cut during it
-SLOW = Bench(processes=2, rounds=2, samples=40, seconds=6.0, accuracy_images=10)
+SLOW = Bench(processes=2, rounds=2, samples=40, seconds=6.0, accuracy_images=10, picture=None)
 Models = list[tuple[Path, OnnxModel]]
 Measure = Callable[[Device, Bench], list[BenchReport]]
 

@@ -16,7 +16,7 @@ from edgedistill.devices import ssh, transport
 from edgedistill.devices.shell import PART
 from edgedistill.devices.transport import connect, job_name
 from edgedistill.errors import EdgeDistillError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
 from tests.helpers import sshd
 from tests.helpers.sshd import HOST, Server
 

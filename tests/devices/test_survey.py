@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 from edgedistill.agent.backends import BACKENDS
 from edgedistill.devices import bench, survey
 from edgedistill.errors import EdgeDistillError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
 from tests.helpers import sshd
 
 FACTS = {
@@ -69,6 +70,40 @@ def test_hanging_device_is_abandoned_after_time_limit() -> None:
     assert fine.facts == FACTS and fine.reachable
     assert (hung.reachable, hung.usable, hung.facts) == (False, False, {})
     assert hung.trouble == "hung: no answer within 0.5 s; is it overloaded, or its disk full? ask it again"
+
+
+INTERRUPTED = """\
+import os, shutil, sys, time
+from edgedistill.devices import survey
+from edgedistill.measurements import Device
+from edgedistill.run import interrupts
+remove = shutil.rmtree
+def slowly(*arguments, **options):
+    time.sleep(0.3)
+    remove(*arguments, **options)
+shutil.rmtree = slowly
+try:
+    with interrupts.handled("stopped", grace_s=60.0):
+        survey.survey([Device(name="hung", python=sys.argv[1], workdir=sys.argv[2])])
+finally:
+    print(os.listdir(sys.argv[2]))
+"""
+
+
+def test_interrupted_survey_leaves_neither_program_nor_folder(tmp_path: Path) -> None:
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\necho $$ > ../../pid\nkill -s TERM $PPID\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    # a program of its own: a signal that comes too late must not end the tests
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, hanging, tmp_path / "work"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stderr, process.stdout) == (143, "stopped\n", "[]\n")
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
 def test_error_of_one_device_leaves_others_usable() -> None:

@@ -12,7 +12,7 @@ import pytest
 from edgedistill.devices import transport as transport_module
 from edgedistill.devices.transport import connect, interpreter
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
 
 LOCAL = Device(name="local")
 PYTHON = interpreter(LOCAL)

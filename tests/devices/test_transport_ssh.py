@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.interrupts import processes_of
 from edgedistill.devices import ssh
 from edgedistill.devices.transport import connect
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.records import Device
+from edgedistill.measurements import Device
+from edgedistill.run import interrupts
 from tests.helpers import sshd
 from tests.helpers.sshd import HOST, Server
 
@@ -58,6 +62,18 @@ def test_workdir_with_special_characters_works(server: Server, tmp_path: Path, f
     assert (tmp_path / folder).is_dir() and list((tmp_path / folder).iterdir()) == []
 
 
+@pytest.mark.parametrize("forced", ["echo only backups here", "/bin/false", 'echo "$SSH_ORIGINAL_COMMAND"'])
+def test_forced_command_is_named(tmp_path: Path, forced: str) -> None:
+    fix = r"ForceCommand in sshd_config\) or no shell: use a key and an account that may run programs"
+    (tmp_path / "sshd").mkdir()
+    with (
+        sshd.running(tmp_path / "sshd", f"ForceCommand {forced}") as server,
+        pytest.raises(EdgeDistillError, match=fix),
+        connect(device(tmp_path), server.config),
+    ):
+        pass
+
+
 def test_file_round_trip_preserves_bytes(server: Server, tmp_path: Path) -> None:
     content = bytes(range(256)) * 5
     (tmp_path / "data").write_bytes(content)
@@ -97,11 +113,31 @@ def test_hanging_program_is_ended_on_device(server: Server, tmp_path: Path) -> N
         sshd.wait_until(lambda: "1234" not in commands(server), 10)
 
 
-def commands(server: Server) -> str:
-    """Return the command lines of all `sleep` processes."""
+@pytest.mark.usefixtures("heeded_ctrl_c")
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "0123456789abcdef"), (signal.SIGTERM, "")])
+def test_signal_ends_the_program_and_the_connection(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, name: str
+) -> None:
+    monkeypatch.setenv("EDGEDISTILL_MARK", str(tmp_path))  # on this side: sshd does not take it over
+    program = "import time; print('ready', flush=True); time.sleep(4321)"
+    job = f"job-{name}" if name else ""
+    with (
+        pytest.raises(SystemExit),
+        interrupts.handled(""),
+        connect(device(tmp_path), server.config, job) as transport,
+    ):
+        transport.run([sys.executable, "-c", program], 600.0, lambda line: os.kill(os.getpid(), number))
+    sshd.wait_until(lambda: "4321" not in commands(server, "python"), 20)
+    sshd.wait_until(lambda: not processes_of(str(tmp_path)), 10)
+    # the next try goes on in the job's folder, and would not find a nameless one
+    assert [path.name for path in (tmp_path / "remote").iterdir()] == ([job] if job else [])
+
+
+def commands(server: Server, program: str = "sleep") -> str:
+    """Return the command lines of all processes of a program."""
     process = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "sshd" in process.stdout
-    return "\n".join(line for line in process.stdout.splitlines() if "sleep" in line)
+    return "\n".join(line for line in process.stdout.splitlines() if program in line)
 
 
 SHELLS = ["dash", "bash", "zsh", "fish", "tcsh", "busybox sh"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedistill.distill import batches, loop
+from edgedistill.distill import batches, evaluate, loop
 from edgedistill.distill.batches import Task, draw_batch, draw_rows
 from edgedistill.distill.evaluate import logits, score
 from edgedistill.distill.loop import TrainedStudent
@@ -141,8 +142,10 @@ def test_source_alone_teaches_the_backbone() -> None:
 
 def test_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
     model = build_student(micro_spec(), 1)
-    torch.nn.init.constant_(model.get_parameter("head.weight"), float("nan"))
-    with pytest.raises(EdgeDistillError, match=r"distill: the loss is not finite at step 1; lower distill\.lr"):
+    torch.nn.init.constant_(next(model.get_submodule("backbone").parameters()), float("nan"))
+    with pytest.raises(
+        EdgeDistillError, match=r"distill: the loss is not finite at step 1; check the student's initial"
+    ):
         loop.fit(model, task(3), tmp_path)
     assert not (tmp_path / "last.pt").exists()
 
@@ -257,3 +260,26 @@ def test_rungs_score_val_and_change_no_weights(uninterrupted: tuple[TrainedStude
     )
     assert [accuracy.n for accuracy in scores] == [len(training_task.material.val)] * 2
     assert same_bytes(judged, uninterrupted[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "least", "is_asked"), [("adapted", 8, True), ("adapted", 9, False), ("weighted", 8, False)]
+)
+def test_students_are_first_compared_by_what_the_teacher_says_of_held_out_images(
+    monkeypatch: pytest.MonkeyPatch, method: str, least: int, is_asked: bool
+) -> None:
+    """A teacher that says the second class of all images; eight of them are held out."""
+    monkeypatch.setattr(evaluate, "LEAST_HELD_OUT", least)
+    material = replace(
+        make_material(),
+        unlabeled=np.arange(24, 32),
+        held_out=np.arange(32, 40),
+        teacher_NC=np.tile(np.array([0.2, 0.8], dtype=np.float32), (40, 1)),
+    )
+    training_task, scores = task(STEPS, material, method=method), list[Accuracy]()
+    fitted = loop.fit(build_student(training_task.spec, seed=1), training_task, rungs={STEPS: scores.append})
+    predicted_N = logits(fitted.model, training_task.spec, material.images_NHWC[32:]).argmax(axis=1)
+    agreement = evaluate.agreement(training_task, partial(logits, fitted.model, training_task.spec))
+    assert (agreement is not None) == is_asked
+    assert scores == [agreement or fitted.val]
+    assert agreement is None or (agreement.n, agreement.top1) == (8, float((predicted_N == 1).mean()))

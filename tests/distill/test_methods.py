@@ -7,6 +7,7 @@ logits, source b three classes and logits 0: probabilities 1/3.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,3 +207,16 @@ def test_gradients_reach_both_heads(name: str) -> None:
 def test_options_are_checked_against_the_signature(option: str, value: object) -> None:
     assert option_problems(METHODS["weighted"].loss, {option: value}, ())
     assert option_problems(METHODS["weighted"].loss, {"lam": 0.5, "temperature": 4.0, "normalise": False}, ()) == []
+
+
+def test_weights_and_shift_of_the_label_loss_by_hand() -> None:
+    # logits 0 and labels 0, 1: the shift (ln 3, 0) makes answers of 3/4 and 1/4, so losses of ln 4/3 and ln 4
+    plain = batch((0, 1))
+    shifted = replace(
+        plain,
+        target_logits_BC=torch.zeros(2, 2),
+        class_weights_C=torch.tensor([0.5, 1.5]),
+        label_shift_C=torch.tensor([LN3, 0.0]),
+    )
+    expected = (0.5 * math.log(4 / 3) + 1.5 * math.log(4)) / 2
+    assert floats(METHODS["transfer"].loss(shifted, {}))["labels"] == pytest.approx(expected, rel=1e-5)

@@ -12,10 +12,15 @@ import torch
 from torch import nn
 
 from edgedistill.distill.checkpoint import complete_lines, resume, save
-from edgedistill.distill.state import initial_state, optimizer_step, refresh_statistics, set_learning_rate
+from edgedistill.distill.state import State, initial_state, optimizer_step, refresh_statistics, set_learning_rate
 from edgedistill.recipe.schema import Distill
 
 pytestmark = pytest.mark.usefixtures("cpu")
+
+
+def backward_step(state: State, loss: torch.Tensor, ema_decay: float, step: int) -> None:
+    torch.autograd.backward(loss)
+    optimizer_step(state, ema_decay, step)
 
 
 def line(weight: float = 1.0) -> nn.Sequential:
@@ -54,18 +59,18 @@ def test_running_mean_by_hand() -> None:
     # AdamW's first step is lr in the direction of the gradient's sign, after the decay: with loss = backbone's weight
     # w = 1 - 0.1 = 0.9. Step 0: decay min(0.99, 1/10), mean 0.1 * 1 + 0.9 * 0.9 = 0.91
     state = initial_state(line(), 0, Distill(lr=0.1, weight_decay=0.0), seed=0)
-    optimizer_step(state, state.model.get_parameter("backbone.weight").sum(), 0.99, step=0)
+    backward_step(state, state.model.get_parameter("backbone.weight").sum(), 0.99, step=0)
     assert state.model.get_parameter("backbone.weight").item() == pytest.approx(0.9, abs=1e-6)
     assert state.ema.get_parameter("backbone.weight").item() == pytest.approx(0.91, abs=1e-6)
     # the same gradient again, w = 0.8. Step 90: decay min(0.6, 91/100) = 0.6, mean 0.6 * 0.91 + 0.4 * 0.8 = 0.866
-    optimizer_step(state, state.model.get_parameter("backbone.weight").sum(), 0.6, step=90)
+    backward_step(state, state.model.get_parameter("backbone.weight").sum(), 0.6, step=90)
     assert state.ema.get_parameter("backbone.weight").item() == pytest.approx(0.866, abs=1e-5)
 
 
 def test_biases_are_not_decayed() -> None:
     # decay 0.5 at lr 0.1: matrices lose 5 %; then the step of 0.1 for all
     state = initial_state(line(), 0, Distill(lr=0.1, weight_decay=0.5), seed=0)
-    optimizer_step(state, torch.stack([parameter.sum() for parameter in state.model.parameters()]).sum(), 0.9, step=0)
+    backward_step(state, torch.stack([parameter.sum() for parameter in state.model.parameters()]).sum(), 0.9, step=0)
     values = {name: parameter.item() for name, parameter in state.model.named_parameters()}
     assert values == pytest.approx({"backbone.weight": 0.85, "head.weight": 0.85, "head.bias": 0.9}, abs=1e-6)
 
@@ -80,7 +85,7 @@ def test_batch_statistics_are_copied_unaveraged() -> None:
     model = nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.BatchNorm1d(1)), head=nn.Linear(1, 1)))
     state = initial_state(model, 0, Distill(), seed=0)
     loss = state.model.train()(torch.tensor([[3.0], [5.0]])).sum()
-    optimizer_step(state, loss, 0.99, step=50)
+    backward_step(state, loss, 0.99, step=50)
     # momentum 0.1: 0.9 * 0 + 0.1 * 4
     assert state.ema.get_buffer("backbone.0.running_mean").item() == pytest.approx(0.4)
 
@@ -116,7 +121,7 @@ def test_training_without_checkpoint_starts_over(tmp_path: Path) -> None:
 def test_resume_restores_saved_state_and_truncates_metrics(tmp_path: Path) -> None:
     state = initial_state(line(), 2, Distill(lr=0.1), seed=0)
     for step in range(3):
-        optimizer_step(state, state.model.get_parameter("head.weight").sum() * (step + 1), 0.9, step)
+        backward_step(state, state.model.get_parameter("head.weight").sum() * (step + 1), 0.9, step)
     save(state, 3, 12.5, tmp_path)
     write_lines(tmp_path, *(json.dumps({"step": step}) for step in range(1, 6)), '{"step": 3, "lo')
     fresh = initial_state(line(0.3), 2, Distill(lr=0.1), seed=9)
@@ -126,7 +131,7 @@ def test_resume_restores_saved_state_and_truncates_metrics(tmp_path: Path) -> No
         assert all(torch.equal(resumed[key], saved[key]) for key in saved)
     # the optimizer's moments are restored too: the next step is the same to the bit
     for training_state in (fresh, state):
-        optimizer_step(training_state, training_state.model.get_parameter("head.weight").sum(), 0.9, 3)
+        backward_step(training_state, training_state.model.get_parameter("head.weight").sum(), 0.9, 3)
     assert torch.equal(fresh.model.get_parameter("head.weight"), state.model.get_parameter("head.weight"))
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 
 from edgedistill.distill import teachers
 from edgedistill.distill.teachers import TEACHERS
+from edgedistill.labels.prior import Prior
 from edgedistill.recipe.options import option_problems
 
 
@@ -41,9 +42,10 @@ def test_leave_one_out_equals_refit_without_the_image() -> None:
     assert min(gaps) < 1e-9 and sorted(gaps)[1] > 1e-3
 
 
-def test_weighted_ridge_equals_scikit_learn() -> None:
+@pytest.mark.parametrize("width", [5, 39, 40, 41, 90])
+def test_weighted_ridge_equals_scikit_learn(width: int) -> None:
     random = np.random.default_rng(0)
-    features, targets = random.normal(size=(40, 5)), random.normal(size=(40, 2))
+    features, targets = random.normal(size=(40, width)), random.normal(size=(40, 2))
     weight = random.uniform(0.1, 1.0, size=40)
     reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, targets, sample_weight=weight).predict(features)
     assert features @ teachers.weighted_ridge(features, weight, targets, 0.7) == pytest.approx(reference)
@@ -172,3 +174,21 @@ def test_source_with_constant_features_is_at_chance() -> None:
         probe = teachers.probe(constant, np.arange(33), truth[:33], 3)
         assert probe.loo_probs_LC == pytest.approx(np.full((33, 3), 1 / 3), abs=0.25)
         assert probe.probs_NC == pytest.approx(np.full((60, 3), 1 / 3), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_adjusted_teacher_knows_the_prior_and_tells_other_images(name: str) -> None:
+    shares_C = np.array([0.8, 0.1, 0.1])
+    truth = np.random.default_rng(1).choice(3, 400, p=shares_C)
+    truth[:12] = np.arange(12) % 3  # labels that are drawn balanced
+    features = (1.5 * np.eye(12)[truth] + np.random.default_rng(2).normal(size=(400, 12))).astype(np.float32)
+    rows, rest = np.arange(12), np.arange(12, 400)
+    teacher = TEACHERS[name].fit({"a": features}, {"a": 1.0}, rows=rows, labels_L=truth[rows], classes=3)
+    adjusted = teachers.adjusted(teacher, Prior(shares_C=shares_C, score="top1"), rest)
+    assert adjusted.probs_NC[rest].mean(axis=0) == pytest.approx(shares_C, abs=1e-3)
+    assert adjusted.predict({"a": features}) == pytest.approx(adjusted.probs_NC, abs=1e-4)
+    assert accuracy(adjusted.probs_NC[rest], truth[rest]) > accuracy(teacher.probs_NC[rest], truth[rest]) + 0.03
+    # an estimate shifts by formula: the odds of two classes change by those of the prior
+    estimated = teachers.adjusted(teacher, Prior(shares_C=shares_C, score="top1", stated=False), rest)
+    odds = (estimated.probs_NC[:, 0] / estimated.probs_NC[:, 1]) / (teacher.probs_NC[:, 0] / teacher.probs_NC[:, 1])
+    assert odds == pytest.approx(8, rel=1e-3)

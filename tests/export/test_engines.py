@@ -15,8 +15,9 @@ import pytest
 from onnx import ModelProto, helper
 
 from edgedistill.errors import EdgeDistillError
-from edgedistill.export import calibrate, engines, graphs, qdq, rtx_builder
-from edgedistill.records import Engine, EngineLayers, OnnxModel
+from edgedistill.export import calibrate, engines, float16, graphs, qdq, rtx_builder
+from edgedistill.measurements import Engine, EngineLayers
+from edgedistill.records import OnnxModel
 from edgedistill.run.files import read_json, read_record, sha256_file, write_record
 from tests.helpers.export_nets import Exported
 from tests.helpers.small_graphs import chain, float_model
@@ -257,7 +258,7 @@ def build_real(tmp_path: Path, model: ModelProto, record: OnnxModel) -> Engine:
 def test_int8_graph_builds_in_int8(ranged: Callable[[str], Ranged], tmp_path: Path) -> None:
     require_builder()
     float_graph, ranges = ranged("resnet")
-    engine = build_real(tmp_path, graphs.half(qdq.int8_graph(float_graph, ranges, "tensorrt")), INT8)
+    engine = build_real(tmp_path, float16.half(qdq.int8_graph(float_graph, ranges, "tensorrt")), INT8)
     assert engine.failed == "" and engine.builder == rtx_builder.version()
     path = tmp_path / "engines" / engine.path
     assert path.stat().st_size == round(engine.size_mb * 1e6) > 10_000
@@ -266,14 +267,14 @@ def test_int8_graph_builds_in_int8(ranged: Callable[[str], Ranged], tmp_path: Pa
     weighted = [node.name for node in float_graph.graph.node if node.op_type in graphs.WEIGHTED]
     assert findings.weighted == dict.fromkeys(weighted, "int8")
     assert findings.unknown == () and findings.pairs > len(weighted)
-    repeated = build_real(tmp_path, graphs.half(qdq.int8_graph(float_graph, ranges, "tensorrt")), INT8)
+    repeated = build_real(tmp_path, float16.half(qdq.int8_graph(float_graph, ranges, "tensorrt")), INT8)
     assert repeated.sha256 == engine.sha256
 
 
 def test_float_graph_builds_in_its_own_types(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     require_builder()
     model = onnx.load(exported("lite").path)
-    for graph, precision in ((model, "fp32"), (graphs.half(model), "fp16")):
+    for graph, precision in ((model, "fp32"), (float16.half(model), "fp16")):
         findings = build_real(tmp_path, graph, FP32).layers
         assert findings is not None and set(findings.weighted.values()) == {precision}
         assert findings.types["int8"] == findings.pairs == 0

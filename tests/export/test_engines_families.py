@@ -10,10 +10,11 @@ import onnx
 import pytest
 import torch
 
-from edgedistill.export import engines, graphs, quantize
+from edgedistill.export import engines, float16, graphs, quantize
 from edgedistill.export.onnx import export
+from edgedistill.measurements import Engine
 from edgedistill.recipe.schema import Export, Quantize
-from edgedistill.records import Cost, Engine, OnnxModel, StudentSpec
+from edgedistill.records import Cost, OnnxModel, StudentSpec
 from edgedistill.students.families import FAMILIES
 from tests.helpers.export_nets import pictures
 
@@ -77,7 +78,7 @@ def graphs_of(family: str, px: int, folder: Path) -> list[OnnxModel]:
         images_NHWC=images,
         settings=Export(min_agreement=0.0, max_relative_error=1.0),
     )
-    graphs.write(graphs.half(onnx.load(path)), folder / "student.fp16.onnx")
+    graphs.write(float16.half(onnx.load(path)), folder / "student.fp16.onnx")
     settings = Quantize(targets=("tensorrt",), calibration_images=8, method="minmax")
     (int8,) = quantize.quantize(path, fp32, images_NHWC=images, settings=settings, folder=folder)
     half = OnnxModel(

@@ -7,13 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
-from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs
-from edgedistill.export.infer import predict_onnx
 from tests.helpers.export_nets import Exported
-from tests.helpers.small_graphs import chain, float_model, ops, reference_output, tensor_types
+from tests.helpers.small_graphs import float_model, ops, reference_output
 
 
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3, -2]])
@@ -151,58 +149,3 @@ def test_depth_is_length_of_longest_path() -> None:
         helper.make_node("Add", ["b", "x"], ["y"], name="3"),
     ]
     assert graphs.depths(float_model(nodes, [1], [1])) == {"a": 1, "b": 2, "y": 3}
-
-
-@pytest.mark.parametrize("name", ["lite", "mnv3", "resnet"])
-def test_half_computes_in_float16_and_stays_close_to_float32(name: str, exported: Callable[[str], Exported]) -> None:
-    student = exported(name)
-    before = onnx.load(student.path)
-    untouched = before.SerializeToString()
-    after = graphs.half(before)
-    onnx.checker.check_model(after, full_check=True)
-    assert before.SerializeToString() == untouched
-    element_types, preprocessing = tensor_types(after), set(graphs.preprocessing(after))
-    for node in after.graph.node:
-        expected_type = (
-            TensorProto.FLOAT if node.name in preprocessing and not node.name.endswith("_half_cast") else None
-        )
-        (out,) = node.output
-        assert element_types[out] == (TensorProto.FLOAT if out == "logits" else expected_type or TensorProto.FLOAT16), (
-            node.name
-        )
-    assert ops(after).count("Cast") == ops(before).count("Cast") + 2
-    expected_NC = predict_onnx(student.path, student.images_NHWC)
-    actual_NC = predict_onnx(after.SerializeToString(), student.images_NHWC)
-    assert actual_NC.dtype == np.float32
-    # eleven bits of mantissa and some fifteen layers
-    assert 0 < np.abs(actual_NC - expected_NC).max() < 0.01 * np.abs(expected_NC).max()
-
-
-def test_half_halves_file_size(exported: Callable[[str], Exported]) -> None:
-    before = onnx.load(exported("resnet").path)
-    assert graphs.half(before).ByteSize() < 0.52 * before.ByteSize()
-
-
-def test_cast_to_float_after_first_weights_becomes_cast_to_float16() -> None:
-    constants = {"w": np.ones((2, 2, 1, 1), np.float32), "mask": np.array([[[[1, 0]]]], np.int64)}
-    nodes = [
-        helper.make_node("Neg", ["x"], ["pixels"], name="preprocessing"),
-        helper.make_node("Conv", ["pixels", "w"], ["t"], name="conv"),
-        helper.make_node("Cast", ["mask"], ["mask_float"], name="cast", to=TensorProto.FLOAT),
-        helper.make_node("Add", ["t", "mask_float"], ["y"], name="add"),
-    ]
-    after = graphs.half(float_model(nodes, [1, 2, 4, 2], [1, 2, 4, 2], **constants))
-    onnx.checker.check_model(after, full_check=True)
-    assert tensor_types(after)["mask_float"] == TensorProto.FLOAT16
-
-
-def test_constant_beyond_float16_is_refused_by_name() -> None:
-    model = chain("Conv", "Relu")
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w0")
-    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65504, np.float32), "w0"))
-    graphs.half(model)
-    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), -65600, np.float32), "w0"))
-    with pytest.raises(
-        EdgeDistillError, match=r"constant w0 holds 6\.56e\+04, more than float16 can; set export\.fp16"
-    ):
-        graphs.half(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,8 +11,10 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from edgedistill.export import calibrate, graphs, guard, qdq, quantize
+from edgedistill.export.float_layers import FloatSet, Ratio, fastest, holding_sets
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import layers, make_plan
+from edgedistill.labels.calibration import Temperature, temperature_of
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Drop, Target
 from tests.helpers.export_nets import Exported, pictures
@@ -49,6 +52,53 @@ def broken(exported: Callable[[str], Exported]) -> ModelProto:
     return model
 
 
+NOISE = {"early": 9.0, "wide": 8.0, "late": 3.0, **{f"other{index}": 1.0 for index in range(9)}}
+MACS = {"early": 5.0, "wide": 100.0, "late": 1.0, **{f"other{index}": 20.0 for index in range(9)}}
+GRAPH = ModelProto()
+
+
+def sets_held(*enough: set[str]) -> list[tuple[str, ...]]:
+    """The sets chosen where the bound holds with any superset of one in `enough`."""
+
+    def hold(floats: tuple[str, ...]) -> FloatSet | None:
+        if any(layers_needed <= set(floats) for layers_needed in enough):
+            return FloatSet(layers=floats, graph=GRAPH, drop=losing(0))
+        return None
+
+    return [holding.layers for holding in holding_sets(NOISE, MACS, hold)]
+
+
+def test_sets_are_sought_by_noise_and_by_noise_for_each_mac() -> None:
+    assert sets_held({"early", "wide"}, {"early", "late"}) == [("late", "early"), ("early", "wide")]
+
+
+def test_layers_that_are_not_needed_are_spared() -> None:
+    assert sets_held({"late"}) == [("late",)]
+    assert sets_held({"early", "wide", "other5"}) == []
+
+
+def test_fastest_set_is_taken_and_the_cheapest_where_nothing_is_shown() -> None:
+    cheap, costly = (FloatSet(layers=(name,), graph=GRAPH, drop=losing(0)) for name in ("late", "wide"))
+
+    def chosen(cheap_ratio: Ratio | None, costly_ratio: Ratio | None) -> str:
+        timed = fastest([replace(cheap, ratio=cheap_ratio), replace(costly, ratio=costly_ratio)])
+        return timed.layers[0]
+
+    assert chosen(None, None) == "late"
+    assert chosen((1.5, 1.4, 1.6), (1.8, 1.7, 1.9)) == "wide"
+    assert chosen((1.5, 1.4, 1.6), (1.6, 1.45, 1.7)) == "late", "the interval does not tell them apart"
+
+
+def test_macs_of_layers(broken: ModelProto) -> None:
+    macs = graphs.layer_macs(broken, layers(broken))
+    constants = graphs.constants(broken)
+    nodes = {node.name: node for node in broken.graph.node}
+    head, first = layers(broken)[-1], layers(broken)[0]
+    assert set(macs) == set(layers(broken))
+    assert macs[head] == constants[nodes[head].input[1]].size
+    assert macs[first] % constants[nodes[first].input[1]].size == 0 and macs[first] > macs[head]
+
+
 def guarding(model: ModelProto, max_drop: float) -> guard.Guard:
     images, unseen = pictures(24), pictures(64, seed=8)
     calibration = quantize.choose_ranges(model, images, Quantize(calibration_images=24, method="minmax"))
@@ -58,8 +108,8 @@ def guarding(model: ModelProto, max_drop: float) -> guard.Guard:
         model=model,
         ranges=calibration.ranges,
         calibration_NHWC=images,
-        val_NHWC=unseen,
-        val_labels_N=labels,
+        witnesses_NHWC=unseen,
+        witness_labels_N=labels,
         max_drop=max_drop,
         score="top1",
     )
@@ -121,7 +171,9 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
     model = chain(*["Conv"] * 8)
     names = [f"Conv{index}" for index in (3, 5, 0, 1, 2, 4, 6, 7)]
 
-    def hold(drops: list[Drop], max_drop: float) -> tuple[guard.Outcome, list[list[str]]]:
+    def hold(
+        drops: list[Drop], max_drop: float, time: Callable[[ModelProto], Ratio | None] | None = None
+    ) -> tuple[guard.Outcome, list[list[str]]]:
         floats_per_call: list[list[str]] = []
 
         def make(floats: Sequence[str]) -> ModelProto:
@@ -139,18 +191,20 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
             model=model,
             ranges={},
             calibration_NHWC=IMAGES,
-            val_NHWC=IMAGES,
-            val_labels_N=np.zeros(10, int),
+            witnesses_NHWC=IMAGES,
+            witness_labels_N=np.zeros(10, int),
             max_drop=max_drop,
             score="top1",
         )
-        return accuracy_guard.choose_graph("cpu", make), floats_per_call
+        return accuracy_guard.choose_graph("cpu", make, time=time), floats_per_call
 
     return hold
 
 
-def losing(points: float, differ: float = 50.0) -> Drop:
-    return Drop(points=points, low=points - 1, high=points + 1, n=100, differ=differ, images=200)
+def losing(points: float, differ: float = 50.0, shown: float | None = None) -> Drop:
+    """A loss that is shown to the full, unless `shown` says otherwise."""
+    shown = points if shown is None else shown
+    return Drop(points=points, low=points - 1, high=points + 1, n=100, differ=differ, images=200, shown=shown)
 
 
 Decide = Callable[..., tuple[guard.Outcome, list[list[str]]]]
@@ -158,7 +212,7 @@ Decide = Callable[..., tuple[guard.Outcome, list[list[str]]]]
 
 def test_layers_are_kept_in_float_worst_first_until_bound_holds(decide: Decide) -> None:
     outcome, floats_per_call = decide([losing(9), losing(5), losing(1)], 1.0)
-    assert floats_per_call == [[], ["Conv3"], ["Conv3", "Conv5"]]
+    assert floats_per_call[:3] == [[], ["Conv3"], ["Conv3", "Conv5"]]
     assert (outcome.guarded.holds, outcome.guarded.floats) == (True, ("Conv3", "Conv5"))
     assert (outcome.guarded.drop, outcome.guarded.before) == (losing(1), losing(9))
     assert outcome.graph.doc_string == "2"
@@ -167,11 +221,37 @@ def test_layers_are_kept_in_float_worst_first_until_bound_holds(decide: Decide) 
 def test_plain_graph_is_returned_when_quarter_of_layers_is_not_enough(decide: Decide) -> None:
     outcome, floats_per_call = decide([losing(9), losing(5), losing(1.1), losing(0)], 1.0)
     # two of eight layers; the third, which would have been enough, is not tried
-    assert [len(floats) for floats in floats_per_call] == [0, 1, 2]
+    assert {len(floats) for floats in floats_per_call} == {0, 1, 2}
     assert (outcome.guarded.holds, outcome.guarded.floats, outcome.guarded.before) == (False, (), None)
     assert outcome.guarded.drop == losing(9)
     assert outcome.graph.doc_string == "0"
     assert list(outcome.sensitivity)[:2] == ["Conv3", "Conv5"]
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_fastest_of_several_sets_is_kept(decide: Decide, monkeypatch: pytest.MonkeyPatch, is_timed: bool) -> None:
+    def sets(noise: dict[str, float], macs: dict[str, float], hold: Callable[..., FloatSet]) -> list[FloatSet]:
+        return [hold(("Conv0",)), hold(("Conv0", "Conv3"))]
+
+    monkeypatch.setattr(guard, "holding_sets", sets)
+    speeds: dict[str, Ratio] = {"1": (1.2, 1.1, 1.3), "2": (1.9, 1.8, 2.0)}
+    time = (lambda graph: speeds[graph.doc_string]) if is_timed else None
+    outcome, _ = decide([losing(9), losing(1), losing(0)], 1.0, time)
+    assert outcome.guarded.floats == (("Conv3", "Conv0") if is_timed else ("Conv0",))
+    assert (outcome.guarded.sets, outcome.guarded.timed) == (2, is_timed)
+    assert outcome.graph.doc_string == ("2" if is_timed else "1")
+
+
+@pytest.mark.parametrize(("shown", "floats"), [(0.9, ()), (1.0, ()), (1.1, ("Conv3",))])
+def test_layer_goes_to_float_only_for_loss_that_is_shown(decide: Decide, shown: float, floats: tuple[str, ...]) -> None:
+    outcome, _ = decide([losing(2, shown=shown), losing(1)], 1.0)
+    assert (outcome.guarded.holds, outcome.guarded.floats) == (True, floats)
+    assert outcome.guarded.drop.points == (1 if floats else 2)
+
+
+def test_estimate_with_layers_in_float_must_be_within_bound(decide: Decide) -> None:
+    outcome, _ = decide([losing(9), losing(1.5, shown=0), losing(1.2, shown=0)], 1.0)
+    assert not outcome.guarded.holds and outcome.guarded.floats == ()
 
 
 @pytest.mark.parametrize(
@@ -235,8 +315,8 @@ def test_bound_holds_when_one_of_few_val_labels_flips(
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(200, 1),
-        val_NHWC=numbered(10, 0),
-        val_labels_N=np.zeros(10, int),
+        witnesses_NHWC=numbered(10, 0),
+        witness_labels_N=np.zeros(10, int),
         max_drop=1.0,
         score="top1",
     )
@@ -245,11 +325,53 @@ def test_bound_holds_when_one_of_few_val_labels_flips(
     assert drop.differ == pytest.approx(100 / 210)
     # (1 + 0) / 12 and sqrt(1 + 1 - 1 / 12) / 12
     assert (drop.low, drop.high) == pytest.approx((100 * (1 / 12 - 0.226124), 100 * (1 / 12 + 0.226124)), abs=1e-3)
-    assert accuracy_guard.holds(drop)
+    assert accuracy_guard.within(drop)
     calibration_labels[:2] = 2
     drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
     assert drop.differ == pytest.approx(300 / 210)
-    assert not accuracy_guard.holds(drop)
+    assert not accuracy_guard.within(drop)
+    assert accuracy_guard.holds(drop), "one image of ten shows nothing"
+
+
+def test_witnesses_without_a_label_are_judged_by_calibrated_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images of val, one lost; ninety others, of which int8 answers nine otherwise at 60 to 40 %."""
+    logits = {b"fp32": np.zeros((100, 2)), b"int8": np.zeros((100, 2))}
+    logits[b"fp32"][:, 0] = 2 * np.log(0.6 / 0.4)  # honest at a temperature of 2
+    logits[b"int8"][[0, *range(20, 29)], 1] = 9.0
+
+    def predict(graph: bytes, images_NHWC: np.ndarray, *, simulate: bool = False) -> np.ndarray:
+        return logits[graph][images_NHWC[:, 0, 0, 0]]
+
+    monkeypatch.setattr(guard, "predict_onnx", predict)
+    accuracy_guard = guard.Guard(
+        model=FakeGraph(b"fp32"),
+        ranges={},
+        calibration_NHWC=numbered(1, 1),
+        witnesses_NHWC=numbered(100, 0),
+        witness_labels_N=np.array([0] * 10 + [-1] * 90),
+        max_drop=1.0,
+        score="top1",
+        temperature=Temperature(value=2.0),
+    )
+    drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
+    assert (drop.n, drop.unlabeled) == (100, 90)
+    assert drop.points == pytest.approx(1 + 9 * 0.2)
+    assert drop.low < 0 < drop.shown < drop.points < drop.high
+
+
+def test_temperature_is_fitted_on_the_labels(set_labels: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    set_labels(np.zeros(100, int), np.zeros(1, int))
+    accuracy_guard = guard.Guard(
+        model=FakeGraph(b"fp32"),
+        ranges={},
+        calibration_NHWC=numbered(1, 1),
+        witnesses_NHWC=numbered(100, 0),
+        witness_labels_N=np.array([0] * 30 + [1] * 10 + [-1] * 60),
+        max_drop=1.0,
+        score="top1",
+    )
+    labels_N = np.array([0] * 30 + [1] * 10)
+    assert accuracy_guard.fitted_temperature == temperature_of(np.eye(3)[np.zeros(40, int)], labels_N)
 
 
 def test_simulated_graph_is_run_on_fewer_images(
@@ -261,8 +383,8 @@ def test_simulated_graph_is_run_on_fewer_images(
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(100, 1),
-        val_NHWC=numbered(100, 0),
-        val_labels_N=np.zeros(100, int),
+        witnesses_NHWC=numbered(100, 0),
+        witness_labels_N=np.zeros(100, int),
         max_drop=1.0,
         score="top1",
     )

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from edgedistill.export.precision import choose_precision, describe_guard, higher_precision, speed_ratio
-from edgedistill.records import BenchReport, Drop, Guarded, Kept, Latency, OnnxModel
+from edgedistill.measurements import BenchReport, Latency
+from edgedistill.records import Drop, Guarded, Kept, OnnxModel
 
 FP32 = OnnxModel(path="fp32.onnx", sha256="a", precision="fp32", target="any", opset=20, parent_sha256="", size_mb=4.0)
 FP16 = OnnxModel(
@@ -67,7 +68,7 @@ def test_too_slow_int8_is_explained_in_numbers() -> None:
 
 
 def test_speed_alone_decides_without_val_images() -> None:
-    unknown = "its accuracy was not guarded: there are no val images"
+    unknown = "its accuracy was not guarded: there are no images to compare on"
     kept = choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=FAST, untimed="")
     assert (kept.artefact, kept.why) == ("int8-cpu", f"{unknown}; 2.00 [1.50, 2.50] times as fast as fp32")
     assert choose_precision("cpu", MODELS, guarded=None, min_speedup=1.05, ratio=SLOW, untimed="").artefact == "fp32"
@@ -133,8 +134,41 @@ def bench_report(ms: list[list[float]]) -> BenchReport:
 
 
 def test_ratio_pairs_cells_of_one_run() -> None:
-    ratio = speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([[2.0, 2.0], [2.0, 2.0]]))
-    # 2 in one process and 4 in the other
-    assert ratio is not None and ratio[0] == 3.0 and ratio[1:] == (2.0, 4.0)
-    assert speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([[2.0, 2.0], [2.0]])) is None
-    assert speed_ratio(bench_report([[4.0, 4.0], [8.0, 8.0]]), bench_report([])) is None
+    higher, int8 = [[4.0] * 3, [8.0] * 3, [6.0] * 3], [[2.0] * 3] * 3
+    # 2 in one process, 4 in another and 3 in the last
+    assert speed_ratio(bench_report(higher), bench_report(int8)) == (3.0, 2.0, 4.0)
+    assert speed_ratio(bench_report(higher), bench_report([*int8[:2], [2.0]])) is None
+    assert speed_ratio(bench_report(higher), bench_report([])) is None
+
+
+@pytest.mark.parametrize(
+    ("unlabeled", "witnesses"),
+    [(0, "480 images of val"), (480, "480 images without a label"), (450, "30 images of val and 450 without a label")],
+)
+def test_images_that_the_loss_was_measured_on_are_named(unlabeled: int, witnesses: str) -> None:
+    guarded = replace(PASSED, drop=replace(SMALL, unlabeled=unlabeled))
+    assert describe_guard(guarded).endswith(f"on {witnesses}")
+
+
+def test_loss_above_bound_that_is_not_shown_says_so() -> None:
+    drop = replace(LARGE, points=1.5, low=-0.4, high=3.4, shown=0.3)
+    assert describe_guard(Guarded(target="cpu", holds=True, max_drop=1.0, drop=drop)) == (
+        "loses 1.5 points [-0.4, 3.4] on 100 images of val, but that more than 1 is lost is not shown"
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "differ", "shown", "said"), [(0.2, 6.3, -0.1, True), (0.2, 6.3, 0.1, False), (0.2, 2.0, -0.1, False)]
+)
+def test_many_changed_labels_that_lose_nothing_are_named(
+    points: float, differ: float, shown: float, said: bool
+) -> None:
+    drop = replace(SMALL, points=points, differ=differ, shown=shown)
+    text = describe_guard(Guarded(target="cpu", holds=True, max_drop=1.0, drop=drop))
+    assert ("it answers otherwise on 6.3 % of 736 images, and no loss is shown" in text) == said
+
+
+def test_choice_among_sets_of_float_layers_is_named() -> None:
+    guarded = replace(PASSED, floats=("a", "b"), before=LARGE, sets=3)
+    assert describe_guard(guarded).endswith("with 2 layers in float (3.0 without), the cheapest of 3 choices")
+    assert describe_guard(replace(guarded, timed=True)).endswith("the fastest of 3 choices")

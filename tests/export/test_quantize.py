@@ -17,8 +17,9 @@ import onnx
 import pytest
 from onnx import ModelProto
 
+from edgedistill.agent import graph_types
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.export import calibrate, graphs, qdq
+from edgedistill.export import calibrate, float16, graphs, qdq
 from edgedistill.export import quantize as quantization
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.quantize import quantize
@@ -78,8 +79,11 @@ def test_graphs_are_built_from_ranges_in_calibration_json(
     model = onnx.load(exported("mnv3").path)
     ranges = {name: tuple(pair) for name, pair in saved(folder)["ranges"].items()}
     cpu, tensorrt = (onnx.load(folder / name) for name in GRAPHS)
+    for graph, target in ((cpu, "cpu"), (tensorrt, "tensorrt")):
+        assert [(entry.key, entry.value) for entry in graph.metadata_props] == [(graph_types.TARGET, target)]
+        del graph.metadata_props[:]
     assert cpu == qdq.int8_graph(model, ranges, "cpu")
-    assert tensorrt == graphs.half(qdq.int8_graph(model, ranges, "tensorrt"))
+    assert tensorrt == float16.half(qdq.int8_graph(model, ranges, "tensorrt"))
 
 
 def test_tensorrt_graph_is_float32_before_opset_19(ranged: Callable[[str], Ranged]) -> None:
@@ -199,7 +203,7 @@ def test_guard_reports_loss_of_each_target_with_val_images(exported: Callable[[s
         images_NHWC=student.images_NHWC,
         settings=settings,
         folder=tmp_path,
-        val=(unseen, labels),
+        witnesses=(unseen, labels),
         score="balanced",
     )
     assert {path.name for path in tmp_path.iterdir()} >= {*GRAPHS, "calibration.json", "guard.json"}
@@ -230,7 +234,7 @@ def test_sensitivity_json_ranks_layers_when_bound_is_broken(
     assert changed.any()
     val = unseen[changed], fp32_NC.argmax(1)[changed]
     (model,) = quantize(
-        student.path, student.record, images_NHWC=student.images_NHWC, settings=settings, folder=tmp_path, val=val
+        student.path, student.record, images_NHWC=student.images_NHWC, settings=settings, folder=tmp_path, witnesses=val
     )
     (record,) = saved(tmp_path, "guard.json")
     assert (record["before"] or record["drop"])["points"] == 100.0

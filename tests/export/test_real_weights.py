@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from edgedistill.export.onnx import export
 from edgedistill.export.quantize import quantize
-from edgedistill.export.verify import ladder
+from edgedistill.export.verify import accuracy, ladder
 from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.records import Cost, StudentSpec
 from tests.helpers.export_nets import normalized
@@ -55,7 +56,12 @@ def test_int8_predicts_like_torch(tmp_path: Path) -> None:
         torch_NC = np.concatenate([model(normalized(batch, SPEC)).numpy() for batch in np.split(test, 20)])
     assert len(np.unique(torch_NC.argmax(1))) > 10
     ladder_record, _ = ladder(
-        torch_NC, [fp32, *int8], run=tmp_path, images_NHWC=test, labels_N=torch_NC.argmax(1), settings=Export()
+        torch_NC,
+        [fp32, *int8],
+        run=tmp_path,
+        images_NHWC=test,
+        score=partial(accuracy, labels_N=torch_NC.argmax(1)),
+        settings=Export(),
     )
     assert all(gate.passed for gate in ladder_record.gates)
     agreement = {rung.artefact: rung.agreement_with_torch for rung in ladder_record.rungs}

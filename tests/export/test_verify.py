@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgedistill.errors import EdgeDistillError
 from edgedistill.export import infer, qdq, verify
 from edgedistill.export.infer import artifact_name, predict_onnx
 from edgedistill.export.quantize import quantize
-from edgedistill.export.verify import ladder
+from edgedistill.export.verify import accuracy, ladder
 from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.records import Ladder, OnnxModel
 from edgedistill.run.files import read_record, write_record
@@ -62,7 +63,7 @@ def ladder_over(monkeypatch: pytest.MonkeyPatch) -> LadderOver:
             models,
             run=Path("run"),
             images_NHWC=pictures(count, px=8),
-            labels_N=np.zeros(count, int),
+            score=partial(accuracy, labels_N=np.zeros(count, int)),
             settings=Export(),
         )
         assert simulated == {name: name == "tensorrt" for name in files}
@@ -123,7 +124,12 @@ def test_ladder_over_real_files_passes(exported: Callable[[str], Exported], tmp_
     with torch.inference_mode():
         torch_NC = student.model(normalized(images)).numpy()
     ladder_record, logits = ladder(
-        torch_NC, models, run=tmp_path, images_NHWC=images, labels_N=torch_NC.argmax(1), settings=Export()
+        torch_NC,
+        models,
+        run=tmp_path,
+        images_NHWC=images,
+        score=partial(accuracy, labels_N=torch_NC.argmax(1)),
+        settings=Export(),
     )
     assert all(gate.passed for gate in ladder_record.gates)
     assert [rung.accuracy.top1 for rung in ladder_record.rungs] == [
@@ -156,5 +162,7 @@ def test_batches_are_joined_in_order(exported: Callable[[str], Exported]) -> Non
 
 def test_invalid_graph_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "student.onnx").write_bytes(b"not a graph")
-    with pytest.raises(EdgeDistillError, match=r"student\.onnx: ONNX Runtime cannot load it .*; export it again"):
+    with pytest.raises(
+        EdgeDistillError, match=r"student\.onnx: ONNX Runtime cannot load it .*; run `edgedistill export` again"
+    ):
         predict_onnx(tmp_path / "student.onnx", pictures(1))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgedistill.measurements import BenchReport, Latency
 from edgedistill.records import (
     Accuracy,
-    BenchReport,
     Checkpoint,
     Cost,
     Drop,
@@ -19,19 +19,23 @@ from edgedistill.records import (
     Guarded,
     Kept,
     Ladder,
-    Latency,
     MetricScore,
     OnnxModel,
+    Rule,
     Rung,
     SourceWeight,
     SourceWeights,
     StudentSpec,
+    Unknown,
 )
+from edgedistill.run import artifacts
+from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
 from edgedistill.run.files import write_json, write_record
 
 STEPS = ("weigh", "search", "distill", "export", "quantize", "verify", "bench")
 CLASSES = ("functional", "defective")
+ANSWERS = 100  # by which the report shows when the student says "unknown"
 SPEC = StudentSpec(
     family="resnet",
     options={"width": 0.5, "depth": 2},
@@ -258,6 +262,34 @@ def rung(name: str, digit: str, *, backend: str, top1: float, agreement: float, 
     )
 
 
+def with_answers(run: Run, threshold: float = 0.4, coverage: float | None = 0.9, accuracy: float | None = None) -> Run:
+    """Confidences of 1 to 100 %: the surest 80 are right, all others wrong."""
+    rule = Rule(temperature=1.5, threshold=threshold)
+    confidence_N = np.arange(ANSWERS, 0, -1) / ANSWERS
+    labels_N = np.zeros(ANSWERS, dtype=np.int64)
+    predicted_N = (np.arange(ANSWERS) >= 80).astype(np.int64)
+    record = Unknown(
+        coverage=coverage,
+        accuracy=accuracy,
+        labels=10,
+        matched=0,
+        rules={"fp32": rule, "int8-cpu": rule},
+        scored=rule,
+        answered=0.61,
+        expected_on=ANSWERS,
+        shares=(0.7, 0.3),
+    )
+    artifacts.UNKNOWN.write(run, record)
+    save_arrays(
+        artifacts.UNKNOWN_ANSWERS.path_in(run),
+        labels=labels_N,
+        predicted=predicted_N,
+        confidence=confidence_N,
+        softmax=np.full(ANSWERS, 0.99),
+    )
+    return run
+
+
 def _verify(run: Run) -> None:
     ort = "onnxruntime-cpu"
     rungs = (
@@ -271,6 +303,7 @@ def _verify(run: Run) -> None:
         Gate(name="fp32 relative error", value=0.002, bound="<= 0.001", passed=False),
     )
     write_record(run / "verify/ladder.json", Ladder(rungs=rungs, gates=gates, worst=(3, 5)))
+    np.savez(run / "verify/predictions.npz", **predictions())
     images = cells(12)
     labels, wrong_labels = np.arange(12) % 2, 1 - np.arange(12) % 2
     np.savez(
@@ -288,6 +321,31 @@ def _verify(run: Run) -> None:
         int8=wrong_labels[:4],
         artefact=np.array(["int8-cpu"] * 4),
     )
+    with_answers(run)
+    _bundle(run)
+
+
+def _bundle(run: Run) -> None:
+    (run / "bundle").mkdir()
+    inputs = (
+        ("data", "elpv", "CC BY-NC-SA 4.0", "no"),
+        ("source", "lite0", "not stated", "not stated"),
+        ("source", "lite1", "apache-2.0", "yes"),
+    )
+    licences = [dict(zip(("what", "name", "licence", "commercial"), entry, strict=True)) for entry in inputs]
+    write_json(run / "bundle/bundle.json", {"licences": licences, "commercial": "no"})
+    (run / "bundle/SHA256SUMS").write_text(f"{'1' * 64}  student.int8-cpu.onnx\n", encoding="utf-8")
+
+
+def predictions() -> dict[str, np.ndarray]:
+    """500 of 788 test images are of class 0. int8-cpu has 460 and 260 right, fp32 470 and 258, torch all."""
+    labels = np.repeat([0, 1], [500, 288])
+    return {
+        "labels": labels,
+        "torch": labels,
+        "fp32": np.repeat([0, 1, 0, 1], [470, 30, 30, 258]),
+        "int8-cpu": np.repeat([0, 1, 0, 1], [460, 40, 28, 260]),
+    }
 
 
 def cells(count: int, px: int = 96) -> np.ndarray:
@@ -334,5 +392,3 @@ def _bench(run: Run) -> None:
         )
         write_record(run / f"bench/{device}/onnxruntime-cpu-fp32.json", fp32)
         write_record(run / f"bench/{device}/onnxruntime-cpu-int8-cpu.json", int8)
-    (run / "bundle").mkdir()
-    (run / "bundle/SHA256SUMS").write_text(f"{'1' * 64}  student.int8-cpu.onnx\n", encoding="utf-8")

@@ -91,3 +91,23 @@ def memory_items(count: int, broken: frozenset[int] = frozenset(), classes: int 
     return Items(
         names=[f"{row:04d}" for row in range(count)], labels_N=np.arange(count, dtype=np.int64) % classes, load=load
     )
+
+
+def bare_tree(root: Path, entries: tuple[str, ...]) -> None:
+    """Make empty files, folders (`ant/`) and symbolic links (`ant/up -> ..`)."""
+    root.mkdir(parents=True)
+    for entry in entries:
+        name, _, target = entry.partition(" -> ")
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if target:
+            path.symlink_to(target)
+        elif name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            path.touch()
+
+
+def pictures(*folders: str, count: int = 2) -> tuple[str, ...]:
+    """Paths of images in folders, for `bare_tree`."""
+    return tuple(f"{folder}/{index}.jpg" for folder in folders for index in range(count))

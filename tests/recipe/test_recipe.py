@@ -85,7 +85,8 @@ def test_good_recipe_and_its_defaults(tmp_path: Path) -> None:
         (
             "input_px: 32",
             "input_px: 0",
-            "r.yaml:12: student.families.micro.input_px: must be whole numbers of pixels, 8 at least (got 0)",
+            "r.yaml:12: student.families.micro.input_px: must be whole numbers of pixels, 8 at least and 4096 at most "
+            "(got 0)",
         ),
         ("kind: folder", "kind: foldr", "r.yaml:3: data.kind: no data kind is called foldr; did you mean folder?"),
         ("root: pictures", "rot: pictures", "r.yaml:4: data.rot: unknown key; did you mean root?"),
@@ -103,7 +104,7 @@ def test_good_recipe_and_its_defaults(tmp_path: Path) -> None:
             "unable to parse string as an integer (got 'many')",
         ),
         ("macs_m: 10", "macs_m: -10", "r.yaml:13: student.budget.macs_m: input should be greater than 0 (got -10)"),
-        ("name: small\n", "about: x\n", "r.yaml:1: name: is required"),
+        ("  kind: folder\n", "", "r.yaml:2: data.kind: is required"),
         ("  root: pictures\n", "", "r.yaml:2: data.root: is required"),
         (
             "micro: {width: [8, 16], input_px: 32}",
@@ -165,11 +166,11 @@ def test_sources_need_unique_names_and_their_options(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("name: [1\ndata: 2\n", "r.yaml:2: not valid YAML: expected ',' or ']', but got ':'"),
-        ("- a\n- b\n", "r.yaml:1: recipe: must be a mapping of sections, starting with `name:`"),
-        ("", "r.yaml:1: recipe: must be a mapping of sections, starting with `name:`"),
+        ("- a\n- b\n", "r.yaml:1: recipe: must be a mapping of sections, with `data:`"),
+        ("", "r.yaml:1: recipe: must be a mapping of sections, with `data:`"),
         ("name: a\x00b\n", "r.yaml:1: not valid YAML: unacceptable character #x0000: special characters are not"),
-        ("name: a\nabout: 2024-99-99\n", "r.yaml:1: not valid YAML: month must be in 1..12"),
-        ("name: a\nabout: &loop [*loop]\n", "r.yaml:1: not valid YAML: nested too deeply"),
+        ("name: a\nabout: 2024-99-99\n", "r.yaml:2: not valid YAML: '2024-99-99': month must be in 1..12; quote"),
+        ("name: a\nabout: &loop [*loop]\n", "r.yaml:2: not valid YAML: an alias stands inside what it repeats"),
         ("name: *none\n", "r.yaml:1: not valid YAML: found undefined alias 'none'"),
     ],
 )
@@ -219,8 +220,11 @@ def test_set_takes_yaml_values(tmp_path: Path) -> None:
             (wrong, f"--set {wrong}: the recipe has no such place; give an existing list index or key")
             for wrong in ("sources.4.name=x", "sources.one.name=x", "name.first=x", "sources.².name=x")
         ),
-        ("distill.steps=[1", "--set distill.steps=[1: the value is not valid YAML"),
-        ("about=2024-99-99", "--set about=2024-99-99: the value is not valid YAML"),
+        ("distill.steps=[1", "--set distill.steps=[1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        (
+            "about=2024-99-99",
+            "--set about=2024-99-99: not valid YAML: '2024-99-99': month must be in 1..12; quote what is meant as text",
+        ),
         ("distill.stpes=2", "--set distill.stpes: unknown key; did you mean steps?"),
         ("weigh.metric=prob", "--set weigh.metric.name: no metric is called prob; did you mean probe?"),
         ("distill.steps=-2", "--set distill.steps: input should be greater than 0 (got -2)"),

@@ -1,135 +1,24 @@
-"""The report in a real browser: no console messages, no requests, no horizontal scrolling.
-
-The tests control Chromium through its debugging pipe (DevTools protocol, NUL-terminated messages on descriptors 3 and
-4).
-"""
+"""The report in a real browser: no console messages, no requests, no horizontal scrolling."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
-import json
 import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgedistill.report import render
+from edgedistill.labels.findings import Audit, AuditedImage, Finding
+from edgedistill.report import audit, render
+from tests.helpers.browser import CHROMIUM, Pipe, console_messages, opened
 from tests.helpers.report_runs import make_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--remote-debugging-pipe",
-)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
-
-
-class Pipe:
-    """A DevTools session: commands are answered in order, events are collected."""
-
-    def __init__(self, send: int, receive: int) -> None:
-        self.send, self.receive = send, receive
-        self.pending, self.count, self.session = b"", 0, ""
-        self.events: list[dict[str, Any]] = []
-
-    def read(self) -> dict[str, Any]:
-        while b"\0" not in self.pending:
-            block = os.read(self.receive, 1 << 16)
-            assert block, "Chromium closed its end of the pipe"
-            self.pending += block
-        message, _, self.pending = self.pending.partition(b"\0")
-        return dict(json.loads(message))
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.count += 1
-        target = {"sessionId": self.session} if self.session else {}
-        body = json.dumps({"id": self.count, "method": method, "params": params, **target}).encode() + b"\0"
-        while body:
-            body = body[os.write(self.send, body) :]
-        while (message := self.read()).get("id") != self.count:
-            self.events.append(message)
-        assert "error" not in message, message
-        return dict(message["result"])
-
-    def wait(self, method: str) -> None:
-        while all(event.get("method") != method for event in self.events):
-            self.events.append(self.read())
-
-    def evaluate(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, awaitPromise=True)["result"].get("value")
-
-
-def above_ten(descriptor: int) -> int:
-    """Move the descriptor to 10 or above; the browser uses 3 and 4."""
-    duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
-    os.close(descriptor)
-    return duplicate
-
-
-@contextlib.contextmanager
-def chromium(profile: Path) -> Iterator[Pipe]:
-    (browser_in, test_out), (test_in, browser_out) = os.pipe(), os.pipe()
-    browser_in, browser_out = above_ten(browser_in), above_ten(browser_out)
-    starter = f'exec "$0" "$@" 3<&{browser_in} 4>&{browser_out}'
-    argv = ["bash", "-c", starter, str(CHROMIUM), *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-    process = subprocess.Popen(
-        argv, pass_fds=(browser_in, browser_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    os.close(browser_in)
-    os.close(browser_out)
-    pipe = Pipe(test_out, test_in)
-    try:
-        yield pipe
-        pipe.session = ""
-        pipe.call("Browser.close")
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=20)
-        process.kill()
-        process.wait()
-        os.close(test_out)
-        os.close(test_in)
-
-
-@contextlib.contextmanager
-def opened(profile: Path, url: str, width: int = 1100, scheme: str = "light") -> Iterator[Pipe]:
-    """The page in a window `width` CSS pixels wide, half a second after it loaded."""
-    with chromium(profile) as pipe:
-        target = pipe.call("Target.createTarget", url="about:blank")["targetId"]
-        pipe.session = pipe.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            pipe.call(f"{domain}.enable")
-        pipe.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
-        )
-        pipe.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        pipe.events.clear()
-        pipe.call("Page.navigate", url=url)
-        pipe.wait("Page.loadEventFired")
-        pipe.evaluate("new Promise(done => setTimeout(done, 500))")
-        yield pipe
-
-
-def console_messages(pipe: Pipe) -> list[str]:
-    """Console messages, exceptions and log entries, as JSON."""
-    methods = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
-    return [json.dumps(event["params"]) for event in pipe.events if event.get("method") in methods]
 
 
 def requests(pipe: Pipe, page: str) -> list[str]:
@@ -173,11 +62,40 @@ def test_report_has_no_messages_or_requests_and_fits_width(tmp_path: Path, width
         assert pipe.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls horizontally"
         assert pipe.evaluate("document.scripts.length") == 0
         assert pipe.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert pipe.evaluate("document.querySelectorAll('.plot svg').length") == 6
+        assert pipe.evaluate("document.querySelectorAll('.plot svg').length") == 9
         folder = os.environ.get("REPORT_SCREENSHOTS")
         if folder:
             picture = pipe.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
             (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(picture))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "dark")])
+def test_audit_has_no_messages_or_requests_and_fits_width(tmp_path: Path, width: int, scheme: str) -> None:
+    hostile = '"><img src=http://127.0.0.1:9/x onerror=console.error(1)>' + "name" * 40
+    pictures = [AuditedImage(name=f"{hostile}{row}", label=hostile, split="train", row=row) for row in range(3)]
+    record = Audit(
+        name=hostile,
+        source=hostile,
+        licence=hostile,
+        images=3,
+        counts={hostile: {"train": 3}},
+        sizes={},
+        findings=(
+            Finding(kind="copies", images=tuple(pictures), note=hostile),
+            *(Finding(kind="blank", images=(picture,), note=hostile) for picture in pictures),
+        ),
+        notes=(hostile,),
+        teacher=hostile,
+        px=64,
+        seconds=1.0,
+    )
+    page = audit.write(record, np.zeros((3, 64, 64, 3), dtype=np.uint8), tmp_path / "page").as_uri()
+    with opened(tmp_path / "profile", page, width, scheme) as pipe:
+        assert console_messages(pipe) == []
+        assert requests(pipe, page) == []
+        assert pipe.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls horizontally"
+        assert pipe.evaluate("document.images.length") == 6
+        assert pipe.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
 
 
 def test_dark_scheme_changes_page_and_plots(tmp_path: Path) -> None:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedistill.records import BenchReport, Energy, Guarded, Latency, OnnxModel
+from edgedistill.measurements import BenchReport, Energy, EngineChoice, EngineRow, Latency
+from edgedistill.records import Guarded, OnnxModel
+from edgedistill.report import text
 from edgedistill.report.blocks import Block
 from edgedistill.report.devices import blocks
 from edgedistill.report.facts import read
+from edgedistill.report.render import collect
 from edgedistill.run.directory import Run
 from edgedistill.run.files import read_record, write_json, write_record
 from tests.helpers.report_runs import accuracy, make_run
 
-CELLS = [[process, round_, 10] for process in (0, 1, 2) for round_ in (0, 1)]
+CELLS = [[process, round_, 12] for process in (0, 1, 2) for round_ in (0, 1, 2)]
 SHA256 = {"fp32": "f" * 64, "fp16": "3" * 64, "int8-tensorrt": "2" * 64}
 
 
@@ -49,9 +52,9 @@ def write_bench(
     mode: str = "host-to-host",
     **fields: Any,
 ) -> None:
-    """Write a BenchReport of sixty samples around `ms`, the same in every cell."""
+    """Write a BenchReport of 108 samples around `ms`, the same in every cell."""
     batch = int(mode.partition("offline-")[2] or 1)
-    samples = tuple(ms * float(factor) for _ in CELLS for factor in np.linspace(0.95, 1.05, 10))
+    samples = tuple(ms * float(factor) for _ in CELLS for factor in np.linspace(0.95, 1.05, 12))
     report_fields: dict[str, Any] = {"facts": {"cells": CELLS}, "agreement_with_host": 1.0, "mode": mode, **fields}
     latency = report_fields.pop(
         "latency", Latency(samples_ms=samples, warmup_ms=(9.0,), window=f"the window of {mode}", batch=batch)
@@ -98,11 +101,36 @@ def test_int8_for_tensorrt_is_compared_with_fp16_not_fp32(run: Run) -> None:
     assert block_of(run, "devices").lines == ("orin: fastest: int8-tensorrt on tensorrt, p50 1.00 ms",)
 
 
+def test_time_to_the_label_stands_beside_the_models_own(run: Run) -> None:
+    to_label = {
+        start: Latency(samples_ms=(ms - 1, ms, ms + 1), warmup_ms=(9.0,), window=f"from a {start}")
+        for start, ms in (("file", 14.0), ("frame", 7.0))
+    }
+    write_bench(run, "fp32", 4.0, to_label=to_label)
+    write_bench(run, "fp16", 2.0)
+    block = block_of(run, "latency-0")
+    assert block.header[-2:] == ("file to label, p50 ms", "frame to label, p50 ms")
+    assert {row[0]: row[-2:] for row in block.rows} == {"fp32": ("14.0", "7.00"), "fp16": ("-", "-")}
+    assert block.note.endswith("; file to label: from a file; frame to label: from a frame")
+    (summary,) = [report for report in collect(run)["bench"] if report["artefact"] == "fp32"]
+    assert summary["to_label"]["file"]["percentiles_ms"]["p50"] == 14.0
+    assert "samples_ms" not in summary["to_label"]["file"]
+
+
 def test_unpaired_cells_give_no_choice(run: Run) -> None:
     write_bench(run, "fp32", 4.0)
     write_bench(run, "fp16", 2.0, facts={"cells": CELLS[:4]})
     write_bench(run, "int8-tensorrt", 1.0, ratio_to_fp32=(4.0, 3.9, 4.1))
     assert "to run here" not in block_of(run, "latency-0").lines[-1]
+
+
+def test_nothing_is_recommended_of_few_samples(run: Run) -> None:
+    write_bench(run, "fp32", 4.0)
+    latency = Latency(samples_ms=(2.0,) * 99, warmup_ms=(9.0,), window="w")
+    write_bench(run, "fp16", 2.0, latency=latency)
+    assert block_of(run, "devices").lines == (
+        "orin: too few samples (99) to recommend an artifact, at least 100 are needed",
+    )
 
 
 def test_budget_names_fastest_graph_of_every_device(run: Run) -> None:
@@ -189,4 +217,29 @@ def test_noisy_verdict_is_a_warning_and_quiet_is_not(run: Run) -> None:
     assert [line for line in warnings(read(run)) if "orin" in line and "earlier" not in line] == [
         "orin, tensorrt, fp16: noisy, because p50/min is 1.50; do: close other programs"
     ]
+    write_bench(run, "fp16", 2.0, verdict="too few samples (4), at least 100 are needed; do: this")
+    assert "orin, tensorrt, fp16: too few samples (4), at least 100 are needed; do: this" in warnings(read(run))
+    write_bench(run, "fp16", 2.0, verdict="noisy, because p50/min is 1.50; do: close other programs")
     assert ", quiet" in block_of(run, "latency-0").lines[0] and ", noisy" in block_of(run, "latency-0").lines[1]
+
+
+def test_engine_of_this_machine_stands_with_the_precision(run: Run) -> None:
+    row = EngineRow(
+        backend="onnxruntime-cpu", artefact="int8-cpu", p50_ms=1.0, ratio=None, same=True, agreement=1.0, loss=None
+    )
+    for device, why in (("local", "openvino int8-cpu: faster"), ("pi", "onnxruntime-cpu fp32: simplest")):
+        choice = EngineChoice(
+            device=device,
+            backend="openvino",
+            artefact="int8-cpu",
+            why=why,
+            ratio=None,
+            rows=(row,),
+            cpu="X",
+            cpu_flags=(),
+            threads=1,
+        )
+        write_record(run / f"choice/{device}.json", choice)
+    (precision,) = [block for block in text.blocks(read(run)) if block.key == "kept"]
+    engines = [line for line in precision.lines if line.startswith("engine on ")]
+    assert engines == ["engine on local: openvino int8-cpu: faster"]

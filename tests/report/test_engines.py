@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.records import Engine, EngineLayers
+from edgedistill.measurements import Engine, EngineLayers
 from edgedistill.report import render
 from edgedistill.report.blocks import WIDTH, format_block
 from edgedistill.report.engines import blocks

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgedistill.errors import InputError
-from edgedistill.records import BenchReport
+from edgedistill.measurements import BenchReport
 from edgedistill.report import plots, render
 from edgedistill.report.facts import read
 from edgedistill.report.plots import jpeg, thin
@@ -84,10 +84,10 @@ def test_html_is_well_formed(page: tuple[str, Page]) -> None:
     ids = parsed.values("id")
     assert len(ids) == len(set(ids)) > 50
     assert {link[1:] for link in parsed.values("href", "xlink:href") if link.startswith("#")} <= set(ids)
-    assert parsed.tags.count("svg") == 6
+    assert parsed.tags.count("svg") == 9
     assert parsed.tags.count("img") == 12 + 4
     alts = [text for tag, name, text in parsed.attributes if (tag, name) in {("img", "alt"), ("figure", "aria-label")}]
-    assert len(alts) == 16 + 6
+    assert len(alts) == 16 + 9
     assert all(alts)
 
 

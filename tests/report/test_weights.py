@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,46 @@ def test_weigh_step_prints_table_on_stderr(tmp_path: Path, capsys: pytest.Captur
     captured = capsys.readouterr()
     assert report_weights.table(stored) in captured.err and captured.out == ""
     assert "source  weight  " in captured.err and "effective number of sources" in captured.err
+
+
+def test_headless_source_is_marked_in_the_table() -> None:
+    scores = {"leep": metric_score(-0.5, -0.6, -0.4), "probe": metric_score(0.7, 0.5, 0.75)}
+    sources = (
+        SourceWeight(name="a", weight=1.0, scores=scores),
+        SourceWeight(name="tower", weight=0.0, scores={"probe": metric_score(0.8, 0.6, 0.9)}),
+    )
+    record = SourceWeights(metric="leep", probe_images=20, power=12.0, sources=sources, features_only=("tower",))
+    assert report_weights.table(record).splitlines()[1:] == [
+        "  source  weight              leep [95 %]          probe [95 %]",
+        "  a        1.000  -0.500 [-0.600, -0.400]  0.700 [0.500, 0.750]",
+        "  tower    0.000            features only  0.800 [0.600, 0.900]",
+        "  effective number of sources 1.0 (1 / sum alpha^2) of 2",
+        "  tower: features only, no classes; leep needs classes, so the weight is 0",
+    ]
+
+
+@pytest.mark.parametrize("headless", [(), ("b",)])
+def test_sources_without_classes_are_written_only_if_there_are_any(tmp_path: Path, headless: tuple[str, ...]) -> None:
+    record = replace(weights(A, B), features_only=headless)
+    write_record(tmp_path / "weights.json", record)
+    # files of runs without headless sources, and their hashes, are what they were before there were any
+    assert ("features_only" in read_json(tmp_path / "weights.json")) is bool(headless)
+    assert read_record(tmp_path / "weights.json", SourceWeights) == record
+
+
+def test_report_says_what_became_of_the_models_of_the_catalog(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    catalog = [
+        {"name": "small", "taken": True, "score": 0.5, "low": 0.4, "high": 0.6},
+        {"name": "weak", "taken": False, "reason": "1 come before it", "score": 0.1, "low": 0.0, "high": 0.2},
+        {"name": "far", "taken": False, "reason": "its weights are not here"},
+        {"name": "farther", "taken": False, "reason": "its weights are not here"},
+    ]
+    write_json(run / "sources.json", {"sources": [], "catalog": catalog})
+    text = render.text(run)
+    assert "SOURCES, chosen from the catalog" in text and "2 not asked: its weights are not here" in text
+    assert [line.split()[:3] for line in text.splitlines() if line.startswith(("  small", "  weak"))] == [
+        ["small", "yes", "0.500"],
+        ["weak", "no", "0.100"],
+    ]
+    assert render.collect(run)["catalog"] == catalog

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgedistill.run import environment
+from tests.helpers.paths import ROOT
 
 
 def test_describe_names_machine_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,9 +25,9 @@ def test_describe_names_machine_and_packages(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def checkout(root: Path) -> Path:
-    """A source checkout with one commit; returns a file in it that stands for environment.py."""
-    (root / "package").mkdir()
-    file = root / "package" / "environment.py"
+    """A source checkout with one commit; returns a file in it where environment.py is in ours."""
+    file = root / Path(environment.__file__).relative_to(ROOT)
+    file.parent.mkdir(parents=True)
     file.write_text("")
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "x"]):
@@ -35,15 +36,16 @@ def checkout(root: Path) -> Path:
 
 
 def test_commit_of_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "__file__", str(checkout(tmp_path)))
+    file = checkout(tmp_path)
+    monkeypatch.setattr(environment, "__file__", str(file))
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert environment.commit() == head[:12]
-    (tmp_path / "package/environment.py").write_text("changed")
+    file.write_text("changed")
     assert environment.commit() == f"{head[:12]}+"
 
 
 def test_commit_is_empty_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package/environment.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package/run/environment.py"))
     assert environment.commit() == ""
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))  # without git

@@ -180,6 +180,15 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="students", storage=optuna.storages.JournalStorage(backend)).get_trials()
 
 
+def test_lock_of_dead_process_on_the_journal_is_removed(tmp_path: Path) -> None:
+    run(tmp_path, recording_objective([]), trials=5)
+    lock = tmp_path / "study.journal.lock"
+    lock.symlink_to(tmp_path / "study.journal")  # Optuna waits 30 s for it before it takes it over
+    (tmp_path / "study.journal.lock0.rename").touch()
+    run(tmp_path, recording_objective([], killed_at=0), trials=5)
+    assert not list(tmp_path.glob("study.journal.lock*"))
+
+
 def test_seed_changes_the_sequence(tmp_path: Path) -> None:
     sequences = []
     for seed in (1, 2):
@@ -250,3 +259,20 @@ def test_held_out_loss_decides_among_equal_scores(tmp_path: Path) -> None:
     winner = search(space()[:3], Budget(), Search(trials=3), objective, seed=0, folder=tmp_path)
     assert winner == scored[1]
     assert "score 0.660 (within one standard error of the best, 0.700)" in explain_choice(winner, tmp_path)
+
+
+def test_agreement_with_teacher_makes_the_first_cut(tmp_path: Path) -> None:
+    """Agreements 0.80 +- 0.03, 0.78 and 0.70: the third is out, though it is the best on val; val then decides."""
+    facts = iter([(0.50, 0.80, 0.9), (0.60, 0.78, 0.8), (0.75, 0.70, 0.1)])
+
+    def objective(spec: StudentSpec, seed: int, rungs: Rungs) -> tuple[float, dict[str, float]]:
+        score, agreement, loss = next(facts)
+        scored.append(spec)
+        errors = {"standard_error": 0.05, "agreement_error": 0.03}
+        return score, {**errors, "agreement": agreement, "loss": loss, "seconds": 1.0}
+
+    scored: list[StudentSpec] = []
+    winner = search(space()[:3], Budget(), Search(trials=3), objective, seed=0, folder=tmp_path)
+    assert winner == scored[1]
+    explanation = explain_choice(winner, tmp_path)
+    assert "score 0.600 (below the best, 0.750); agrees with the teacher 0.780 (within one" in explanation

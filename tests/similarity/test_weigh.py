@@ -148,3 +148,114 @@ def test_effective_number_of_sources() -> None:
 
     assert mixture(0.25, 0.25, 0.25, 0.25).effective_sources == pytest.approx(4.0)
     assert mixture(1.0, 0.0).effective_sources == pytest.approx(1.0)
+
+
+OPTIONS = {"static": {"prior": {"": 0.5}}}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metric_looks_at_what_it_declares(name: str) -> None:
+    random = np.random.default_rng(2)
+    labels_N = np.arange(30) % 3
+    features_ND, probs_NK = random.normal(size=(30, 5)) + labels_N[:, None], random.dirichlet(np.ones(4), 30)
+    needs, options = METRICS[name].needs, OPTIONS.get(name, {})
+    score = METRICS[name].score(features_ND, probs_NK, labels_N, **options)
+    for need, changed in (("features", (None, probs_NK)), ("classes", (features_ND, None))):
+        if need not in needs:
+            assert METRICS[name].score(*changed, labels_N, **options) == score
+        else:
+            with pytest.raises((AttributeError, TypeError, InputError)):
+                METRICS[name].score(*changed, labels_N, **options)
+
+
+def with_headless() -> tuple[dict[str, tuple[np.ndarray, np.ndarray | None]], np.ndarray]:
+    """Two sources with classes, of which `knows` is right more often, and a headless one with the best features."""
+    random, labels_N = np.random.default_rng(5), np.arange(40) % 2
+    noise_ND, onehot_NK = random.normal(size=(40, 6)), np.eye(2)[labels_N]
+    return {
+        "knows": (noise_ND + 0.7 * labels_N[:, None], 0.2 + 0.6 * onehot_NK),
+        "headless": (noise_ND + 3.0 * labels_N[:, None], None),
+        "guesses": (noise_ND + 0.6 * labels_N[:, None], 0.45 + 0.1 * onehot_NK),
+    }, labels_N
+
+
+def test_headless_source_is_weighed_where_features_are_enough() -> None:
+    outputs, labels_N = with_headless()
+    settings = Weigh.model_validate({"metric": "probe", "also": ["leep"], "bootstrap": 4, "power": 2, "level": 1})
+    weights = weigh_sources(outputs, labels_N, settings, seed=3)
+    assert weights.features_only == ("headless",)
+    assert [sorted(source.scores) for source in weights.sources] == [["leep", "probe"], ["probe"], ["leep", "probe"]]
+    assert max(weights.alphas, key=lambda name: weights.alphas[name]) == "headless"
+    assert sum(weights.alphas.values()) == pytest.approx(1.0)
+    assert "leep would put knows first" in weights.disagreement
+    shares = weights.class_alphas
+    assert list(shares) == ["knows", "guesses"] and sum(shares.values()) == pytest.approx(1.0)
+    assert shares["knows"] / shares["guesses"] == pytest.approx(weights.alphas["knows"] / weights.alphas["guesses"])
+    # without the headless source the others have the same scores, and the same weights but for rounding
+    del outputs["headless"]
+    others = weigh_sources(outputs, labels_N, settings, seed=3)
+    assert others.features_only == () and others.class_alphas == others.alphas == pytest.approx(shares)
+
+
+def test_headless_source_has_no_weight_by_a_metric_that_needs_classes() -> None:
+    outputs, labels_N = with_headless()
+    steps: list[int] = []
+    settings = Weigh.model_validate({"metric": "leep", "also": ["nce", "probe"], "bootstrap": 4})
+    weights = weigh_sources(outputs, labels_N, settings, seed=3, progress=steps.append)
+    assert sum(steps) == 9
+    assert weights.alphas["headless"] == 0.0 and list(weights.sources[1].scores) == ["probe"]
+    assert "probe would put headless first" in weights.disagreement and "nce" not in weights.disagreement
+    del outputs["headless"]
+    others = weigh_sources(outputs, labels_N, settings, seed=3)
+    assert others.alphas == weights.class_alphas  # to the bit
+
+
+def test_metric_that_needs_classes_cannot_decide_among_headless_sources() -> None:
+    outputs, labels_N = with_headless()
+    only = {"headless": outputs["headless"]}
+    with pytest.raises(
+        InputError, match=r"weigh\.metric: leep needs the sources' classes, and no source has any; use a"
+    ):
+        weigh_sources(only, labels_N, Weigh.model_validate({"metric": "leep", "bootstrap": 4}), seed=3)
+    settings = Weigh.model_validate({"metric": "probe", "also": ["leep"], "bootstrap": 4})
+    weights = weigh_sources(only, labels_N, settings, seed=3)
+    assert weights.alphas == {"headless": 1.0} and weights.disagreement == "" and weights.class_alphas == {}
+
+
+def test_metric_that_declares_no_needs_scores_no_headless_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    score = METRICS["probe"].score
+    monkeypatch.setitem(METRICS, "mine", Metric(score=score, ceiling=ceiling_one, bounds=METRICS["probe"].bounds))
+    outputs, labels_N = with_headless()
+    weights = weigh_sources(outputs, labels_N, Weigh.model_validate({"metric": "mine", "bootstrap": 4}), seed=3)
+    assert weights.alphas["headless"] == 0.0
+
+
+def test_shares_are_uniform_if_only_the_headless_source_has_weight() -> None:
+    sources = [SourceWeight(name=name, weight=weight, scores={}) for name, weight in (("a", 0), ("b", 0), ("c", 1))]
+    record = SourceWeights(metric="probe", probe_images=8, power=1.0, sources=tuple(sources), features_only=("c",))
+    assert record.class_alphas == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("metric", ["probe", "knn", "parc"])
+def test_class_with_a_single_label_takes_no_part(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    labels_N = np.repeat([0, 1, 2], [6, 6, 1])
+    outputs = {name: (rng.normal(size=(13, 4)), np.full((13, 3), 1 / 3)) for name in ("first", "second")}
+    settings = Weigh.model_validate({"metric": metric, "also": [], "bootstrap": 2})
+    without = {name: (features_ND[:12], probs_NK[:12]) for name, (features_ND, probs_NK) in outputs.items()}
+    weights = weigh_sources(outputs, labels_N, settings, seed=0)
+    assert weights == weigh_sources(without, labels_N[:12], settings, seed=0)
+    assert weights.probe_images == 12
+
+
+def test_sources_that_are_nearly_the_same_share_one_weight() -> None:
+    random, labels_N = np.random.default_rng(3), np.arange(60) % 3
+    first, second = (2.0 * np.eye(3, 20)[labels_N] + random.normal(size=(60, 20)) for _ in range(2))
+    outputs = {"a": (first, None), "copy": (first + 0.01 * random.normal(size=first.shape), None), "b": (second, None)}
+
+    def weights(alike: str) -> list[float]:
+        settings = Weigh.model_validate({"also": [], "bootstrap": 2, "power": 0, "alike": alike})
+        return list(weigh_sources(outputs, labels_N, settings, seed=0).alphas.values())
+
+    assert weights("each") == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert weights("once") == pytest.approx([0.25, 0.25, 0.5])

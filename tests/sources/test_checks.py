@@ -202,26 +202,6 @@ def test_weights_of_one_output_are_refused(tmp_path: Path) -> None:
         load(source(kind="weights", file="a.safetensors", model=NET), tmp_path)
 
 
-def test_weights_without_classifier_are_refused_by_name(tmp_path: Path) -> None:
-    headless = timm.create_model(NET, num_classes=0)
-    save_file(headless.state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"a\.safetensors: holds no classifier: fc\.weight, fc\.bias missing; use a"):
-        load(source(kind="weights", file="a.safetensors", model=NET), tmp_path)
-
-
-def test_model_without_classifier_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, **options: create(*args, **options, num_classes=0))
-    with pytest.raises(InputError, match=r"sources\.birds: has no classifier, and its features cannot be used as cla"):
-        load(source(kind="timm", model=NET, pretrained=False), tmp_path)
-
-
-def test_published_model_without_classifier_is_refused_before_a_download(tmp_path: Path) -> None:
-    model = "vit_small_patch14_dinov2.lvd142m"
-    with pytest.raises(InputError, match=rf"sources\.birds: {model}: has no classifier"):
-        load(source(kind="timm", model=model), tmp_path)
-
-
 def test_model_with_several_classifiers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = timm.create_model(NET)
     monkeypatch.setattr(net, "get_classifier", lambda: (net.fc, net.fc))

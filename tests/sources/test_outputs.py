@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from edgedistill.errors import InputError
 from edgedistill.sources import outputs
-from edgedistill.sources.outputs import Network, SourceOutputs, compute_outputs
+from edgedistill.sources.outputs import Network, SourceOutputs, cached_outputs, compute_outputs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -141,3 +142,17 @@ def test_full_disk_is_an_error_before_any_mapping(tmp_path: Path, monkeypatch: p
         compute(network([]), tmp_path)
     monkeypatch.undo()
     check(compute(network([]), tmp_path))
+
+
+def test_cached_outputs_need_no_network(tmp_path: Path) -> None:
+    net = network([])
+    facts = json.loads(json.dumps(net.facts()))  # as weigh/sources.json has them
+    assert cached_outputs(facts, "data", tmp_path) is None
+    computed = compute(net, tmp_path)
+    cached = cached_outputs(facts, "data", tmp_path)
+    assert cached is not None
+    np.testing.assert_array_equal(cached.features_ND, computed.features_ND)
+    assert cached_outputs(facts, "other data", tmp_path) is None
+    assert cached_outputs({**facts, "mean": [0.5, 0.5, 0.5]}, "data", tmp_path) is None
+    (computed.folder / "features.npy").write_bytes(b"")
+    assert cached_outputs(facts, "data", tmp_path) is None

@@ -262,7 +262,7 @@ def test_onnx_of_dynamic_size_takes_size_of_recipe(tmp_path: Path) -> None:
     [
         ({"probabilities": "score"}, "has no output score; did you mean scores?"),
         ({"features": "poled"}, "has no output poled; did you mean pooled?"),
-        ({"file": "none.onnx"}, "none.onnx: ONNX Runtime cannot load it"),
+        ({"file": "none.onnx"}, "none.onnx: is not a file; check `file`"),
         ({"featurs": "pooled"}, "featurs: unknown key; did you mean features?"),
     ],
 )
@@ -272,6 +272,40 @@ def test_onnx_problems_raise_one_line_errors(tmp_path: Path, options: dict[str, 
         load(source(**{"kind": "onnx", "file": "net.onnx", **options}), tmp_path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value).startswith("sources.birds: ")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"px": 50_000}, r"its input is ['B', 3, 50000, 50000], and sizes of 1 to 4096 are supported"),
+        ({"batch": 10**6}, r"its input is [1000000, 3, 8, 8], and sizes of 1 to 4096 are supported"),
+        ({"batch": 0}, r"its input is [0, 3, 8, 8], and sizes of 1 to 4096 are supported"),
+    ],
+)
+def test_onnx_input_of_an_impossible_size_is_refused_before_it_is_run(
+    tmp_path: Path, sizes: dict[str, int], message: str
+) -> None:
+    onnx_file(tmp_path / "net.onnx", **sizes)  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        load(source(kind="onnx", file="net.onnx"), tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["input", "output"])
+def test_onnx_without_inputs_or_outputs_is_refused(tmp_path: Path, missing: str) -> None:
+    node = helper.make_node("Identity", ["matrix" if missing == "input" else "images"], ["scores"])
+    values = {
+        "input": helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, 8, 8]),
+        "output": helper.make_tensor_value_info("scores", TensorProto.FLOAT, [3, 3]),
+    }
+    values.pop(missing)
+    inputs, outputs = ([values[name]] if name in values else [] for name in ("input", "output"))
+    graph = helper.make_graph([node], "net", inputs, outputs, [numpy_helper.from_array(MATRIX, "matrix")])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx"
+    )
+    with pytest.raises(InputError, match=f"net.onnx: has no {missing}; export a graph from images to classes"):
+        load(source(kind="onnx", file="net.onnx"), tmp_path)
 
 
 def test_fingerprint_follows_file_and_options(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_int8_score_is_computed_from_graph(tmp_path: Path, monkeypatch: pytest.M
     predictions = iter([0, 1] * 100)
     predict_onnx = infer.predict_onnx
 
-    def one_sided(path: Path, images_NHWC: np.ndarray) -> np.ndarray:
-        logits_NC = predict_onnx(path, images_NHWC)
-        return np.eye(2)[np.full(len(logits_NC), next(predictions))] if "int8" in path.name else logits_NC
+    def one_sided(graph: bytes | Path, images_NHWC: np.ndarray) -> np.ndarray:
+        logits_NC = predict_onnx(graph, images_NHWC)
+        return np.eye(2)[np.full(len(logits_NC), next(predictions))] if isinstance(graph, bytes) else logits_NC
 
     monkeypatch.setattr(infer, "predict_onnx", one_sided)
     outcome = miniature.call("train", project.recipe, "--runs", project.runs)

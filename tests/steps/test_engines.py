@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgedistill.export import engines, rtx_builder
-from edgedistill.records import Engine, OnnxModel
+from edgedistill.measurements import Engine
+from edgedistill.records import OnnxModel
 from edgedistill.run.files import read_json, read_record, sha256_file
 from tests.helpers import miniature
 from tests.helpers.miniature import Project

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgedistill.pipeline import TRAIN
 from edgedistill.recipe.schema import Recipe
 from edgedistill.run.directory import Run
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step, run_steps
 from tests.helpers.miniature import RECIPE
+from tests.helpers.trees import bare_tree, pictures
 
 
 @pytest.fixture
@@ -100,4 +102,65 @@ def test_failed_step_is_not_recorded_and_resumes_from_scratch_files(context: Con
     with pytest.raises(RuntimeError):
         run_steps(changed(context, "distill", steps=3), (step,))
     assert scratch_seen == [False, True, False]  # another key starts without scratch files
-    assert context.run.hashes("train") == {} and not (context.run / "done.txt").exists()
+    assert context.run.up_to_date("train", step.key(context)) and (context.run / "done.txt").read_text() == "done"
+    with pytest.raises(RuntimeError):
+        run_steps(changed(context, "distill", steps=3), (step,))
+    assert scratch_seen == [False, True, False, True]  # and goes on from its own
+
+
+def test_steps_of_failed_group_are_as_before_and_not_repeated(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(context: Context) -> None:
+        raise RuntimeError("no room")
+
+    group = (STEPS[0], dataclasses.replace(STEPS[1], commits=True))
+    run_steps(context, group)
+    before, longer = context.run.manifest(), changed(context, "distill", steps=5)
+    settled: list[str] = []
+    with pytest.raises(RuntimeError):
+        run_steps(longer, (group[0], dataclasses.replace(group[1], work=fail)), settle=lambda: settled.append("saved"))
+    assert context.run.manifest() == before and settled == []
+    assert [(context.run / name).read_text() for name in ("first/a.txt", "b.txt")] == ["30", "30!"]
+    assert executed_steps(context, group, capsys) == []
+    assert executed_steps(longer, group, capsys) == ["second"]  # the first was finished before
+    assert (context.run / "b.txt").read_text() == "5!" and not list((context.run / ".aside").rglob("*.txt"))
+
+
+def test_group_that_is_complete_stays_when_later_step_fails(context: Context) -> None:
+    def fail(context: Context) -> None:
+        raise RuntimeError("the device is off")
+
+    group = (STEPS[0], dataclasses.replace(STEPS[1], commits=True))
+    run_steps(context, group)
+    later = Step(name="later", version=1, after=("second",), outputs=("later.txt",), work=fail)
+    settled: list[str] = []
+    with pytest.raises(RuntimeError):
+        run_steps(changed(context, "distill", steps=5), (*group, later), settle=lambda: settled.append("saved"))
+    assert (context.run / "b.txt").read_text() == "5!" and settled == ["saved"]
+
+
+def test_repeated_step_that_fails_keeps_its_outputs(context: Context) -> None:
+    run_steps(context, STEPS)
+    before = context.run.manifest()
+
+    def fail(context: Context) -> None:
+        (context.run / "b.txt").write_text("half")
+        raise RuntimeError("the device is off")
+
+    with pytest.raises(RuntimeError):
+        run_steps(context, (STEPS[0], dataclasses.replace(STEPS[1], work=fail)), again=["second"])
+    assert (context.run / "b.txt").read_text() == "30!" and context.run.manifest() == before
+
+
+@pytest.mark.parametrize("name", ["birds", "data", "unlabeled"])
+def test_key_of_weigh_follows_a_source_whatever_it_is_called(context: Context, name: str) -> None:
+    bare_tree(context.base / "pictures", pictures("ant", "bee"))
+    sources = [{"name": name, "kind": "weights", "file": "birds.pth", "model": "resnet10t"}]
+    recipe = {**yaml.safe_load(RECIPE), "data": {"kind": "folder", "root": "pictures"}, "sources": sources}
+    own = Context(recipe=Recipe.model_validate(recipe), base=context.base, run=context.run)
+    keys = set()
+    for content in (b"1", b"22"):
+        (context.base / "birds.pth").write_bytes(content)
+        keys.add(TRAIN[0].key(own))
+    assert len(keys) == 2

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.interrupts import processes_of
 from tests.helpers import miniature, tars
 
 
@@ -77,7 +78,8 @@ def test_two_processes_train_the_same_student_as_one(tmp_path: Path, method: str
     assert [line.split(",")[:4] for line in rows[0]] == [line.split(",")[:4] for line in rows[1]]
     alone_paths = sorted((alone.runs / ".cache/sources").rglob("features.npy"))
     both_paths = sorted((both.runs / ".cache/sources").rglob("features.npy"))
-    assert len(alone_paths) == 2 and [path.parent.name for path in alone_paths] == [
+    # of two sources on the images of train, and of the better one on those of test
+    assert len(alone_paths) == 3 and [path.parent.name for path in alone_paths] == [
         path.parent.name for path in both_paths
     ]
     for alone_path, both_path in zip(alone_paths, both_paths, strict=True):
@@ -94,6 +96,28 @@ def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     train(both, 2)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_processes_share_the_work_of_a_headless_source(tmp_path: Path, shards: bool) -> None:
+    headless = "  - {name: second, kind: timm, model: convnextv2_pico.fcmae, pretrained: false, input_px: 32}\n"
+    recipe = "".join(
+        headless if "name: second" in line else line for line in miniature.RECIPE.splitlines(keepends=True)
+    )
+    projects = [miniature.write(tmp_path / name, recipe) for name in ("alone", "both")]
+    method = "{name: combined, lam: 0.5}"
+    for processes, project in enumerate(projects, 1):
+        if shards:
+            tars.add_shards(project, method)
+        train(project, processes, "--set", f"distill.method={method}", "--set", "baseline=false")
+    alone, both = projects
+    np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
+    np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
+    for project in projects:
+        cache = project.runs / ".cache/sources"
+        assert 2 * len(list(cache.glob("*/probs.npy"))) == len(list(cache.glob("*/features.npy"))) > 0
 
 
 @pytest.mark.slow
@@ -129,6 +153,26 @@ def test_run_resumes_after_one_process_is_killed(tmp_path: Path) -> None:
     assert losses(broken) == losses(complete)  # the resumed run equals an uninterrupted one
     for name, expected in weights(complete).items():
         np.testing.assert_array_equal(weights(broken)[name], expected, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_launcher_ends_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("EDGEDISTILL_MARK", str(tmp_path))
+    project = miniature.write(tmp_path / "two")
+    launcher = start_training(project, 2, "--set", "distill.steps=100000")
+    deadline = time.monotonic() + 240
+    while not list(project.runs.glob("mini-*/distill/last.pt")):
+        assert time.monotonic() < deadline and launcher.poll() is None, launcher.communicate()
+        time.sleep(0.02)
+    launcher.send_signal(number)
+    err = launcher.communicate(timeout=60)[1]
+    # the launcher prints a traceback of its own
+    assert launcher.returncode != 0 and err.count("stopped; the same command goes on from here\n") == 1
+    assert err.count("Traceback") <= 1 and not processes_of(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from collections import OrderedDict
@@ -240,3 +241,26 @@ def test_prefix_problem_gets_its_own_advice() -> None:
     with pytest.raises(InputError, match=r"the names in the file lack `backbone\.`") as caught:
         fit_state(wrapped, dict(reversed(state.items())), "file")
     assert "check `model`" not in str(caught.value)
+
+
+def test_broken_bytes_are_refused_whatever_torch_raises(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    for zipped in (True, False):
+        torch.save({"a": torch.ones(3), "b": torch.zeros(2, 2)}, file, _use_new_zipfile_serialization=zipped)
+        whole = file.read_bytes()
+        for place in range(0, min(len(whole), 700), 7):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x2A]) + whole[place + 1 :])
+            with contextlib.suppress(InputError):
+                read_state(file)
+    for content in (b"\x80\x02" + b"]" * 9, b"(" * 1000, pickle.dumps(pickle.loads), b"\x80\x02."):
+        file.write_bytes(content)
+        with pytest.raises(InputError):
+            read_state(file)
+
+
+def test_mapping_that_holds_itself_is_no_state_dict(tmp_path: Path) -> None:
+    content: dict[str, object] = {}
+    content.update(dict.fromkeys(("model", "state_dict", "ema"), content))
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="not a state dict"):
+        read_state(tmp_path / "model.pth")

@@ -144,8 +144,12 @@ def test_impossible_budget_names_nearest_candidate() -> None:
         ({"micro": {"width": ["wide"]}}, ("micro", "width"), "unable to parse string as an integer"),
         ({"resnet": {"depth": ["18", "34"]}}, ("resnet", "depth"), "(got '34')"),
         ({"micro": {"width": []}}, ("micro", "width"), "must hold one choice at least"),
+        ({"micro": {"input_px": []}}, ("micro", "input_px"), "must hold one choice at least"),
+        ({"micro": {"width": 4096}}, ("micro", "width"), "less than or equal to 2048 (got 4096)"),
+        ({"micro": {"depth": 10**9}}, ("micro", "depth"), "less than or equal to 64"),
+        ({"micro": {"width": [*range(1, 52)], "depth": [*range(1, 41)]}}, ("micro",), "stands for 2040 candidates"),
         ({"micro": {"input_px": "64"}}, ("micro", "input_px"), "must be whole numbers of pixels"),
-        ({"micro": {"input_px": [64, 4]}}, ("micro", "input_px"), "8 at least (got 4)"),
+        ({"micro": {"input_px": [64, 4]}}, ("micro", "input_px"), "8 at least and 4096 at most (got 4)"),
         ({"micro": {"input_px": True}}, ("micro", "input_px"), "(got True)"),
         ({"timm": {"weights": "none"}}, ("timm", "model"), "is required"),
     ],
@@ -154,6 +158,17 @@ def test_problem_names_its_key(families: dict[str, Any], key: tuple[str, ...], m
     [problem] = problems(families, ("student", "families"))
     assert problem.key == ("student", "families", *key)
     assert message in problem.message
+
+
+def test_net_that_may_not_fit_in_memory_is_refused_before_it_is_built() -> None:
+    # 2 blocks of 4 * 2048 channels with 3x3 kernels: 2 * 9 * 8192 ** 2 = 1.2e9 weights of 4 bytes in the last stage
+    section = Section(families={"micro": {"width": 2048, "input_px": 32}}, budget=Budget())
+    with pytest.raises(InputError, match=r"student: micro width=2048 at 32 px needs \d+ MB of weights .* 2000 are the"):
+        candidates(section, 2)
+    # the stem alone writes 256 channels of 2048 * 2048 floats: 4.3 GB
+    section = Section(families={"micro": {"width": 256, "input_px": 4096}}, budget=Budget())
+    with pytest.raises(InputError, match=r"needs 78 MB of weights and \d{5} MB of activations for one image"):
+        candidates(section, 2)
 
 
 def test_valid_section_has_no_problems() -> None:

@@ -1,0 +1,186 @@
+"""The page docs/evidence.md: everybody with the better start, several sources against one, and labels saved.
+
+The claims were written down before any run of the rows that they name. Beside each stands the difference that eight
+targets can detect at the spread that was measured before (`spread`, the standard deviation of the targets' mean
+differences): under a true difference of that size a t-test over the targets, 5 %, two-sided, reports it in 80 of 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.pages import replace_section
+from benchmarks.suite import contrasts, markdown
+from benchmarks.suite.board import SCORES, Board
+from benchmarks.suite.contrasts import Claim
+
+NO_LINE = "No line yet."
+TARGETS = 8
+HARM = 2.0  # points: no target may lie wholly below transfer by more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A claim with the standard deviation of the targets' mean differences, in points, that was measured before."""
+
+    claim: Claim
+    spread: float
+
+
+def detectable(spread: float, targets: int = TARGETS) -> float:
+    """The true difference that a two-sided t-test at 5 % over so many targets reports with a power of 80 %.
+
+    By the usual approximation (t_0.975 + t_0.8) * spread / sqrt(targets), with targets - 1 degrees of freedom.
+    """
+    from scipy.stats import t
+
+    return float((t.ppf(0.975, targets - 1) + t.ppf(0.8, targets - 1)) * spread / math.sqrt(targets))
+
+
+def expected(number: str, first: str, second: str, *, at_least: float = 0.0, spread: float) -> Expected:
+    """A claim about two rows."""
+    name = f"{first} over {second}"
+    return Expected(claim=Claim(name=name, first=first, second=second, at_least=at_least, number=number), spread=spread)
+
+
+# the spreads of cpu: selftrained, weighted, transfer and fixmatch with random heads, eight targets, top-1; those of
+# deploy: a pilot on three other targets, which knows its spread to a factor of four
+CLAIMS: Mapping[str, tuple[Expected, ...]] = {
+    "deploy": (
+        expected("D1a", "auto-ridge", "transfer", at_least=5.0, spread=1.5),
+        expected("D1b", "auto-ridge", "transfer-ridge", at_least=5.0, spread=4.1),
+        expected("D2", "auto-ridge", "fixmatch-ridge", spread=5.7),
+        expected("D3", "weighted-ridge", "transfer-ridge", spread=1.5),
+        expected("D4", "weighted-ridge", "transfer-ridge", at_least=5.6, spread=1.5),
+        expected("D5", "weighted-ridge", "fixmatch-ridge", at_least=4.5, spread=5.7),
+    ),
+    "cpu": (
+        expected("C1a", "auto-ridge", "transfer", at_least=10.0, spread=9.5),
+        expected("C1b", "auto-ridge", "transfer-ridge", at_least=10.0, spread=9.5),
+        expected("C2", "auto-ridge", "weighted-ridge", at_least=5.0, spread=8.1),
+        expected("C3", "weighted-ridge", "transfer-ridge", at_least=5.6, spread=2.2),
+        expected("C4", "weighted-ridge", "fixmatch-ridge", at_least=4.5, spread=8.1),
+    ),
+}
+METHODS = ("transfer", "probe", "fixmatch", "nearest", "equal", "weighted", "auto")
+SOURCES = {"auto-ridge": "all", "auto-best": "the best by probe", "auto-own": "the student's own initial backbone"}
+SOURCES |= {f"auto-{count}": f"{count}, drawn" for count in (1, 2, 4, 8)}
+LABELS = {"transfer-2x": 2, "transfer-4x": 4, "transfer-8x": 8}
+LABELS_PLOT = "labels_{profile}.svg"
+
+
+def sections(boards: Sequence[Board]) -> dict[str, str]:
+    """Section of the page -> its text, from the boards of the first score and of the second."""
+    by_key = {(board.profile, board.score): board for board in boards}
+    texts = {}
+    for profile in CLAIMS:
+        first, second = (by_key.get((profile, score)) for score in SCORES)
+        texts[f"{profile}-methods"] = _both(first, second, _methods)
+        texts[f"{profile}-claims"] = _both(first, second, _claims)
+        texts[f"{profile}-sources"] = _both(first, second, _sources)
+        texts[f"{profile}-labels"] = _both(first, second, _labels)
+    return texts
+
+
+def page(text: str, boards: Sequence[Board]) -> str:
+    """Rewrite the generated sections of the page."""
+    for name, section in sections(boards).items():
+        text = replace_section(text, name, section)
+    return text
+
+
+def _both(first: Board | None, second: Board | None, table: Callable[[Board], str]) -> str:
+    """A table in the first score, and folded in the second."""
+    if first is None or second is None or (text := table(first)) == NO_LINE:
+        return NO_LINE
+    return f"{text}\n\n<details><summary>The same in balanced accuracy</summary>\n\n{table(second)}\n\n</details>"
+
+
+def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -> str:
+    """Rows with their label, their mean, their points over transfer-ridge, its share of transfer's errors, targets."""
+    lines = []
+    for method, label in rows.items():
+        if method not in board.methods:
+            continue
+        over = contrasts.difference(board, method, "transfer-ridge") if method != "transfer-ridge" else None
+        errors = _errors_saved(board, method)
+        cells = ("-", "-") if over is None else (markdown.interval(over), f"{errors:.0f} %" if errors else "-")
+        seeds = markdown.span(*over.seeds) if over else "-"
+        mean = f"{contrasts.mean(board, method):.1f}"
+        lines.append([label, mean, *cells, str(len(board.methods[method])), seeds])
+    titles = (*head, "mean", "points over transfer, better start [95 %]", "errors fewer", "targets", "seeds")
+    return markdown.grid(titles, lines) if lines else NO_LINE
+
+
+def _errors_saved(board: Board, method: str) -> float | None:
+    """Percent of the errors of transfer-ridge that a row saves, the mean over the targets of both."""
+    first, second = board.methods[method], board.methods.get("transfer-ridge", {})
+    shares = []
+    for target in first.keys() & second.keys():
+        if seeds := first[target].keys() & second[target].keys():
+            left, before = (sum(100 - row[target][seed] for seed in seeds) for row in (first, second))
+            shares += [1 - left / before] if before else []
+    return 100 * sum(shares) / len(shares) if shares else None
+
+
+def _methods(board: Board) -> str:
+    names = [name for method in METHODS for name in (method, f"{method}-ridge") if name != "auto"]
+    new = any(name.endswith("-ridge") and name in board.methods for name in names)
+    return _over_transfer(board, {name: f"`{name}`" for name in names}, ["row"]) if new else NO_LINE
+
+
+def _sources(board: Board) -> str:
+    several = {name: label for name, label in SOURCES.items() if name in board.methods}
+    return _over_transfer(board, several, ["sources of auto"]) if len(several) > 1 else NO_LINE
+
+
+def more_labels(board: Board) -> dict[str, str]:
+    """Row -> label of the measured rows of transfer with more labels."""
+    return {name: f"transfer with {count} times the labels" for name, count in LABELS.items() if name in board.methods}
+
+
+def _labels(board: Board) -> str:
+    if not more_labels(board):
+        return NO_LINE
+    table = _over_transfer(
+        board, {"auto-ridge": "auto", "transfer-ridge": "transfer", **more_labels(board)}, ["trained on"]
+    )
+    if board.score != SCORES[0]:
+        return table
+    plot = f"../benchmarks/suite/plots/{LABELS_PLOT.format(profile=board.profile)}"
+    return f"{table}\n\n![Points over transfer of auto and of transfer with more labels]({plot})"
+
+
+def _claims(board: Board) -> str:
+    """Each claim of the board's profile with its verdict, and whether auto harms a target."""
+    rows, measured = [], False
+    for claimed in CLAIMS[board.profile]:
+        outcome = contrasts.contrast(board, claimed.claim)
+        measured |= outcome.measured is not None
+        claim = claimed.claim
+        rows.append(
+            [
+                f"{claim.number}. `{claim.first}` over `{claim.second}`",
+                f"{claim.at_least:g}" if claim.at_least else "above 0",
+                f"{detectable(claimed.spread):.1f}",
+                markdown.interval(outcome.measured) if outcome.measured else "-",
+                f"{outcome.measured.p:.3f}" if outcome.measured else "-",
+                str(len(outcome.measured.by_target)) if outcome.measured else "-",
+                f"**{outcome.verdict}**",
+            ]
+        )
+    if not measured:
+        return NO_LINE
+    head = ("claim", "at least", "detectable", "mean of targets [95 %]", "p", "targets", "verdict")
+    return f"{markdown.grid(head, rows)}\n\n{harm(board)}"
+
+
+def harm(board: Board) -> str:
+    """Whether a target lies wholly more than HARM points below transfer under auto; it takes two seeds to tell."""
+    over = contrasts.difference(board, "auto-ridge", "transfer-ridge")
+    if over is None or over.seeds[1] < 2:
+        return f"Targets on which auto lies wholly under -{HARM:g} points: not measured."
+    below = [target for target, pairs in over.by_target.items() if pairs.high < -HARM]
+    return f"Targets on which auto lies wholly under -{HARM:g} points (claim: none): {', '.join(below) or 'none'}."

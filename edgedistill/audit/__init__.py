@@ -1,0 +1,1 @@
+"""`edgedistill audit`: what is wrong with a data set, before anything is trained on it."""

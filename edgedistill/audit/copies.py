@@ -1,0 +1,86 @@
+"""Copies, and labels that copies or a teacher contradict. N images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from edgedistill.collection.features import Features, small_pixels
+from edgedistill.collection.images import AND, Collection, sides
+from edgedistill.data.listing import UNLABELED
+from edgedistill.distill import doubts
+from edgedistill.labels.findings import Finding
+from edgedistill.labels.near_copies import NearCopies
+
+
+def copied(collection: Collection, copies: NearCopies) -> list[Finding]:
+    """Sets of copies: those that are in several splits first, then the large ones."""
+    order = np.argsort(copies.units_N, kind="stable")
+    bounds = np.flatnonzero(np.diff(copies.units_N[order])) + 1
+    findings = [_copies(collection, rows) for rows in np.split(order, bounds) if len(rows) > 1]
+    return sorted(findings, key=lambda finding: (not finding.crosses, -len(finding.images)))
+
+
+def _copies(collection: Collection, rows: np.ndarray) -> Finding:
+    pictures = tuple(collection.image(row) for row in rows)
+    labels = sorted({picture.label for picture in pictures} - {""})
+    splits = sorted(set().union(*(sides(picture.split) for picture in pictures)))
+    is_exact = len(np.unique(collection.store.hashes[rows])) == 1
+    kind = "copies" if is_exact else "near-copies"
+    notes = [f"in {AND.join(splits)}"] if len(splits) > 1 else []
+    if len(labels) > 1:
+        kind = "two-labels"
+        notes = [AND.join(labels), "the same pixels" if is_exact else "near-copies", *notes]
+    return Finding(kind=kind, images=pictures, note=", ".join(notes), crosses=len(splits) > 1)
+
+
+def doubtful(
+    collection: Collection, features: Features, copies: NearCopies, *, excluded: set[int]
+) -> tuple[list[Finding], str]:
+    """Labels that a teacher contradicts that was not trained on them, and in words how they were checked.
+
+    Args:
+        collection: the images.
+        features: the sources' features; without any, small pixels are used.
+        copies: images that are on one side of a fold.
+        excluded: rows of images that are named already.
+    """
+    store, labels_N = collection.store, collection.labels_N
+    rows = features.rows() if features.arrays else np.arange(store.n)
+    rows = rows[labels_N[rows] != UNLABELED]
+    counts_C = np.bincount(labels_N[rows], minlength=len(collection.listed.classes))
+    rows = rows[counts_C[labels_N[rows]] >= doubts.FOLDS]
+    if len(np.unique(labels_N[rows])) < 2:
+        return [], f"not checked: fewer than two classes have {doubts.FOLDS} labels"
+    by_source = features.readers() or {"pixels": small_pixels(store).__getitem__}
+    probs_LC = doubts.out_of_fold(
+        {name: _at(read, rows) for name, read in by_source.items()},
+        labels_N[rows],
+        copies.units_N[rows],
+        len(collection.listed.classes),
+    )
+    return list(_contradicted(collection, rows, probs_LC, excluded)), _check(features, probs_LC, labels_N[rows])
+
+
+def _at(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda positions: read(rows[positions])
+
+
+def _check(features: Features, probs_LC: np.ndarray, labels_L: np.ndarray) -> str:
+    accuracy = 100 * float((probs_LC.argmax(axis=1) == labels_L).mean())
+    basis = f"the features of {', '.join(features.arrays)}" if features.arrays else "small pixels, which tell little"
+    return (
+        f"linear probes on {basis}: right about {accuracy:.0f} % of {len(labels_L)} labels that they did not train on"
+    )
+
+
+def _contradicted(
+    collection: Collection, rows: np.ndarray, probs_LC: np.ndarray, excluded: set[int]
+) -> Iterator[Finding]:
+    classes: Sequence[str] = collection.listed.classes
+    for position in doubts.doubtful(probs_LC, collection.labels_N[rows]):
+        row, label = int(rows[position]), int(probs_LC[position].argmax())
+        if row not in excluded:
+            note = f"{classes[label]}, {100 * probs_LC[position, label]:.0f} %"
+            yield Finding(kind="doubtful", images=(collection.image(row),), note=note)

@@ -1,0 +1,314 @@
+"""From a data set to its splits: list, decode, divide.
+
+The images are decoded first, since those with the same pixels count once; labels/divide.py divides them.
+N images of train, C target classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgedistill.agent.pictures import Limits
+from edgedistill.data import datasets, image_store, images, near_sets
+from edgedistill.data.image_store import ImageStore, Selection
+from edgedistill.data.limits import Decoder
+from edgedistill.data.listing import UNLABELED, Items, Listing
+from edgedistill.data.splits import KeptTogether, LabeledImages, Splits, Store, evenly_spaced
+from edgedistill.errors import InputError
+from edgedistill.labels import divide, prior, protocol, units
+from edgedistill.labels.divide import Division, Pool, Rules
+from edgedistill.labels.protocol import Protocol
+from edgedistill.recipe.data_section import Data
+from edgedistill.run.files import canonical, digest
+
+log = logging.getLogger(__name__)
+
+
+def load_splits(section: Data, base: Path, cache: Path, seed: int, *, px: int, fold: int | None = None) -> Splits:
+    """Split the data set of a recipe, and decode what is not in `cache` yet.
+
+    Args:
+        section: the recipe's data section; its `store_px` takes precedence over `px`.
+        base: the folder that the recipe's paths are relative to.
+        cache: folder of the image stores.
+        seed: seed of the label budget; the test set and the folds do not depend on it.
+        px: side of the stored squares in pixels.
+        fold: with folds, the fold that is the test set; None for the student that ships.
+
+    Raises:
+        InputError: the data set cannot be listed, a class has too few images, or too many images are corrupt.
+        EdgeDistillError: the disk is full.
+    """
+    listing = datasets.listing(section, base)
+    prior.require_all_classes(section.prior, listing.classes)
+    train, val, test = _parts(listing)
+    choice = _protocol(listing, section)
+    if fold is None:
+        log_notes(listing)
+    _refuse_small_classes(_trainable(train.labels_N, listing, section, choice), listing, section, choice)
+    n_train, pool_items = len(train), train if val is None else train.followed_by(val)
+    rules = [listing.fingerprint, section.store_px or px, section.fit, section.range]
+    name, view = f"{section.kind}-{digest(rules)[:12]}", images.View(px=section.store_px or px, fit=section.fit)
+    store = image_store.build(
+        pool_items, cache / f"{name}-train", view=view, data_range=section.range, desc="decode train"
+    )
+    if section.range != "auto" and store.limits is None:
+        log.warning("data.range is not used: no picture of train has more than 8 bits")
+    limits = store.limits if section.range == "auto" else section.range
+    items, official = pool_items.take(store.kept_rows), None
+    if test is not None:
+        test_store = image_store.build(test, cache / f"{name}-test", view=view, data_range=limits, desc="decode test")
+        official = (test.take(test_store.kept_rows), test_store)
+    near = _near_sets(section, choice, store, official[1] if official else None)
+    pool = Pool(
+        names=items.names,
+        labels_N=items.labels_N,
+        hashes=store.hashes,
+        is_val_N=store.kept_rows >= n_train,
+        groups=items.groups,
+        test_hashes=official[1].hashes if official else store.hashes[:0],
+        test_groups=(official[0].groups or ()) if official else (),
+        near_sets=near,
+    )
+    division = divide.divide(pool, division_rules(listing, section, choice, seed=seed, fold=fold))
+    splits = _assembled(listing, section, pool, division, store=store, official=official, limits=limits, choice=choice)
+    if fold is None:
+        _log_near_copies(splits.near_copies, store.n, near_sets.are_kept_together(section, choice))
+    return splits
+
+
+def _near_sets(section: Data, choice: Protocol, store: ImageStore, test_store: ImageStore | None) -> np.ndarray | None:
+    """The sets of near-copies of train and an official test split; None where they are ignored."""
+    images = store.n + (test_store.n if test_store else 0)
+    if not near_sets.are_kept_together(section, choice) or images > near_sets.MOST:
+        return None
+    return near_sets.near_sets(store, test_store)
+
+
+def _kept_together(pool: Pool, division: Division, listing: Listing) -> KeptTogether | None:
+    if pool.near_sets is None:
+        return None
+    images, sets = division.near_copies
+    classes = tuple(listing.classes[label] for label in division.inseparable)
+    return KeptTogether(images=images, sets=sets, inseparable=classes)
+
+
+def _log_near_copies(near: KeptTogether | None, n: int, asked: bool) -> None:
+    """Log which images are kept together because they are near-copies, and why others are not."""
+    if near is None and asked:
+        log.warning("near-copies are not looked for among %d images, only images with the same pixels", n)
+    if near and near.images:
+        text = "%d images have a near-copy; each set of them is on one side of every split (sets: %d)"
+        log.warning(text, near.images, near.sets)
+    if near and near.inseparable:
+        text = "near-copies are not kept together, since all labels of a class are of near-copies of one picture: %s"
+        log.warning(text, ", ".join(near.inseparable))
+
+
+def division_rules(listing: Listing, section: Data, choice: Protocol, *, seed: int, fold: int | None) -> Rules:
+    """The rules by which a recipe divides its images."""
+    return Rules(
+        protocol=choice,
+        classes=len(listing.classes),
+        per_class=section.labels_per_class,
+        val_fraction=_val_fraction(listing, section),
+        test_fraction=section.test_fraction,
+        seed=seed,
+        fold=fold,
+        reserve=section.reserve,
+    )
+
+
+def log_notes(listing: Listing) -> None:
+    """Log how the data set was understood, and what was left out."""
+    for note in listing.notes:
+        log.warning("%s", note)
+
+
+def _protocol(listing: Listing, section: Data) -> Protocol:
+    labels_N = listing.train.labels_N
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(listing.classes))
+    return protocol.resolve(
+        section.protocol,
+        counts_C,
+        has_test=listing.test is not None,
+        has_budget=section.labels_per_class is not None,
+    )
+
+
+def _parts(listing: Listing) -> tuple[Items, Items | None, Items | None]:
+    """Train, and the official val and test where there are any, sorted by name."""
+    train, val, test = (part and _by_name(part) for part in (listing.train, listing.val, listing.test))
+    for name, part in (("val", val), ("test", test)):
+        if part is not None and (part.labels_N == UNLABELED).any():
+            raise InputError(
+                f"data.{name}: the {name} split has images without a label",
+                f"set data.{name} to a labeled split, or to null",
+            )
+    assert train is not None, "a listing has images to train on"
+    return train, val, test
+
+
+def _by_name(items: Items) -> Items:
+    return items.take(np.array(sorted(range(len(items)), key=items.names.__getitem__), dtype=np.int64))
+
+
+def _val_fraction(listing: Listing, section: Data) -> float:
+    """The share of the labeled images that becomes val: none where val is official."""
+    return section.val_fraction if listing.val is None else 0.0
+
+
+def _trainable(labels_N: np.ndarray, listing: Listing, section: Data, choice: Protocol) -> np.ndarray:
+    """Labeled images of each class that a test set leaves, before pixels and groups are known, int64 [C]."""
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(listing.classes))
+    if choice == "holdout":
+        counts_C = counts_C - divide.holdout_counts(counts_C, section.test_fraction)
+    return np.asarray(counts_C)
+
+
+def _refuse_small_classes(counts_C: np.ndarray, listing: Listing, section: Data, choice: Protocol) -> None:
+    """Raise InputError if a class has too few labeled images for the label budget, or none to train on besides val."""
+    per_class, classes, val_fraction = section.labels_per_class, listing.classes, _val_fraction(listing, section)
+    needed = next(n for n in itertools.count(1) if n > math.ceil(round(n * val_fraction, 9)))
+    if choice == "folds":  # a class with one label trains, and is never scored
+        needed = 1
+    smallest = int(counts_C.argmin())
+    shortage = f"class {classes[smallest]} has {counts_C[smallest]} labeled images to train on"
+    if per_class is not None and per_class < needed:
+        raise InputError(
+            f"data.labels_per_class: {per_class} leave none to train on once val has its share",
+            f"ask for {needed} at least",
+        )
+    if counts_C[smallest] < needed:
+        fix = "label more of them" if listing.val is not None else "label more of them, or lower data.val_fraction"
+        raise InputError(f"data: {shortage}, and {needed} are needed", fix)
+    if per_class is not None and counts_C[smallest] < per_class:
+        raise InputError(
+            f"data.labels_per_class: {shortage}, fewer than the {per_class} asked for",
+            f"ask for {counts_C[smallest]} at most",
+        )
+
+
+def _assembled(
+    listing: Listing,
+    section: Data,
+    pool: Pool,
+    division: Division,
+    *,
+    store: ImageStore,
+    official: tuple[Items, ImageStore] | None,
+    limits: Limits | None,
+    choice: Protocol,
+) -> Splits:
+    """The splits of a division; a hold-out leaves the train store."""
+    labels_N, hashes = pool.labels_N, store.hashes
+    corrupt = (*store.corrupt, *(official[1].corrupt if official else ()))
+    contradicted = tuple(pool.names[row] for row in division.contradicted)
+    _warn(corrupt, contradicted, division, pool)
+    if listing.val is not None and not len(division.val):
+        raise InputError("data: no image of the val split can be used", "repair it, or take the test images out of it")
+    left = np.concatenate([labels_N[division.labeled], labels_N[division.val[~pool.is_val_N[division.val]]]])
+    if not len(division.labeled) or choice != "folds":
+        _refuse_small_classes(np.bincount(left, minlength=len(listing.classes)), listing, section, choice)
+    train: Store = store
+    kept = np.arange(store.n)
+    test_set = LabeledImages(store=Selection(store=store, rows=division.test), labels_N=labels_N[division.test])
+    if official:
+        test_set = LabeledImages(store=official[1], labels_N=official[0].labels_N)
+    elif choice == "holdout":
+        kept = np.setdiff1d(kept, division.test)
+        train = Selection(store=store, rows=kept)
+    parts = (division.labeled, division.val, division.unlabeled)
+    labeled, val, unlabeled, reserve = (np.searchsorted(kept, part) for part in (*parts, division.reserve))
+    return Splits(
+        classes=listing.classes,
+        licence=listing.licence,
+        protocol=choice,
+        train=train,
+        labeled_rows=labeled,
+        labeled_labels=labels_N[division.labeled],
+        val_rows=val,
+        val_labels=labels_N[division.val],
+        unlabeled_rows=unlabeled,
+        reserve_rows=reserve,
+        data_hash=_data_hash(hashes, labels_N, parts, counted=listing.val is not None or choice == "folds"),
+        corrupt=corrupt,
+        contradicted=contradicted,
+        duplicates=division.tested,
+        copies=division.copies,
+        test_set=test_set,
+        limits=limits,
+        units_N=division.units_N[kept],
+        near_copies=_kept_together(pool, division, listing),
+        folds=division.folds,
+        official_val=listing.val is not None,
+    )
+
+
+def _warn(corrupt: Sequence[str], contradicted: Sequence[str], division: Division, pool: Pool) -> None:
+    """Log what is left out."""
+    if corrupt:
+        log.warning("%d images cannot be decoded and are left out: %s", len(corrupt), _examples(corrupt))
+    if contradicted:
+        text = "%d images have the pixels of an image with another label and are left out: %s"
+        log.warning(text, len(contradicted), _examples(contradicted))
+    if division.tested:
+        near = ", are near-copies of one" if division.near_copies[0] else ""
+        group = " or are of its group" if pool.groups is not None else ""
+        log.warning(f"%d train images have the pixels of a test image{near}{group} and are left out", division.tested)
+    if division.copies:
+        log.warning("%d images have the pixels of another image and are left out", division.copies)
+    if pool.groups is None and (count := units.recordings(pool.names)):
+        text = "names look like frames of %d recordings; set data.group, or frames of one are on two sides of a split"
+        log.warning(text, count)
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[: image_store.MAX_LISTED]) + (", ..." if len(names) > image_store.MAX_LISTED else "")
+
+
+def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, parts: Sequence[np.ndarray], *, counted: bool) -> str:
+    """The hash of the splits (Splits.data_hash); `parts` are the rows of labeled, val and unlabeled."""
+    sha256 = hashlib.sha256()
+    if counted:  # an image that moves from one part to the next keeps its place
+        sha256.update(canonical([len(part) for part in parts]))
+    for part in parts:
+        sha256.update(hashes[part].tobytes())
+    for part in parts[:2]:
+        sha256.update(labels_N[part].astype("<i8").tobytes())
+    return sha256.hexdigest()
+
+
+def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
+    """The listing and `n` of its labeled train images, evenly spaced: uint8 [n, px, px, 3], int64 [n].
+
+    All checks that need no further decoding are made; nothing is written. `data.range: auto` is measured over these
+    images alone.
+
+    Raises:
+        InputError: as in `load_splits`, or one of the images cannot be decoded.
+    """
+    listing = datasets.listing(section, base)
+    prior.require_all_classes(section.prior, listing.classes)
+    train, _, _ = _parts(listing)
+    choice = _protocol(listing, section)
+    _refuse_small_classes(_trainable(train.labels_N, listing, section, choice), listing, section, choice)
+    labeled_rows = np.flatnonzero(train.labels_N != UNLABELED)
+    rows = labeled_rows[evenly_spaced(len(labeled_rows), n)]
+    sample = train.take(rows)
+    decoder = Decoder(sample, images.View(px=px, fit=section.fit), section.range)
+    return listing, np.stack([_decoded(sample, row, decoder) for row in range(len(sample))]), sample.labels_N
+
+
+def _decoded(items: Items, row: int, decoder: Decoder) -> np.ndarray:
+    square, reason = decoder(row)
+    if square is None:
+        raise InputError(f"data: {items.names[row]} cannot be decoded ({reason})", "repair or remove it")
+    return square

@@ -1,0 +1,1 @@
+"""A classifier that somebody else trained: read from ONNX, quantized, bundled and measured, without a recipe."""

@@ -1,0 +1,1 @@
+"""`edgedistill suggest`: which pictures to label next."""

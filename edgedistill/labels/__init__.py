@@ -1,0 +1,1 @@
+"""Labels: which images belong together, and which of them train, choose and test."""

@@ -1,0 +1,270 @@
+"""The division of a data set's images: which train with a label or without, choose, test, or are left out.
+
+Images with the same pixels count once, and the images of one unit (labels/units.py) are on one side of every split:
+those of a group, and near-copies where they are kept together.
+N images of the pool: train, with an official val split if there is one. C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgedistill.labels import draws
+from edgedistill.labels.draws import UNLABELED
+from edgedistill.labels.protocol import Folds, Protocol, assign_folds
+from edgedistill.labels.units import contradicted, merged, unit_ids
+
+# one test set for all seeds and label budgets: results of different recipes stay comparable
+TEST_SEED = 20260101
+RESERVE = 500  # unlabeled images that witness for the graphs and train nothing
+RESERVE_SHARE = 4  # at most one unlabeled image in four
+LEAST_UNLABELED = 400  # with a test set, fewer unlabeled images all train: a quarter of them would decide little
+VERSION = 2  # of these rules; 2: near-copies are kept together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The images to divide.
+
+    Attributes:
+        names: their names, sorted within train and within val.
+        labels_N: class of each image, -1 for none.
+        hashes: hash of each image's pixels.
+        is_val_N: whether an image is of an official val split.
+        groups: group of each image, None for no group; None without groups.
+        test_hashes: hashes of the pixels of an official test split.
+        test_groups: groups of its images.
+        near_sets: number of each image's set of near-copies, of the pool and then of test; None to ignore near-copies.
+    """
+
+    names: Sequence[str]
+    labels_N: np.ndarray
+    hashes: np.ndarray
+    is_val_N: np.ndarray
+    groups: Sequence[str | None] | None = None
+    test_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype="S64"))
+    test_groups: Sequence[str | None] = ()
+    near_sets: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How the pool is divided.
+
+    Attributes:
+        protocol: how accuracy is measured.
+        classes: number of classes.
+        per_class: labels of each class that are used, val included; None for all.
+        val_fraction: share of them that is val; 0 with an official val split.
+        test_fraction: share of each class that is the test set of a hold-out.
+        seed: seed of the label budget.
+        fold: with folds, the fold that tests; None for the student that ships, which no label tests.
+        reserve: at most this many unlabeled images are set aside.
+    """
+
+    protocol: Protocol
+    classes: int
+    per_class: int | None
+    val_fraction: float
+    test_fraction: float
+    seed: int
+    fold: int | None = None
+    reserve: int = RESERVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Rows of the pool, int64 and ascending; all of them are disjoint.
+
+    Attributes:
+        labeled: they train with their label.
+        val: they choose.
+        unlabeled: they train without a label.
+        test: they are scored, once.
+        reserve: unlabeled images that train nothing.
+        contradicted: images whose pixels occur with two labels; left out.
+        copies: number of further images with the pixels of another one; left out.
+        tested: number of images with pixels, or of a group, of test; left out.
+        units_N: unit of each image of the pool.
+        near_copies: number of images that are kept together with a near-copy, and of sets of such.
+        inseparable: classes of which near-copies would leave one unit; near-copies are then not kept together.
+        folds: the folds of the labels, for that protocol.
+    """
+
+    labeled: np.ndarray
+    val: np.ndarray
+    unlabeled: np.ndarray
+    test: np.ndarray
+    reserve: np.ndarray
+    contradicted: np.ndarray
+    copies: int
+    tested: int
+    units_N: np.ndarray
+    near_copies: tuple[int, int]
+    inseparable: tuple[int, ...]
+    folds: Folds | None
+
+
+def divide(pool: Pool, rules: Rules) -> Division:
+    """Divide a pool.
+
+    Raises:
+        InputError: with folds, fewer than two classes can be scored.
+    """
+    n = len(pool.names)
+    is_contradicted_N = contradicted(pool.hashes, pool.labels_N)
+    units_N, of_test_N, inseparable = _units(pool)
+    is_copy_N = _copies(pool, left_out_N=is_contradicted_N | of_test_N)
+    usable_N = ~(is_contradicted_N | of_test_N | is_copy_N)
+
+    # the labels that the budget allows, by rank; the rest counts as unlabeled
+    labels_N = np.where(usable_N, pool.labels_N, UNLABELED)
+    is_test_N, folds = np.zeros(n, dtype=bool), None
+    if rules.protocol == "holdout":
+        is_test_N = usable_N & _holdout(pool, np.where(pool.is_val_N, UNLABELED, labels_N), units_N, rules)
+    is_labeled_N, ranks_N = _budget(pool, np.where(_beside(is_test_N, units_N), UNLABELED, labels_N), units_N, rules)
+    if rules.protocol == "folds":
+        folds = assign_folds(np.where(is_labeled_N, labels_N, UNLABELED), units_N, TEST_SEED)
+        is_test_N = folds.folds_N == rules.fold if rules.fold is not None else is_test_N
+    tested_elsewhere_N = _beside(is_test_N, units_N) & ~is_test_N
+    trains_N = usable_N & ~is_test_N & ~tested_elsewhere_N
+
+    is_val_N = trains_N & pool.is_val_N & (labels_N != UNLABELED)
+    if rules.val_fraction:
+        is_val_N = _val(np.where(is_labeled_N & trains_N, labels_N, UNLABELED), ranks_N, units_N, rules)
+    trains_N &= ~_beside(is_val_N, units_N)
+    labeled_N = trains_N & is_labeled_N & ~pool.is_val_N
+    unlabeled = np.flatnonzero(trains_N & ~is_labeled_N)
+    limit = _reserve_size(len(unlabeled), int(is_val_N.sum()), rules)
+    reserve = _reserve(pool, unlabeled[~np.isin(units_N[unlabeled], units_N[labeled_N])], units_N, limit)
+    return Division(
+        labeled=np.flatnonzero(labeled_N),
+        val=np.flatnonzero(is_val_N),
+        unlabeled=np.setdiff1d(unlabeled, reserve),
+        test=np.flatnonzero(is_test_N & (labels_N != UNLABELED)),
+        reserve=reserve,
+        contradicted=np.flatnonzero(is_contradicted_N),
+        copies=int(is_copy_N.sum()),
+        tested=int((of_test_N | tested_elsewhere_N & usable_N).sum()),
+        units_N=units_N,
+        near_copies=(0, 0) if inseparable else _near_copies(pool),
+        inseparable=inseparable,
+        folds=folds,
+    )
+
+
+def _units(pool: Pool) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The unit of each image, int64 [N]; whether an image of the official test split is in it, bool [N]; and the
+    classes for whose sake near-copies are not kept together.
+    """
+    n, groups = len(pool.names), pool.groups
+    every = unit_ids(
+        np.concatenate([pool.hashes, pool.test_hashes]), None if groups is None else [*groups, *pool.test_groups]
+    )
+    inseparable: tuple[int, ...] = ()
+    if pool.near_sets is not None:
+        joined = merged([every, pool.near_sets], len(every))
+        separable = _classes_in_two(pool.labels_N, every[:n])
+        inseparable = tuple(sorted(separable - _classes_in_two(pool.labels_N, joined[:n])))
+        every = every if inseparable else joined
+    return every[:n], np.isin(every[:n], every[n:]), inseparable
+
+
+def _classes_in_two(labels_N: np.ndarray, units_N: np.ndarray) -> set[int]:
+    """The classes with labels in two units at least."""
+    labeled = labels_N != UNLABELED
+    pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
+    classes, counts = np.unique(pairs[:, 0], return_counts=True)
+    return {int(label) for label in classes[counts > 1]}
+
+
+def _near_copies(pool: Pool) -> tuple[int, int]:
+    """Number of images in sets of near-copies, and of such sets; sets of equal pixels alone do not count."""
+    if pool.near_sets is None:
+        return 0, 0
+    hashes = np.concatenate([pool.hashes, pool.test_hashes])
+    first = np.unique(hashes, return_index=True)[1]
+    pictures = np.bincount(pool.near_sets[first], minlength=int(pool.near_sets.max(initial=-1)) + 1)
+    return int(np.isin(pool.near_sets, np.flatnonzero(pictures > 1)).sum()), int((pictures > 1).sum())
+
+
+def _copies(pool: Pool, left_out_N: np.ndarray) -> np.ndarray:
+    """Whether an image has the pixels of one that stays: of val before labeled before unlabeled, and by name."""
+    usable = np.flatnonzero(~left_out_N)
+    preference = np.where(pool.is_val_N, 0, np.where(pool.labels_N != UNLABELED, 1, 2))[usable]
+    order = usable[np.lexsort((usable, preference))]
+    _, first = np.unique(pool.hashes[order], return_index=True)
+    is_copy_N = np.zeros(len(pool.names), dtype=bool)
+    is_copy_N[usable] = True
+    is_copy_N[order[first]] = False
+    return is_copy_N
+
+
+def _beside(members_N: np.ndarray, units_N: np.ndarray) -> np.ndarray:
+    """Whether an image is in a unit with a member, or is one."""
+    return np.asarray(np.isin(units_N, units_N[members_N]))
+
+
+def holdout_counts(counts_C: np.ndarray, fraction: float) -> np.ndarray:
+    """Test images of each class of a hold-out, at least one, int64 [C]; `counts_C` are the labeled images."""
+    return np.asarray(np.maximum(1, np.floor(counts_C * fraction + 0.5)).astype(np.int64))
+
+
+def _holdout(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> np.ndarray:
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=rules.classes)
+    test_counts_C = holdout_counts(counts_C, rules.test_fraction)
+    drawn_N = draws.share(pool.names, labels_N, f"test/{TEST_SEED}", counts_C=test_counts_C, units_N=units_N)
+    return np.asarray(drawn_N & (labels_N != UNLABELED))
+
+
+def _budget(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """Whether an image of train keeps its label, bool [N], and its rank within its class, int64 [N]."""
+    labels_N = np.where(pool.is_val_N, UNLABELED, labels_N)
+    ranks_N = draws.class_ranks(pool.names, labels_N, f"labels/{rules.seed}", units_N)
+    is_labeled_N = labels_N != UNLABELED
+    if rules.per_class is not None:
+        is_labeled_N &= ranks_N < rules.per_class
+    return is_labeled_N, ranks_N
+
+
+def _val(labels_N: np.ndarray, ranks_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> np.ndarray:
+    """Whether a labeled image is held out as val, bool [N]: ceil(val_fraction * n) of n labels, in whole units.
+
+    With folds a class that is in one unit alone trains.
+    """
+    labeled = labels_N != UNLABELED
+    if rules.protocol == "folds":
+        pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
+        classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
+        labels_N = np.where(np.isin(labels_N, classes[unit_counts < 2]), UNLABELED, labels_N)
+    # robust against a product that is a rounding error above an integer
+    counts = np.ceil(np.round(np.arange(len(labels_N) + 1) * rules.val_fraction, 9)).astype(np.int64)
+    return draws.held_out(labels_N, ranks_N, counts, units_N)
+
+
+def _reserve_size(n_unlabeled: int, n_val: int, rules: Rules) -> int:
+    """The greatest number of unlabeled images that train nothing.
+
+    With a test set there are none where val alone can decide (as many labels as a reserve has images), or where there
+    are few unlabeled images.
+    """
+    if rules.protocol != "folds" and (n_val >= RESERVE or n_unlabeled < LEAST_UNLABELED):
+        return 0
+    return min(rules.reserve, n_unlabeled // RESERVE_SHARE)
+
+
+def _reserve(pool: Pool, free: np.ndarray, units_N: np.ndarray, limit: int) -> np.ndarray:
+    """Rows of at most `limit` of the `free` images, drawn in entire units."""
+    if not limit or not len(free):
+        return np.asarray(free[:0])
+    hashes = draws.keyed_hashes([pool.names[row] for row in free], f"reserve/{TEST_SEED}")
+    _, unit = np.unique(units_N[free], return_inverse=True)
+    first_hashes = np.full(int(unit.max()) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(first_hashes, unit, hashes)
+    order = np.lexsort((hashes, first_hashes[unit]))[: limit + 1]
+    # the unit that the limit divides stays with the images that train
+    entire = order[:limit] if len(order) <= limit else order[:limit][unit[order[:limit]] != unit[order[limit]]]
+    return np.asarray(np.sort(free[entire]))

@@ -1,0 +1,193 @@
+"""How accuracy is measured: an official test split, labels left over, a hold-out, or folds. N images, C classes.
+
+With few labels a hold-out wastes them: a hundred labels that test are a hundred that do not train, and the accuracy is
+still not known. In folds every label trains the student that ships, and every label is scored by a student that was
+trained without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgedistill.agent.metrics import Z95
+from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
+from edgedistill.records import Accuracy
+
+Protocol = Literal["test", "holdout", "folds"]
+Choice = Literal["auto", "test", "holdout", "folds"]
+HOLDOUT_IMAGES, HOLDOUT_PER_CLASS = 400, 20  # with fewer labels a hold-out is too small to measure by
+MAX_FOLDS = 5
+RESAMPLES = 2000
+
+
+def resolve(choice: Choice, counts_C: Sequence[int] | np.ndarray, *, has_test: bool, has_budget: bool) -> Protocol:
+    """The protocol of a data set.
+
+    "auto" takes the official test split; else, with a label budget, a test set of the labels left over; else a
+    hold-out where there are at least 400 labels and 20 of every class; else folds.
+
+    Args:
+        choice: the recipe's `data.protocol`.
+        counts_C: labeled images of each class.
+        has_test: whether there is an official test split.
+        has_budget: whether the recipe limits the labels (`data.labels_per_class`).
+
+    Raises:
+        InputError: the protocol needs an official test split and there is none, or the other way round.
+    """
+    if choice == "test" and not has_test:
+        raise InputError("data.protocol: is test, and the data set has no test split", "set it to holdout or folds")
+    if choice in {"holdout", "folds"} and has_test:
+        raise InputError(f"data.protocol: is {choice}, and the data set has a test split", "set it to test or auto")
+    if choice != "auto":
+        return choice
+    if has_test:
+        return "test"
+    many = sum(counts_C) >= HOLDOUT_IMAGES and min(counts_C) >= HOLDOUT_PER_CLASS
+    return "holdout" if has_budget or many else "folds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """Folds of the labeled images.
+
+    Attributes:
+        folds_N: the fold that scores each image; -1 for an image that always trains, or has no label.
+        count: number of folds.
+        unscored: classes of which every image trains: all of it is in one unit.
+    """
+
+    folds_N: np.ndarray
+    count: int
+    unscored: tuple[int, ...]
+
+    def rows(self, fold: int | None) -> np.ndarray:
+        """Rows of the images of a fold, int64, ascending."""
+        return np.flatnonzero(self.folds_N == fold)
+
+
+def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
+    """Divide the labeled images into at most MAX_FOLDS folds of whole units, each class spread over them.
+
+    A class that is in one unit alone always trains and is never scored. There are fewer folds where the rarest scored
+    class is in fewer units.
+
+    Args:
+        labels_N: class of each image, -1 for none.
+        units_N: unit of each image.
+        seed: seed of the division.
+
+    Raises:
+        InputError: fewer than two classes can be scored.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labeled = np.flatnonzero(labels_N != UNLABELED)
+    pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
+    classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
+    unscored = classes[unit_counts < 2]
+    always = np.unique(units_N[labeled[np.isin(labels_N[labeled], unscored)]])
+    scored = labeled[~np.isin(units_N[labeled], always)]
+    remaining = pairs[~np.isin(pairs[:, 1], always)]
+    scored_classes, scored_counts = np.unique(remaining[:, 0], return_counts=True)
+    if len(scored_classes) < 2 or scored_counts.min() < 2:
+        raise InputError(
+            "data: accuracy cannot be measured: fewer than two classes have labels in two groups",
+            "label more images, from other groups",
+        )
+    count = int(min(MAX_FOLDS, scored_counts.min()))
+    folds_N = np.full(len(labels_N), -1, dtype=np.int64)
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    divided = splitter.split(np.zeros((len(scored), 1)), labels_N[scored], groups=units_N[scored])
+    for fold, (_, positions) in enumerate(divided):
+        folds_N[scored[positions]] = fold
+    return Folds(folds_N=folds_N, count=count, unscored=tuple(int(label) for label in unscored))
+
+
+def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray, count: int) -> Accuracy:
+    """Accuracy over the images of all folds, with a 95 % interval that knows that folds share training images.
+
+    The sampling variance comes from a bootstrap over units within each class. The folds' students share most of their
+    training images, so their errors are correlated: the variance is multiplied by 1 + k / (k - 1) for k folds (Nadeau
+    and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003).
+
+    Args:
+        labels_N: class of each scored image.
+        predicted_N: the class that its fold's student predicts.
+        units_N: unit of each scored image.
+        count: number of folds.
+    """
+    is_right_N = labels_N == predicted_N
+    classes = np.unique(labels_N)
+    generator = np.random.default_rng(0)
+    hits_RC, counts_RC = [], []
+    for label in classes:
+        member = labels_N == label
+        _, unit_M = np.unique(units_N[member], return_inverse=True)
+        n_units = int(unit_M.max()) + 1
+        sizes_U = np.bincount(unit_M.ravel(), minlength=n_units)
+        hits_U = np.bincount(unit_M.ravel(), weights=is_right_N[member], minlength=n_units)
+        # a class that is all right or all wrong still contributes doubt (Agresti and Coull 1998)
+        sizes_U = np.concatenate([sizes_U, [1, 1, 1, 1]])
+        hits_U = np.concatenate([hits_U, [1, 1, 0, 0]])
+        drawn = generator.integers(len(sizes_U), size=(RESAMPLES, len(sizes_U)))
+        hits_RC.append(hits_U[drawn].sum(axis=1))
+        counts_RC.append(sizes_U[drawn].sum(axis=1))
+    hits, sizes = np.stack(hits_RC, axis=1), np.stack(counts_RC, axis=1)
+    inflation = 1.0 + count / (count - 1)
+    top1 = float(is_right_N.mean())
+    balanced = float(np.mean([is_right_N[labels_N == label].mean() for label in classes]))
+    halves = [
+        Z95 * float(np.sqrt(inflation * np.var(scores)))
+        for scores in (hits.sum(1) / sizes.sum(1), (hits / sizes).mean(1))
+    ]
+    return Accuracy(
+        n=len(labels_N),
+        top1=top1,
+        top1_ci95=(max(0.0, top1 - halves[0]), min(1.0, top1 + halves[0])),
+        balanced=balanced,
+        balanced_ci95=(max(0.0, balanced - halves[1]), min(1.0, balanced + halves[1])),
+    )
+
+
+def pooled_gain(
+    labels_N: np.ndarray,
+    predicted_N: np.ndarray,
+    other_N: np.ndarray,
+    *,
+    units_N: np.ndarray,
+    count: int,
+    score: Literal["top1", "balanced"],
+) -> tuple[float, float, float]:
+    """What one method gains over another out of fold, on the same images, and its 95 % interval, as fractions.
+
+    As `agent.metrics.drop`, but the images of a unit count together, and the variance is that of `pooled_accuracy`.
+
+    Args:
+        labels_N: class of each scored image.
+        predicted_N: the class that the method's student of its fold predicts.
+        other_N: the same of the other method.
+        units_N: unit of each scored image.
+        count: number of folds.
+        score: "top1", or "balanced" for the mean over the classes present.
+    """
+    won_N = (predicted_N == labels_N).astype(np.float64) - (other_N == labels_N)
+    classes = np.unique(labels_N) if score == "balanced" else [None]
+    gain = center = variance = 0.0
+    for label in classes:
+        member_N = labels_N == label if label is not None else np.ones(len(labels_N), dtype=bool)
+        n, won = int(member_N.sum()), float(won_N[member_N].sum())
+        _, unit_M = np.unique(units_N[member_N], return_inverse=True)
+        excess_U = np.bincount(unit_M.ravel(), weights=won_N[member_N] - won / (n + 2))
+        gain += won / n
+        center += won / (n + 2)
+        # half an image is added to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005)
+        variance += (float((excess_U**2).sum()) + 1) / (n + 2) ** 2
+    half = Z95 * float(np.sqrt((1.0 + count / (count - 1)) * variance)) / len(classes)
+    gain, center = gain / len(classes), center / len(classes)
+    return gain, max(-1.0, center - half), min(1.0, center + half)

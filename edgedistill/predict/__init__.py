@@ -1,0 +1,1 @@
+"""Labels of pictures by an exported student; torch is not needed."""

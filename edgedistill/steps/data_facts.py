@@ -1,0 +1,70 @@
+"""The facts about a run's data, for its report and its model card."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from edgedistill.run.files import digest
+from edgedistill.steps.context import Context
+
+
+def data_facts(context: Context) -> dict[str, Any]:
+    """The facts about the data for the report, and the hashes of the images used."""
+    splits, section = context.splits, context.recipe.data
+    counts = {"labeled": splits.labeled_rows, "val": splits.val_rows, "unlabeled": splits.unlabeled_rows}
+    return {
+        "kind": section.kind,
+        "classes": list(splits.classes),
+        "licence": splits.licence,
+        "score": section.score,
+        **{name: len(rows) for name, rows in counts.items()},
+        "test": splits.n_test,
+        "corrupt": list(splits.corrupt),
+        "contradicted": list(splits.contradicted),
+        "duplicates": splits.duplicates,
+        "copies": splits.copies,
+        **({"near_copies": asdict(splits.near_copies)} if splits.near_copies else {}),
+        "protocol": splits.protocol,
+        "reserve": len(splits.reserve_rows),
+        "folds": splits.folds.count if splits.folds else None,
+        "unscored": [splits.classes[label] for label in splits.folds.unscored] if splits.folds else [],
+        "data_hash": splits.data_hash,
+        "test_hash": digest([splits.test_set.store.hashes.tolist(), splits.test_set.labels_N.tolist()]),
+        "store_px": splits.train.px,
+        "range": splits.limits,
+        **_prior_facts(context),
+        **_how_facts(context),
+        **_shard_facts(context),
+    }
+
+
+def _prior_facts(context: Context) -> dict[str, Any]:
+    """The prior's shares by class and whether they are the recipe's or estimated; empty without a prior."""
+    prior = context.prior
+    if prior is None:
+        return {}
+    shares = [round(float(share), 6) for share in prior.shares_C]
+    named = dict(zip(context.splits.classes, shares, strict=True))
+    return {"prior": {"from": "recipe" if prior.stated else "labels", "shares": named}}
+
+
+def _how_facts(context: Context) -> dict[str, Any]:
+    """How the labels of a table came, where it says so."""
+    from edgedistill.data import label_file
+
+    counts = label_file.counts(context.recipe.data, context.base)
+    return {"how": counts} if counts else {}
+
+
+def _shard_facts(context: Context) -> dict[str, Any]:
+    """Numbers of images in shards, used and excluded, and the hash of all of them."""
+    if context.recipe.unlabeled is None:
+        return {}
+    return {
+        "shards": len(context.shards),
+        "streamed": sum(len(labeled.rows) for labeled in context.shards),
+        "streamed_corrupt": sum(len(labeled.shard.corrupt) for labeled in context.shards),
+        "streamed_duplicates": sum(len(labeled.shard.sample_numbers) - len(labeled.rows) for labeled in context.shards),
+        "shards_hash": digest([labeled.shard.data_hash for labeled in context.shards]),
+    }

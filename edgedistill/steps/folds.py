@@ -1,0 +1,202 @@
+"""folds: with few labels, the accuracy of students that are trained without one part of the labels at a time.
+
+Everything that sees a label is fitted anew for each fold: source weights, teacher, search, student. Only the sources'
+outputs on the images are shared. A fold is a run of its own below folds/, so an interrupted one goes on.
+N scored images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edgedistill.console import duration, say
+from edgedistill.records import FoldScore, OutOfFold
+from edgedistill.run import artifacts, interrupts
+from edgedistill.run.artifacts import save_arrays
+from edgedistill.run.directory import Run
+from edgedistill.run.files import digest
+from edgedistill.steps import candidate, distill, fold_workers, search, weigh
+from edgedistill.steps.context import Context
+from edgedistill.steps.fold_workers import FoldOutcome
+from edgedistill.steps.step import Step, run_steps
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STEPS = (weigh.STEP, search.STEP, distill.STEP)
+ANSWERS = "answers.npz"  # of one fold, in its folder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pooled:
+    """What the folds' students answer.
+
+    Attributes:
+        record: their accuracies, apart and together.
+        answers: `rows` and `labels` of the scored images and the logits there by graph, [N] and [N, C].
+        unlabeled: `rows` [M] of images without a label, and every student's `logits` there, [folds, M, C].
+    """
+
+    record: OutOfFold
+    answers: dict[str, np.ndarray]
+    unlabeled: dict[str, np.ndarray]
+
+    def write(self, run: Run) -> None:
+        """Write it into a run."""
+        save_arrays(artifacts.FOLD_ANSWERS.path_in(run), **self.answers)
+        save_arrays(artifacts.FOLD_UNLABELED.path_in(run), **self.unlabeled)
+        artifacts.OUT_OF_FOLD.write(run, self.record)
+
+
+def applies(context: Context) -> bool:
+    """Whether the labels are divided into folds, by the step weigh's facts about the data."""
+    return artifacts.DATA.read(context.run).get("protocol") == "folds"
+
+
+def work(context: Context) -> None:
+    """Train and score a student for each fold, and pool the answers."""
+    folds = context.splits.folds
+    assert folds is not None, "the protocol is folds"
+    _ = context.source_outputs  # loaded once for all folds
+    say(f"  {folds.count} folds, each a search and a training{predicted_time(context, folds.count)}")
+    pooled = out_of_fold(context, STEPS)
+    pooled.write(context.run)
+    fp32, score = pooled.record.fp32, context.recipe.data.score
+    low, high = fp32.interval(score)
+    say(f"  out of fold: {fp32.score(score):.1%} [{low:.1%}, {high:.1%}] over {fp32.n} images")
+
+
+def out_of_fold(context: Context, steps: Sequence[Step], ships: bool = True) -> Pooled:
+    """Run the steps that train a student for each fold, and pool the answers.
+
+    Args:
+        context: the run that the folds are parts of.
+        steps: the steps; those that are up to date are skipped.
+        ships: whether what ships is judged by the answers: then they are also in int8, if the recipe makes such a
+            graph, and to images without a label.
+    """
+    import numpy as np
+
+    from edgedistill.labels.calibration import fit_temperature
+    from edgedistill.labels.protocol import pooled_accuracy
+
+    splits, folds = context.splits, context.splits.folds
+    assert folds is not None, "the protocol is folds"
+    run = partial(run_fold, context, steps=steps, ships=ships)
+    outcomes = fold_workers.outcomes(context, folds.count, run, version=STEP.version)
+    names = [name for name in outcomes[0].answers if name != "unlabeled"]
+    pooled = {name: np.concatenate([outcome.answers[name] for outcome in outcomes]) for name in names}
+    units_N = splits.units_N[pooled["rows"]]
+    accuracies = {
+        name: pooled_accuracy(pooled["labels"], pooled[name].argmax(axis=1), units_N, folds.count)
+        for name in ("fp32", "int8")
+        if name in pooled
+    }
+    record = OutOfFold(
+        folds=tuple(outcome.score for outcome in outcomes),
+        labels=len(splits.shipping().labeled_rows),
+        unscored=tuple(splits.classes[label] for label in folds.unscored),
+        temperature=fit_temperature(pooled["fp32"], pooled["labels"]),
+        **accuracies,
+    )
+    on_unlabeled = np.stack([outcome.answers["unlabeled"] for outcome in outcomes])
+    unlabeled = {"rows": witnesses(context, ships), "logits": on_unlabeled}
+    return Pooled(record=record, answers=pooled, unlabeled=unlabeled)
+
+
+def run_fold(context: Context, fold: int, *, steps: Sequence[Step], ships: bool) -> FoldOutcome:
+    """Run the steps without a fold, and score the student on it."""
+    from edgedistill.distill.evaluate import score
+
+    folds = context.splits.folds
+    assert folds is not None, "the protocol is folds"
+    say(f"  fold {fold + 1} of {folds.count}")
+    part = context.of_fold(fold)
+    with part.run.lock():
+        run_steps(part, steps)
+        answers = fold_answers(part, folds.rows(fold), witnesses(context, ships), int8=ships)
+    by_graph = {name: score(answers[name], answers["labels"]) for name in ("fp32", "int8") if name in answers}
+    trained = len(part.splits.labeled_rows) + len(part.splits.val_rows)
+    return FoldOutcome(score=FoldScore(student=part.checkpoint.spec, trained=trained, **by_graph), answers=answers)
+
+
+def witnesses(context: Context, ships: bool) -> np.ndarray:
+    """Rows of the images without a label that the folds' students answer; none where nothing ships by the answers."""
+    return context.splits.unlabeled_witness_rows if ships else context.splits.unlabeled_rows[:0]
+
+
+def predicted_time(context: Context, count: int) -> str:
+    """`: about 12 min in all`, from the search that has just run; empty if it trained no candidate."""
+    trials = artifacts.TRIALS.find(context.run) or ()
+    seconds = [float(trial["seconds"]) for trial in trials if trial.get("seconds")]
+    if not seconds:
+        return ""
+    steps = distill.training_steps(context, artifacts.STUDENT.read(context.run))
+    training = max(seconds) * steps / context.recipe.search.steps
+    return duration(count * (sum(seconds) + training))
+
+
+def fold_answers(
+    context: Context, rows: np.ndarray, unlabeled: np.ndarray, *, int8: bool = True
+) -> dict[str, np.ndarray]:
+    """The logits of a fold's student on the fold, float [N, C]: in float and, if wanted and the recipe does, in int8.
+
+    They are kept in the fold's folder, with the images' `rows` (int64 [N]) and labels, and with the logits of the
+    images at the rows `unlabeled`, float [M, C], in int8 if there is such a graph.
+    """
+    import numpy as np
+
+    from edgedistill.distill import evaluate
+    from edgedistill.export.infer import predict_onnx
+    from edgedistill.students.build import load_student
+
+    path, record, settings = context.run / ANSWERS, context.checkpoint, context.recipe.quantize
+    int8 = int8 and settings.enabled and "cpu" in settings.targets
+    key = np.array(digest([record.sha256, unlabeled.tolist()]))
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as archive:
+            kept = {name: np.asarray(archive[name]) for name in archive.files}
+        if kept.pop("student") == key and (not int8 or "int8" in kept):
+            return {name: array for name, array in kept.items() if int8 or name != "int8"}
+    images_NHWC, labels_N = context.test_images(record.spec.input_px)
+    images_NHWC, model = np.asarray(images_NHWC), load_student(record.spec, context.run / record.path)
+    unlabeled_NHWC = np.asarray(context.splits.train.resized(record.spec.input_px)[unlabeled])
+    arrays = {
+        "rows": rows,
+        "labels": labels_N,
+        "fp32": evaluate.logits(model, record.spec, images_NHWC),
+        "unlabeled": np.empty((0, record.spec.num_classes), dtype=np.float32),
+    }
+    if int8:
+        with interrupts.temporary_folder() as folder:
+            graph, _ = candidate.graph(
+                context,
+                record.spec,
+                folder=folder,
+                precision="int8",
+                target="cpu",
+                model=model,
+                images=settings.calibration_images,
+            )
+            arrays["int8"] = predict_onnx(graph, images_NHWC)
+            if len(unlabeled):
+                arrays["unlabeled"] = predict_onnx(graph, unlabeled_NHWC)
+    elif len(unlabeled):
+        arrays["unlabeled"] = evaluate.logits(model, record.spec, unlabeled_NHWC)
+    save_arrays(path, student=key, **arrays)
+    return arrays
+
+
+STEP = Step(
+    name="folds",
+    version=3,
+    sections=("seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill", "quantize"),
+    after=("weigh", "search"),
+    inputs=search.inputs,
+    outputs=(artifacts.OUT_OF_FOLD.path, artifacts.FOLD_ANSWERS.path, artifacts.FOLD_UNLABELED.path),
+    work=work,
+    applies=applies,
+)

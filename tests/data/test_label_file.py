@@ -1,0 +1,102 @@
+"""labels.csv: what is written is read, by `kind: csv`, too; mistakes are named by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgedistill.data import datasets, label_file
+from edgedistill.data.label_file import Label, read_answers, read_labels, updated, write_labels
+from edgedistill.errors import InputError
+from edgedistill.recipe.data_section import Data
+from tests.helpers.trees import write_picture
+
+LABELS = {
+    "b/1.png": Label(name="bolt, long", how="random"),
+    "a.png": Label(name="nut", how="suggested"),
+    "c.png": Label(),
+    "d.png": Label(name='"nut"', how="bulk"),
+    "e.png": Label(how="unusable"),
+}
+
+
+def section(file: Path) -> Data:
+    return Data.model_validate({"kind": "csv", "file": str(file)})
+
+
+def test_written_labels_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, LABELS)
+    assert read_labels(file) == LABELS
+    assert file.read_text().splitlines()[:2] == ["path,label,how", "a.png,nut,suggested"]
+
+
+def test_recipe_takes_the_file_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, LABELS)
+    for path in LABELS:
+        write_picture(tmp_path / path)
+    listing = datasets.listing(section(file), tmp_path)
+    assert set(listing.classes) == {"bolt, long", "nut", '"nut"'}
+    assert dict(zip(listing.train.names, listing.train.labels_N, strict=True))["c.png"] == -1
+    assert label_file.counts(section(file), tmp_path) == {"suggested": 1, "random": 1, "bulk": 1}
+
+
+def test_table_without_how_counts_as_given(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("path,label,place\na.png,nut,here\nb.png,,there\n")
+    assert read_labels(file) == {"a.png": Label(name="nut", how="given"), "b.png": Label()}
+    assert label_file.counts(section(file), tmp_path) == {}
+
+
+def test_answers_join_and_replace(tmp_path: Path) -> None:
+    file, answers = tmp_path / "labels.csv", tmp_path / "suggestions.csv"
+    pictures = ["a.png", "b.png", "c.png"]
+    updated(file, {"a.png": Label(name="nut", how="random")}, pictures)
+    assert read_labels(file) == {"a.png": Label(name="nut", how="random"), "b.png": Label(), "c.png": Label()}
+    answers.write_text(
+        "path,label,how,why,cluster,guess,sure\nb.png,bolt,suggested,typical,0,nut,0.5\nc.png,,random,,1,,\n"
+    )
+    assert read_answers(answers) == {"b.png": Label(name="bolt", how="suggested")}
+    updated(file, read_answers(answers), pictures)
+    assert read_labels(file)["b.png"] == Label(name="bolt", how="suggested")
+    assert read_labels(file)["a.png"] == Label(name="nut", how="random")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,how\na.png,nut,random\na.png,bolt,random\n", "labels.csv:3: a.png has two rows"),
+        ("path,label,how\na.png,nut,guessed\n", "labels.csv:2: how: 'guessed' is unknown"),
+        ("path,name\na.png,nut\n", "there is no column label"),
+    ],
+)
+def test_mistake_is_named_by_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    with pytest.raises(InputError) as raised:
+        read_labels(file)
+    assert message in str(raised.value)
+
+
+def test_answers_without_an_answer_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "suggestions.csv"
+    file.write_text("path,label,how\na.png,,random\n")
+    with pytest.raises(InputError, match="no label is filled in"):
+        read_answers(file)
+
+
+def test_folder_of_pictures_has_the_labels_of_its_file(tmp_path: Path) -> None:
+    for path in LABELS:
+        write_picture(tmp_path / path)
+    assert label_file.pictures_listing(tmp_path).classes == ()
+    write_labels(tmp_path / "labels.csv", LABELS)
+    listing = label_file.pictures_listing(tmp_path)
+    by_name = dict(zip(listing.train.names, listing.train.labels_N, strict=True))
+    assert {name: listing.classes[label] for name, label in by_name.items() if label >= 0} == {
+        name: label.name for name, label in LABELS.items() if label.name
+    }
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"a\.png is not in the folder"):
+        label_file.pictures_listing(tmp_path)

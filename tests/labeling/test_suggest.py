@@ -1,0 +1,214 @@
+"""Suggestions from folders, recipes and runs: whatever cannot or must not be labeled is never among them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgedistill.data.label_file import Label, read_labels, write_labels
+from edgedistill.errors import InputError
+from edgedistill.labeling import sources
+from edgedistill.labeling.suggest import Suggested, suggest
+from tests.helpers import miniature, textures
+from tests.helpers.miniature import Project
+from tests.helpers.textures import PX
+
+KINDS = 3
+EACH = 12
+
+
+@pytest.fixture(autouse=True)
+def no_installed_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pixels stand in for nets, which take seconds to load."""
+    monkeypatch.setattr(sources, "PACKAGES", {})
+
+
+def save(square: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(square).save(path)
+
+
+def tree(root: Path) -> Path:
+    """root/NN.png: pictures of three colors, no two alike; folders day/ and night/ are no classes."""
+    colors = 60 * np.eye(KINDS) - 20
+    for kind in range(KINDS):
+        for row, square in enumerate(textures.squares(22 * textures.textures(EACH, kind) + colors[kind])):
+            save(square, root / ("day" if row % 2 else "night") / f"{kind}-{row:02d}.png")
+    write_labels(root / "labels.csv", {})
+    return root
+
+
+def chosen(folder: Path, n: int = 50, **options: object) -> Suggested:
+    return suggest(folder, n, runs=folder.parent / "runs", **options)  # type: ignore[arg-type]
+
+
+def paths(outcome: Suggested) -> list[str]:
+    return [entry.path for entry in outcome.record.suggestions]
+
+
+def test_every_picture_is_suggested_once_and_larger_batches_contain_smaller_ones(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    everything = paths(chosen(folder))
+    assert sorted(everything) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    few = chosen(folder, 7)
+    assert paths(few) == everything[:7]
+    assert [entry.how for entry in few.record.suggestions] == ["suggested"] * 4 + ["random"] + ["suggested"] * 2
+    assert {path.split("/")[1][0] for path in paths(few)[:4]} == {"0", "1", "2"}, "every color is among the first"
+    assert set(few.record.clusters) == set(everything)
+
+
+def test_order_of_files_and_other_folders_change_nothing(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    again = tmp_path / "again"
+    for path in sorted(folder.rglob("*.png"), reverse=True):
+        save(np.asarray(Image.open(path)), again / path.relative_to(folder))
+    write_labels(again / "labels.csv", {})
+    assert paths(chosen(folder, 9)) == paths(chosen(again, 9))
+    assert paths(chosen(folder, 9, seed=1)) != paths(chosen(folder, 9))
+
+
+def test_copies_groups_blank_and_unreadable_pictures(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    first, second = folder / "night/0-00.png", folder / "night/0-02.png"
+    shutil.copy(first, folder / "copy.png")
+    save(textures.compressed(np.asarray(Image.open(second)), quality=80), folder / "near.png")
+    save(np.full((PX, PX, 3), 140, dtype=np.uint8), folder / "gray.png")
+    (folder / "broken.png").write_bytes(first.read_bytes()[:900])
+    outcome = chosen(folder)
+    names = set(paths(outcome))
+    assert len(names) == KINDS * EACH
+    assert len(names & {"copy.png", "night/0-00.png"}) == 1
+    assert len(names & {"near.png", "night/0-02.png"}) == 1
+    assert not names & {"gray.png", "broken.png"}
+    notes = " ".join(outcome.record.notes)
+    assert "1 picture that cannot be read" in notes
+    assert "1 picture of one brightness" in notes
+    assert "counted once: 2 pictures" in notes
+
+
+def test_labels_of_copies_count_and_unusable_pictures_are_left_alone(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    shutil.copy(folder / "night/0-00.png", folder / "copy.png")
+    labels = {"copy.png": Label(name="red", how="random"), "day/1-01.png": Label(how="unusable")}
+    write_labels(folder / "labels.csv", labels)
+    outcome = chosen(folder)
+    assert not set(paths(outcome)) & {"copy.png", "night/0-00.png", "day/1-01.png"}
+    assert outcome.record.labels == {"red": 1}
+    assert {entry.guess for entry in outcome.record.suggestions} == {""}, "one class makes no teacher"
+
+
+def test_teacher_guesses_once_two_classes_have_labels(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    labels = {
+        f"{'day' if row % 2 else 'night'}/{kind}-{row:02d}.png": Label(name="rgb"[kind], how="given")
+        for kind in range(KINDS)
+        for row in range(6)
+    }
+    write_labels(folder / "labels.csv", labels)
+    outcome = chosen(folder)
+    assert len(paths(outcome)) == KINDS * EACH - len(labels)
+    right = ["rgb"[int(entry.path.split("/")[1][0])] == entry.guess for entry in outcome.record.suggestions]
+    assert np.mean(right) > 0.8
+    assert all(entry.sure is not None and 1 / 3 <= entry.sure <= 1 for entry in outcome.record.suggestions)
+
+
+def test_folders_are_classes_without_a_file_and_the_message_says_how_they_are_not(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    (folder / "labels.csv").unlink()
+    with pytest.raises(
+        InputError, match=r"every picture .* has a label; if its folders are no classes, write labels\.csv"
+    ):
+        chosen(folder)
+    for path in folder.rglob("*.png"):
+        path.rename(folder / path.name)
+    shutil.rmtree(folder / "day")
+    shutil.rmtree(folder / "night")
+    assert len(paths(chosen(folder))) == KINDS * EACH, "pictures alone need no file"
+
+
+def command(*arguments: str | Path) -> str:
+    completed = miniature.call("suggest", *arguments)
+    assert completed.code == 0, completed.err
+    return completed.out
+
+
+def filled_in(table: Path) -> None:
+    """Answer a suggestions.csv with the colors that the names tell."""
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    for row in rows:
+        row["label"] = "rgb"[int(row["path"].split("/")[1][0])]
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_answers_of_one_round_are_the_labels_of_the_next(tmp_path: Path) -> None:
+    folder, runs = tree(tmp_path / "photos"), tmp_path / "runs"
+    printed = command(folder, "--n", "10", "--runs", runs)
+    assert "10 of 36 pictures to label next, 2 of them drawn at random" in printed
+    table = runs / "suggest-photos/suggestions.csv"
+    first = json.loads((runs / "suggest-photos/suggestions.json").read_text())
+    filled_in(table)
+    printed = command(folder, "--n", "10", "--runs", runs, "--answers", table)
+    assert "10 have a label" in printed
+    labels = read_labels(folder / "labels.csv")
+    assert len(labels) == KINDS * EACH, "a run uses those without a label, too"
+    answered = {path: label.how for path, label in labels.items() if label.name}
+    assert answered == {entry["path"]: entry["how"] for entry in first["suggestions"]}
+    second = json.loads((runs / "suggest-photos/suggestions.json").read_text())
+    assert not answered.keys() & {entry["path"] for entry in second["suggestions"]}
+    assert {entry["guess"] for entry in second["suggestions"]} <= set("rgb")
+
+
+def test_answers_about_other_pictures_are_refused(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    answers = tmp_path / "answers.csv"
+    answers.write_text("path,label,how\nelsewhere.png,r,random\n")
+    completed = miniature.call("suggest", folder, "--runs", tmp_path / "runs", "--answers", answers)
+    assert completed.code == 2
+    assert "elsewhere.png is no picture of" in completed.err
+    assert read_labels(folder / "labels.csv") == {}
+
+
+def test_run_suggests_from_its_unlabeled_images(project_copy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "usable", lambda subject: subject.sources)
+    outcome = suggest(project_copy.run, 50, runs=project_copy.runs)
+    assert sum(outcome.record.labels.values()) == 20
+    assert len(paths(outcome)) == 19, "of 20 without a label two have stripes that are near-copies"
+    assert outcome.record.sources == ("first", "second")
+    assert outcome.record.more is not None and outcome.record.more.labels == 20
+    assert not any("test" in path for path in paths(outcome))
+    by_recipe = suggest(project_copy.recipe, 50, runs=project_copy.runs)
+    assert paths(by_recipe) == paths(outcome)
+
+
+def test_recipe_without_a_label_is_suggested_from(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    write_labels(folder / "labels.csv", dict.fromkeys(names, Label()))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: colors\ndata: {kind: csv, file: photos/labels.csv}\nstudent: {families: {micro: {width: 4}}}\n"
+    )
+    outcome = suggest(recipe, 5, runs=tmp_path / "runs")
+    assert len(paths(outcome)) == 5
+
+
+def test_wrong_inputs_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: colors\ndata: {kind: csv, file: x.csv}\nstudents: {}\n")
+    folder = tree(tmp_path / "photos")
+    for arguments, message in (
+        ((tmp_path / "nowhere",), "nowhere"),
+        ((tmp_path / "recipe.yaml",), "recipe.yaml:3"),
+        ((folder, "--strategy", "hering"), "--strategy hering: is unknown; did you mean herding?"),
+    ):
+        completed = miniature.call("suggest", *arguments, "--runs", tmp_path / "runs")
+        assert completed.code == 2, completed
+        assert message in completed.err
