@@ -3,16 +3,21 @@
     python -m benchmarks.families [--names micro lcnet]
 
 Each net is untrained, its batch norms have statistics of activations, and its input is small. It is exported to fp32
-(parity with torch), fp16 and both int8 graphs, as the pipeline does; ONNX Runtime runs each, and tensorrt-rtx, if it is
-installed, builds an engine of those for TensorRT. A line is one net. A net with a line is not done again.
+(parity with torch), fp16 and both int8 graphs, as the pipeline does. ONNX Runtime runs each; tensorrt-rtx builds an
+engine of those for TensorRT; OpenVINO runs the fp32 graph, also in its 16-bit float, and the int8 graph for CPUs; ncnn
+runs what pnnx converts. What is not installed has no entry. A net is a process of its own: engines are native code, and a
+crash is a result. A line is one net. A net with a line is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +26,19 @@ import torch
 from torch import nn
 
 from benchmarks.lines import append, read, run_program
-from edgedistill.agent import metrics
+from edgedistill.agent import backends, metrics
+from edgedistill.agent.job import AgentError
 from edgedistill.console import say
-from edgedistill.export import engines, quantize, rtx_builder
+from edgedistill.errors import EdgeDistillError
+from edgedistill.export import engines, ncnn, quantize, rtx_builder
 from edgedistill.export import onnx as exporter
 from edgedistill.export.infer import predict_onnx
 from edgedistill.recipe.schema import Export, Quantize
-from edgedistill.records import Cost, StudentSpec
+from edgedistill.records import Cost, OnnxModel, StudentSpec
 from edgedistill.students.families import FAMILIES
 
 KIND, CLASSES, CAPABILITY, IMAGES = "families", 5, "sm89", 16
+OPENVINO = {"openvino": ("fp32", "int8-cpu"), "openvino-reduced": ("fp32",)}  # int8 is the same with either hint
 NONE = {"weights": "none"}
 NETS: Mapping[str, tuple[str, dict[str, Any], int]] = {
     "micro": ("micro", {"width": 8}, 32),
@@ -87,6 +95,35 @@ def student(family: str, options: Mapping[str, Any], images_NHWC: np.ndarray) ->
     return nn.Sequential(backbone, nn.Linear(width, CLASSES)).eval()
 
 
+def other_engines(folder: Path, models: Sequence[OnnxModel], images_NHWC: np.ndarray) -> dict[str, Any]:
+    """{"openvino fp32": the share of the pictures with ONNX Runtime's label for that graph, or why there is none}."""
+    versions, shares = backends.available(), {}
+    by_name = {model.name: folder / model.path for model in models}
+    for backend, graphs in OPENVINO.items():
+        if not versions[backend][0].isdigit():
+            continue
+        for graph in (graph for graph in graphs if graph in by_name):
+            engine = backends.create(backend)
+            try:
+                engine.build(by_name[graph], threads=1, batch=len(images_NHWC))
+                labels_N = engine.infer(images_NHWC).argmax(1)
+                shares[f"{backend} {graph}"] = metrics.agreement(
+                    predict_onnx(by_name[graph], images_NHWC).argmax(1), labels_N
+                )
+            except AgentError as error:
+                shares[f"{backend} {graph}"] = str(error)
+            engine.close()
+    if ncnn.version():
+        try:
+            parity = ncnn.convert(by_name["fp32"], models[0], images_NHWC, folder, Export(min_agreement=0.9)).parity
+            shares |= {
+                key.removesuffix(" agreement"): share for key, share in parity.items() if key.endswith("agreement")
+            }
+        except EdgeDistillError as error:
+            shares["ncnn"] = error.message
+    return shares
+
+
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """One net's line: for each graph the agreement with fp32 and whether it builds; "failed" says what ended it."""
     family, options, px = NETS[name]
@@ -117,19 +154,23 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
                 entry["build"] = failed or "builds"
             line["graphs"][model.name] = entry
         line["parity"] = fp32.parity
+        line["engines"] = other_engines(folder, models, images_NHWC)
     except Exception as error:  # what ends a net is its result
         line["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return {**line, "seconds": round(time.monotonic() - started, 1)}
 
 
 def table() -> str:
-    """The table of docs/int8.md: the label agreement of each graph with fp32, and what the builder says."""
+    """The table of docs/int8.md: the label agreement of each graph with fp32, and what the engines say."""
     newest = {line["name"]: line for line in read(KIND)}
-    rows = ["| net | px | relative error of fp32 | fp16 | int8-cpu | int8-tensorrt | engines |", "|" + " --- |" * 7]
+    rows = [
+        "| net | px | relative error of fp32 | fp16 | int8-cpu | int8-tensorrt | tensorrt-rtx | OpenVINO | ncnn |",
+        "|" + " --- |" * 9,
+    ]
     for name in (name for name in NETS if name in newest):
         line = newest[name]
         if line["failed"]:
-            rows.append(f"| {name} | {line['px']} | {line['failed']} | | | | |")
+            rows.append(f"| {name} | {line['px']} | {line['failed']} | | | | | | |")
             continue
         graphs = line["graphs"]
         shares = [
@@ -140,22 +181,44 @@ def table() -> str:
         tried = [graph for graph, entry in graphs.items() if "build" in entry]
         failed = [f"{graph}: {graphs[graph]['build'][:80]}" for graph in tried if graph not in built]
         engine = "; ".join(failed) or (f"{len(built)} of {len(tried)}" if tried else "-")
-        rows.append(
-            f"| {name} | {line['px']} | {line['parity']['relative_error']:.0e} | {' | '.join(shares)} | {engine} |"
-        )
+        others = " | ".join(_answers(line.get("engines", {}), engine) for engine in ("openvino", "ncnn"))
+        error = f"{line['parity']['relative_error']:.0e}"
+        rows.append(f"| {name} | {line['px']} | {error} | {' | '.join(shares)} | {engine} | {others} |")
     return "\n".join(rows)
+
+
+def _answers(shares: Mapping[str, Any], engine: str) -> str:
+    """The shares of one engine's entries, or its first reason."""
+    entries = [share for key, share in shares.items() if key.startswith(engine)]
+    reasons = [entry[:80] for entry in entries if isinstance(entry, str)]
+    return reasons[0] if reasons else ", ".join(f"{share:.0%}" for share in entries) or "-"
+
+
+def in_own_process(name: str) -> dict[str, Any]:
+    """The line of `measure`, or one that says that the process died."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgedistill-") as folder,
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        try:
+            return pool.submit(measure, name, Path(folder)).result()
+        except BrokenProcessPool:
+            return {"name": name, "px": NETS[name][2], "graphs": {}, "failed": "the process died"}
 
 
 def main() -> int:
     """Measure every net that has no line, or those named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="*", choices=list(NETS))
-    names, done = parser.parse_args().names, {line["name"] for line in read(KIND)}
+    # lines from before other engines ran the graphs have no "engines"
+    names, done = (
+        parser.parse_args().names,
+        {line["name"] for line in read(KIND) if line["failed"] or "engines" in line},
+    )
     for name in names or [name for name in NETS if name not in done]:
-        with tempfile.TemporaryDirectory(prefix="edgedistill-") as folder:
-            line = measure(name, Path(folder))
+        line = in_own_process(name)
         append(KIND, line)
-        say(f"{name}: {line['failed'] or line['graphs']}")
+        say(f"{name}: {line['failed'] or line['engines']}")
     return 0
 
 
