@@ -5,8 +5,8 @@
 Each net is untrained, its batch norms have statistics of activations, and its input is small. It is exported to fp32
 (parity with torch), fp16 and both int8 graphs, as the pipeline does. ONNX Runtime runs each; tensorrt-rtx builds an
 engine of those for TensorRT; OpenVINO runs the fp32 graph, also in its 16-bit float, and the int8 graph for CPUs; ncnn
-runs what pnnx converts. What is not installed has no entry. A net is a process of its own: engines are native code, and a
-crash is a result. A line is one net. A net with a line is not done again.
+runs what pnnx converts. What is not installed has no entry. A net is a process of its own: engines are native code, and
+a crash is a result. A line is one net. A net with a line is not done again.
 """
 
 from __future__ import annotations
