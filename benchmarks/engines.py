@@ -89,7 +89,8 @@ def measure(name: str, student: Path, threads: int, settings: Bench) -> dict[str
         host = {model.name: predict_onnx(path, images_NHWC).argmax(1) for path, model in shipped[:2]}
         if len(shipped) > 2:
             host[shipped[2][1].name] = host["fp32"]
-        about = {"classes": [], "input_px": students.PX, "store_px": students.PX, "fit": "crop"}
+        px = images_NHWC.shape[1]
+        about = {"classes": [], "input_px": px, "store_px": px, "fit": "crop"}
         write_bundle(
             folder / "bundle",
             [(path, replace(model, path=path.name)) for path, model in shipped],
@@ -144,7 +145,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.splitlines()[0])
     parser.add_argument("--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet")
     parser.add_argument("--runs", type=Path, default=Path("runs/quantize"), help="directory of the students")
-    parser.add_argument("--bank", type=Path, default=Path("runs/bank"), help="the suite's runs, with its sources")
     parser.add_argument("--students", nargs="+", choices=students.STUDENTS, default=students.STUDENTS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--processes", type=int, default=5)
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             if (name, threads) in known and not options.rehearse:
                 continue
             say(f"{name}, {threads} threads")
-            student = students.prepare(name, packs=options.packs, runs=options.runs, bank=options.bank)
+            student = students.prepare(name, packs=options.packs, runs=options.runs)
             line = measure(name, student, threads, settings)
             rehearsed.append(line)
             if not options.rehearse:

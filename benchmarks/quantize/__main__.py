@@ -1,17 +1,18 @@
 """int8 compared with the peers: ours, ONNX Runtime's, NNCF's and ModelOpt's, from the same fp32 graphs and images.
 
-    python -m benchmarks.quantize students --packs DIR [--students NAME ...]
     python -m benchmarks.quantize run --packs DIR [--students NAME ...] [--peers NAME ...] [--fast]
-    python -m benchmarks.quantize qat --packs DIR [--students NAME ...] [--steps 120]
+    python -m benchmarks.quantize students --packs DIR [--cells NAME ...]
+    python -m benchmarks.quantize trained --packs DIR [--cells NAME ...]
+    python -m benchmarks.quantize qat --packs DIR [--cells NAME ...]
     python -m benchmarks.quantize alike --packs DIR [--students NAME ...]
     python -m benchmarks.quantize distilled --packs DIR [--seeds 0 1] [--minutes M]
     python -m benchmarks.quantize whole --packs DIR
     python -m benchmarks.quantize table
 
-`students` makes the fp32 graphs. `run` quantizes them with this package and with every peer, scores every model on the
-same test images, times the models in turn, and appends one line a model; the line of a peer that fails has the reason.
-`--fast` is a smoke test of minutes: few images, few queries, no line. `qat` (tuned.py), `alike`, `distilled` and
-`whole` are measurements of their own, which their modules describe.
+`run` quantizes the students (students.py) with this package and with every peer, scores every model on the same test
+images, times the models in turn, and appends one line a model; the line of a peer that fails has the reason. `--fast`
+is a smoke test of minutes: few images, few queries, no line. `students`, `trained` and `qat` (trained.py), `alike`,
+`distilled` and `whole` are measurements of their own, which their modules describe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lines import append, read, run_program
-from benchmarks.quantize import interleave, ours, score, students, table
+from benchmarks.quantize import interleave, ours, score, students, table, trained
 from benchmarks.quantize.environments import PEERS, Artifact, PeerError, make_model
 from edgedistill.console import say
 from edgedistill.recipe.schema import Quantize
@@ -41,20 +42,24 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("students", "run", "qat", "alike", "distilled", "whole"):
+    for verb in VERBS:
         command = verbs.add_parser(verb)
         command.add_argument("--packs", type=Path, required=True, help="directory of packs: NAME/train.parquet")
         command.add_argument(
             "--runs", type=Path, default=Path("runs/quantize"), help="directory of students and models"
         )
-        command.add_argument("--bank", type=Path, default=Path("runs/bank"), help="the suite's directory of sources")
-        command.add_argument("--students", nargs="+", choices=students.STUDENTS, default=list(students.STUDENTS))
+    for verb in ("run", "alike"):
+        verbs.choices[verb].add_argument("--students", nargs="+", choices=students.STUDENTS, default=students.STUDENTS)
+    for verb in ("students", "trained", "qat"):
+        verbs.choices[verb].add_argument(
+            "--cells", nargs="+", choices=trained.CELLS, help="family-pack; all by default"
+        )
     run_command = verbs.choices["run"]
     run_command.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    verbs.choices["qat"].add_argument("--steps", type=int, default=120, help="steps of training in int8 arithmetic")
-    verbs.choices["qat"].add_argument("--method", default="auto", help="calibration before the training")
-    verbs.choices["distilled"].add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    verbs.choices["distilled"].add_argument("--minutes", type=float, default=float("inf"))
+    bank = verbs.choices["distilled"]
+    bank.add_argument("--bank", type=Path, default=Path("runs/bank"), help="the suite's directory of sources")
+    bank.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    bank.add_argument("--minutes", type=float, default=float("inf"))
     run_command.add_argument("--fast", action="store_true", help="a smoke run: few images and queries, no line")
     verbs.add_parser("table")
     return parser.parse_args(argv)
@@ -132,7 +137,7 @@ def score_all(
 
 def measure_student(student: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure one student; returns its lines, one an artifact."""
-    folder = students.prepare(student, options.packs, options.runs, options.bank)
+    folder = students.prepare(student, options.packs, options.runs)
     (out := folder / "artefacts").mkdir(exist_ok=True)
     say(f"{student}")
     artifacts, failed = build_all(folder, out, options.runs / "environments", options.peers)
@@ -200,25 +205,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _students(options: argparse.Namespace) -> None:
-    for student in options.students:
-        students.prepare(student, options.packs, options.runs, options.bank)
+    for cell in options.cells or trained.CELLS:
+        say(f"{cell}: {trained.train(cell, options.packs, options.runs).accuracy:.1%}")
+
+
+def _trained(options: argparse.Namespace) -> None:
+    trained.measure(options.cells or trained.CELLS, options.packs, options.runs, qat=False)
 
 
 def _qat(options: argparse.Namespace) -> None:
-    from benchmarks.quantize import tuned
-
-    for student in options.students:
-        if student in students.TRAINED:
-            tuned.run(
-                student, options.packs, runs=options.runs, bank=options.bank, steps=options.steps, method=options.method
-            )
+    cells = options.cells or trained.losing(read(trained.KIND))
+    trained.measure(cells, options.packs, options.runs, qat=True)
 
 
 def _alike(options: argparse.Namespace) -> None:
     from benchmarks.quantize import alike
 
     for student in options.students:
-        alike.run(student, options.packs, options.runs, options.bank)
+        alike.run(student, options.packs, options.runs)
 
 
 def _distilled(options: argparse.Namespace) -> None:
@@ -234,7 +238,15 @@ def _whole(options: argparse.Namespace) -> None:
     whole.run(options.packs, options.runs)
 
 
-VERBS = {"run": run, "students": _students, "qat": _qat, "alike": _alike, "distilled": _distilled, "whole": _whole}
+VERBS = {
+    "run": run,
+    "students": _students,
+    "trained": _trained,
+    "qat": _qat,
+    "alike": _alike,
+    "distilled": _distilled,
+    "whole": _whole,
+}
 
 
 if __name__ == "__main__":

@@ -28,15 +28,15 @@ from edgedistill.recipe.schema import Quantize
 KIND, TARGET, MIN_AGREEMENT = "quantize-alike", "cpu", 0.995
 
 
-def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
+def run(name: str, packs: Path, runs: Path) -> None:
     """Calibrate a student, compute the labels of all three, and append their pairwise agreement."""
-    folder = students.prepare(name, packs, runs, bank)
+    folder = students.prepare(name, packs, runs)
     model, images_NHWC = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
     test_NHWC, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
     calibration = quantize.choose_ranges(model, images_NHWC, Quantize(targets=(TARGET,)))
     net = fake_quant.student(model, calibration.ranges, TARGET, learned=False)
     graph = quantize.graph_maker(model, calibration.ranges, TARGET)(()).SerializeToString()
-    spec = students.spec_of(name, students.PX, onnx_classes(model))
+    spec = students.spec_of(folder)
     labels_by_kind = {
         "fake": evaluate.logits(net, spec, test_NHWC).argmax(1),
         "int8": predict_onnx(graph, test_NHWC).argmax(1),
@@ -55,11 +55,6 @@ def run(name: str, packs: Path, runs: Path, bank: Path) -> None:
     }
     append(KIND, line)
     say(markdown([line]))
-
-
-def onnx_classes(model: onnx.ModelProto) -> int:
-    """Number of logits of the graph."""
-    return int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
 
 def markdown(lines: Iterable[dict[str, Any]]) -> str:

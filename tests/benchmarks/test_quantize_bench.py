@@ -297,14 +297,13 @@ def test_placement_of_openvino_graph(tmp_path: Path) -> None:
 
 def test_default_options() -> None:
     options = command.arguments(["run", "--packs", "here"])
-    assert (options.packs, options.runs, options.bank) == (Path("here"), Path("runs/quantize"), Path("runs/bank"))
-    assert (
-        options.students == list(students.STUDENTS) and options.peers == list(environments.PEERS) and not options.fast
-    )
+    assert (options.packs, options.runs) == (Path("here"), Path("runs/quantize"))
+    assert options.students == students.STUDENTS and options.peers == list(environments.PEERS) and not options.fast
     few = command.arguments(["run", "--packs", "here", "--students", "resnet18", "--peers", "nncf", "--fast"])
     assert (few.students, few.peers, few.fast) == (["resnet18"], ["nncf"], True)
-    assert command.arguments(["qat", "--packs", "here"]).method == "auto"
-    assert command.arguments(["distilled", "--packs", "here", "--seeds", "3", "4"]).seeds == [3, 4]
+    assert command.arguments(["qat", "--packs", "here"]).cells is None
+    distilled = command.arguments(["distilled", "--packs", "here", "--seeds", "3", "4"])
+    assert (distilled.bank, distilled.seeds) == (Path("runs/bank"), [3, 4])
     assert {command.arguments([verb, "--packs", "here"]).verb for verb in command.VERBS} == set(command.VERBS)
     assert vars(command.arguments(["table"])) == {"verb": "table"}
 
@@ -347,30 +346,18 @@ def test_model_that_fails_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch,
         command.score_all(models[1:], tmp_path, out=tmp_path, first=2, failed={})
 
 
-@pytest.mark.parametrize("name", students.TRAINED)
-def test_student_is_same_net_at_every_size_and_last_is_that_of_graph(name: str) -> None:
-    stages = students.TRAINED[name].stages
-    sizes = [px for px, *_ in stages]
-    assert sizes == sorted(sizes) and sizes[-1] == students.PX
-    assert all(steps > 0 and images % 2 == 0 and 0 < lr < 1 for _, steps, images, lr in stages)
-    small, deployed = (students.spec_of(name, px, 10) for px in (sizes[0], students.PX))
-    assert (deployed.input_px, deployed.num_classes, deployed.initial_weights) == (students.PX, 10, "random")
-    assert small.input_px < deployed.input_px and small.cost.params_m == deployed.cost.params_m
-    assert small.cost.macs_m < deployed.cost.macs_m
+def test_existing_student_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepared: list[str] = []
 
-
-def test_existing_student_is_not_trained_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    prepared = []
-
-    def prepare(name: str, packs: Path, folder: Path, bank: Path) -> None:
+    def prepare(folder: Path, name: str) -> None:
         prepared.append(name)
         (folder / "test_labels.npy").touch()
 
-    monkeypatch.setattr(students, "prepare_trained", prepare)
-    monkeypatch.setattr(students, "prepare_lite0", prepare)
+    monkeypatch.setattr(students, "prepare_trained", lambda cell, packs, folder: prepare(folder, cell))
+    monkeypatch.setattr(students, "prepare_lite0", lambda packs, folder: prepare(folder, students.LITE0))
     for name in (*students.STUDENTS, *students.STUDENTS):
-        assert students.prepare(name, tmp_path, tmp_path / "runs", tmp_path) == tmp_path / "runs" / name
-    assert prepared == list(students.STUDENTS)
+        assert students.prepare(name, tmp_path, tmp_path / "runs") == tmp_path / "runs" / name
+    assert prepared == [students.LITE0, *students.TRAINED.values()]
 
 
 @pytest.mark.parametrize("name", environments.PEERS)

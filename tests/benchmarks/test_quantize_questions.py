@@ -1,12 +1,15 @@
-"""The int8 tables on distilled students, quantization-aware training, full exports and readings of one graph."""
+"""The int8 tables on distilled and trained students, QAT, full exports and readings of one graph."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.quantize import alike, distilled, tuned, whole
+from benchmarks.quantize import alike, distilled, trained, whole
+from edgedistill.recipe.schema import Recipe
+from edgedistill.students import space
 from tests.helpers.quantize_lines import Line, rows
 
 
@@ -84,50 +87,84 @@ def test_key_of_cell_depends_on_its_settings_only(name: str) -> None:
     assert distilled.key(line) == distilled.key({**line, "drop": 9.0, "noise": 9.0})
 
 
-def tuned_line(student: str, before: float, after: float, same: float = 1.0, **fields: Any) -> Line:
-    """One student's result line of `qat`."""
+CELL, OTHER = trained.CELLS[:2]
+
+
+def trained_line(name: str, lost: float, qat: bool = False, same: float | None = None, floats: int = 0) -> Line:
+    """One student's result line of `trained`, or of `qat` with the agreement of its graphs."""
+    graph = {"agreement": 0.98, "drop": [lost, lost - 1, lost + 1]}
+    kept = {"artefact": "int8-cpu", "precision": "int8", "why": "", "ratio": [2.0, 1.9, 2.1], "target": "cpu"}
     return {
-        "student": student,
-        "method": "mse",
-        "steps": 120,
+        "name": name,
+        "qat": qat,
         "top1_fp32": 0.8,
-        "agreement_with_fake": same,
-        "ptq_drop": [before, before - 1, before + 1],
-        "qat_drop": [after, after - 1, after + 1],
-        **fields,
+        "graphs": {"int8-cpu": graph, "int8-tensorrt": {**graph, "drop": [0.0, -1.0, 1.0]}},
+        "guards": {target: {"holds": True, "floats": floats, "qat": same} for target in ("cpu", "tensorrt")},
+        "kept": [kept, {**kept, "target": "tensorrt", "artefact": "int8-tensorrt", "ratio": None}],
     }
 
 
-def test_table_has_loss_before_and_after_training() -> None:
-    lines = [tuned_line("a", 9.0, 9.0), tuned_line("a", 2.0, 0.5, 0.9975), tuned_line("a", 3.0, 1.0, method="minmax")]
-    text = tuned.markdown(lines)
-    body = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row[:3] == "| a"]
-    assert body == [
-        ["a", "mse", "80.0", "+2.00 [+1.00, +3.00]", "+0.50 [-0.50, +1.50]", "120", "99.75 %", "-"],
-        ["a", "minmax", "80.0", "+3.00 [+2.00, +4.00]", "+1.00 [+0.00, +2.00]", "120", "100.00 %", "-"],
+def test_table_of_trained_students_has_row_of_each_graph_and_newest_line() -> None:
+    lines = [trained_line(CELL, 9.0), trained_line(CELL, 2.0), trained_line(CELL, 0.5, qat=True, same=0.9975)]
+    before, after = (
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in part.splitlines() if "| int8-" in row]
+        for part in trained.markdown(lines).split("Trained on in int8 arithmetic")
+    )
+    family, _, pack = CELL.partition("-")
+    start = [family, pack, "80.0%", "int8-cpu", "98.0%"]
+    assert before == [
+        [*start, "+2.0 [+1.0, +3.0]", "0", "int8-cpu, 2.00 [1.90, 2.10]"],
+        [*start[:3], "int8-tensorrt", "98.0%", "+0.0 [-1.0, +1.0]", "0", "int8-tensorrt, not timed here"],
     ]
-    assert text.splitlines()[-2:] == [f"- {claim}" for claim in tuned.claims(lines[1:])]
+    assert after[0] == [*start, "+0.5 [-0.5, +1.5]", "0", "int8-cpu, 2.00 [1.90, 2.10]"]
+    assert trained.markdown([]) == "Not measured yet."
+
+
+def test_students_that_lose_or_have_layers_in_float_are_trained_on() -> None:
+    assert trained.losing([trained_line(CELL, 1.0), trained_line(OTHER, 1.1)]) == [OTHER]
+    assert trained.losing([trained_line(CELL, 0.0, floats=1), trained_line(OTHER, 5.0, qat=True)]) == [CELL]
 
 
 @pytest.mark.parametrize(
-    ("lines", "verdict"),
+    ("before", "after", "verdict"),
     [
-        ([tuned_line("a", 2.0, 1.0), tuned_line("b", 0.5, 0.5)], "holds"),
-        ([tuned_line("a", 2.0, 1.01), tuned_line("b", 4.0, 0.1)], "FAILS (a)"),
-        ([tuned_line("a", 1.5, 1.5), tuned_line("b", 3.0, 2.0)], "FAILS (a, b)"),
-        ([tuned_line("a", 1.0, 1.0)], "not tested: none loses that much"),
+        ((2.0, 0.5), (1.0, 0.5), "holds"),
+        ((2.0, 4.0), (1.01, 0.1), f"FAILS ({CELL}, int8-cpu)"),
+        ((1.5, 3.0), (1.5, 2.0), f"FAILS ({CELL}, int8-cpu; {OTHER}, int8-cpu)"),
+        ((1.0, 0.0), (1.0, 0.0), "not tested"),
     ],
 )
-def test_claim_that_half_of_int8_loss_is_recovered(lines: list[Line], verdict: str) -> None:
-    recovered, same = tuned.claims(lines)
-    assert recovered == f"where int8 loses more than 1 point, half is won back: {verdict}"
+def test_claim_that_half_of_int8_loss_is_regained(
+    before: tuple[float, float], after: tuple[float, float], verdict: str
+) -> None:
+    names = (CELL, OTHER)
+    lines = [
+        {name: trained_line(name, lost, qat=qat, same=1.0) for name, lost in zip(names, losses, strict=True)}
+        for qat, losses in ((False, before), (True, after))
+    ]
+    regained, same = trained.claims(*lines)
+    assert regained == f"where int8 loses more than 1 point, training on in int8 arithmetic regains half: {verdict}"
     assert same.endswith(": holds")
 
 
-@pytest.mark.parametrize(("same", "verdict"), [(0.995, "holds"), (0.9949, "FAILS (a)")])
-def test_claim_that_int8_graph_agrees_with_fake_quantized_student(same: float, verdict: str) -> None:
-    claim = tuned.claims([tuned_line("a", 0.0, 0.0, same), tuned_line("b", 0.0, 0.0)])[1]
-    assert claim == f"the int8 graph answers as the fake-quantized student on 99.5 % of images: {verdict}"
+@pytest.mark.parametrize(
+    ("same", "verdict"),
+    [
+        (0.995, "holds"),
+        (0.9949, f"FAILS ({CELL}, cpu; {CELL}, tensorrt)"),
+        (None, f"not tested; the guard left out the trained graph of {CELL}, cpu; {CELL}, tensorrt"),
+    ],
+)
+def test_claim_that_int8_graph_agrees_with_fake_quantized_student(same: float | None, verdict: str) -> None:
+    claim = trained.claims({}, {CELL: trained_line(CELL, 0.0, qat=True, same=same)})[1]
+    assert claim == f"the int8 graph has 99.5% or more of the fake-quantized student's labels: {verdict}"
+
+
+def test_recipes_of_trained_students_are_valid(tmp_path: Path) -> None:
+    for name in trained.CELLS:
+        recipe = Recipe.model_validate(trained.recipe(name, tmp_path))
+        spec = space.candidates(recipe.student, 7)[0]
+        assert (recipe.name, spec.input_px) == (name, trained.PX)
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(240.0, "holds"), (240.1, "FAILS")])

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import lines as committed
 from benchmarks.quantize import __main__ as command
-from benchmarks.quantize import distilled, students, table, tuned, whole
+from benchmarks.quantize import distilled, students, table, trained, whole
 from tests.helpers.quantize_lines import FP32, QUICK, REFUSED, Line, by_name, line, rows
 
 
@@ -210,19 +210,23 @@ def test_table_verb_prints_table_of_committed_lines(
 
 def test_lines_of_other_kinds_are_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(committed, "RESULTS", tmp_path)
-    for kind in (distilled.KIND, tuned.KIND, whole.KIND):
+    for kind in (distilled.KIND, trained.KIND, whole.KIND):
         committed.append(kind, {"kind": kind})
         assert [row["kind"] for row in committed.read(kind)] == [kind]
     assert list(committed.read("quantize")) == []
 
 
-def test_qat_skips_students_not_trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned_students: list[str] = []
-    monkeypatch.setattr(tuned, "run", lambda name, *_, **__: tuned_students.append(name))
-    assert command.main(["qat", "--packs", "here"]) == 0
-    assert tuned_students == list(students.TRAINED) and students.LITE0 not in tuned_students
+@pytest.mark.parametrize(("verb", "qat"), [("trained", False), ("qat", True)])
+def test_verb_measures_cells_with_its_setting(monkeypatch: pytest.MonkeyPatch, verb: str, qat: bool) -> None:
+    calls: list[tuple[tuple[str, ...], bool]] = []
+    monkeypatch.setattr(trained, "measure", lambda names, *_, qat: calls.append((tuple(names), qat)))
+    monkeypatch.setattr(trained, "losing", lambda lines: ["losing"])
+    assert command.main([verb, "--packs", "here"]) == 0
+    assert command.main([verb, "--packs", "here", "--cells", trained.CELLS[0]]) == 0
+    assert calls == [(("losing",) if qat else trained.CELLS, qat), (trained.CELLS[:1], qat)]
 
 
 def test_claims_are_of_existing_students() -> None:
     assert {table.LITE0, table.RESNET18, table.MOBILENETV3} <= set(students.STUDENTS)
     assert len(set(students.STUDENTS)) == len(students.STUDENTS) and students.LITE0 not in students.TRAINED
+    assert set(students.TRAINED.values()) <= set(trained.CELLS)
