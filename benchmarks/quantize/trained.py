@@ -30,7 +30,7 @@ from edgedistill.recipe.schema import Qat
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run, find_run
 
-KIND, PX, LABELS, STEPS = "quantize-trained", 128, 60, 400
+KIND, PX, LABELS, STEPS = "quantize-trained", 128, 50, 400
 MIN_LOSS, SHARE_REGAINED, MIN_AGREEMENT = 1.0, 0.5, 0.995
 PACKS = ("pacs_sketch_160", "neu_steel_160")
 FAMILIES: Mapping[str, dict[str, Any]] = {
