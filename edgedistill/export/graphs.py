@@ -233,13 +233,13 @@ def preprocessing(model: ModelProto) -> list[str]:
     return names
 
 
-def not_float(model: ModelProto) -> set[str]:
-    """Activations of a known type other than float32: shapes, counts, masks."""
+def not_float(model: ModelProto, floats: Collection[int] = (TensorProto.FLOAT,)) -> set[str]:
+    """Activations of a known type other than `floats`: shapes, counts, masks."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
         value_info.name
         for value_info in (*inferred.input, *inferred.value_info, *inferred.output)
-        if value_info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
+        if value_info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, *floats)
     }
 
 

@@ -20,6 +20,7 @@ def in_float32(model: ModelProto) -> ModelProto:
     """Rewrite the float16 part of a graph in float32, and dequantize its constant weights once; a copy."""
     constants = graphs.constants(model)
     halves = {name for name, array in constants.items() if array.dtype == np.float16}
+    no_floats = graphs.not_float(model, floats=(TensorProto.FLOAT, TensorProto.FLOAT16))
     rewritten = copy.deepcopy(model)
     del rewritten.graph.node[:], rewritten.graph.value_info[:], rewritten.graph.initializer[:]
     folded: dict[str, np.ndarray] = {}
@@ -27,7 +28,7 @@ def in_float32(model: ModelProto) -> ModelProto:
         if node.op_type == "DequantizeLinear" and set(node.input) <= constants.keys():
             folded[node.output[0]] = _dequantized(node, constants)
         else:
-            rewritten.graph.node.extend(_rewritten(node, halves))
+            rewritten.graph.node.extend(_rewritten(node, halves, no_floats))
     for name, array in {**constants, **folded}.items():
         floats = array.astype(np.float32) if array.dtype == np.float16 else array
         rewritten.graph.initializer.append(numpy_helper.from_array(floats, name))
@@ -51,15 +52,29 @@ def _dequantized(node: NodeProto, constants: dict[str, np.ndarray]) -> np.ndarra
     return np.asarray(values.astype(scale.dtype))
 
 
-def _rewritten(node: NodeProto, halves: set[str]) -> Iterator[NodeProto]:
+def _rewritten(node: NodeProto, halves: set[str], no_floats: set[str]) -> Iterator[NodeProto]:
     if node.op_type == "Cast" and graphs.attribute(node, "to", 0) == TensorProto.FLOAT16:
-        yield helper.make_node("Identity", list(node.input), list(node.output), name=node.name)
+        # a mask becomes numbers; between floats nothing is to be done
+        kind, to = ("Cast", {"to": TensorProto.FLOAT}) if node.input[0] in no_floats else ("Identity", {})
+        yield helper.make_node(kind, list(node.input), list(node.output), name=node.name, **to)
         return
     if node.op_type != "QuantizeLinear" or node.input[1] not in halves:
-        yield node
+        yield _with_float_values(node)
         return
     half, rounded, quantize = f"{node.name}_half", f"{node.name}_rounded", copy.deepcopy(node)
     quantize.input[0] = rounded
     yield helper.make_node("Cast", [node.input[0]], [half], name=half, to=TensorProto.FLOAT16)
     yield helper.make_node("Cast", [half], [rounded], name=rounded, to=TensorProto.FLOAT)
     yield quantize
+
+
+def _with_float_values(node: NodeProto) -> NodeProto:
+    """The node with float32 in place of float16 in its own tensors, as of ConstantOfShape."""
+    if not any(attribute.t.data_type == TensorProto.FLOAT16 for attribute in node.attribute):
+        return node
+    converted = copy.deepcopy(node)
+    for attribute in converted.attribute:
+        if attribute.t.data_type == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(attribute.t).astype(np.float32)
+            attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+    return converted
