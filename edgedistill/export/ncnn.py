@@ -71,6 +71,9 @@ def convert(graph: Path, fp32: OnnxModel, images_NHWC: np.ndarray, folder: Path,
     parity = {}
     for backend in ("ncnn", "ncnn-half", "ncnn-bf16"):
         logits_NC = _logits(backend, path, images_NHWC)
+        if logits_NC.shape != expected_NC.shape:
+            shapes = f"{list(logits_NC.shape)} instead of {list(expected_NC.shape)}"
+            raise GateError(f"engines: ncnn gives logits of shape {shapes}: pnnx misread the graph", LEAVE_OUT)
         parity[f"{backend} agreement"] = agreement(expected_NC.argmax(1), logits_NC.argmax(1))
         parity[f"{backend} relative error"] = relative_error(expected_NC, logits_NC)
     same, error = parity["ncnn agreement"], parity["ncnn relative error"]
@@ -110,14 +113,15 @@ def _float_input(model: ModelProto) -> ModelProto:
     from onnx import TensorProto
 
     graph = model.graph
-    cast = graph.node[0]
-    if cast.op_type != "Cast" or list(cast.input) != [graph.input[0].name]:
-        raise EdgeDistillError("engines: the graph does not begin with a Cast of its images", LEAVE_OUT)
+    images = graph.input[0].name
+    cast = next((node for node in graph.node if node.op_type == "Cast" and list(node.input) == [images]), None)
+    if cast is None:
+        raise EdgeDistillError("engines: the graph has no Cast of its images", LEAVE_OUT)
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == cast.output[0]:
-                node.input[index] = cast.input[0]
-    del graph.node[0]
+                node.input[index] = images
+    graph.node.remove(cast)
     graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
     return model
 

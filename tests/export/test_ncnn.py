@@ -55,6 +55,23 @@ def test_gate_refuses_another_function(graph: tuple[Path, OnnxModel], tmp_path: 
         converted(graph, tmp_path, Export(max_relative_error=1e-12))
 
 
+def test_other_node_that_reads_the_images_first_is_no_obstacle(graph: tuple[Path, OnnxModel], tmp_path: Path) -> None:
+    """Attention over a batch begins with the shape of its images."""
+    model = onnx.load(graph[0])
+    model.graph.node.insert(0, onnx.helper.make_node("Shape", [model.graph.input[0].name], ["unread"], name="first"))
+    path = tmp_path / "graph.onnx"
+    onnx.save(model, path)
+    assert converted((path, graph[1]), tmp_path).parity["ncnn agreement"] == 1.0
+
+
+def test_answers_of_another_shape_are_refused(
+    graph: tuple[Path, OnnxModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ncnn, "_logits", lambda *_: np.zeros(8, dtype=np.float32))
+    with pytest.raises(GateError, match=r"logits of shape \[8\] instead of \[8, \d+\]"):
+        converted(graph, tmp_path)
+
+
 def test_missing_converter_names_the_extra(
     graph: tuple[Path, OnnxModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +86,7 @@ def test_graph_that_is_not_ours_is_refused(tmp_path: Path, graph: tuple[Path, On
     model = onnx.load(graph[0])
     del model.graph.node[0]
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(EdgeDistillError, match="does not begin with a Cast"):
+    with pytest.raises(EdgeDistillError, match="has no Cast of its images"):
         ncnn.convert(tmp_path / "other.onnx", graph[1], images_NHWC=pictures(1), folder=tmp_path, settings=Export())
 
 
