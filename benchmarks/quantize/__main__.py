@@ -21,6 +21,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ import numpy as np
 
 from benchmarks.lines import append, read, run_program
 from benchmarks.quantize import interleave, ours, score, students, table, trained
-from benchmarks.quantize.environments import PEERS, Artifact, PeerError, make_model
+from benchmarks.quantize.environments import PEERS, Artifact, PeerError, environment, make_model
 from edgedistill.console import say
 from edgedistill.recipe.schema import Quantize
 
 FAST, FAST_IMAGES = interleave.Plan(processes=1, rounds=1, queries=5, warm=0.2), 40
 FAST_FIELDS = ("artefact", "failed", "untimed", "build_seconds", "runtime", "placement", "facts")
+OURS, OPENVINO = ours.TARGETS["cpu"], "ours-openvino"
 Failed = dict[str, str]  # error messages, by artifact
 
 
@@ -73,6 +75,10 @@ def build_all(folder: Path, out: Path, environments: Path, peers: Sequence[str])
         {},
     )
     artifacts += _ours(folder, out, version)
+    try:
+        artifacts += _in_openvino(artifacts, environments)
+    except PeerError as error:
+        failed[OPENVINO] = str(error)
     for name in peers:
         say(f"  {name} ...")
         try:
@@ -103,6 +109,20 @@ def _ours(folder: Path, out: Path, version: dict[str, str]) -> list[Artifact]:
     ]
 
 
+def _in_openvino(artifacts: Sequence[Artifact], environments: Path) -> list[Artifact]:
+    """The fp32 graph and our int8 graph for CPUs in OpenVINO, an engine that the product chooses among."""
+    built = environment("nncf", environments)
+    version = {"openvino": built.versions["openvino"]}
+    names = {"fp32": f"{OPENVINO}-reduced", "ours": OPENVINO}
+    return [
+        replace(
+            artifact, name=names[artifact.name], python=built.python, runtime="openvino", ours=True, versions=version
+        )
+        for artifact in artifacts
+        if artifact.name in names
+    ]
+
+
 def score_all(
     artifacts: Sequence[Artifact], folder: Path, out: Path, first: int | None, failed: Failed
 ) -> dict[str, dict[str, Any]]:
@@ -113,6 +133,7 @@ def score_all(
     """
     labels_N, images = np.load(folder / "test_labels.npy")[:first], folder / "test.npy"
     by_name: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, np.ndarray] = {}
     reference_NC = None
     for artifact in artifacts:
         try:
@@ -124,14 +145,15 @@ def score_all(
             say(f"  {artifact.name} failed: {error}")
             continue
         reference_NC = logits_NC if reference_NC is None else reference_NC
+        predictions[artifact.name] = logits_NC.argmax(1)
         by_name[artifact.name] = {**score.model_scores(logits_NC, reference_NC, labels_N), "runtime": runtime}
         say(f"  {artifact.name}: {by_name[artifact.name]['top1']:.1%} of {len(labels_N)} images")
-    ours = (artifact.name for artifact in artifacts if artifact.ours and not artifact.simulate)
-    own_name = next((name for name in ours if name in by_name), None)
-    if own_name is not None:
-        ours_N, *predictions = (np.load(out / f"{name}.logits.npy").argmax(1) for name in (own_name, *by_name))
-        for name, theirs_N in zip(by_name, predictions, strict=True):
-            by_name[name]["against_ours_points"] = score.drop_points(theirs_N, ours_N, labels_N)
+    own_name = OURS if OURS in by_name else None
+    own_names = [artifact.name for artifact in artifacts if artifact.ours and artifact.name in by_name]
+    for name, theirs_N in predictions.items():
+        if own_name is not None:
+            by_name[name]["against_ours_points"] = score.drop_points(theirs_N, predictions[own_name], labels_N)
+        by_name[name]["against"] = {own: score.drop_points(theirs_N, predictions[own], labels_N) for own in own_names}
     return by_name
 
 
@@ -157,7 +179,7 @@ def measure_student(student: str, options: argparse.Namespace) -> list[dict[str,
         if samples.get(name) and name != "fp32" and "fp32" in samples:
             timing["ratio_to_fp32"] = interleave.ratio(samples["fp32"], samples[name])
         line = {"student": student, **_build_facts(artifact), **by_name[name], **timing, "load": round(load_average, 2)}
-        lines.append(with_decision(line) if artifact.ours and not artifact.simulate else line)
+        lines.append(with_decision(line) if artifact.name == OURS else line)
     return [*lines, *({"student": student, "artefact": name, "failed": message} for name, message in failed.items())]
 
 

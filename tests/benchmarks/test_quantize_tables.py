@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,6 +156,44 @@ def test_lead_of_peer_is_given_with_interval(against: list[float], sentence: str
     own = line("ours", 0.7, QUICK)
     lines = by_name(FP32, own, line("peer", 0.71, [3.1, 3.0, 3.2], against_ours_points=against))
     assert table.peers_ahead(lines, own) == [sentence]
+
+
+def timed(artefact: str, ms: float, **fields: Any) -> Line:
+    """A line whose every round took about so many milliseconds."""
+    samples_ms = [[[ms * (1 + 0.01 * round_)] * 3 for round_ in range(5)] for _ in range(3)]
+    return line(artefact, 0.7, [10 / ms, 9.9 / ms, 10.1 / ms], samples_ms=samples_ms, **fields)
+
+
+@pytest.mark.parametrize(
+    ("peer", "verdict"),
+    [
+        (timed("peer", 4.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "faster (ours-openvino is 2.00"),
+        (timed("peer", 1.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "SLOWER (ours-openvino is 0.50"),
+        (timed("peer", 2.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "equally fast (ours-openvino is 1.00"),
+        (timed("peer", 1.0, drop_points=[3.0, 1.1, 5.0]), "not measured"),  # shown to lose more: does not compete
+        (timed("peer", 4.0), "not measured"),
+    ],
+)
+def test_fastest_pair_is_compared_with_fastest_peer(peer: Line, verdict: str) -> None:
+    own = [timed("ours", 3.0), timed("ours-openvino", 2.0, versions={"openvino": "1"})]
+    fastest_refused = timed("ours-openvino-reduced", 1.0, versions={"openvino": "1"}, drop_points=[4.0, 2.0, 6.0])
+    sentence = table.claims({"resnet18": by_name(FP32, *own, fastest_refused, peer)})[-1]
+    assert sentence.partition("and as accurate: ")[2].startswith(verdict)
+    assert "our fastest pair" not in "".join(table.claims({"resnet18": by_name(FP32, own[0], peer)}))
+
+
+@pytest.mark.parametrize(
+    ("against", "verdict"),
+    [
+        ([0.1, -0.5, 0.7], "equal in accuracy (peer is -0.10 [-0.70, +0.50] points ahead)"),
+        ([-0.5, -1.8, 0.9], "not shown to be worse in accuracy (peer is +0.50 [-0.90, +1.80] points ahead)"),
+        ([-2.0, -3.0, -1.1], "WORSE in accuracy (peer is +2.00 [+1.10, +3.00] points ahead)"),
+    ],
+)
+def test_accuracy_of_fastest_pair_is_judged_by_margin(against: list[float], verdict: str) -> None:
+    own = timed("ours-openvino", 2.0, versions={"openvino": "1"})
+    lines = by_name(FP32, own, timed("peer", 4.0, against={"ours-openvino": against}))
+    assert table.claims({"resnet18": lines})[-1].endswith(verdict)
 
 
 def test_fp32_is_not_a_peer() -> None:
