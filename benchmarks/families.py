@@ -190,7 +190,7 @@ def table() -> str:
 def _answers(shares: Mapping[str, Any], engine: str) -> str:
     """The shares of one engine's entries, or its first reason."""
     entries = [share for key, share in shares.items() if key.startswith(engine)]
-    reasons = [entry[:80] for entry in entries if isinstance(entry, str)]
+    reasons = [entry.partition(";")[0][:80] for entry in entries if isinstance(entry, str)]
     return reasons[0] if reasons else ", ".join(f"{share:.0%}" for share in entries) or "-"
 
 
