@@ -121,7 +121,9 @@ class DividedDraw(Draw):
         test_set = official.test_set
         if len(division.test):
             store = Selection(store=official.train, rows=division.test)  # type: ignore[arg-type]
-            test_set = LabeledImages(store=store, labels_N=labels_N[division.test])
+            test_set = LabeledImages(
+                store=store, labels_N=labels_N[division.test], units_N=division.units_N[division.test]
+            )
         return replace(
             official,
             labeled_rows=division.labeled,

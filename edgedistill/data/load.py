@@ -219,9 +219,13 @@ def _assembled(
         _refuse_small_classes(np.bincount(left, minlength=len(listing.classes)), listing, section, choice)
     train: Store = store
     kept = np.arange(store.n)
-    test_set = LabeledImages(store=Selection(store=store, rows=division.test), labels_N=labels_N[division.test])
+    test_set = LabeledImages(
+        store=Selection(store=store, rows=division.test),
+        labels_N=labels_N[division.test],
+        units_N=division.units_N[division.test],
+    )
     if official:
-        test_set = LabeledImages(store=official[1], labels_N=official[0].labels_N)
+        test_set = LabeledImages(store=official[1], labels_N=official[0].labels_N, units_N=division.official_units)
     elif choice == "holdout":
         kept = np.setdiff1d(kept, division.test)
         train = Selection(store=store, rows=kept)

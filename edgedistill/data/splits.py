@@ -24,10 +24,11 @@ LEAST_WITNESSES = 64
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabeledImages:
-    """A store and the class index of each of its images, int64 [N]."""
+    """A store, and the class index and the unit of each of its images, int64 [N]."""
 
     store: Store
     labels_N: np.ndarray
+    units_N: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

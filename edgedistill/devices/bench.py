@@ -137,9 +137,10 @@ def bench(
 
 
 def device_records(device: Device, report: AgentReport, labels_N: np.ndarray) -> list[BenchReport]:
-    """The records of an agent's report; without accuracy if no image has a label."""
+    """The records of an agent's report; without accuracy unless all images have a label."""
     records = [_bench_report(device, report, measurement) for measurement in report.results]
-    if (labels_N < 0).all():  # with folds the images have no labels
+    # with folds the images have no labels, and of somebody else's model some may have none: to the agent -1 is a class
+    if (labels_N < 0).any():
         records = [replace(record, accuracy=None) for record in records]
     return records
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,10 +77,20 @@ def _metadata_names(metadata: Mapping[str, str], classes: int) -> tuple[str, ...
                 parsed = parse(text)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
-            names = [str(parsed[key]) for key in sorted(parsed)] if isinstance(parsed, dict) else parsed
+            names = _in_order(parsed) if isinstance(parsed, dict) else parsed
             if isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names):
                 return tuple(name.strip() for name in names)
     return ()
+
+
+def _in_order(names: Mapping[Any, Any]) -> list[str]:
+    """The names of {index: name}, whose indices are text in JSON, or of {name: index}; () for any other mapping."""
+    if all(isinstance(index, int) for index in names.values()):
+        names = {index: name for name, index in names.items()}
+    try:
+        return [str(names[index]) for index in sorted(names, key=int)]
+    except (TypeError, ValueError):
+        return []
 
 
 def _split(text: str) -> list[str]:

@@ -22,7 +22,7 @@ TEST_SEED = 20260101
 RESERVE = 500  # unlabeled images that witness for the graphs and train nothing
 RESERVE_SHARE = 4  # at most one unlabeled image in four
 LEAST_UNLABELED = 400  # with a test set, fewer unlabeled images all train: a quarter of them would decide little
-VERSION = 2  # of these rules; 2: near-copies are kept together
+VERSION = 3  # of these rules; 2: near-copies are kept together; 3: val and the reserve of a fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class Division:
         copies: number of further images with the pixels of another one; left out.
         tested: number of images with pixels, or of a group, of test; left out.
         units_N: unit of each image of the pool.
+        official_units: unit of each image of an official test split.
         near_copies: number of images that are kept together with a near-copy, and of sets of such.
         inseparable: classes of which near-copies would leave one unit; near-copies are then not kept together.
         folds: the folds of the labels, for that protocol.
@@ -103,6 +104,7 @@ class Division:
     copies: int
     tested: int
     units_N: np.ndarray
+    official_units: np.ndarray
     near_copies: tuple[int, int]
     inseparable: tuple[int, ...]
     folds: Folds | None
@@ -116,7 +118,9 @@ def divide(pool: Pool, rules: Rules) -> Division:
     """
     n = len(pool.names)
     is_contradicted_N = contradicted(pool.hashes, pool.labels_N)
-    units_N, of_test_N, inseparable = _units(pool)
+    every_units, inseparable = _units(pool)
+    units_N, official_units = every_units[:n], every_units[n:]
+    of_test_N = np.isin(units_N, official_units)
     is_copy_N = _copies(pool, left_out_N=is_contradicted_N | of_test_N)
     usable_N = ~(is_contradicted_N | of_test_N | is_copy_N)
 
@@ -125,7 +129,7 @@ def divide(pool: Pool, rules: Rules) -> Division:
     is_test_N, folds = np.zeros(n, dtype=bool), None
     if rules.protocol == "holdout":
         is_test_N = usable_N & _holdout(pool, np.where(pool.is_val_N, UNLABELED, labels_N), units_N, rules)
-    is_labeled_N, ranks_N = _budget(pool, np.where(_beside(is_test_N, units_N), UNLABELED, labels_N), units_N, rules)
+    is_labeled_N = _budget(pool, np.where(_beside(is_test_N, units_N), UNLABELED, labels_N), units_N, rules)
     if rules.protocol == "folds":
         folds = assign_folds(np.where(is_labeled_N, labels_N, UNLABELED), units_N, TEST_SEED)
         is_test_N = folds.folds_N == rules.fold if rules.fold is not None else is_test_N
@@ -134,12 +138,17 @@ def divide(pool: Pool, rules: Rules) -> Division:
 
     is_val_N = trains_N & pool.is_val_N & (labels_N != UNLABELED)
     if rules.val_fraction:
-        is_val_N = _val(np.where(is_labeled_N & trains_N, labels_N, UNLABELED), ranks_N, units_N, rules)
+        # ranked anew: a fold takes labels of any rank away, and val must not depend on which
+        left_N = np.where(is_labeled_N & trains_N, labels_N, UNLABELED)
+        ranks_N = draws.class_ranks(pool.names, left_N, f"labels/{rules.seed}", units_N)
+        is_val_N = _val(left_N, ranks_N, units_N, rules)
     trains_N &= ~_beside(is_val_N, units_N)
     labeled_N = trains_N & is_labeled_N & ~pool.is_val_N
     unlabeled = np.flatnonzero(trains_N & ~is_labeled_N)
-    limit = _reserve_size(len(unlabeled), int(is_val_N.sum()), rules)
-    reserve = _reserve(pool, unlabeled[~np.isin(units_N[unlabeled], units_N[labeled_N])], units_N, limit)
+    # beside no label of any fold: the reserve of every fold is that of the student that ships
+    free = unlabeled[~np.isin(units_N[unlabeled], units_N[is_labeled_N if rules.protocol == "folds" else labeled_N])]
+    limit = _reserve_size(len(free if rules.protocol == "folds" else unlabeled), int(is_val_N.sum()), rules)
+    reserve = _reserve(pool, free, units_N, limit)
     return Division(
         labeled=np.flatnonzero(labeled_N),
         val=np.flatnonzero(is_val_N),
@@ -150,15 +159,16 @@ def divide(pool: Pool, rules: Rules) -> Division:
         copies=int(is_copy_N.sum()),
         tested=int((of_test_N | tested_elsewhere_N & usable_N).sum()),
         units_N=units_N,
+        official_units=official_units,
         near_copies=(0, 0) if inseparable else _near_copies(pool),
         inseparable=inseparable,
         folds=folds,
     )
 
 
-def _units(pool: Pool) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """The unit of each image, int64 [N]; whether an image of the official test split is in it, bool [N]; and the
-    classes for whose sake near-copies are not kept together.
+def _units(pool: Pool) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The unit of each image of the pool and then of an official test split, int64; and the classes for whose sake
+    near-copies are not kept together.
     """
     n, groups = len(pool.names), pool.groups
     every = unit_ids(
@@ -170,7 +180,7 @@ def _units(pool: Pool) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         separable = _classes_in_two(pool.labels_N, every[:n])
         inseparable = tuple(sorted(separable - _classes_in_two(pool.labels_N, joined[:n])))
         every = every if inseparable else joined
-    return every[:n], np.isin(every[:n], every[n:]), inseparable
+    return every, inseparable
 
 
 def _classes_in_two(labels_N: np.ndarray, units_N: np.ndarray) -> set[int]:
@@ -220,14 +230,14 @@ def _holdout(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules
     return np.asarray(drawn_N & (labels_N != UNLABELED))
 
 
-def _budget(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """Whether an image of train keeps its label, bool [N], and its rank within its class, int64 [N]."""
+def _budget(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> np.ndarray:
+    """Whether an image of train keeps its label, bool [N]."""
     labels_N = np.where(pool.is_val_N, UNLABELED, labels_N)
     ranks_N = draws.class_ranks(pool.names, labels_N, f"labels/{rules.seed}", units_N)
     is_labeled_N = labels_N != UNLABELED
     if rules.per_class is not None:
         is_labeled_N &= ranks_N < rules.per_class
-    return is_labeled_N, ranks_N
+    return np.asarray(is_labeled_N)
 
 
 def _val(labels_N: np.ndarray, ranks_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> np.ndarray:

@@ -10,6 +10,7 @@ N images, U units, C classes.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,12 +86,18 @@ def held_out(labels_N: np.ndarray, ranks_N: np.ndarray, counts: np.ndarray, unit
     labeled = np.flatnonzero(labels_N != UNLABELED)
     order = labeled[np.lexsort((labels_N[labeled], ranks_N[labeled]))]
     side_by_unit: dict[int, bool] = {}
+    classes_by_unit: dict[int, set[int]] = {}
+    for row in labeled:
+        classes_by_unit.setdefault(int(units_N[row]), set()).add(int(labels_N[row]))
+    left_C = Counter(label for classes in classes_by_unit.values() for label in classes)  # units that are not held out
     held_C = np.zeros(int(labels_N.max(initial=0)) + 1, dtype=np.int64)
     is_held_N = np.zeros(len(labels_N), dtype=bool)
     for row in order:
         label, unit = int(labels_N[row]), int(units_N[row])
         if unit not in side_by_unit:
-            side_by_unit[unit] = bool(held_C[label] < counts[ranks_N[row] + 1])
+            spared = all(left_C[other] > 1 for other in classes_by_unit[unit])  # each class keeps a unit
+            side_by_unit[unit] = bool(held_C[label] < counts[ranks_N[row] + 1]) and spared
+            left_C.subtract(classes_by_unit[unit] if side_by_unit[unit] else ())
         is_held_N[row] = side_by_unit[unit]
         held_C[label] += side_by_unit[unit]
     return is_held_N

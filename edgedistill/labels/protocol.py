@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from edgedistill.agent import metrics
 from edgedistill.agent.metrics import Z95
 from edgedistill.errors import InputError
 from edgedistill.labels.draws import UNLABELED
 from edgedistill.records import Accuracy
 
 Protocol = Literal["test", "holdout", "folds"]
+Score = Literal["top1", "balanced"]
 Choice = Literal["auto", "test", "holdout", "folds"]
 HOLDOUT_IMAGES, HOLDOUT_PER_CLASS = 400, 20  # with fewer labels a hold-out is too small to measure by
 MAX_FOLDS = 5
@@ -109,7 +111,28 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
     return Folds(folds_N=folds_N, count=count, unscored=tuple(int(label) for label in unscored))
 
 
-def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray, count: int) -> Accuracy:
+def unit_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray) -> Accuracy:
+    """Accuracy of one student over test images, with a 95 % interval that counts units where some hold several."""
+    if len(np.unique(units_N)) == len(units_N):
+        return Accuracy(**metrics.accuracy(labels_N, predicted_N))
+    return pooled_accuracy(labels_N, predicted_N, units_N, count=None)
+
+
+def unit_drop(
+    labels_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray, *, units_N: np.ndarray, score: Score
+) -> tuple[float, float, float]:
+    """`agent.metrics.drop`, with an interval that counts units where some hold several images."""
+    if len(np.unique(units_N)) == len(units_N):
+        return metrics.drop(labels_N, before_N, after_N, by=score)
+    return pooled_gain(labels_N, before_N, after_N, units_N=units_N, count=None, score=score)
+
+
+def _inflation(count: int | None) -> float:
+    """By which the variance over `count` folds is multiplied; None for one student."""
+    return 1.0 if count is None else 1.0 + count / (count - 1)
+
+
+def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray, count: int | None) -> Accuracy:
     """Accuracy over the images of all folds, with a 95 % interval that knows that folds share training images.
 
     The sampling variance comes from a bootstrap over units within each class. The folds' students share most of their
@@ -120,7 +143,7 @@ def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.n
         labels_N: class of each scored image.
         predicted_N: the class that its fold's student predicts.
         units_N: unit of each scored image.
-        count: number of folds.
+        count: number of folds; None for one student.
     """
     is_right_N = labels_N == predicted_N
     classes = np.unique(labels_N)
@@ -139,7 +162,7 @@ def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.n
         hits_RC.append(hits_U[drawn].sum(axis=1))
         counts_RC.append(sizes_U[drawn].sum(axis=1))
     hits, sizes = np.stack(hits_RC, axis=1), np.stack(counts_RC, axis=1)
-    inflation = 1.0 + count / (count - 1)
+    inflation = _inflation(count)
     top1 = float(is_right_N.mean())
     balanced = float(np.mean([is_right_N[labels_N == label].mean() for label in classes]))
     halves = [
@@ -161,8 +184,8 @@ def pooled_gain(
     other_N: np.ndarray,
     *,
     units_N: np.ndarray,
-    count: int,
-    score: Literal["top1", "balanced"],
+    count: int | None,
+    score: Score,
 ) -> tuple[float, float, float]:
     """What one method gains over another out of fold, on the same images, and its 95 % interval, as fractions.
 
@@ -173,7 +196,7 @@ def pooled_gain(
         predicted_N: the class that the method's student of its fold predicts.
         other_N: the same of the other method.
         units_N: unit of each scored image.
-        count: number of folds.
+        count: number of folds; None for one student.
         score: "top1", or "balanced" for the mean over the classes present.
     """
     won_N = (predicted_N == labels_N).astype(np.float64) - (other_N == labels_N)
@@ -188,6 +211,6 @@ def pooled_gain(
         center += won / (n + 2)
         # half an image is added to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005)
         variance += (float((excess_U**2).sum()) + 1) / (n + 2) ** 2
-    half = Z95 * float(np.sqrt((1.0 + count / (count - 1)) * variance)) / len(classes)
+    half = Z95 * float(np.sqrt(_inflation(count) * variance)) / len(classes)
     gain, center = gain / len(classes), center / len(classes)
     return gain, max(-1.0, center - half), min(1.0, center + half)

@@ -207,7 +207,7 @@ TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
 # folds; a fold's folder holds weigh/, search/ and distill/ as a run does
 OUT_OF_FOLD = _record("folds/folds.json", OutOfFold)
 FOLD_ANSWERS = Artifact(path="folds/answers.npz", load=_read_arrays)
-FOLD_UNLABELED = Artifact(path="folds/unlabeled.npz", load=partial(_read_arrays, names=("rows", "logits")))
+FOLD_UNLABELED = Artifact(path="folds/unlabeled.npz", load=_read_arrays)  # "rows", fp32, int8
 # distill
 LAST_CHECKPOINT = Artifact(path="distill/last.pt", load=Path.read_bytes)
 METRICS = Artifact(path="distill/metrics.jsonl", load=_read_steps)

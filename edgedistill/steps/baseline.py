@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from edgedistill.agent import metrics
 from edgedistill.console import bar, duration, say
 from edgedistill.recipe import presets
 from edgedistill.records import Accuracy, Baseline, Gain
@@ -74,9 +73,11 @@ def compare_on_test(context: Context, part: Context) -> tuple[Baseline, dict[str
     """Train on labels alone and compare on the test images; val chooses."""
     import numpy as np
 
+    from edgedistill.labels.protocol import unit_accuracy, unit_drop
+
     say(f"  the same student on labels alone{predicted_time(context, 1)}")
     run_steps(part, TRAINING)
-    splits, score = context.splits, context.recipe.data.score
+    splits, score, units_N = context.splits, context.recipe.data.score, context.splits.test_set.units_N
     images_NHWC, labels_N = context.test_images(artifacts.STUDENT.read(context.run).input_px)
     answers = {
         "labels": labels_N,
@@ -89,13 +90,17 @@ def compare_on_test(context: Context, part: Context) -> tuple[Baseline, dict[str
     if len(splits.val_rows):
         val_NHWC = np.asarray(context.splits.train.resized(images_NHWC.shape[1])[splits.val_rows])
         pair = predicted(context, val_NHWC), predicted(part, val_NHWC)
-        on_val = gain_of(metrics.drop(splits.val_labels, *pair, by=score), len(splits.val_rows))
+        on_val = gain_of(
+            unit_drop(splits.val_labels, *pair, units_N=splits.units_N[splits.val_rows], score=score),
+            len(splits.val_rows),
+        )
 
     def compare(other: str) -> Gain:
-        return gain_of(metrics.drop(labels_N, answers["distilled"], answers[other], by=score), len(labels_N))
+        triple = unit_drop(labels_N, answers["distilled"], answers[other], units_N=units_N, score=score)
+        return gain_of(triple, len(labels_N))
 
     def accuracy(name: str) -> Accuracy:
-        return Accuracy(**metrics.accuracy(labels_N, answers[name]))
+        return unit_accuracy(labels_N, answers[name], units_N)
 
     return summarize(context, answers, compare, accuracy, on_val=on_val), answers
 

@@ -51,22 +51,32 @@ def score(context: Context, spec: StudentSpec, seed: int, rungs: Rungs) -> tuple
     from edgedistill.students import space
 
     recipe = context.recipe
-    judges = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items()}
+    has_val = len(context.splits.val_rows) > 0
+    judges = {step: partial(_judge, recipe.data.score, judge) for step, judge in rungs.items() if has_val}
     with bar(f"try {space.describe(spec)}", recipe.search.steps) as progress:
         model, task = workers.prepare_training(
             context, spec, steps=recipe.search.steps, seed=seed, held_out=HELD_OUT, rungs=judges
         )
         fitted = loop.fit(model, task, on_step=lambda *step: progress(1), rungs=judges)
-    assert fitted.val is not None, "candidates are compared on val"
-    by, val = recipe.data.score, fitted.val
+    by = recipe.data.score
+    # two labels a class: the fold's student is trained on one of each, and none is left for val
+    val = fitted.val or chance(len(context.splits.classes))
     predict: Callable[[Any], Any] = partial(evaluate.logits, fitted.model, spec)
     if recipe.search.objective == "int8":
         predict = int8_predictor(context, fitted.model, spec)
+    if recipe.search.objective == "int8" and fitted.val:
         val = evaluate.score(predict(task.material.images_NHWC[task.material.val]), task.material.val_labels)
-    facts = {"standard_error": _standard_error(val, by), "loss": fitted.loss, "seconds": round(fitted.seconds, 2)}
+    loss = fitted.loss if fitted.val else 0.0
+    facts = {"standard_error": _standard_error(val, by), "loss": loss, "seconds": round(fitted.seconds, 2)}
     if agreement := evaluate.agreement(task, predict):
         facts |= {"agreement": agreement.score(by), "agreement_error": _standard_error(agreement, by)}
     return val.score(by), facts
+
+
+def chance(classes: int) -> Accuracy:
+    """The accuracy of a candidate without val, known to be anything: the teacher decides, else the first candidate."""
+    share = 1.0 / classes
+    return Accuracy(n=0, top1=share, top1_ci95=(0.0, 1.0), balanced=share, balanced_ci95=(0.0, 1.0))
 
 
 def _standard_error(accuracy: Accuracy, by: Literal["top1", "balanced"]) -> float:
@@ -132,6 +142,12 @@ def graph(
 def export_settings(context: Context) -> dict[str, Any]:
     """The export settings that a candidate's graph depends on."""
     return context.recipe.export.for_key(exclude={"fp16", "engines", "ncnn"})
+
+
+def answered_by(context: Context) -> str:
+    """Hash of the settings that the answers of a trained student's int8 graph depend on."""
+    settings = context.recipe.quantize
+    return digest([export_settings(context), settings.method, settings.calibration_images])
 
 
 def architecture(context: Context, spec: StudentSpec, precision: str, target: str) -> str:

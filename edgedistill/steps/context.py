@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -368,6 +369,11 @@ class Context:
         """Name of the graph for CPUs: the graph chosen by the step keep, else fp32."""
         kept = artifacts.KEPT.read(self.run)
         return next((entry.artefact for entry in kept if entry.target == "cpu"), self.models[0].name)
+
+    def fold_graph(self, answers: Mapping[str, Any]) -> str:
+        """The graph of the folds' students, "int8" or "fp32", that answers as the default graph does."""
+        is_int8 = next(model.precision == "int8" for model in self.models if model.name == self.default_graph)
+        return "int8" if is_int8 and "int8" in answers else "fp32"
 
     @property
     def inventory(self) -> Path | None:

@@ -86,11 +86,13 @@ def at_prior(context: Context, fitted: TrainedStudent, spec: StudentSpec) -> Tra
 def test_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accuracy:
     """The accuracy on the test images; with folds, for the student that ships, that out of fold."""
     from edgedistill.distill import evaluate
+    from edgedistill.labels.protocol import unit_accuracy
 
     images_NHWC, labels_N = context.test_images(spec.input_px)
     if not len(labels_N):
         return artifacts.OUT_OF_FOLD.read(context.run).fp32
-    return evaluate.score(evaluate.logits(model, spec, images_NHWC), labels_N)
+    predicted_N = evaluate.logits(model, spec, images_NHWC).argmax(axis=1)
+    return unit_accuracy(labels_N, predicted_N, context.splits.test_set.units_N)
 
 
 def teacher_score(context: Context, student: Accuracy | None) -> TeacherScore | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STEPS = (weigh.STEP, search.STEP, distill.STEP)
 ANSWERS = "answers.npz"  # of one fold, in its folder
+UNLABELED = "unlabeled_"  # before the graph's name: its answers to images without a label
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +38,7 @@ class Pooled:
     Attributes:
         record: their accuracies, apart and together.
         answers: `rows` and `labels` of the scored images and the logits there by graph, [N] and [N, C].
-        unlabeled: `rows` [M] of images without a label, and every student's `logits` there, [folds, M, C].
+        unlabeled: `rows` [M] of images without a label, and every student's logits there by graph, [folds, M, C].
     """
 
     record: OutOfFold
@@ -87,7 +88,7 @@ def out_of_fold(context: Context, steps: Sequence[Step], ships: bool = True) -> 
     assert folds is not None, "the protocol is folds"
     run = partial(run_fold, context, steps=steps, ships=ships)
     outcomes = fold_workers.outcomes(context, folds.count, run, version=STEP.version)
-    names = [name for name in outcomes[0].answers if name != "unlabeled"]
+    names = [name for name in outcomes[0].answers if not name.startswith(UNLABELED)]
     pooled = {name: np.concatenate([outcome.answers[name] for outcome in outcomes]) for name in names}
     units_N = splits.units_N[pooled["rows"]]
     accuracies = {
@@ -102,8 +103,11 @@ def out_of_fold(context: Context, steps: Sequence[Step], ships: bool = True) -> 
         temperature=fit_temperature(pooled["fp32"], pooled["labels"]),
         **accuracies,
     )
-    on_unlabeled = np.stack([outcome.answers["unlabeled"] for outcome in outcomes])
-    unlabeled = {"rows": witnesses(context, ships), "logits": on_unlabeled}
+    unlabeled = {"rows": witnesses(context, ships)} | {
+        name.removeprefix(UNLABELED): np.stack([outcome.answers[name] for outcome in outcomes])
+        for name in outcomes[0].answers
+        if name.startswith(UNLABELED)
+    }
     return Pooled(record=record, answers=pooled, unlabeled=unlabeled)
 
 
@@ -144,8 +148,8 @@ def fold_answers(
 ) -> dict[str, np.ndarray]:
     """The logits of a fold's student on the fold, float [N, C]: in float and, if wanted and the recipe does, in int8.
 
-    They are kept in the fold's folder, with the images' `rows` (int64 [N]) and labels, and with the logits of the
-    images at the rows `unlabeled`, float [M, C], in int8 if there is such a graph.
+    They are kept in the fold's folder, with the images' `rows` (int64 [N]) and labels, and with the logits of both
+    graphs on the images at the rows `unlabeled`, float [M, C].
     """
     import numpy as np
 
@@ -155,12 +159,13 @@ def fold_answers(
 
     path, record, settings = context.run / ANSWERS, context.checkpoint, context.recipe.quantize
     int8 = int8 and settings.enabled and "cpu" in settings.targets
-    key = np.array(digest([record.sha256, unlabeled.tolist()]))
+    graph_key = candidate.answered_by(context) if int8 else ""
+    key = np.array(digest([record.sha256, rows.tolist(), unlabeled.tolist(), graph_key]))
     if path.is_file():
         with np.load(path, allow_pickle=False) as archive:
             kept = {name: np.asarray(archive[name]) for name in archive.files}
-        if kept.pop("student") == key and (not int8 or "int8" in kept):
-            return {name: array for name, array in kept.items() if int8 or name != "int8"}
+        if kept.pop("student") == key:
+            return kept
     images_NHWC, labels_N = context.test_images(record.spec.input_px)
     images_NHWC, model = np.asarray(images_NHWC), load_student(record.spec, context.run / record.path)
     unlabeled_NHWC = np.asarray(context.splits.train.resized(record.spec.input_px)[unlabeled])
@@ -168,8 +173,9 @@ def fold_answers(
         "rows": rows,
         "labels": labels_N,
         "fp32": evaluate.logits(model, record.spec, images_NHWC),
-        "unlabeled": np.empty((0, record.spec.num_classes), dtype=np.float32),
     }
+    if len(unlabeled):
+        arrays[f"{UNLABELED}fp32"] = evaluate.logits(model, record.spec, unlabeled_NHWC)
     if int8:
         with interrupts.temporary_folder() as folder:
             graph, _ = candidate.graph(
@@ -183,16 +189,14 @@ def fold_answers(
             )
             arrays["int8"] = predict_onnx(graph, images_NHWC)
             if len(unlabeled):
-                arrays["unlabeled"] = predict_onnx(graph, unlabeled_NHWC)
-    elif len(unlabeled):
-        arrays["unlabeled"] = evaluate.logits(model, record.spec, unlabeled_NHWC)
+                arrays[f"{UNLABELED}int8"] = predict_onnx(graph, unlabeled_NHWC)
     save_arrays(path, student=key, **arrays)
     return arrays
 
 
 STEP = Step(
     name="folds",
-    version=3,
+    version=4,
     sections=("seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill", "quantize"),
     after=("weigh", "search"),
     inputs=search.inputs,

@@ -93,9 +93,11 @@ def _from_folds(context: Context, aim: Aim) -> Fit:
     from edgedistill.labels.unknown import LEAST_MATCHED, fitted, matched
 
     answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
-    # a run of an older version has none
-    unlabeled = artifacts.FOLD_UNLABELED.find(context.shipped.run) or {"rows": np.empty(0, dtype=np.int64)}
-    logits_NC, labels_N = answers.get("int8", answers["fp32"]), answers["labels"]
+    graph = context.fold_graph(answers)
+    unlabeled = artifacts.FOLD_UNLABELED.find(context.shipped.run) or {}
+    if graph not in unlabeled:  # a run of an older version has none
+        unlabeled = {"rows": np.empty(0, dtype=np.int64)}
+    logits_NC, labels_N = answers[graph], answers["labels"]
     rule = fitted(logits_NC, labels_N, aim)
     rules = dict.fromkeys((model.name for model in context.models), rule)
     expected_MC, n = logits_NC, len(unlabeled["rows"])
@@ -104,7 +106,7 @@ def _from_folds(context: Context, aim: Aim) -> Fit:
         images_NHWC = np.asarray(store.resized(px)[unlabeled["rows"]])
         for model in _run_models(context):
             rows, graph_MC = _logits(context, model, images_NHWC)
-            rules[model.name] = matched(rule, unlabeled["logits"][:, rows], graph_MC)
+            rules[model.name] = matched(rule, unlabeled[graph][:, rows], graph_MC)
             expected_MC = graph_MC if model.name == context.default_graph else expected_MC
     return Fit(
         rules=_with_fp16(context, rules),

@@ -31,7 +31,8 @@ def work(context: Context) -> None:
     student = load_student(record.spec, context.shipped.run / record.path)
     torch_NC = evaluate.logits(student, record.spec, images_NHWC)
     out_of_fold = None if context.splits.n_test else artifacts.OUT_OF_FOLD.read(context.shipped.run)
-    score = partial(verify.accuracy, labels_N=labels_N)
+    units_N = context.splits.test_set.units_N if context.splits.n_test else None
+    score = partial(verify.accuracy, labels_N=labels_N, units_N=units_N)
     if out_of_fold:
         score = partial(verify.estimated, student_NC=torch_NC, out_of_fold=out_of_fold)
     ladder, logits = verify.ladder(
@@ -76,7 +77,7 @@ def fold_mistakes(context: Context) -> dict[str, Any]:
 
     answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
     images_NHWC = context.splits.train.resized(context.checkpoint.spec.input_px)[answers["rows"]]
-    return dict(verify.mistakes(images_NHWC, answers["labels"], answers.get("int8", answers["fp32"])))
+    return dict(verify.mistakes(images_NHWC, answers["labels"], answers[context.fold_graph(answers)]))
 
 
 STEP = Step(

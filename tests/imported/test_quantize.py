@@ -212,3 +212,14 @@ def test_speed_guard_times_both_graphs(place: Path, tmp_path: Path) -> None:
     (cpu,) = (choice for choice in report["kept"] if choice["target"] == "cpu")
     assert len(cpu["ratio"]) == 3 and "times as fast as fp32" in cpu["why"]
     assert onnx.load(tmp_path / "out/student.int8-cpu.onnx").graph.input[0].name == "images"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({str(index): f"c{index}" for index in range(12)}),
+        json.dumps({f"c{index}": index for index in range(12)}),
+    ],
+)
+def test_class_names_of_a_mapping_are_in_the_order_of_the_indices(text: str) -> None:
+    assert images.class_names({"names": text}, 12, (), None) == tuple(f"c{index}" for index in range(12))

@@ -234,3 +234,45 @@ def test_two_classes_must_be_scored() -> None:
     pool = pool_of(["a", "b", "c"], np.array([0, 0, 1]))
     with pytest.raises(InputError, match="accuracy cannot be measured"):
         divide(pool, rules_of("folds", classes=2))
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(2, 3), (2, 5), (4, 5)])
+def test_every_fold_has_val_of_each_class(classes: int, labels: int) -> None:
+    """A fold may take any label away, that of the first rank, too."""
+    for draw_number in range(20):
+        names = [f"{draw_number}/{index}" for index in range(classes * labels)]
+        pool = pool_of(names, labels_N=(labels_N := np.arange(len(names)) % classes))
+        rules = rules_of("folds", classes=classes)
+        shipping = divide(pool, rules)
+        assert shipping.folds is not None
+        for fold in range(shipping.folds.count):
+            part = divide(pool, replace(rules, fold=fold))
+            assert set(labels_N[part.val]) == set(labels_N[part.labeled]) == set(range(classes))
+
+
+def test_reserve_trains_in_no_fold() -> None:
+    """Groups with labels take unlabeled images away from a fold, and none of its reserve."""
+    labels_N = np.where(np.arange(600) < 60, np.arange(600) % 3, -1)
+    names = [f"image{index}" for index in range(600)]
+    pool = replace(pool_of(names, labels_N), groups=[f"g{row % 30}" if row < 260 else None for row in range(600)])
+    rules = rules_of("folds", classes=3)
+    reserve = divide(pool, rules).reserve.tolist()
+    assert len(reserve) == 85
+    for fold in range(5):
+        assert divide(pool, replace(rules, fold=fold)).reserve.tolist() == reserve
+
+
+@pytest.mark.parametrize("protocol", ["test", "holdout"])
+def test_val_leaves_a_label_of_each_class_to_train(protocol: str) -> None:
+    """Groups of two classes: a group that is held out for one class may be the last one of the other."""
+    for seed in range(60):
+        generator, labels, groups = np.random.default_rng(seed), list[int](), list[str | None]()
+        for group in range(12):
+            for label in generator.choice(4, size=2, replace=False):
+                count = int(generator.integers(3, 9))
+                labels += [int(label)] * count
+                groups += [f"g{group}"] * count
+        labels_N = np.array(labels)
+        names = [f"{seed}/{index}" for index in range(len(labels))]
+        part = divide(replace(pool_of(names, labels_N), groups=groups), rules_of(protocol))
+        assert set(labels_N[part.val]) <= set(labels_N[part.labeled])

@@ -9,7 +9,7 @@ import pytest
 
 from edgedistill.agent import metrics
 from edgedistill.errors import InputError
-from edgedistill.labels.protocol import assign_folds, pooled_accuracy, pooled_gain, resolve
+from edgedistill.labels.protocol import assign_folds, pooled_accuracy, pooled_gain, resolve, unit_accuracy
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,16 @@ def test_paired_gain_counts_units_not_images() -> None:
         for units_N in (np.arange(120), np.arange(120) // 12)
     ]
     assert pairs[0][0] == pairs[1][0] == 0 and pairs[1][2] - pairs[1][1] > 3 * (pairs[0][2] - pairs[0][1])
+
+
+def test_interval_of_test_images_counts_groups() -> None:
+    """Groups differ, so 400 images of 20 groups tell less than 400 images do."""
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        share_G = generator.beta(2.0, 0.5, size=20)  # 0.8 in the mean
+        units_N = np.repeat(np.arange(20), 20)
+        labels_N = units_N % 2
+        predicted_N = np.where(generator.random(400) < share_G[units_N], labels_N, 1 - labels_N)
+        low, high = unit_accuracy(labels_N, predicted_N, units_N).top1_ci95
+        covered += low <= 0.8 <= high
+    assert covered >= 170  # by Wilson's interval 112

@@ -93,12 +93,12 @@ def test_what_follows_makes_do_without_a_test_set(project: Project) -> None:
     unknown = artifacts.UNKNOWN.read(run)
     assert unknown.labels == LABELS and unknown.scored.threshold > 0, "44 labels are enough for a threshold"
     unlabeled = artifacts.FOLD_UNLABELED.read(run)
-    assert unknown.matched == unknown.expected_on == UNLABELED and unlabeled["logits"].shape == (5, UNLABELED, 2)
+    assert unknown.matched == unknown.expected_on == UNLABELED and unlabeled["int8"].shape == (5, UNLABELED, 2)
     assert set(unknown.rules) == {"fp32", "fp16", "int8-cpu"} and unknown.rules["int8-cpu"] != unknown.scored
     folds_answer = np.mean(
         [
             confidence(logits_MC, unknown.scored.temperature) >= unknown.scored.threshold
-            for logits_MC in unlabeled["logits"]
+            for logits_MC in unlabeled["int8"]
         ]
     )
     assert unknown.answered == pytest.approx(folds_answer, abs=0.02), "as many as the folds' students answer"
@@ -135,3 +135,15 @@ def test_interrupted_folds_go_on_to_the_same_bytes(project: Project, tmp_path: P
     assert completed.code == 0, completed.err
     for name in ("folds/folds.json", "distill/student.safetensors"):
         assert (run / name).read_bytes() == (project.run / name).read_bytes(), name
+
+
+def test_two_labels_a_class_are_enough(tmp_path: Path) -> None:
+    """A fold's student is trained on one label of each class, and none is left for val."""
+    few = few_labels(tmp_path)
+    for path in sorted((tmp_path / "pictures/all").rglob("*.png")):
+        if path.name not in {"train00.png", "train01.png"}:
+            path.unlink()
+    completed = miniature.call("train", few.recipe, "--runs", few.runs)
+    assert completed.code == 0, completed.err
+    record = artifacts.OUT_OF_FOLD.read(Run(path=few.run))
+    assert len(record.folds) == 2 and record.labels == record.fp32.n == 4

@@ -1,0 +1,45 @@
+"""Answers of the folds' students: made anew for other int8 settings, and taken from the graph that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgedistill.labels.unknown import Aim
+from edgedistill.recipe.schema import Export, Quantize
+from edgedistill.run import artifacts
+from edgedistill.run.artifacts import save_arrays
+from edgedistill.run.directory import Run
+from edgedistill.steps import candidate, unknown
+from edgedistill.steps.context import Context
+
+
+@pytest.mark.parametrize("changed", [{"method": "entropy"}, {"calibration_images": 7}])
+def test_answers_in_int8_depend_on_how_it_is_made(changed: dict[str, Any]) -> None:
+    def key(**settings: Any) -> str:
+        recipe: Any = SimpleNamespace(quantize=Quantize(**settings), export=Export())
+        context: Any = SimpleNamespace(recipe=recipe)
+        return candidate.answered_by(context)
+
+    assert key(**changed) != key() == key(max_drop=3.0, min_speedup=2.0)
+
+
+@pytest.mark.parametrize("default", ["fp32", "int8-cpu"])
+def test_rule_is_that_of_the_graph_that_ships(tmp_path: Path, default: str) -> None:
+    """Int8 that the guard refused has answers at random here."""
+    generator, labels_N = np.random.default_rng(0), np.arange(100) % 4
+    fp32_NC, int8_NC = 6 * np.eye(4)[labels_N] + generator.normal(size=(100, 4)), generator.normal(size=(100, 4))
+    run = Run(path=tmp_path)
+    (tmp_path / "folds").mkdir()
+    save_arrays(artifacts.FOLD_ANSWERS.path_in(run), rows=labels_N, labels=labels_N, fp32=fp32_NC, int8=int8_NC)
+    models = [SimpleNamespace(name="fp32", precision="fp32"), SimpleNamespace(name="int8-cpu", precision="int8")]
+    context: Any = SimpleNamespace(shipped=SimpleNamespace(run=run), models=models, default_graph=default, splits=None)
+    context.fold_graph = lambda answers: Context.fold_graph(context, answers)
+    fit = unknown._from_folds(context, Aim(coverage=0.9))
+    expected_NC = {"fp32": fp32_NC, "int8-cpu": int8_NC}[default]
+    assert (fit.logits_NC == expected_NC).all() and fit.rules["fp32"] == fit.scored
+    assert (fit.scored.temperature < 2.0) == (default == "fp32")
