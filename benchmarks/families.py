@@ -115,7 +115,13 @@ def other_engines(folder: Path, models: Sequence[OnnxModel], images_NHWC: np.nda
             engine.close()
     if ncnn.version():
         try:
-            parity = ncnn.convert(by_name["fp32"], models[0], images_NHWC, folder, Export(min_agreement=0.9)).parity
+            parity = ncnn.convert(
+                by_name["fp32"],
+                models[0],
+                images_NHWC=images_NHWC,
+                folder=folder,
+                settings=Export(min_agreement=0.9),
+            ).parity
             shares |= {
                 key.removesuffix(" agreement"): share for key, share in parity.items() if key.endswith("agreement")
             }

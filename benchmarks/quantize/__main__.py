@@ -76,7 +76,7 @@ def build_all(folder: Path, out: Path, environments: Path, peers: Sequence[str])
     )
     artifacts += _ours(folder, out, version)
     try:
-        artifacts += _in_openvino(artifacts, environments)
+        artifacts += in_openvino(artifacts, environments)
     except PeerError as error:
         failed[OPENVINO] = str(error)
     for name in peers:
@@ -109,7 +109,7 @@ def _ours(folder: Path, out: Path, version: dict[str, str]) -> list[Artifact]:
     ]
 
 
-def _in_openvino(artifacts: Sequence[Artifact], environments: Path) -> list[Artifact]:
+def in_openvino(artifacts: Sequence[Artifact], environments: Path) -> list[Artifact]:
     """The fp32 graph and our int8 graph for CPUs in OpenVINO, an engine that the product chooses among."""
     built = environment("nncf", environments)
     version = {"openvino": built.versions["openvino"]}

@@ -12,16 +12,16 @@ import numpy as np
 from PIL import Image
 
 from edgedistill.agent.pictures import NeedsLimitsError, open_picture, to_rgb
-from edgedistill.annotate.answers import Answers, Labels
+from edgedistill.annotate.answers import Answers
 from edgedistill.collection.subject import Subject
 from edgedistill.data import label_file
 from edgedistill.data.image_store import ImageStore
 from edgedistill.data.label_file import Label
-from edgedistill.data.listing import UNLABELED, class_order
+from edgedistill.data.listing import class_order
 from edgedistill.data.walk import count_of, shown
 from edgedistill.errors import InputError
 from edgedistill.labeling import suggest
-from edgedistill.labeling.pool import Task, labels_target
+from edgedistill.labeling.pool import Task, given_labels, labels_target
 from edgedistill.labels.to_label import Suggestion
 
 LARGE_PX, SMALL_PX = 1280, 144  # the longer side of a picture and of a thumbnail
@@ -116,6 +116,8 @@ def batch(path: Path, n: int, runs: Path) -> Batch:
         if name not in outside:
             clusters[cluster].append(name)
     queue = tuple(entry for entry in record.suggestions if entry.path not in outside)
+    if not record.suggestions:
+        raise InputError(f"{subject.path}: no picture is left to label: {'; '.join(record.notes)}", "add pictures")
     if not queue:
         raise InputError(
             f"{subject.path}: every picture lies outside {root}, links followed", "copy the pictures into it"
@@ -162,15 +164,7 @@ def _answers(subject: Subject, job: Task, file: Path) -> Answers:
         pictures = list(labels) if subject.run is not None else label_file.pictures_listing(file.parent).train.names
         used = class_order({label.name for label in labels.values() if label.name})
         return Answers(file=file, pictures=list(pictures), first={}, classes=used)
-    listed = job.collection.listed
     pictures = list(label_file.pictures_listing(file.parent).train.names)
-    if any(listed.parts) or not set(listed.items.names) <= set(pictures):
-        raise InputError(
-            f"{subject.path}: has splits, which {file.name} cannot hold", "annotate the folder of one split"
-        )
-    first: Labels = {
-        name: Label(name=listed.classes[label], how="given")
-        for name, label in zip(listed.items.names, listed.items.labels_N, strict=True)
-        if label != UNLABELED
-    }
+    first = given_labels(subject, file)
+    label_file.refuse_unreadable(file, dict.fromkeys(pictures, Label()) | first)
     return Answers(file=file, pictures=pictures, first=first, classes=list(job.classes))

@@ -81,6 +81,7 @@ def suggest(
     folder = usable_folder(out or runs / f"suggest-{subject.name}")
     if answers is not None:
         print(f"{suggestions.answer(subject, answers)} labels taken from {answers}", file=sys.stderr)
+    suggestions.refuse_loss(subject, folder / page.TABLE)
     outcome = suggestions.of_subject(subject, n, runs=runs, strategy=strategy, seed=seed)
     sheet = page.write(outcome.record, outcome.store.images_NHWC, folder)
     print(f"{page.text(outcome.record)}\nList: {folder / page.TABLE}\nSheet: {sheet}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.data.listing import UNLABELED, Files, Listing, class_order, files_listing
-from edgedistill.data.tables import header, read_rows
+from edgedistill.data.tables import DELIMITERS, EMPTY_CELL_TEXTS, MAX_LABEL, header, read_rows
 from edgedistill.data.walk import Walk
 from edgedistill.errors import InputError
 from edgedistill.recipe.data_section import Data
@@ -27,6 +27,7 @@ from edgedistill.run.files import atomic
 
 NAME = "labels.csv"
 COLUMNS = ("path", "label", "how")
+SAVE_FIX = "save it as CSV in UTF-8, with commas and the header path,label,how"
 NOT_STATED = "not stated: images of your own"
 HOW = {
     "random": "drawn at random: what is measured on these is unbiased",
@@ -46,15 +47,15 @@ class Label:
     how: str = ""
 
 
-def read_labels(file: Path) -> dict[str, Label]:
+def read_labels(file: Path, delimiter: str = ",") -> dict[str, Label]:
     """The labels of a labels.csv by path; without a column `how` they count as `given`.
 
     Raises:
         InputError: the file cannot be read, a row is broken, a path stands twice, or `how` is none of HOW.
     """
-    columns = [name for name in COLUMNS if name != "how" or _has_how(file)]
+    columns = [name for name in COLUMNS if name != "how" or _has_how(file, delimiter)]
     labels: dict[str, Label] = {}
-    for row in read_rows(file, columns, label="label", delimiter=",", least=0):
+    for row in read_rows(file, columns, label="label", delimiter=delimiter, least=0):
         path, name, how = row.cells["path"], row.cells["label"], row.cells.get("how", "")
         if path in labels:
             raise InputError(f"{file}:{row.line}: {path} has two rows", "remove one of them")
@@ -69,6 +70,12 @@ def is_labels(file: Path) -> bool:
     return {"path", "label"} <= set(header(file))
 
 
+def is_misread(file: Path) -> bool:
+    """Whether a table is meant as labels, but has another delimiter, encoding or spelling of its columns."""
+    found = {name.strip().casefold() for other in DELIMITERS for name in header(file, other)}
+    return not is_labels(file) and (not found or {"path", "label"} <= found)
+
+
 def refuse_other_columns(file: Path) -> None:
     """Refuse a labels.csv that cannot be written again without a loss.
 
@@ -81,17 +88,38 @@ def refuse_other_columns(file: Path) -> None:
         )
 
 
+def refuse_unreadable(file: Path, labels: Mapping[str, Label]) -> None:
+    """Refuse rows that would be read again as others, or not at all.
+
+    Raises:
+        InputError: a path or a class begins or ends with a space, has a line break or is no valid Unicode, or a class
+            is the text of an empty cell or too long.
+    """
+    for path, label in labels.items():
+        for text in (path, label.name):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"{file}: cannot hold the name {text!a}: it is no valid Unicode", "rename it")
+            if text != text.strip() or "\n" in text or "\r" in text:
+                raise InputError(f"{file}: cannot hold the name {text!r}", "rename it, without spaces around it")
+        if label.name in EMPTY_CELL_TEXTS:
+            raise InputError(f"{file}: {label.name} is the text of an empty cell, and no class", "rename the class")
+        if len(label.name) > MAX_LABEL:
+            raise InputError(f"{file}: a class has {len(label.name)} characters, {MAX_LABEL} at most", "rename it")
+
+
 def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     """Write a labels.csv atomically; the rows are sorted by path.
 
     Raises:
+        InputError: a row could not be read again (`refuse_unreadable`); an existing file is unchanged.
         OSError: the disk is full or the folder cannot be written; an existing file is unchanged.
     """
+    refuse_unreadable(file, labels)
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows((path, labels[path].name, labels[path].how) for path in sorted(labels))
-    with atomic(file) as temporary:
+    with atomic(file.resolve()) as temporary:  # a link stays one
         temporary.write_text(stream.getvalue(), encoding="utf-8", newline="")
 
 
@@ -110,13 +138,24 @@ def updated(file: Path, answers: Mapping[str, Label], pictures: Sequence[str]) -
     return labels
 
 
+def filled_in(file: Path) -> dict[str, Label]:
+    """The rows of a table whose label is filled in, whatever its delimiter: many spreadsheets save with semicolons.
+
+    Raises:
+        InputError: as in `read_labels`.
+    """
+    delimiter = next((other for other in DELIMITERS if {"path", "label"} <= set(header(file, other))), ",")
+    rows = read_labels(file, delimiter)
+    return {path: label for path, label in rows.items() if label.name or label.how == "unusable"}
+
+
 def read_answers(file: Path) -> dict[str, Label]:
     """The rows of a suggestions.csv, or of a labels.csv, whose label is filled in.
 
     Raises:
         InputError: as in `read_labels`, or no label is filled in.
     """
-    answers = {path: label for path, label in read_labels(file).items() if label.name or label.how == "unusable"}
+    answers = filled_in(file)
     if not answers:
         raise InputError(f"{file}: no label is filled in", "write the class of each picture into the column label")
     return answers

@@ -180,7 +180,12 @@ def _table(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise InputError(f"{file}: no column holds {missing} (columns: {shown})", "name it `path`, or `label`")
     others = [name for name in rest if name != label]
     split = _column(others, SPLIT_COLUMNS)
-    if split and not all(split_of(cell) in ("train", "test", "val") for cell in cells[split]):
+    if split and (strange := [cell for cell in cells[split] if split_of(cell) not in ("train", "test", "val")]):
+        if any(map(split_of, cells[split])):
+            raise InputError(
+                f"{file}: {split}: {strange[0]!r} is none of train, test and val, which other cells are",
+                "write one of these (train, with an empty label, if it has none), or rename the column",
+            )
         split = None
     group = _column(others, GROUP_COLUMNS)
     chosen = {"image": image, "label": label, "split": split, "group": group}

@@ -20,7 +20,7 @@ from edgedistill.data import datasets, label_file
 from edgedistill.data.image_store import PickedImages
 from edgedistill.data.label_file import Label
 from edgedistill.data.listing import Listing
-from edgedistill.data.walk import count_of
+from edgedistill.data.walk import Walk, count_of, shown
 from edgedistill.distill.teachers import stacked
 from edgedistill.errors import InputError
 from edgedistill.labeling import sources
@@ -35,6 +35,7 @@ LABELED = 4096  # labeled pictures that count
 DIMS = 64  # of the joint features
 FITTED = 4096  # pictures of the pool that the teacher's features are centered on
 BLOCK = 1024
+NO_CLASSES = f"if its folders are no classes, write {label_file.NAME} into it with the header path,label,how"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,6 +90,7 @@ def task(subject: Subject, cache: Path) -> Task:
     labels_file = _labels_file(subject)
     labels = label_file.read_labels(labels_file) if labels_file else {}
     listing = _listing(subject, labels_file)
+    _refuse_names(listing)
     px = images.store_px(subject, {})
     splits, notes = images.recipe_splits(subject, cache / "images", px)
     listed = images.listed_images(listing)
@@ -130,8 +132,41 @@ def _listing(subject: Subject, labels_file: Path | None) -> Listing:
         return label_file.pictures_listing(root)
     try:
         return datasets.listing(subject.data, subject.base)
-    except InputError:
+    except InputError as error:
+        walk = Walk(root=root)
+        level = walk.level(root)
+        filled = [
+            name for name in level.folders if walk.enters(root / name, name in level.links) and walk.count(root / name)
+        ]
+        if len(filled) > 1:
+            raise InputError(error.message, "; ".join(filter(None, (error.fix, NO_CLASSES)))) from None
         return label_file.pictures_listing(root)
+
+
+def _refuse_names(listing: Listing) -> None:
+    """Raise InputError for a picture whose name no table or page can hold."""
+    for part in (listing.train, listing.test, listing.val):
+        for name in part.names if part is not None else ():
+            if any("\udc80" <= letter <= "\udcff" for letter in name):
+                raise InputError(f"{shown(name)}: the name is not in UTF-8", "rename it")
+
+
+def given_labels(subject: Subject, file: Path) -> dict[str, Label]:
+    """The labels that the class folders of a folder give, which a first labels.csv takes over.
+
+    Raises:
+        InputError: the folder has splits, which the table cannot hold.
+    """
+    listing = _listing(subject, None)
+    listed = images.listed_images(listing)
+    pictures = label_file.pictures_listing(file.parent).train.names
+    if any(listed.parts) or not set(listed.items.names) <= set(pictures):
+        raise InputError(f"{subject.path}: has splits, which {file.name} cannot hold", "name the folder of one split")
+    return {
+        name: Label(name=listing.classes[label], how="given")
+        for name, label in zip(listed.items.names, listed.items.labels_N, strict=True)
+        if label != UNLABELED
+    }
 
 
 def _labels_file(subject: Subject) -> Path | None:
@@ -142,7 +177,11 @@ def _labels_file(subject: Subject) -> Path | None:
         file = subject.base / str(subject.data.options.get("file", ""))
     else:
         return None
-    return file if file.is_file() and label_file.is_labels(file) else None
+    if not file.is_file():
+        return None
+    if subject.run is None and label_file.is_misread(file):
+        raise InputError(f"{file}: is no table with the columns path and label", label_file.SAVE_FIX)
+    return file if label_file.is_labels(file) else None
 
 
 def labels_target(subject: Subject) -> Path:

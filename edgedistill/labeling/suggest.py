@@ -13,10 +13,11 @@ from edgedistill.collection.subject import Subject, of_folder, of_recipe, of_run
 from edgedistill.console import say
 from edgedistill.data import label_file
 from edgedistill.data.image_store import ImageStore
+from edgedistill.data.label_file import Label
 from edgedistill.distill.more_labels import worth
 from edgedistill.errors import InputError
 from edgedistill.labeling import label_studio
-from edgedistill.labeling.pool import Candidates, Task, candidates, labels_target, task
+from edgedistill.labeling.pool import NO_CLASSES, Candidates, Task, candidates, given_labels, labels_target, task
 from edgedistill.labels.suggestions import DEFAULT, LEAST_MEMBERS, STRATEGIES, UNLABELED, Pick, clustered, suggested
 from edgedistill.labels.to_label import Suggestion, Suggestions
 from edgedistill.recipe.file import read_recipe, validate_recipe
@@ -135,8 +136,29 @@ def answer(subject: Subject, answers: Path) -> int:
     )
     if lost := sorted(labels.keys() - set(names)):
         raise InputError(f"{answers}: {lost[0]} is no picture of {subject.path}", "take its row out")
-    label_file.updated(file, labels, list(names))
+    given = given_labels(subject, file) if subject.run is None and not file.exists() else {}
+    label_file.updated(file, given | labels, list(names))
     return len(labels)
+
+
+def refuse_loss(subject: Subject, table: Path) -> None:
+    """Refuse to write over a list whose labels were filled in and not taken.
+
+    Raises:
+        InputError: it holds such labels, or can no longer be read.
+    """
+    if not table.is_file():
+        return
+    fix = f"`--answers {table}` takes them; or write elsewhere by --out"
+    filled = label_file.filled_in(table)
+    try:
+        file = labels_target(subject)
+        taken = label_file.read_labels(file) if file.exists() else {}
+    except InputError:  # its data set takes no answers
+        taken = {}
+    lost = [path for path, label in filled.items() if label.name and taken.get(path, Label()).name != label.name]
+    if lost:
+        raise InputError(f"{table}: {len(lost)} labels were filled in, and would be lost", fix)
 
 
 def more_labels(job: Task, choice: Candidates) -> MoreLabels | None:
@@ -202,5 +224,5 @@ def _why_none(job: Task) -> str:
 
 def _fix(job: Task) -> str:
     if job.subject.run is None and (job.labels_N != UNLABELED).any():
-        return f"if its folders are no classes, write {label_file.NAME} into it with the header path,label,how"
+        return NO_CLASSES
     return "add pictures"

@@ -82,8 +82,9 @@ WRITERS: dict[str, Callable[[Iterable[Prediction], int], Lines]] = {
 
 def _row(cells: list[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([_inert(str(cell)) for cell in cells])
-    return buffer.getvalue()
+    # with an empty lineterminator Python before 3.13 quotes no line break
+    csv.writer(buffer, lineterminator="\r\n").writerow([_inert(str(cell)) for cell in cells])
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 def _inert(cell: str) -> str:

@@ -56,7 +56,7 @@ def work(context: Context) -> None:
 
     wish = context.recipe.bundle.unknown
     aim = Aim(coverage=wish.coverage, accuracy=wish.accuracy) if wish else Aim()
-    fit = (_from_folds if context.splits.protocol == "folds" else _from_val)(context, aim)
+    fit = (from_folds if context.splits.protocol == "folds" else _from_val)(context, aim)
     default = fit.rules[context.default_graph]
     is_answered_M = confidence(fit.expected_MC, default.temperature) >= default.threshold
     labels, classes = fit.expected_MC.argmax(axis=1)[is_answered_M], fit.expected_MC.shape[1]
@@ -87,7 +87,7 @@ def work(context: Context) -> None:
     say(f"  temperature {default.temperature:.2f}; {scored.n} of {len(confidence_N)} images are answered{right}")
 
 
-def _from_folds(context: Context, aim: Aim) -> Fit:
+def from_folds(context: Context, aim: Aim) -> Fit:
     import numpy as np
 
     from edgedistill.labels.unknown import LEAST_MATCHED, fitted, matched

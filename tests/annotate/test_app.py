@@ -169,3 +169,28 @@ def test_missing_extra_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch
     completed = miniature.call("annotate", folder)
     assert completed.code == 2
     assert completed.err == "annotate: starlette is not installed; pip install 'edgedistill[annotate]'\n"
+
+
+def class_folders(root: Path, *names: str) -> Path:
+    """root/NAME/N.png: the pictures of `photos` with a folder for each color."""
+    photos(root)
+    for path in sorted(root.glob("*.png")):
+        target = root / names[int(path.name[0])] / path.name
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    return root
+
+
+def test_class_that_a_table_cannot_hold_is_said_before_the_first_key(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", "None", "crack", "unlabeled")
+    with pytest.raises(InputError, match="None is the text of an empty cell, and no class; rename the class"):
+        batch(folder, 5, tmp_path / "runs")
+    assert not (folder / "labels.csv").exists()
+
+
+def test_no_picture_left_to_label_is_said(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", "bolt", "nut", "unlabeled")
+    for path in (folder / "unlabeled").iterdir():
+        path.write_bytes((folder / "bolt/0-00.png").read_bytes())
+    with pytest.raises(InputError, match=r"no picture is left to label: .*counted once: 12 pictures"):
+        batch(folder, 5, tmp_path / "runs")

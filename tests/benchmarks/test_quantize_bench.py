@@ -349,7 +349,7 @@ def test_model_that_fails_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch,
 def test_own_graphs_are_also_run_by_openvino(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     built = environments.Built(python=tmp_path / "python", versions={"openvino": "1", "nncf": "2"}, seconds=1.0)
     monkeypatch.setattr(command, "environment", lambda name, folder: built)
-    own = command._in_openvino([artifact(name) for name in ("fp32", "ours", "ours-tensorrt")], tmp_path)
+    own = command.in_openvino([artifact(name) for name in ("fp32", "ours", "ours-tensorrt")], tmp_path)
     assert [(entry.name, entry.runtime, entry.python, entry.ours) for entry in own] == [
         ("ours-openvino-reduced", "openvino", built.python, True),
         ("ours-openvino", "openvino", built.python, True),

@@ -100,3 +100,20 @@ def test_folder_of_pictures_has_the_labels_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"a\.png is not in the folder"):
         label_file.pictures_listing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(" a.png", "bolt"), ("a\nb.png", ""), ("a.png", "None"), ("a.png", " bolt"), ("a.png", 201 * "x")],
+)
+def test_rows_that_would_be_read_otherwise_are_not_written(tmp_path: Path, path: str, name: str) -> None:
+    file = tmp_path / "labels.csv"
+    with pytest.raises(InputError, match="rename"):
+        write_labels(file, {path: Label(name=name, how="given" if name else "")})
+    assert not file.exists()
+
+
+def test_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
+    write_labels(tmp_path / "link.csv", {"a.png": Label(name="bolt", how="given")})
+    assert (tmp_path / "link.csv").is_symlink() and read_labels(tmp_path / "labels.csv")["a.png"].name == "bolt"

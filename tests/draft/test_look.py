@@ -120,3 +120,11 @@ def test_recipes_are_told_from_data(tmp_path: Path) -> None:
     (tmp_path / "recipe").touch()
     assert is_recipe("missing.yaml") and is_recipe(str(tmp_path / "recipe"))
     assert not any(map(is_recipe, [str(tmp_path), str(tmp_path / "list.csv"), "owner/name", "missing"]))
+
+
+def test_unknown_split_beside_known_ones_is_refused(tmp_path: Path) -> None:
+    paths = pictures(tmp_path)
+    parts = ["Training", "Training", "PublicTest"] * 2
+    rows = [f"{path},{path[:6]},{part}" for path, part in zip(paths, parts, strict=True)]
+    with pytest.raises(InputError, match=r"Usage: 'PublicTest' is none of train, test and val"):
+        table(tmp_path, "image,label,Usage", rows)

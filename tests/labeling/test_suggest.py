@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from edgedistill.data.label_file import Label, read_labels, write_labels
 from edgedistill.errors import InputError
 from edgedistill.labeling import sources
-from edgedistill.labeling.suggest import Suggested, suggest
+from edgedistill.labeling.suggest import Suggested, answer, subject_of, suggest
 from tests.helpers import miniature, textures
 from tests.helpers.miniature import Project
 from tests.helpers.textures import PX
@@ -212,3 +213,53 @@ def test_wrong_inputs_are_one_line(tmp_path: Path) -> None:
         completed = miniature.call("suggest", *arguments, "--runs", tmp_path / "runs")
         assert completed.code == 2, completed
         assert message in completed.err
+
+
+def sorted_tree(root: Path) -> Path:
+    """root/{dark,light}/N.png with labels by their folders, and root/unlabeled/N.png."""
+    squares = iter(textures.squares(22 * textures.textures(9, 0)))
+    for name in ("dark", "light", "unlabeled"):
+        for row in range(3):
+            save(next(squares), root / name / f"{row}.png")
+    return root
+
+
+def test_first_answers_keep_the_labels_of_class_folders(tmp_path: Path) -> None:
+    folder, answers = sorted_tree(tmp_path / "photos"), tmp_path / "answers.csv"
+    write_labels(answers, {"unlabeled/0.png": Label(name="light", how="suggested")})
+    assert answer(subject_of(folder), answers) == 1
+    labels = read_labels(folder / "labels.csv")
+    assert labels["dark/1.png"] == Label(name="dark", how="given")
+    assert labels["unlabeled/0.png"].name == "light" and labels["unlabeled/1.png"] == Label()
+
+
+def test_filled_in_list_is_not_written_over(tmp_path: Path) -> None:
+    folder, out = sorted_tree(tmp_path / "photos"), tmp_path / "out"
+    arguments = ("suggest", folder, "--runs", tmp_path / "runs", "--out", out, "--n", "2")
+    assert miniature.call(*arguments).code == 0
+    table = out / "suggestions.csv"
+    filled = table.read_text(encoding="utf-8").replace(".png,,", ".png,dark,")
+    table.write_text(filled.replace(",", ";"), encoding="utf-8")  # as many spreadsheets save it
+    completed = miniature.call(*arguments)
+    assert completed.code == 2 and "2 labels were filled in, and would be lost" in completed.err
+    completed = miniature.call(*arguments, "--answers", table)
+    assert "2 labels taken" in completed.err and ".png,dark," not in table.read_text(encoding="utf-8")
+
+
+def test_broken_class_folders_are_said(tmp_path: Path) -> None:
+    folder = sorted_tree(tmp_path / "photos")
+    (folder / "scratched").mkdir()
+    with pytest.raises(InputError, match=r"scratched: holds no image; .*if its folders are no classes, write labels"):
+        chosen(folder)
+    (folder / "scratched").rmdir()
+    (folder / "labels.csv").write_text("path;label\nunlabeled/0.png;light\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"labels.csv: is no table with the columns path and label"):
+        chosen(folder)
+
+
+def test_name_that_is_not_in_utf8_is_said(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    save(np.zeros((PX, PX, 3), dtype=np.uint8), folder / "plain.png")
+    (folder / "plain.png").rename(folder / os.fsdecode(b"\xe9.png"))
+    with pytest.raises(InputError, match="the name is not in UTF-8; rename it"):
+        chosen(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -47,3 +48,9 @@ def test_text_names_the_next_classes() -> None:
         "@a, b.png  =cat  70.0 %  -eel  20.0 %",
         "+c.png  unknown (dog)  40.0 %  =cat  30.0 %",
     ]
+
+
+def test_line_breaks_stay_in_a_cell() -> None:
+    made = Prediction(path=Path("a\nb\rc.png"), label="bolt", probability=0.5, classes=("bolt",))
+    rows = list(csv.reader(io.StringIO("\n".join(output.as_csv([made], 1)), newline="")))
+    assert [row[:2] for row in rows] == [["path", "label"], ["a\nb\rc.png", "bolt"]]
