@@ -232,12 +232,11 @@ def _students(options: argparse.Namespace) -> None:
 
 
 def _trained(options: argparse.Namespace) -> None:
-    trained.measure(options.cells or trained.CELLS, options.packs, options.runs, qat=False)
+    trained.measure(options.cells or trained.CELLS, options.packs, options.runs)
 
 
 def _qat(options: argparse.Namespace) -> None:
-    cells = options.cells or trained.losing(read(trained.KIND))
-    trained.measure(cells, options.packs, options.runs, qat=True)
+    trained.measure_qat(options.cells or (), options.packs, options.runs)
 
 
 def _alike(options: argparse.Namespace) -> None:

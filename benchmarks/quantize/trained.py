@@ -6,10 +6,9 @@
 
 EfficientNet-Lite0 begins with the ImageNet weights of its package, the others with random weights. All learn from
 LABELS labels a class and from what a teacher says of the other images (`method: auto`, one ImageNet net as source) at
-PX pixels. A line is one student as `edgedistill export --int8` leaves it, in those of `qat` trained on in the
-arithmetic of the CPU's graph (QAT); top-1, agreement and loss are those of the pack's test images. `qat` takes the
-students whose graph for CPUs loses more than a point there, or has layers in float. What has a line is not measured
-again.
+PX pixels. A line is one student as `edgedistill export --int8` leaves it; top-1, agreement and loss are those of the
+pack's test images. `qat` takes the graphs that lose more than a point there, or have layers in float, and trains the
+student on in their arithmetic. What has a line is not measured again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 
 KIND, PX, LABELS, STEPS = "quantize-trained", 128, 50, 400
-QAT = {"qat": {"steps": 120}, "targets": ("cpu",)}  # every target is trained for by itself, which takes as long again
+QAT_STEPS = 120
 MIN_LOSS, SHARE_REGAINED, MIN_AGREEMENT = 1.0, 0.5, 0.995
 PACKS = ("pacs_sketch_160", "neu_steel_160")
 FAMILIES: Mapping[str, dict[str, Any]] = {
@@ -91,13 +90,24 @@ def train(name: str, packs: Path, runs: Path) -> ed.Run:
         return ed.train(path, runs=runs)
 
 
-def measure(names: Sequence[str], packs: Path, runs: Path, qat: bool) -> None:
-    """Export every cell that has no line, with or without QAT, and append its line."""
-    for name in (name for name in names if name not in newest(read(KIND), qat)):
-        context = session.reopen(train(name, packs, runs).path, {"quantize": QAT if qat else {}})
-        session.finish(context, pipeline.export_steps)
-        append(KIND, line := {"name": name, "qat": qat, **records_of(context.run)})
-        say(f"{name}: {line['graphs']}")
+def measure(names: Sequence[str], packs: Path, runs: Path) -> None:
+    """Export every cell that has no line, and append its line."""
+    for name in (name for name in names if name not in newest(read(KIND), qat=False)):
+        _export(name, packs, runs, settings={}, qat=False)
+
+
+def measure_qat(names: Sequence[str], packs: Path, runs: Path) -> None:
+    """Train every cell that loses on in the arithmetic of the graphs that do, export it, and append its line."""
+    targets = losing(read(KIND))
+    for name in (name for name in names or targets if name in targets and name not in newest(read(KIND), qat=True)):
+        _export(name, packs, runs, settings={"qat": {"steps": QAT_STEPS}, "targets": targets[name]}, qat=True)
+
+
+def _export(name: str, packs: Path, runs: Path, settings: Mapping[str, Any], *, qat: bool) -> None:
+    context = session.reopen(train(name, packs, runs).path, {"quantize": settings})
+    session.finish(context, pipeline.export_steps)
+    append(KIND, line := {"name": name, "qat": qat, **records_of(context.run)})
+    say(f"{name}: {line['graphs']}")
 
 
 def records_of(run: Run) -> dict[str, Any]:
@@ -131,13 +141,17 @@ def newest(lines: Iterable[dict[str, Any]], qat: bool) -> dict[str, dict[str, An
     return {name: by_name[name] for name in CELLS if name in by_name}
 
 
-def losing(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """The cells whose graph for CPUs loses more than MIN_LOSS points on the test images, or has layers in float."""
-    return [
-        name
+def losing(lines: Iterable[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Cell -> the targets whose int8 graph loses more than MIN_LOSS points on test images, or has layers in float."""
+    targets = {
+        name: tuple(
+            target
+            for target, guard in line["guards"].items()
+            if guard["floats"] or line["graphs"][f"int8-{target}"]["drop"][0] > MIN_LOSS
+        )
         for name, line in newest(lines, qat=False).items()
-        if line["graphs"]["int8-cpu"]["drop"][0] > MIN_LOSS or line["guards"]["cpu"]["floats"]
-    ]
+    }
+    return {name: losing_targets for name, losing_targets in targets.items() if losing_targets}
 
 
 def markdown(lines: Iterable[dict[str, Any]]) -> str:

@@ -121,8 +121,9 @@ def test_table_of_trained_students_has_row_of_each_graph_and_newest_line() -> No
 
 
 def test_students_that_lose_or_have_layers_in_float_are_trained_on() -> None:
-    assert trained.losing([trained_line(CELL, 1.0), trained_line(OTHER, 1.1)]) == [OTHER]
-    assert trained.losing([trained_line(CELL, 0.0, floats=1), trained_line(OTHER, 5.0, qat=True)]) == [CELL]
+    assert trained.losing([trained_line(CELL, 1.0), trained_line(OTHER, 1.1)]) == {OTHER: ("cpu",)}
+    in_float = trained_line(CELL, 0.0, floats=1)
+    assert trained.losing([in_float, trained_line(OTHER, 5.0, qat=True)]) == {CELL: ("cpu", "tensorrt")}
 
 
 @pytest.mark.parametrize(

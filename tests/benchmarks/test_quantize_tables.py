@@ -255,14 +255,25 @@ def test_lines_of_other_kinds_are_not_read(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(committed.read("quantize")) == []
 
 
-@pytest.mark.parametrize(("verb", "qat"), [("trained", False), ("qat", True)])
-def test_verb_measures_cells_with_its_setting(monkeypatch: pytest.MonkeyPatch, verb: str, qat: bool) -> None:
-    calls: list[tuple[tuple[str, ...], bool]] = []
-    monkeypatch.setattr(trained, "measure", lambda names, *_, qat: calls.append((tuple(names), qat)))
-    monkeypatch.setattr(trained, "losing", lambda lines: ["losing"])
-    assert command.main([verb, "--packs", "here"]) == 0
-    assert command.main([verb, "--packs", "here", "--cells", trained.CELLS[0]]) == 0
-    assert calls == [(("losing",) if qat else trained.CELLS, qat), (trained.CELLS[:1], qat)]
+def test_verbs_measure_the_cells_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr(trained, "measure", lambda names, *_: calls.append(("trained", tuple(names))))
+    monkeypatch.setattr(trained, "measure_qat", lambda names, *_: calls.append(("qat", tuple(names))))
+    for verb in ("trained", "qat"):
+        assert command.main([verb, "--packs", "here"]) == 0
+        assert command.main([verb, "--packs", "here", "--cells", trained.CELLS[0]]) == 0
+    first = trained.CELLS[:1]
+    assert calls == [("trained", trained.CELLS), ("trained", first), ("qat", ()), ("qat", first)]
+
+
+def test_qat_is_of_the_targets_that_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, exports = trained.CELLS[:2], []
+    monkeypatch.setattr(trained, "read", lambda kind: [])
+    monkeypatch.setattr(trained, "losing", lambda lines: {names[0]: ("tensorrt",)})
+    monkeypatch.setattr(trained, "_export", lambda name, *_, settings, qat: exports.append((name, settings, qat)))
+    trained.measure_qat((), Path(), Path())
+    trained.measure_qat(names[1:], Path(), Path())
+    assert exports == [(names[0], {"qat": {"steps": trained.QAT_STEPS}, "targets": ("tensorrt",)}, True)]
 
 
 def test_claims_are_of_existing_students() -> None:
