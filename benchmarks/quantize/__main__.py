@@ -148,11 +148,8 @@ def score_all(
         predictions[artifact.name] = logits_NC.argmax(1)
         by_name[artifact.name] = {**score.model_scores(logits_NC, reference_NC, labels_N), "runtime": runtime}
         say(f"  {artifact.name}: {by_name[artifact.name]['top1']:.1%} of {len(labels_N)} images")
-    own_name = OURS if OURS in by_name else None
     own_names = [artifact.name for artifact in artifacts if artifact.ours and artifact.name in by_name]
     for name, theirs_N in predictions.items():
-        if own_name is not None:
-            by_name[name]["against_ours_points"] = score.drop_points(theirs_N, predictions[own_name], labels_N)
         by_name[name]["against"] = {own: score.drop_points(theirs_N, predictions[own], labels_N) for own in own_names}
     return by_name
 

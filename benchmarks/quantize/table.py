@@ -150,8 +150,7 @@ def _ahead(student: str, rows: Rows) -> str:
     if own_line is None or peer is None:
         return f"{claim}: not measured"
     ratio = interleave.ratio(peer["samples_ms"], own_line["samples_ms"])
-    is_fp32 = own_line["artefact"] == FP32
-    ahead = peer["drop_points"] if is_fp32 else peer.get("against", {}).get(own_line["artefact"])
+    ahead = _against(peer, own_line)
     if ratio is None or ahead is None:
         return f"{claim}: not measured"
     fast = "faster" if ratio[1] > 1 else "SLOWER" if ratio[2] < 1 else "equally fast"
@@ -161,6 +160,14 @@ def _ahead(student: str, rows: Rows) -> str:
         f"{claim}: {fast} ({own_line['artefact']} is {_interval(ratio, '.2f')} times as fast as {peer['artefact']}), "
         f"{equal} in accuracy ({peer['artefact']} is {_interval(points, '+.2f')} points ahead)"
     )
+
+
+def _against(peer: Line, own_line: Line) -> Sequence[float] | None:
+    """Points that the peer loses against our line, [loss, low, high]; None if its line does not say."""
+    if own_line["artefact"] == FP32:
+        return peer.get("drop_points")
+    points: Sequence[float] | None = peer.get("against", {}).get(own_line["artefact"])
+    return points
 
 
 def fastest(lines: Iterable[Line]) -> Line | None:
@@ -222,7 +229,7 @@ def peers_ahead(rows: Rows, own_line: Line) -> list[str]:
 
 
 def _margin(peer: Line, own_line: Line) -> str:
-    lost = peer.get("drop_points" if own_line["artefact"] == FP32 else "against_ours_points")
+    lost = _against(peer, own_line) or peer.get("against_ours_points")  # older lines: against one of ours alone
     if lost is None:
         return str(peer["artefact"])
     caveat = "" if lost[2] < 0 else ", which these images cannot tell from none"

@@ -165,6 +165,6 @@ def _answers(subject: Subject, job: Task, file: Path) -> Answers:
         used = class_order({label.name for label in labels.values() if label.name})
         return Answers(file=file, pictures=list(pictures), first={}, classes=used)
     pictures = list(label_file.pictures_listing(file.parent).train.names)
-    first = given_labels(subject, file)
+    first = given_labels(subject, file, pictures)
     label_file.refuse_unreadable(file, dict.fromkeys(pictures, Label()) | first)
     return Answers(file=file, pictures=pictures, first=first, classes=list(job.classes))

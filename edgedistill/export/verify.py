@@ -13,7 +13,6 @@ import numpy as np
 from edgedistill.agent import metrics
 from edgedistill.export.infer import artifact_name, check_images, predict_onnx, relative_error
 from edgedistill.labels.calibration import expected_loss
-from edgedistill.labels.protocol import unit_accuracy
 from edgedistill.recipe.schema import Export
 from edgedistill.records import Accuracy, Gate, Ladder, OnnxModel, OutOfFold, Rung
 
@@ -91,9 +90,9 @@ def _rung(
     )
 
 
-def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray, units_N: np.ndarray | None = None) -> Accuracy:
-    """The accuracy of logits, float [N, C], against labels [N]; the interval counts units [N], if there are some."""
-    return unit_accuracy(labels_N, logits_NC.argmax(1), np.arange(len(labels_N)) if units_N is None else units_N)
+def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> Accuracy:
+    """The accuracy of logits, float [N, C], against labels [N]."""
+    return Accuracy(**metrics.accuracy(labels_N, logits_NC.argmax(1)))
 
 
 def estimated(logits_NC: np.ndarray, student_NC: np.ndarray, out_of_fold: OutOfFold) -> Accuracy:

@@ -5,7 +5,7 @@ N images that can be read, M of the pool, L labeled ones, C classes, D features 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,15 +151,19 @@ def _refuse_names(listing: Listing) -> None:
                 raise InputError(f"{shown(name)}: the name is not in UTF-8", "rename it")
 
 
-def given_labels(subject: Subject, file: Path) -> dict[str, Label]:
+def given_labels(subject: Subject, file: Path, pictures: Sequence[str]) -> dict[str, Label]:
     """The labels that the class folders of a folder give, which a first labels.csv takes over.
+
+    Args:
+        subject: the folder.
+        file: its labels.csv, which is not there yet.
+        pictures: the pictures that the table can name.
 
     Raises:
         InputError: the folder has splits, which the table cannot hold.
     """
     listing = _listing(subject, None)
     listed = images.listed_images(listing)
-    pictures = label_file.pictures_listing(file.parent).train.names
     if any(listed.parts) or not set(listed.items.names) <= set(pictures):
         raise InputError(f"{subject.path}: has splits, which {file.name} cannot hold", "name the folder of one split")
     return {

@@ -131,13 +131,12 @@ def answer(subject: Subject, answers: Path) -> int:
     """
     file = labels_target(subject)
     labels = label_studio.read_export(answers) if answers.suffix == ".json" else label_file.read_answers(answers)
-    names = (
-        label_file.pictures_listing(file.parent).train.names if subject.run is None else label_file.read_labels(file)
-    )
+    is_folder = subject.run is None
+    names = list(label_file.pictures_listing(file.parent).train.names if is_folder else label_file.read_labels(file))
     if lost := sorted(labels.keys() - set(names)):
         raise InputError(f"{answers}: {lost[0]} is no picture of {subject.path}", "take its row out")
-    given = given_labels(subject, file) if subject.run is None and not file.exists() else {}
-    label_file.updated(file, given | labels, list(names))
+    first = given_labels(subject, file, names) if is_folder and not file.exists() else {}
+    label_file.updated(file, first | labels, names)
     return len(labels)
 
 

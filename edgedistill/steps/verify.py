@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.errors import GateError
 from edgedistill.run import artifacts
@@ -11,6 +10,11 @@ from edgedistill.run.artifacts import save_arrays
 from edgedistill.steps import export
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgedistill.records import Accuracy
 
 
 def work(context: Context) -> None:
@@ -24,6 +28,7 @@ def work(context: Context) -> None:
 
     from edgedistill.distill import evaluate
     from edgedistill.export import onnx, verify
+    from edgedistill.labels.protocol import unit_accuracy
     from edgedistill.students.build import load_student
 
     run, record = context.run, context.checkpoint
@@ -31,10 +36,12 @@ def work(context: Context) -> None:
     student = load_student(record.spec, context.shipped.run / record.path)
     torch_NC = evaluate.logits(student, record.spec, images_NHWC)
     out_of_fold = None if context.splits.n_test else artifacts.OUT_OF_FOLD.read(context.shipped.run)
-    units_N = context.splits.test_set.units_N if context.splits.n_test else None
-    score = partial(verify.accuracy, labels_N=labels_N, units_N=units_N)
-    if out_of_fold:
-        score = partial(verify.estimated, student_NC=torch_NC, out_of_fold=out_of_fold)
+
+    def score(logits_NC: np.ndarray) -> Accuracy:
+        if out_of_fold:
+            return verify.estimated(logits_NC, torch_NC, out_of_fold)
+        return unit_accuracy(labels_N, logits_NC.argmax(axis=1), context.splits.test_set.units_N)
+
     ladder, logits = verify.ladder(
         torch_NC,
         context.models,
