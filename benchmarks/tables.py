@@ -31,7 +31,7 @@ from benchmarks.lines import read
 from benchmarks.meter import table as meter_table
 from benchmarks.pages import replace_section
 from benchmarks.peer_torchdistill import table as peer_torchdistill_table
-from benchmarks.quantize import alike, distilled, trained, whole
+from benchmarks.quantize import alike, distilled, kernels, trained, whole
 from benchmarks.quantize import table as quantize_table
 from benchmarks.search import table as search_table
 from benchmarks.suggest import table as suggest_table
@@ -76,6 +76,7 @@ def int8() -> dict[str, Callable[[], str]]:
     return {
         "quantize": lambda: quantize_table.markdown(list(read("quantize"))),
         "quantize-alike": lambda: alike.markdown(list(read(alike.KIND))),
+        "quantize-kernels": lambda: kernels.markdown(read(kernels.KIND)),
         "quantize-trained": lambda: trained.markdown(read(trained.KIND)),
         "quantize-distilled": lambda: distilled.markdown(list(read(distilled.KIND))),
         "export_time": lambda: export_time.table(list(read(export_time.KIND))),

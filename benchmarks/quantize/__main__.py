@@ -5,6 +5,7 @@
     python -m benchmarks.quantize trained --packs DIR [--cells NAME ...]
     python -m benchmarks.quantize qat --packs DIR [--cells NAME ...]
     python -m benchmarks.quantize alike --packs DIR [--students NAME ...]
+    python -m benchmarks.quantize kernels --packs DIR [--students NAME ...]
     python -m benchmarks.quantize distilled --packs DIR [--seeds 0 1] [--minutes M]
     python -m benchmarks.quantize whole --packs DIR
     python -m benchmarks.quantize table
@@ -12,7 +13,7 @@
 `run` quantizes the students (students.py) with this package and with every peer, scores every model on the same test
 images, times the models in turn, and appends one line a model; the line of a peer that fails has the reason. `--fast`
 is a smoke test of minutes: few images, few queries, no line. `students`, `trained` and `qat` (trained.py), `alike`,
-`distilled` and `whole` are measurements of their own, which their modules describe.
+`kernels`, `distilled` and `whole` are measurements of their own, which their modules describe.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         )
     for verb in ("run", "alike"):
         verbs.choices[verb].add_argument("--students", nargs="+", choices=students.STUDENTS, default=students.STUDENTS)
+    verbs.choices["kernels"].add_argument(
+        "--students", nargs="+", choices=students.STUDENTS, default=("mobilenetv2", "mobilenetv3")
+    )
     for verb in ("students", "trained", "qat"):
         verbs.choices[verb].add_argument(
             "--cells", nargs="+", choices=trained.CELLS, help="family-pack; all by default"
@@ -243,6 +247,13 @@ def _alike(options: argparse.Namespace) -> None:
         alike.run(student, options.packs, options.runs)
 
 
+def _kernels(options: argparse.Namespace) -> None:
+    from benchmarks.quantize import kernels
+
+    for student in options.students:
+        kernels.run(student, options.packs, options.runs)
+
+
 def _distilled(options: argparse.Namespace) -> None:
     from benchmarks.quantize import distilled
 
@@ -262,6 +273,7 @@ VERBS = {
     "trained": _trained,
     "qat": _qat,
     "alike": _alike,
+    "kernels": _kernels,
     "distilled": _distilled,
     "whole": _whole,
 }
