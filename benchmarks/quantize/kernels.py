@@ -55,7 +55,7 @@ def column_of(kernel: str) -> str:
 
 
 def onnxruntime_round(path: Path, image_BHWC: np.ndarray, folder: Path) -> Round:
-    """Rounds of one graph in ONNX Runtime; every round has a session of its own, for a profile ends with its session."""
+    """Rounds of one graph in ONNX Runtime, each in a session of its own, because a profile ends with its session."""
     import onnxruntime
 
     def measure(queries: int) -> Milliseconds:
@@ -149,7 +149,10 @@ def markdown(lines: Iterable[dict[str, Any]]) -> str:
     if not newest:
         return "Not measured yet."
     columns = (*KERNELS, REST)
-    rows = [f"| student | engine | graph | ms | {', ms (kernels) | '.join(columns)}, ms (kernels) |", "| --- " * 7 + "|"]
+    rows = [
+        f"| student | engine | graph | ms | {', ms (kernels) | '.join(columns)}, ms (kernels) |",
+        "| --- " * 7 + "|",
+    ]
     for name, line in newest.items():
         for profile in line["profiles"]:
             sums = {column: [0.0, 0] for column in columns}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quantize import alike, distilled, trained, whole
+from benchmarks.quantize import alike, distilled, kernels, trained, whole
+from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Recipe
 from edgedistill.students import space
 from tests.helpers.quantize_lines import Line, rows
@@ -203,3 +204,37 @@ def test_table_compares_readings_of_one_graph_and_names_close_ones() -> None:
     assert text.endswith("- 99.5 % or more of the int8 graph's labels are the fake-quantized student's: a, b")
     assert alike.markdown([alike_line("a", 0.9)]).endswith("student's: nowhere")
     assert alike.markdown([]) == "Not measured yet."
+
+
+def event(kernel: str, microseconds: int, kind: str = "kernel_time") -> dict[str, Any]:
+    """A node of ONNX Runtime's profile."""
+    return {"cat": "Node", "name": f"node_{kind}", "dur": microseconds, "args": {"op_name": kernel}}
+
+
+def test_profile_is_mean_of_inferences_after_the_warm_ones() -> None:
+    inference = [event("Conv", 2000), event("Conv", 500, "fence_before"), event("Conv", 1000), event("Mul", 100)]
+    warm = [event("Conv", 9000), event("Conv", 9000), event("Mul", 9000)]
+    start = {"cat": "Session", "name": "model_run", "dur": 5, "args": {}}
+    assert kernels.of_profile([start, *warm, *inference, *inference], warm=1, queries=2) == {
+        "Conv": (3.0, 2.0),
+        "Mul": (0.1, 1.0),
+    }
+
+
+def test_kernels_are_summed_by_column() -> None:
+    rounds = [
+        {"QLinearConv": (milliseconds, 2.0), "Subgraph": (0.5, 3.0), "Cast": (0.1, 1.0)}
+        for milliseconds in (1.0, 9.0, 2.0)
+    ]
+    profile = {"graph": "ours", "engine": "openvino", "kernels": kernels.middle(rounds)}
+    cells = rows(kernels.markdown([{"student": "net", "profiles": [profile]}]))
+    assert cells["net"] == ["openvino", "ours", "2.60", "2.00 (2)", "0.50 (3)", "0.10 (1)"]
+    assert kernels.markdown([]) == "Not measured yet."
+
+
+def test_kernels_of_graphs_that_are_not_made_name_the_command(tmp_path: Path) -> None:
+    (tmp_path / "resnet18").mkdir()
+    (tmp_path / "resnet18/test_labels.npy").touch()
+    with pytest.raises(InputError, match=r"no student\.fp32\.onnx, artefacts") as caught:
+        kernels.run("resnet18", tmp_path, tmp_path)
+    assert "run --students resnet18" in caught.value.fix
