@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from benchmarks.suite.cells import Draw, initial_student
-from benchmarks.suite.protocol import Profile, load
+from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge, Profile, load
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.distill import batches, loop
 from edgedistill.distill.teachers import TEACHERS
@@ -24,7 +24,6 @@ from edgedistill.export.onnx import export
 from edgedistill.labels.protocol import assign_folds
 from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.recipe.section import Choice
-from edgedistill.similarity.chance import OFF
 
 METHOD = "selftrained"  # the suite's name of auto
 RESERVE, UNKNOWNS, LEAST_UNKNOWNS = 500, 300, 50
@@ -50,8 +49,9 @@ class Part(Draw):
         """Rows and classes of the labeled images that train."""
         return self.rows, self.labels_L
 
-    def teacher(self, choice: Choice) -> np.ndarray:
+    def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
         """The teacher that saw no other image, as in the product; the rows of the others are uniform."""
+        assert knowledge == "none", "the rows of the profile that this benchmark trains know no prior"
         rows = np.sort(np.concatenate([self.rows, self.unlabeled]))
         classes = len(self.splits.classes)
         teacher = TEACHERS[choice.name].fit(
@@ -60,7 +60,7 @@ class Part(Draw):
             rows=np.searchsorted(rows, self.rows),
             labels_L=self.labels_L,
             classes=classes,
-            **(choice.options | {"level": OFF}),
+            **(choice.options | {"level": level}),
         )
         probs_NC = np.full((self.splits.train.n, classes), 1.0 / classes, dtype=np.float32)
         probs_NC[rows] = teacher.probs_NC

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.suite import bank as banks
 from benchmarks.suite.cells import Draw
 from benchmarks.unknown import figures, students, table
+from edgedistill.export.infer import predict_onnx
 from tests.benchmarks.test_suite_runner import pack
 
 
@@ -62,6 +63,16 @@ def test_no_image_of_a_fold_or_the_reserve_trains(bank: banks.Bank, monkeypatch:
         assert len(part.unlabeled) + n_reserve == len(draw.splits.unlabeled_rows)
     assert arrays["folds_on_reserve"].shape == (5, n_reserve, 2) and len(arrays["folds"]) == len(labeled)
     assert not [name for name in arrays if name.startswith("unknown/")], "both packs have the same classes"
+
+
+def test_graph_of_a_part_answers_for_every_class(bank: banks.Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = bank.profile.settings(students.METHOD, "squares", 0).model_copy(update={"steps": 2})
+    monkeypatch.setattr(type(bank.profile), "settings", lambda *_: settings)
+    draw = Draw(bank=bank, target="squares", seed=0)
+    (rows, labels), unlabeled = draw.labeled, draw.splits.unlabeled_rows
+    model = students.part(draw, rows, labels, unlabeled).graph()
+    images_NHWC = np.asarray(draw.splits.train.resized(draw.spec.input_px)[:3])
+    assert predict_onnx(model, images_NHWC, threads=1).shape == (3, 2)
 
 
 def test_auroc_is_that_of_sklearn() -> None:
