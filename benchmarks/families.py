@@ -97,7 +97,8 @@ def student(family: str, options: Mapping[str, Any], images_NHWC: np.ndarray) ->
 
 def other_engines(folder: Path, models: Sequence[OnnxModel], images_NHWC: np.ndarray) -> dict[str, Any]:
     """{"openvino fp32": the share of the pictures with ONNX Runtime's label for that graph, or why there is none}."""
-    versions, shares = backends.available(), {}
+    versions = backends.available()
+    shares: dict[str, Any] = {}
     by_name = {model.name: folder / model.path for model in models}
     for backend, graphs in OPENVINO.items():
         if not versions[backend][0].isdigit():

@@ -71,8 +71,8 @@ class Net(nn.Sequential):
             rows = torch.cat([features_ND, torch.ones(len(labels_N), 1)], dim=1)
             targets = 8 * torch.eye(CLASSES, dtype=torch.float64)[torch.from_numpy(labels_N)] - 2
             fitted = torch.linalg.solve(rows.T @ rows + 0.01 * torch.eye(65), rows.T @ targets)
-            self[-1].weight.copy_(fitted[:-1].T)
-            self[-1].bias.copy_(fitted[-1])
+            self[-1].weight.copy_(fitted[:-1].T)  # type: ignore[operator]
+            self[-1].bias.copy_(fitted[-1])  # type: ignore[operator]
 
 
 class ChannelsLast(nn.Module):
@@ -221,7 +221,8 @@ def modelopt(model: Path, images_NHWC: np.ndarray, built: Built) -> Path:
     out, images = model.with_name("modelopt.onnx"), model.with_name("calibration.npz")
     inputs = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"]).get_inputs()
     feeds = [feed(inputs, images_NHWC[row : row + 1]) for row in range(len(images_NHWC))]
-    np.savez(images, **{entry.name: np.concatenate([arrays[entry.name] for arrays in feeds]) for entry in inputs})
+    inputs_by_name = {entry.name: np.concatenate([arrays[entry.name] for arrays in feeds]) for entry in inputs}
+    np.savez(images, **inputs_by_name)  # type: ignore[arg-type]
     words = ["--model", str(model), "--calibration", str(images), "--out", str(out), "--mode", "default"]
     run_command([str(built.python), str(SCRIPTS / PEERS["modelopt"].script), *words])
     return out

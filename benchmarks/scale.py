@@ -60,6 +60,7 @@ def time_inference(model: str, px: int) -> dict[str, Any]:
     count = IMAGES * (TIMES_FOR_A_GPU if has_gpu() else 1)
     images = np.random.default_rng(0).integers(0, 256, (count, px, px, 3), dtype=np.uint8)
     features, probs = outputs.infer(net, images)
+    assert probs is not None, "the net is a classifier"
     seconds = []
     for _ in range(ROUNDS):
         started = time.perf_counter()

@@ -118,7 +118,7 @@ def bare_step(spec: StudentSpec, precision: Any) -> Callable[[int], Tensor]:
     import torch
 
     device = default_device()
-    model = build_student(spec).to(memory_format=torch.channels_last).to(device).train()  # type: ignore[call-overload]
+    model = build_student(spec).to(memory_format=torch.channels_last).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images = torch.randn(64, 3, spec.input_px, spec.input_px).to(device, memory_format=torch.channels_last)
     labels = (torch.arange(64) % step_cost.TARGET_CLASSES).to(device)
@@ -235,8 +235,8 @@ def student_graphs(folder: Path, small: bool) -> tuple[StudentSpec, np.ndarray, 
     model = onnx.load(folder / "student.fp32.onnx")
     ranges = quantize.choose_ranges(model, images_NHWC, Quantize(method="minmax")).ranges
     for target in ("cpu", "tensorrt"):
-        graph = quantize.graph_maker(model, ranges, target)(())  # type: ignore[arg-type]
-        records.append(quantize.write(graph, fp32, target, folder))  # type: ignore[arg-type]
+        graph = quantize.graph_maker(model, ranges, target)(())
+        records.append(quantize.write(graph, fp32, target, folder))
     return spec, images_NHWC, [(folder / record.path, record) for record in records if record]
 
 

@@ -34,11 +34,14 @@ def cache(setting: Setting, spec: StudentSpec, images_NHWC: Images, folder: Path
 
     The sources normalize as the student does, so that the peer can use one image for both.
     """
-    view, probs = {"input_px": setting.source_px, "mean": spec.mean, "std": spec.std}, {}
+    view = {"input_px": setting.source_px, "mean": spec.mean, "std": spec.std}
+    probs: dict[str, NDArray[Any]] = {}
     for seed, name in enumerate(NAMES):
         source = {"name": name, "kind": "timm", "model": setting.source, "pretrained": False, "seed": seed, **view}
         net = registry.load(Source.model_validate(source), Path())
-        probs[name] = outputs.compute_outputs(net, partial(resized, images_NHWC), "noise", folder).probs_NK
+        cached = outputs.compute_outputs(net, partial(resized, images_NHWC), "noise", folder)
+        assert cached.probs_NK is not None, "the nets are classifiers"
+        probs[name] = cached.probs_NK
     return probs
 
 

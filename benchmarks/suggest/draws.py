@@ -70,7 +70,7 @@ class Draw:
         """The class probabilities of the teacher from the labels of `rows`, [M, C]."""
         classes = int(self.labels_M.max()) + 1
         if len(np.unique(self.labels_M[rows])) < 2:  # it knows one class alone
-            return np.eye(classes)[np.full(len(self.labels_M), self.labels_M[rows[0]])]
+            return np.asarray(np.eye(classes)[np.full(len(self.labels_M), self.labels_M[rows[0]])])
         alphas = dict.fromkeys(self.features, 1.0)
         labels_L = self.labels_M[rows]
         return stacked(self.features, alphas, rows=rows, labels_L=labels_L, classes=classes, level=OFF).probs_NC
@@ -85,7 +85,8 @@ class Draw:
     def batches(self, way: str, budgets: list[int]) -> list[np.ndarray]:
         """The labeled rows of each budget."""
         strategy, every, sees_teacher = WAYS[way]
-        labels_M, chosen = np.full(len(self.labels_M), UNLABELED), []
+        labels_M = np.full(len(self.labels_M), UNLABELED)
+        chosen: list[np.ndarray] = []
         if not sees_teacher:
             picks = suggested(Pool(features_MD=self.joint_MD, labels_M=labels_M), budgets[-1], strategy, every)
             return [np.array([pick.row for pick in picks[:budget]]) for budget in budgets]

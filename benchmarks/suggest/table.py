@@ -142,7 +142,8 @@ def _worth(lines: list[dict[str, Any]]) -> str:
     if not told:
         return ""
     covered = np.mean([entry["low"] <= entry["true"] <= entry["high"] for entry in told])
-    gain, true, width = (np.mean([measure_of(entry) for entry in told]) for measure_of in MEASURES)
+    gain, true = (np.mean([entry[name] for entry in told]) for name in ("gain", "true"))
+    width = np.mean([entry["high"] - entry["low"] for entry in told])
     return (
         f"What the next {NEXT} random labels are worth, at 5 labels a class: estimated {gain:+.1f} points, true "
         f"{true:+.1f}, in the mean of {len(told)} of {len(lines)} draws; the interval, {width:.0f} points wide in the "
@@ -150,13 +151,10 @@ def _worth(lines: list[dict[str, Any]]) -> str:
     )
 
 
-MEASURES = (lambda entry: entry["gain"], lambda entry: entry["true"], lambda entry: entry["high"] - entry["low"])
-
-
 def of_students(lines: list[dict[str, Any]]) -> str:
     """The table of the distilled students, and whether the claim holds for them; of the newest settings."""
     lines = [line for line in lines if line["config"] == lines[-1]["config"]]
-    per_class = students.PER_CLASS[students.BUDGET]
+    per_class = PER_CLASS[students.BUDGET]
     rows = [["target", "draws", "random", "suggested", "gain, top-1", "gain, balanced"], ["---"] * 6]
     summaries = [_students_gain(lines, score) for score in ("top1", "balanced")]
     for target in dict.fromkeys(line["target"] for line in lines):

@@ -178,7 +178,7 @@ def with_onnxruntime(net: Network) -> Network:
     class Wrapped(torch.nn.Module):
         """A module around the source: torch.onnx exports only modules."""
 
-        def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             return net.forward(images_BCHW)
 
     buffer = io.BytesIO()
@@ -187,7 +187,7 @@ def with_onnxruntime(net: Network) -> Network:
         torch.onnx.export(
             Wrapped(),
             (torch.zeros(2, 3, net.input_px, net.input_px),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # it takes a buffer, too
             dynamo=False,
             input_names=["images"],
             dynamic_axes={"images": {0: "batch"}},

@@ -192,6 +192,7 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     profile, draw = draw.bank.profile, draw.of_row(method)
     settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
     material = draw.material(settings, knowledge, profile.level(method))
+    assert settings.steps != "auto", "the profile names them"
     task = batches.Task(spec=draw.spec, material=material, settings=settings, steps=settings.steps, seed=draw.seed)
     fitted = loop.fit(initial_student(draw), task)
     tell_prior(

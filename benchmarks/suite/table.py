@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.lines import read
 from benchmarks.pages import replace_section
-from benchmarks.suite import evidence, markdown, natural, plots, protocol, rankers
+from benchmarks.suite import evidence, figures, markdown, natural, protocol, rankers
 from benchmarks.suite.board import SCORES, Board, Line, boards
 
 PAGE = Path(__file__).parent / "README.md"
@@ -43,18 +43,18 @@ def stale() -> dict[Path, str | None]:
     lines = list(read("suite"))
     text = PAGE.read_text(encoding="utf-8")
     drawn = [board for board in reported_boards(lines) if not natural.is_natural(board)]
-    figures = {PLOTS / name: svg for board in drawn for name, svg in plots.draw(board).items()}
-    current = page(text, lines, [path.name for path in figures])
+    pictures = {PLOTS / name: svg for board in drawn for name, svg in figures.draw(board).items()}
+    current = page(text, lines, [path.name for path in pictures])
     outdated: dict[Path, str | None] = {PAGE: current} if current != text else {}
-    outdated |= {path: svg for path, svg in figures.items() if not _current(path, svg)}
+    outdated |= {path: svg for path, svg in pictures.items() if not _current(path, svg)}
     shown = EVIDENCE.read_text(encoding="utf-8")
     renewed = evidence.page(shown, [board for score in SCORES for board in reported_boards(lines, score)])
     outdated |= {EVIDENCE: renewed} if renewed != shown else {}
-    return outdated | {path: None for path in sorted(PLOTS.glob("*.svg")) if path not in figures}
+    return outdated | {path: None for path in sorted(PLOTS.glob("*.svg")) if path not in pictures}
 
 
 def _current(path: Path, svg: str) -> bool:
-    return path.is_file() and plots.values_hash(path.read_text(encoding="utf-8")) == plots.values_hash(svg)
+    return path.is_file() and figures.values_hash(path.read_text(encoding="utf-8")) == figures.values_hash(svg)
 
 
 def reported_boards(lines: Iterable[Line], score: str = SCORES[0]) -> list[Board]:

@@ -45,7 +45,7 @@ class Part(Draw):
     unlabeled: np.ndarray
 
     @property
-    def labeled(self) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
+    def labeled(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and classes of the labeled images that train."""
         return self.rows, self.labels_L
 
@@ -70,6 +70,7 @@ class Part(Draw):
         """Train the student on this part; its int8 graph."""
         settings = self.bank.profile.settings(METHOD, self.target, self.seed)
         material = replace(self.material(settings), unlabeled=self.unlabeled)
+        assert settings.steps != "auto", "the profile names them"
         task = batches.Task(spec=self.spec, material=material, settings=settings, steps=settings.steps, seed=self.seed)
         student = loop.fit(initial_student(self), task).model
         rows = np.sort(np.concatenate([self.rows, self.unlabeled]))
@@ -80,7 +81,7 @@ class Part(Draw):
             export(student, self.spec, path=path, images_NHWC=images_NHWC[:32], settings=Export(min_agreement=0.0))
             model = onnx.load(path)
         ranges = quantize.choose_ranges(model, images_NHWC, SETTINGS).ranges
-        return quantize.graph_maker(model, ranges, "cpu")(()).SerializeToString()
+        return bytes(quantize.graph_maker(model, ranges, "cpu")(()).SerializeToString())
 
 
 def part(draw: Draw, rows: np.ndarray, labels_L: np.ndarray, unlabeled: np.ndarray) -> Part:

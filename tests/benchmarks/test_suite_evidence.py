@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.stats import nct, t
 
-from benchmarks.suite import evidence, plots, protocol
+from benchmarks.suite import evidence, figures, protocol
 from benchmarks.suite.board import Board
 
 
@@ -66,6 +66,6 @@ def test_labels_saved_are_in_a_table_and_a_plot() -> None:
     text = evidence.sections([first, second])["deploy-labels"]
     assert "| transfer with 2 times the labels | 57.6 | +4.0" in text and "transfer with 8" not in text
     assert text.count("plots/labels_deploy.svg)") == 1
-    svg = plots.draw(first)["labels_deploy.svg"]
+    svg = figures.draw(first)["labels_deploy.svg"]
     assert ">auto, 8 targets</text>" in svg and ">transfer with 4 times the labels, 1 target</text>" in svg
-    assert "labels_deploy.svg" not in plots.draw(board({"transfer-ridge": 0.0, "auto-ridge": 6.0}))
+    assert "labels_deploy.svg" not in figures.draw(board({"transfer-ridge": 0.0, "auto-ridge": 6.0}))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import lines as committed
-from benchmarks.suite import contrasts, evidence, markdown, plots, protocol, table
+from benchmarks.suite import contrasts, evidence, figures, markdown, protocol, table
 from tests.helpers.suite_lines import PROFILE, Line, draw, run, suite
 
 
@@ -233,15 +233,15 @@ def test_row_of_the_default_is_called_auto() -> None:
 
 def test_plots_are_reproducible_and_have_their_hash() -> None:
     (board,) = table.reported_boards(suite())
-    first, second = plots.draw(board), plots.draw(board)
+    first, second = figures.draw(board), figures.draw(board)
     assert first == second and set(first) == {"differences_made.svg", "regret_made.svg"}
     svg = first["differences_made.svg"]
-    assert len(plots.values_hash(svg)) == 64 and len(svg) < 60_000
+    assert len(figures.values_hash(svg)) == 64 and len(svg) < 60_000
     assert ">weighted</text>" in svg and ">target2</text>" in svg and "dc:date" not in svg
     newer = run("target0", "adapted", 0, 0.9, measured="2026-12-01T00:00:00Z")
     (changed_board,) = table.reported_boards([*suite(), newer])
-    assert plots.values_hash(plots.draw(changed_board)["differences_made.svg"]) != plots.values_hash(svg)
-    assert plots.values_hash("<svg/>") == ""
+    assert figures.values_hash(figures.draw(changed_board)["differences_made.svg"]) != figures.values_hash(svg)
+    assert figures.values_hash("<svg/>") == ""
 
 
 def test_natural_draws_are_in_their_section_alone(results: Path) -> None:
