@@ -179,8 +179,4 @@ def train(draw: DividedDraw, *, steps: int | None = None) -> loop.TrainedStudent
         held_out=unlabeled[held_out],
         teacher_NC=draw.teacher_probs,
     )
-    assert settings.steps != "auto", "the profile names them"
-    task = batches.Task(
-        spec=draw.spec, material=material, settings=settings, steps=steps or settings.steps, seed=draw.seed
-    )
-    return loop.fit(initial_student(draw), task)
+    return loop.fit(initial_student(draw), draw.task(settings, material, steps))

@@ -251,7 +251,7 @@ def _kernels(options: argparse.Namespace) -> None:
     from benchmarks.quantize import kernels
 
     for student in options.students:
-        kernels.run(student, options.packs, options.runs)
+        kernels.run(student, options.runs)
 
 
 def _distilled(options: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lines import append
-from benchmarks.quantize import students
 from edgedistill.console import say
 from edgedistill.errors import InputError
 
@@ -106,13 +105,13 @@ def openvino_round(path: Path, image_BHWC: np.ndarray, reduced: bool) -> Round:
     return measure
 
 
-def run(name: str, packs: Path, runs: Path) -> None:
+def run(name: str, runs: Path) -> None:
     """Profile a student's graphs in turn, and append the line.
 
     Raises:
         InputError: `run` has not made a graph.
     """
-    folder = students.prepare(name, packs, runs)
+    folder = runs / name
     missing = [path for _, _, path in GRAPHS if not (folder / path).is_file()]
     if missing:
         raise InputError(f"{folder}: no {', '.join(missing)}", f"run --students {name} makes them")

@@ -170,6 +170,13 @@ class Draw:
             label_shift_C=shift_C,
         )
 
+    def task(self, settings: Distill, material: batches.Material, steps: int | None = None) -> batches.Task:
+        """The training of the student; without `steps` for as many as the profile names."""
+        assert settings.steps != "auto", "a profile names them"
+        return batches.Task(
+            spec=self.spec, material=material, settings=settings, steps=steps or settings.steps, seed=self.seed
+        )
+
 
 def natural_draw(splits: Splits, per_class: int, seed: int) -> Splits:
     """As many labels as a balanced draw has, drawn as they come from all of `splits`; the other images have none."""
@@ -192,8 +199,7 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     profile, draw = draw.bank.profile, draw.of_row(method)
     settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
     material = draw.material(settings, knowledge, profile.level(method))
-    assert settings.steps != "auto", "the profile names them"
-    task = batches.Task(spec=draw.spec, material=material, settings=settings, steps=settings.steps, seed=draw.seed)
+    task = draw.task(settings, material)
     fitted = loop.fit(initial_student(draw), task)
     tell_prior(
         fitted.model, draw.spec, draw.prior(knowledge), images_NHWC=material.images_NHWC, rows=material.unlabeled

@@ -16,7 +16,7 @@ import onnx
 from benchmarks.suite.cells import Draw, initial_student
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge, Profile, load
 from edgedistill.data.splits import evenly_spaced
-from edgedistill.distill import batches, loop
+from edgedistill.distill import loop
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.export import quantize
 from edgedistill.export.infer import predict_onnx
@@ -70,9 +70,7 @@ class Part(Draw):
         """Train the student on this part; its int8 graph."""
         settings = self.bank.profile.settings(METHOD, self.target, self.seed)
         material = replace(self.material(settings), unlabeled=self.unlabeled)
-        assert settings.steps != "auto", "the profile names them"
-        task = batches.Task(spec=self.spec, material=material, settings=settings, steps=settings.steps, seed=self.seed)
-        student = loop.fit(initial_student(self), task).model
+        student = loop.fit(initial_student(self), self.task(settings, material)).model
         rows = np.sort(np.concatenate([self.rows, self.unlabeled]))
         rows = rows[evenly_spaced(len(rows), SETTINGS.calibration_images)]
         images_NHWC = np.asarray(self.splits.train.resized(self.spec.input_px)[rows])

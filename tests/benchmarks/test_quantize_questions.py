@@ -233,8 +233,6 @@ def test_kernels_are_summed_by_column() -> None:
 
 
 def test_kernels_of_graphs_that_are_not_made_name_the_command(tmp_path: Path) -> None:
-    (tmp_path / "resnet18").mkdir()
-    (tmp_path / "resnet18/test_labels.npy").touch()
     with pytest.raises(InputError, match=r"no student\.fp32\.onnx, artefacts") as caught:
-        kernels.run("resnet18", tmp_path, tmp_path)
+        kernels.run("resnet18", tmp_path)
     assert "run --students resnet18" in caught.value.fix
