@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edgedistill.distill.teachers import Floats, Rows, log_likelihood, softmax, stacked
+from edgedistill.distill.probes import Floats, Rows, log_likelihood, softmax
+from edgedistill.distill.teachers import stacked
 from edgedistill.similarity.chance import OFF
 
 FOLDS = 5

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedistill.distill import teachers
+from edgedistill.distill import probes
 from edgedistill.similarity.weigh import stratified_rows
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def scale(features_MD: Floats) -> Scaled:
 
 
 def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
-    """The head on the labels of the first L images: a ridge as in `teachers.probe_from_gram`, at the labels' shares.
+    """The head on the labels of the first L images: a ridge as in `probes.probe_from_gram`, at the labels' shares.
 
     The ridge counts all classes alike. The label loss does not where labels are unequal, weighted or shifted: the bias
     is that of the shares and the shift which the loss will see.
@@ -136,7 +136,7 @@ def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
     labeled_LD, material = scaled.scaled_MD[: len(labels_L)], task.material
     classes = task.spec.num_classes
     gram_LL = labeled_LD @ labeled_LD.T
-    ridge = teachers.probe_from_gram(gram_LL, np.arange(len(labels_L)), labels_L, classes)
+    ridge = probes.probe_from_gram(gram_LL, np.arange(len(labels_L)), labels_L, classes)
     weights_DC = labeled_LD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels_L))
     mass_C = np.bincount(material.labels, minlength=classes).astype(np.float64)
     if material.class_weights_C is not None:
@@ -147,14 +147,14 @@ def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
     return scaled.layer(weights_DC, bias_C - bias_C.mean())
 
 
-def _temperature(ridge: teachers.Probe, gram_LL: Floats, labels_L: Rows) -> float:
+def _temperature(ridge: probes.Probe, gram_LL: Floats, labels_L: Rows) -> float:
     """What the ridge's scores are divided by: most likely on those left out, or on all where a class has one label."""
     count, classes = ridge.loo_probs_LC.shape
     scores_LC = gram_LL @ ridge.duals_LC * ridge.temperature
-    if teachers.at_least_two_per_class(labels_L):
+    if probes.at_least_two_per_class(labels_L):
         scores_LC = np.log(np.maximum(ridge.loo_probs_LC, 1e-300)) * ridge.temperature
     targets_LC = np.eye(classes)[labels_L] * (1.0 - 1.0 / (count + 1)) + 1.0 / (count + 1) / classes
-    return max(teachers.TEMPERATURES, key=lambda temperature: _mean_likelihood(scores_LC / temperature, targets_LC))
+    return max(probes.TEMPERATURES, key=lambda temperature: _mean_likelihood(scores_LC / temperature, targets_LC))
 
 
 def source_head(scaled: Scaled, probs_MK: Floats) -> Linear:

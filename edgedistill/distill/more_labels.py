@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import t
 
-from edgedistill.distill.teachers import Floats, Rows, stacked
+from edgedistill.distill.probes import Floats, Rows
+from edgedistill.distill.teachers import stacked
 from edgedistill.records import MoreLabels
 from edgedistill.similarity.chance import OFF
 

@@ -230,7 +230,7 @@ def probe_answers(context: Context, features_ND: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
-    from edgedistill.distill.teachers import probe
+    from edgedistill.distill.probes import probe
 
     splits = context.splits
     rows = np.sort(np.concatenate([splits.labeled_rows, splits.unlabeled_rows]))

@@ -1,0 +1,104 @@
+"""Linear probes on source features: ridge regressions of the labels on one source's features.
+
+With a few hundred labels and a thousand features the dual form of a ridge needs only the Gram matrix of the labeled
+images, and its leave-one-out predictions have a closed form: temperature and penalty are chosen by them, on the labeled
+images alone. Inputs and outputs are numpy arrays.
+
+N images of the train store, L of them labeled, D features of a source, C target classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Rows = NDArray[np.int64]
+PENALTIES = (0.01, 0.1, 1.0)  # for unit-length features
+TEMPERATURES = tuple(float(temperature) for temperature in np.geomspace(0.02, 1.0, 16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A fitted probe: probabilities of every image [N, C], and leave-one-out probabilities of the labeled ones [L, C].
+
+    Its scores are divided by `temperature`. Its probabilities for an image are the softmax of the image's inner
+    products with the labeled images times `duals_LC`; `predict` computes them from features [M, D].
+    """
+
+    probs_NC: Floats
+    loo_probs_LC: Floats
+    temperature: float
+    duals_LC: Floats
+    predict: Callable[[Floats], Floats] | None = None
+
+
+def feature_mean(features_ND: Floats) -> Floats:
+    """The mean over all images, [D]."""
+    return np.asarray(np.mean(features_ND, axis=0, dtype=np.float32))
+
+
+def unit_directions(features_ND: Floats, mean_D: Floats) -> Floats:
+    """Center features on the mean over all images and scale them to unit length, so that ridge compares angles only.
+
+    A constant row stays zero.
+    """
+    centered = np.asarray(features_ND, dtype=np.float32) - mean_D
+    length = np.linalg.norm(centered, axis=1, keepdims=True)
+    informative = length > 1e-5 * np.linalg.norm(mean_D)  # below it are rounding errors of constant features
+    return np.asarray(
+        np.where(informative, centered, 0.0) / np.where(informative & (length > 0), length, 1.0), dtype=np.float32
+    )
+
+
+def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
+    """Fit a ridge probe on one source, its penalty and temperature chosen by leave-one-out likelihood."""
+    mean_D = feature_mean(features_ND)
+    units_ND = unit_directions(features_ND, mean_D)
+    fitted = probe_from_gram((units_ND @ units_ND[rows].T).astype(np.float64), rows, labels_L, classes)
+    weights_DC = units_ND[rows].T @ fitted.duals_LC
+    return replace(fitted, predict=lambda features_MD: softmax(unit_directions(features_MD, mean_D) @ weights_DC))
+
+
+def probe_from_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
+    """Fit a probe from inner products of all images with the labeled ones; classes have equal weight at any size."""
+    counts_C = np.bincount(labels_L, minlength=classes)
+    targets_LC = np.eye(classes)[labels_L] - 1.0 / classes
+    balance_L = counts_C[labels_L] * np.count_nonzero(counts_C) / len(labels_L)
+    best: tuple[float, Floats, Floats, float] | None = None
+    # leaving out the only image of a class leaves none to fit that class to: then there is no leave-one-out choice
+    penalties, temperatures = (PENALTIES, TEMPERATURES) if at_least_two_per_class(labels_L) else ((0.1,), (0.1,))
+    for penalty in penalties:
+        inverse_LL = np.linalg.inv(gram_NL[rows] + np.diag(penalty * balance_L))
+        duals_LC = inverse_LL @ targets_LC
+        # leave-one-out of a linear smoother, in closed form (Rasmussen and Williams 2006, eq. 5.12)
+        loo_LC = (targets_LC - duals_LC / np.diag(inverse_LL)[:, None]).round(9)  # ties stay ties
+        for temperature in temperatures:
+            likelihood = log_likelihood(loo_LC / temperature, labels_L)
+            if best is None or likelihood > best[0]:
+                best = likelihood, duals_LC / temperature, loo_LC / temperature, temperature
+    assert best is not None, "there are penalties to try"
+    return Probe(
+        probs_NC=softmax(gram_NL @ best[1]), loo_probs_LC=softmax(best[2]), temperature=best[3], duals_LC=best[1]
+    )
+
+
+def at_least_two_per_class(labels_L: Rows) -> bool:
+    """Whether every class with a labeled image has at least two."""
+    counts_C = np.bincount(labels_L)
+    return bool(counts_C[counts_C > 0].min() >= 2)
+
+
+def softmax(logits_NC: Floats) -> Floats:
+    """Softmax over the classes of each row."""
+    exponentials = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def log_likelihood(logits_LC: Floats, labels_L: Rows) -> float:
+    """Mean log-probability of the labels."""
+    return float(np.log(np.maximum(softmax(logits_LC)[np.arange(len(labels_L)), labels_L], 1e-12)).mean())
