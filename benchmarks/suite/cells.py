@@ -10,6 +10,7 @@ import time
 import zlib
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
 from edgedistill.distill import batches, evaluate, loop, methods, probes, teachers
 from edgedistill.distill.prior import tell_prior
+from edgedistill.distill.tuner import Tuner
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
 from edgedistill.recipe.options import Problem, keyword_only, option_problems
-from edgedistill.recipe.schema import Distill, Student
+from edgedistill.recipe.schema import Augment, Distill, Student
 from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
 from edgedistill.run.files import digest
 from edgedistill.similarity.weigh import weigh_sources
+from edgedistill.sources import registry
 from edgedistill.students import space
 from edgedistill.students.build import build_student
 from edgedistill.students.checkpoints import read_state
@@ -131,9 +134,11 @@ class Draw:
         key, prior = (choice.model_dump_json(), knowledge, level), self.prior(knowledge)
         if key not in cached:
             rows, labels = self.labeled
-            fit = teachers.TEACHERS[choice.name].fit
-            options = choice.options | ({"level": level} if "level" in keyword_only(fit) else {})
-            teacher = fit(
+            kind = teachers.TEACHERS[choice.name]
+            options = choice.options | ({"level": level} if "level" in keyword_only(kind.fit) else {})
+            if kind.tunes and self.only != (OWN,):  # the student is no source that can be tuned
+                options["tune"] = self.tuner.tune
+            teacher = kind.fit(
                 features=self.features,
                 alphas=self.weights.alphas if self.only is None else dict.fromkeys(self.features, 1.0),
                 rows=rows,
@@ -145,6 +150,23 @@ class Draw:
                 teacher = teachers.adjusted(teacher, prior, self.splits.unlabeled_rows)
             cached[key] = teacher.probs_NC.astype(np.float32)
         return np.asarray(cached[key])
+
+    @property
+    def tuner(self) -> Tuner:
+        """What tunes sources to the labels; what it trains is kept in the bank's cache."""
+        rows, labels = self.labeled
+        return Tuner(
+            network=lambda name: registry.load(self.bank.source_section(name), Path()),
+            store=self.splits.train,
+            rows=rows,
+            labels_L=labels,
+            units_L=np.arange(len(rows)),
+            classes=len(self.splits.classes),
+            answered=np.arange(self.splits.train.n),
+            settings=Augment.model_validate(self.bank.profile.distill["augment"]),
+            seed=self.seed,
+            cache=self.bank.runs / "cache",
+        )
 
     def material(
         self, settings: Distill, knowledge: Knowledge = "none", level: float = FORMER_LEVEL

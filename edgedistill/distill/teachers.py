@@ -10,17 +10,17 @@ N images of the train store, L of them labeled, D features of a source, C target
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Protocol
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from edgedistill.agent import metrics
 from edgedistill.distill.probes import (
     Floats,
-    Probe,
     Rows,
     at_least_two_per_class,
     feature_mean,
@@ -40,6 +40,11 @@ ChanceLevel = Annotated[
     Field(description="Level of the test that gives a source which is not told from chance no share; 1: no test."),
     LATER,
 ]
+SourcesTuned = Annotated[
+    NonNegativeInt,
+    Field(description="Sources that are tuned to the labels, the best by probe: each is one more column of the mix."),
+    LATER,
+]
 NEGLIGIBLE_SHARE = 0.1  # a source with less than this share of an equal weight adds dimensions but no information
 
 
@@ -50,10 +55,10 @@ class Teacher:
     Attributes:
         probs_NC: probabilities; rows sum to 1.
         weights: share of each source in the mixture; they sum to 1.
-        accuracy: leave-one-out balanced accuracy of the mixed probes on the labeled images, before any use of the
+        accuracy: balanced accuracy of the mixture on the labeled images, each left out, before any use of the
             unlabeled ones. Weights, penalties and temperatures are chosen on the same predictions: with many sources
             and few labels it is optimistic (0.76 on pure noise with 16 sources and 40 labels).
-        predict: applies the same probes to other images: from each source's features [M, D] to [M, C].
+        predict: applies the same mixture to other images: from each source's features [M, D] to [M, C].
     """
 
     probs_NC: Floats
@@ -62,10 +67,51 @@ class Teacher:
     predict: Callable[[Features], Floats]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What one source says of the target's classes, to be mixed with others.
+
+    Attributes:
+        probs_NC: probabilities of every image.
+        held_out_LC: those of the labeled images, each without its own label.
+        predict: computes probabilities [M, C] from features [M, D].
+    """
+
+    probs_NC: Floats
+    held_out_LC: Floats
+    predict: Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """Sources that were tuned to the labels, under names of their own.
+
+    Attributes:
+        folds_L: the fold of each labeled image, which each of them was tuned without, too; -1 for images in none.
+        features: their features, [N, D].
+        columns: what their heads say.
+    """
+
+    folds_L: Rows
+    features: dict[str, Floats]
+    columns: dict[str, Column]
+
+
+class Tune(Protocol):
+    """Tunes the first of some sources that can be tuned; None if none can."""
+
+    def __call__(self, ranked: Sequence[str], most: int) -> Tuned | None:
+        """Tune at most so many of the sources, which are ranked best first."""
+
+
+def no_tuning(ranked: Sequence[str], most: int) -> None:
+    """Tune no source."""
+
+
 def similarity(features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int) -> Teacher:
     """Mix one probe per source by the sources' weights (Vemulapalli et al. 2023, arXiv 2311.18237, for one source)."""
-    probes = {name: probe(features[name], rows, labels_L, classes) for name, alpha in alphas.items() if alpha > 0.0}
-    return _mixed_teacher(probes, {name: alphas[name] for name in probes}, labels_L)
+    columns = {name: _column(features[name], rows, labels_L, classes) for name, alpha in alphas.items() if alpha > 0.0}
+    return _mixed_teacher(columns, {name: alphas[name] for name in columns}, labels_L)
 
 
 def stacked(
@@ -74,9 +120,11 @@ def stacked(
     rows: Rows,
     labels_L: Rows,
     classes: int,
+    tune: Tune = no_tuning,
     *,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
     level: ChanceLevel = LEVEL,
+    tuned: SourcesTuned = 0,
 ) -> Teacher:
     """Mix one probe per source by the weights of largest likelihood (stacking, Wolpert 1992; H-ensemble 2312.12489).
 
@@ -86,37 +134,101 @@ def stacked(
         rows: rows of the labeled images, [L].
         labels_L: classes of the labeled images.
         classes: C.
+        tune: tunes sources to the labels (distill/tuning.py).
         shrink: strength of the prior towards equal weights: pseudo-observations over all sources, as a share of L.
         level: a source whose leave-one-out answers are not told from chance at this level (similarity/chance.py) has
             no share. If none is, the test decides nothing. With a class of one label there is no test.
+        tuned: so many sources, those whose probes are best, are tuned to the labels and mixed with the others. Then
+            the weights are chosen on folds for which every column is fitted anew, so that one that overfits weighs
+            nothing. With a class of one label none is tuned.
     """
-    probes = {name: probe(features[name], rows, labels_L, classes) for name in alphas}
+    teacher, _ = _stack(
+        {name: features[name] for name in alphas},
+        rows,
+        labels_L,
+        classes=classes,
+        tune=partial(tune, most=tuned) if tuned else None,
+        shrink=shrink,
+        level=level,
+    )
+    return teacher
+
+
+def _stack(
+    features: Features,
+    rows: Rows,
+    labels_L: Rows,
+    *,
+    classes: int,
+    tune: Callable[[Sequence[str]], Tuned | None] | None,
+    shrink: float,
+    level: float,
+) -> tuple[Teacher, Features]:
+    """The teacher `stacked`, and the features of all its columns."""
+    columns = {name: _column(features_ND, rows, labels_L, classes) for name, features_ND in features.items()}
     if not at_least_two_per_class(labels_L):
-        return _mixed_teacher(probes, dict.fromkeys(probes, 1.0), labels_L)
-    informed = better_than_chance({name: features[name][rows] for name in probes}, labels_L, level)
-    likelihood_LS = np.stack([probes[name].loo_probs_LC[np.arange(len(rows)), labels_L] for name in informed], axis=1)
+        return _mixed_teacher(columns, dict.fromkeys(columns, 1.0), labels_L), features
+    informed = better_than_chance({name: features[name][rows] for name in columns}, labels_L, level)
+    scored = np.arange(len(rows))
+    if tune and (tunings := tune(_ranked(informed, columns, labels_L))):
+        scored = np.flatnonzero(tunings.folds_L >= 0)
+        for name, column in columns.items():
+            held_out_LC = _held_out(features[name], rows, labels_L, folds_L=tunings.folds_L, classes=classes)
+            columns[name] = replace(column, held_out_LC=held_out_LC)
+        columns, features = {**columns, **tunings.columns}, {**features, **tunings.features}
+        informed = (*informed, *tunings.columns)
+    likelihood_LS = np.stack([_likelihood(columns[name], labels_L)[scored] for name in informed], axis=1)
     weights = dict(zip(informed, mixing_weights(likelihood_LS, shrink).tolist(), strict=True))
-    return _mixed_teacher(probes, {name: weights.get(name, 0.0) for name in probes}, labels_L)
+    return _mixed_teacher(columns, {name: weights.get(name, 0.0) for name in columns}, labels_L, scored), features
 
 
-def _mixed_teacher(probes: Mapping[str, Probe], weights: Mapping[str, float], labels_L: Rows) -> Teacher:
+def _column(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Column:
+    """The probe of a source."""
+    fitted = probe(features_ND, rows, labels_L, classes)
+    assert fitted.predict is not None, "the probe was fitted to features"
+    return Column(probs_NC=fitted.probs_NC, held_out_LC=fitted.loo_probs_LC, predict=fitted.predict)
+
+
+def _likelihood(column: Column, labels_L: Rows) -> Floats:
+    """The probability that a column gives to the label of each labeled image, without it, [L]."""
+    return np.asarray(column.held_out_LC[np.arange(len(labels_L)), labels_L])
+
+
+def _ranked(names: Sequence[str], columns: Mapping[str, Column], labels_L: Rows) -> list[str]:
+    """Some columns, the most likely labels first."""
+    means = {name: np.log(np.maximum(_likelihood(columns[name], labels_L), 1e-12)).mean() for name in names}
+    return sorted(names, key=lambda name: -means[name])
+
+
+def _held_out(features_ND: Floats, rows: Rows, labels_L: Rows, *, folds_L: Rows, classes: int) -> Floats:
+    """Probabilities [L, C] of the labeled images by probes without the fold of each; uniform where it is in none."""
+    units_LD = unit_directions(features_ND[rows], feature_mean(features_ND))
+    gram_LL = (units_LD @ units_LD.T).astype(np.float64)
+    probs_LC = np.full((len(rows), classes), 1.0 / classes)
+    for fold in np.unique(folds_L[folds_L >= 0]):
+        others = np.flatnonzero(folds_L != fold)
+        fitted = probe_from_gram(gram_LL[:, others], others, labels_L[others], classes)
+        probs_LC[folds_L == fold] = fitted.probs_NC[folds_L == fold]
+    return probs_LC
+
+
+def _mixed_teacher(
+    columns: Mapping[str, Column], weights: Mapping[str, float], labels_L: Rows, scored: Rows | None = None
+) -> Teacher:
+    """The mixture of columns; `scored` are the labeled images that are scored, if not all."""
     total = sum(weights.values())
     shares = {name: float(weight / total) for name, weight in weights.items()}
     mixed = {name: share for name, share in shares.items() if share > 0.0}
-    probs_NC = sum(share * probes[name].probs_NC for name, share in mixed.items())
-    loo_probs_LC = sum(share * probes[name].loo_probs_LC for name, share in mixed.items())
+    probs_NC = sum(share * columns[name].probs_NC for name, share in mixed.items())
+    held_out_LC = np.asarray(sum(share * columns[name].held_out_LC for name, share in mixed.items()))
 
     def predict(other_features: Features) -> Floats:
-        weighted_probs = (share * _predict(probes[name], other_features[name]) for name, share in mixed.items())
+        weighted_probs = (share * columns[name].predict(other_features[name]) for name, share in mixed.items())
         return np.asarray(sum(weighted_probs), dtype=np.float32)
 
-    accuracy = metrics.balanced(labels_L, np.asarray(loo_probs_LC).argmax(axis=1))[0]
+    scored = np.arange(len(labels_L)) if scored is None else scored
+    accuracy = metrics.balanced(labels_L[scored], held_out_LC[scored].argmax(axis=1))[0]
     return Teacher(probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, predict=predict)
-
-
-def _predict(probe: Probe, features_MD: Floats) -> Floats:
-    assert probe.predict is not None, "the probe was fitted to features"
-    return probe.predict(features_MD)
 
 
 def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> Floats:
@@ -142,6 +254,7 @@ def selftrained(
     rows: Rows,
     labels_L: Rows,
     classes: int,
+    tune: Tune = no_tuning,
     *,
     rounds: PositiveInt = 5,
     weight: Positive = 0.2,
@@ -149,6 +262,7 @@ def selftrained(
     dims: PositiveInt = 128,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
     level: ChanceLevel = LEVEL,
+    tuned: SourcesTuned = 0,
 ) -> Teacher:
     """`stacked`, followed by self-training of one joint probe on all sources' features.
 
@@ -161,14 +275,24 @@ def selftrained(
         rows: rows of the labeled images, [L].
         labels_L: classes of the labeled images.
         classes: C.
+        tune: as for `stacked`; the joint probe has the features of the tuned sources, too.
         rounds: rounds of self-training.
         weight: weight of an unlabeled image; a labeled one has weight 1.
         penalty: ridge penalty of the joint probe.
         dims: number of principal components that each source is reduced to.
         shrink: as for `stacked`.
         level: as for `stacked`.
+        tuned: as for `stacked`.
     """
-    first = stacked(features, alphas, rows=rows, labels_L=labels_L, classes=classes, shrink=shrink, level=level)
+    first, features = _stack(
+        {name: features[name] for name in alphas},
+        rows,
+        labels_L,
+        classes=classes,
+        tune=partial(tune, most=tuned) if tuned else None,
+        shrink=shrink,
+        level=level,
+    )
     reduced = _reduced(features, first.weights, dims)
     joint_ND = np.concatenate(
         [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()], axis=1
@@ -256,14 +380,16 @@ class TeacherKind:
     Attributes:
         fit: from features, source weights and labels to a teacher; keyword-only parameters are recipe options.
         version: raised when it gives another teacher for the same input, as Method.version.
+        tunes: whether `fit` takes `tune`, too, to tune sources to the labels.
     """
 
     fit: Callable[..., Teacher]
     version: int = 1
+    tunes: bool = False
 
 
 TEACHERS: dict[str, TeacherKind] = {
     "similarity": TeacherKind(fit=similarity),
-    "stacked": TeacherKind(fit=stacked),
-    "selftrained": TeacherKind(fit=selftrained),
+    "stacked": TeacherKind(fit=stacked, tunes=True),
+    "selftrained": TeacherKind(fit=selftrained, tunes=True),
 }

@@ -33,12 +33,23 @@ from edgedistill.errors import InputError
 from edgedistill.run.files import digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Triple = tuple[float, float, float]
 Arrays = NDArray[Any]
 FITTING: dict[tuple[str, int], int] = {}  # images that a GPU's memory holds, by a network's hash and input size
 CHUNK = 256  # images between two writes to disk: an interrupted pass loses at most these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunable:
+    """A network's module, and its features [B, D] of normalized images, for training a copy of it on the target.
+
+    The module is the one that the network runs: copy it before training.
+    """
+
+    module: nn.Module
+    features: Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,7 @@ class Network:
         sha256: hash of its weights and its architecture.
         without_softmax: the same network with its scores as probabilities, to use if they already are; else None.
         has_classes: False for a headless network, which ends with its features.
+        tunable: its module; None for a network that cannot be trained, such as an ONNX graph.
     """
 
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -63,6 +75,7 @@ class Network:
     sha256: str
     without_softmax: Network | None = None
     has_classes: bool = True
+    tunable: Tunable | None = None
 
     def facts(self) -> dict[str, Any]:
         """The network's entry in weigh/sources.json."""

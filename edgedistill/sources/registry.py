@@ -28,7 +28,7 @@ from edgedistill.run.files import digest, sha256_file
 from edgedistill.sources import chosen, text
 from edgedistill.sources.checks import checked_network, classifier_of, is_published_headless
 from edgedistill.sources.graphs import feature_operator
-from edgedistill.sources.outputs import Network
+from edgedistill.sources.outputs import Network, Tunable
 from edgedistill.students.build import load_student
 from edgedistill.students.checkpoints import fit_state, hash_state, read_state
 from edgedistill.students.pretrained import (
@@ -117,7 +117,14 @@ def run(base: Path, *, path: Path | None = None, recipe: Path | None = None) -> 
         return features_BD, net.head(features_BD).softmax(dim=1)  # type: ignore[operator]
 
     spec = record.spec
-    return Network(forward=forward, input_px=spec.input_px, mean=spec.mean, std=spec.std, sha256=identity)
+    return Network(
+        forward=forward,
+        input_px=spec.input_px,
+        mean=spec.mean,
+        std=spec.std,
+        sha256=identity,
+        tunable=Tunable(module=net, features=lambda module, images_BCHW: module.backbone(images_BCHW)),  # type: ignore[operator]
+    )
 
 
 def onnx(
@@ -301,8 +308,12 @@ def _from_timm(net: nn.Module) -> Network:
     net.eval().requires_grad_(False)
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
 
+    def features(module: nn.Module, images_BCHW: Tensor) -> Tensor:
+        features_BD: Tensor = module.forward_head(module.forward_features(images_BCHW), pre_logits=True)  # type: ignore[operator]
+        return features_BD
+
     def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        features_BD = net.forward_head(net.forward_features(images_BCHW), pre_logits=True)  # type: ignore[operator]
+        features_BD = features(net, images_BCHW)
         return features_BD, None if classifier is None else classifier(features_BD).softmax(dim=1)
 
     px, identity = int(config["input_size"][-1]), hash_state(net, config["architecture"])
@@ -314,6 +325,7 @@ def _from_timm(net: nn.Module) -> Network:
         std=tuple(config["std"]),
         sha256=identity,
         has_classes=classifier is not None,
+        tunable=Tunable(module=net, features=features),
     )
 
 

@@ -18,6 +18,7 @@ from edgedistill.run.directory import Run
 
 if TYPE_CHECKING:
     from edgedistill.data.images import View
+    from edgedistill.data.shards import Shard
     from edgedistill.data.splits import Splits
     from edgedistill.distill.batches import Material
     from edgedistill.distill.methods import Method
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgedistill.distill.teachers import Teacher
     from edgedistill.labels.prior import Prior
     from edgedistill.sources.outputs import Network, SourceOutputs
+    from edgedistill.steps.teacher import FittedTeacher
 
 SMALLEST_PX = 32
 
@@ -174,35 +176,52 @@ class Context:
 
     @cached_property
     def shards(self) -> tuple[LabeledShard, ...]:
-        """The recipe's shards with every source's outputs, cached, computed one shard at a time.
+        """The recipe's shards with every source's outputs, cached.
 
-        Several processes divide the shards among them. Images with the pixels of an image of `data` are excluded.
+        Images with the pixels of an image of `data` are excluded.
         """
         import numpy as np
 
-        from edgedistill.data.shards import addresses, fresh_rows
+        from edgedistill.data.shards import fresh_rows
         from edgedistill.distill.stream import LabeledShard
-        from edgedistill.distributed import processes
-        from edgedistill.sources.shard_outputs import label_shard
 
         if self.recipe.unlabeled is None:
             return ()
-        urls = addresses(self.recipe.unlabeled, self.base)
-        splits, team = self.splits, processes.team()
-        label = partial(label_shard, view=self.view, networks=self.networks, cache=self.run.cache)
-        if team.is_leader:
-            self.order("label")
-        with bar(f"label {len(urls)} shards", len(urls)) as progress:
-            for url in urls[team.rank :: team.size]:
-                label(url, progress=progress)
-        processes.all_gather(None)  # the other processes have labeled their shards
-        shards, outputs = zip(*map(label, urls), strict=True)
-        data_hashes = np.concatenate([splits.train.hashes, splits.test_set.store.hashes])
+        shards, outputs = zip(*self._label(self.networks, "label"), strict=True)
+        data_hashes = np.concatenate([self.splits.train.hashes, self.splits.test_set.store.hashes])
         rows = fresh_rows(shards, data_hashes)
         return tuple(
             LabeledShard(shard=shard, rows=shard_rows, outputs=shard_outputs)
             for shard, shard_rows, shard_outputs in zip(shards, rows, outputs, strict=True)
         )
+
+    @cached_property
+    def streamed_shards(self) -> tuple[LabeledShard, ...]:
+        """The shards with all that the method learns from: also with the outputs of the teacher's tuned sources."""
+        if "teacher" not in self.method.needs or not self.fitted.networks:
+            return self.shards
+        tuned = self._label(self.fitted.networks, "label_tuned")
+        return tuple(
+            replace(labeled, outputs={**labeled.outputs, **outputs})
+            for labeled, (_, outputs) in zip(self.shards, tuned, strict=True)
+        )
+
+    def _label(self, networks: Mapping[str, Network], work: str) -> list[tuple[Shard, dict[str, SourceOutputs]]]:
+        """Every shard with the outputs of some networks, one shard at a time; several processes divide them."""
+        from edgedistill.data.shards import addresses
+        from edgedistill.distributed import processes
+        from edgedistill.sources.shard_outputs import label_shard
+
+        assert self.recipe.unlabeled is not None, "there are shards"
+        urls, team = addresses(self.recipe.unlabeled, self.base), processes.team()
+        label = partial(label_shard, view=self.view, networks=networks, cache=self.run.cache)
+        if team.is_leader:
+            self.order(work)
+        with bar(f"label {len(urls)} shards", len(urls)) as progress:
+            for url in urls[team.rank :: team.size]:
+                label(url, progress=progress)
+        processes.all_gather(None)  # the other processes have labeled their shards
+        return [label(url) for url in urls]
 
     @property
     def method(self) -> Method:
@@ -231,33 +250,16 @@ class Context:
         return replace(self.weights, features_only=tuple(self.headless)).class_alphas
 
     @cached_property
+    def fitted(self) -> FittedTeacher:
+        """The teacher, fitted on the labeled images, and its tuned sources."""
+        from edgedistill.steps.teacher import fit_teacher
+
+        return fit_teacher(self)
+
+    @property
     def teacher(self) -> Teacher:
-        """The mixture of the sources' probes, fitted on the labeled images: class probabilities of every train image.
-
-        Train images with the pixels of a test image are excluded; their rows are uniform. With a prior its answers are
-        shifted to it by those on the unlabeled images.
-        """
-        import numpy as np
-
-        from edgedistill.distill.teachers import TEACHERS, adjusted
-        from edgedistill.recipe.options import bound_options
-
-        choice, splits = self.recipe.distill.teacher, self.splits
-        fit, classes = TEACHERS[choice.name].fit, len(splits.classes)
-        split_rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
-        teacher = fit(
-            features={name: outputs.features_ND[split_rows] for name, outputs in self.source_outputs.items()},
-            alphas=self.weights.alphas,
-            rows=np.searchsorted(split_rows, splits.labeled_rows),
-            labels_L=splits.labeled_labels,
-            classes=classes,
-            **bound_options(fit, choice.options),
-        )
-        if self.prior:
-            teacher = adjusted(teacher, self.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
-        probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
-        probs_NC[split_rows] = teacher.probs_NC
-        return replace(teacher, probs_NC=probs_NC)
+        """The mixture of the sources' probes: class probabilities of every train image."""
+        return self.fitted.teacher
 
     def stream(self, px: int) -> Stream | None:
         """The shards' images at a student's input size; None if the recipe names no shards."""
@@ -277,7 +279,7 @@ class Context:
             return None
         options = self.recipe.distill.method.options
         return Stream(
-            shards=self.shards,
+            shards=self.streamed_shards,
             view=self.view,
             px=px,
             seed=self.recipe.seed,

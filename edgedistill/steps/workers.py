@@ -125,6 +125,11 @@ def label(context: Context) -> None:
     _ = context.shards  # the first access labels them
 
 
+def label_tuned(context: Context) -> None:
+    """Run the teacher's tuned sources on this process's share of the shards."""
+    _ = context.streamed_shards
+
+
 def train(context: Context, spec: StudentSpec, *, folder: Path | None, rungs: tuple[int, ...], **settings: Any) -> None:
     """Take part in a training that the leader ordered."""
     from edgedistill.distill import loop
@@ -138,4 +143,9 @@ def _ignore_score(val: Accuracy) -> None:
 
 
 # kind of work in an order -> what a process other than the leader does for it
-WORK: dict[str, Callable[..., Any]] = {"infer": infer, "label": label, "train": train}
+WORK: dict[str, Callable[..., Any]] = {
+    "infer": infer,
+    "label": label,
+    "label_tuned": label_tuned,
+    "train": train,
+}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -147,3 +150,93 @@ def test_adjusted_teacher_knows_the_prior_and_tells_other_images(name: str) -> N
     estimated = teachers.adjusted(teacher, Prior(shares_C=shares_C, score="top1", stated=False), rest)
     odds = (estimated.probs_NC[:, 0] / estimated.probs_NC[:, 1]) / (teacher.probs_NC[:, 0] / teacher.probs_NC[:, 1])
     assert odds == pytest.approx(8, rel=1e-3)
+
+
+def tuned_column(held_out: np.ndarray, probs: np.ndarray, features: np.ndarray, folds: np.ndarray) -> teachers.Tuned:
+    column = teachers.Column(
+        probs_NC=probs, held_out_LC=held_out, predict=lambda features_MD: probs[: len(features_MD)]
+    )
+    return teachers.Tuned(folds_L=folds, features={"a (tuned)": features}, columns={"a (tuned)": column})
+
+
+@pytest.mark.parametrize("name", ["stacked", "selftrained"])
+@pytest.mark.parametrize("overfits", [True, False])
+def test_tuned_source_weighs_what_it_is_worth_on_left_out_labels(name: str, overfits: bool) -> None:
+    features, truth = clusters(2.0 if overfits else 1.0)
+    better, _ = clusters(3.0, seed=2)
+    rows, folds = np.arange(45), np.arange(45) // 3 % 5
+    knows = 0.02 + 0.94 * np.eye(3)[truth]
+    guesses = 0.02 + 0.94 * np.eye(3)[np.random.default_rng(0).permutation(truth[rows])]
+    # it is sure of the labels that it was trained on in both cases
+    probs = np.full((240, 3), 1 / 3) if overfits else knows.copy()
+    probs[rows] = knows[rows]
+    tunings = tuned_column(guesses if overfits else knows[rows], probs, features if overfits else better, folds)
+    asked_for: list[tuple[list[str], int]] = []
+
+    def tune(ranked: Sequence[str], most: int) -> teachers.Tuned:
+        asked_for.append((list(ranked), most))
+        return tunings
+
+    noise = np.random.default_rng(1).normal(size=features.shape).astype(np.float32)
+    fit = partial(
+        TEACHERS[name].fit,
+        features={"noise": noise, "a": features},
+        alphas={"noise": 0.5, "a": 0.5},
+        rows=rows,
+        labels_L=truth[rows],
+        classes=3,
+    )
+    plain, teacher = fit(), fit(tune=tune, tuned=1)
+    assert asked_for == [(["a"], 1)]  # noise is not told from chance
+    share = teacher.weights["a (tuned)"]
+    assert share < 0.2 if overfits else share > 0.8
+    rest = np.arange(45, 240)
+    gain = accuracy(teacher.probs_NC[rest], truth[rest]) - accuracy(plain.probs_NC[rest], truth[rest])
+    assert abs(gain) < 0.05 if overfits else gain > 0.1
+    assert sum(teacher.weights.values()) == pytest.approx(1.0) and teacher.weights["noise"] == 0.0
+    new = {"noise": noise[:9], "a": features[:9], "a (tuned)": tunings.features["a (tuned)"][:9]}
+    assert teacher.predict(new) == pytest.approx(teacher.probs_NC[:9], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["stacked", "selftrained"])
+def test_labels_in_no_fold_decide_no_weights(name: str) -> None:
+    features, truth = clusters(2.0)
+    rows = np.arange(30)
+    folds = np.where(rows < 6, -1, rows // 3 % 5)
+    weights = []
+    for first_answer in (0.01, 0.98):  # what the tuned source says of images in no fold
+        held_out = np.full((30, 3), 1 / 3)
+        held_out[:6] = (1 - first_answer) / 2
+        held_out[np.arange(6), truth[:6]] = first_answer
+        tunings = tuned_column(held_out, np.full((240, 3), 1 / 3), features, folds)
+        teacher = TEACHERS[name].fit(
+            features={"a": features},
+            alphas={"a": 1.0},
+            rows=rows,
+            labels_L=truth[rows],
+            classes=3,
+            tune=lambda ranked, most, result=tunings: result,
+            tuned=1,
+        )
+        weights.append(teacher.weights)
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("labels", "tuned"), [([0, 1, 2, 0, 1], 1), ([0, 1, 2, 0, 1, 2], 0)])
+def test_no_source_is_tuned_unless_wanted_and_possible(labels: list[int], tuned: int) -> None:
+    features, _ = clusters(2.0)
+
+    def tune(ranked: Sequence[str], most: int) -> None:
+        raise AssertionError
+
+    rows = np.arange(len(labels))
+    teacher = TEACHERS["stacked"].fit(
+        features={"a": features},
+        alphas={"a": 1.0},
+        rows=rows,
+        labels_L=np.array(labels),
+        classes=3,
+        tune=tune,
+        tuned=tuned,
+    )
+    assert teacher.weights == {"a": 1.0}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from edgedistill.recipe import presets
-from tests.helpers import miniature
+from tests.helpers import miniature, tars
 
 
 @pytest.mark.parametrize("teacher", ["selftrained", "stacked", "similarity"])
@@ -30,6 +30,25 @@ def test_run_with_teacher_records_it(tmp_path: Path, teacher: str) -> None:
     assert set(terms) == {"labels", "teacher"}
     second_run = miniature.call("train", project.recipe, "--runs", project.runs)
     assert second_run.code == 0 and "teacher: " not in second_run.err and second_run.err.count("up to date") >= 3
+
+
+def test_tuned_source_teaches_and_is_reported(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(miniature.RECIPE)
+    recipe["distill"] |= {"method": "auto", "teacher": {"name": "selftrained", "tuned": 1}, "steps": 4}
+    project = tars.add_shards(miniature.write(tmp_path, yaml.safe_dump(recipe)), "auto")
+    outcome = miniature.call("train", project.recipe, "--runs", project.runs)
+    assert outcome.code == 0, outcome.err
+    weights = json.loads((project.run / "distill/result.json").read_text())["teacher"]["weights"]
+    names = set(weights) - {"first", "second"}
+    assert len(names) == 1 and names < {"first (tuned)", "second (tuned)"}
+    report = " ".join(miniature.call("report", project.run).out.split())  # its lines may break anywhere
+    assert f"{names.pop()} 0." in report
+    entries = sorted((project.runs / ".cache/tuned").glob("*/state.safetensors"))
+    before = [entry.stat().st_mtime_ns for entry in entries]
+    # one training more: what was tuned is not tuned again
+    assert miniature.call("train", project.recipe, "--runs", project.runs, "--set", "distill.steps=5").code == 0
+    assert [entry.stat().st_mtime_ns for entry in entries] == before
+    assert sorted((project.runs / ".cache/tuned").glob("*/state.safetensors")) == entries
 
 
 def test_unknown_teacher_is_reported_before_any_work(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""The teacher of a training: fitted on the labeled images of a context.
+
+Every process of a training fits it: the leader first, and what that tunes and infers the others find in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgedistill.distill.teachers import TEACHERS, Teacher, adjusted
+from edgedistill.distill.tuner import Tuner
+from edgedistill.recipe.options import bound_options
+from edgedistill.sources.outputs import Network
+
+if TYPE_CHECKING:
+    from edgedistill.steps.context import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedTeacher:
+    """A teacher, and the networks of its tuned sources by the names under which it knows their features."""
+
+    teacher: Teacher
+    networks: dict[str, Network]
+
+
+def fit_teacher(context: Context) -> FittedTeacher:
+    """Fit the recipe's teacher: class probabilities of every train image.
+
+    Train images with the pixels of a test image are excluded; their rows are uniform. With a prior its answers are
+    shifted to it by those on the unlabeled images.
+    """
+    distill, splits = context.recipe.distill, context.splits
+    kind, classes = TEACHERS[distill.teacher.name], len(splits.classes)
+    split_rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
+    tuner = Tuner(
+        network=context.networks.__getitem__,
+        store=splits.train,
+        rows=splits.labeled_rows,
+        labels_L=splits.labeled_labels,
+        units_L=splits.units_N[splits.labeled_rows],
+        classes=classes,
+        answered=split_rows,
+        settings=distill.augment,
+        seed=context.recipe.seed,
+        cache=context.run.cache,
+    )
+    teacher = kind.fit(
+        features={name: outputs.features_ND[split_rows] for name, outputs in context.source_outputs.items()},
+        alphas=context.weights.alphas,
+        rows=np.searchsorted(split_rows, splits.labeled_rows),
+        labels_L=splits.labeled_labels,
+        classes=classes,
+        **({"tune": tuner.tune} if kind.tunes else {}),
+        **bound_options(kind.fit, distill.teacher.options),
+    )
+    if context.prior:
+        teacher = adjusted(teacher, context.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
+    probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
+    probs_NC[split_rows] = teacher.probs_NC
+    return FittedTeacher(teacher=replace(teacher, probs_NC=probs_NC), networks=tuner.networks)
