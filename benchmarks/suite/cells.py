@@ -18,8 +18,9 @@ import numpy as np
 from benchmarks.suite.bank import Bank
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
-from edgedistill.distill import batches, evaluate, loop, methods, probes, teachers
+from edgedistill.distill import batches, evaluate, loop, methods, teachers
 from edgedistill.distill.prior import tell_prior
+from edgedistill.distill.probes import probe
 from edgedistill.distill.tuner import Tuner
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
 from edgedistill.recipe.options import Problem, keyword_only, option_problems
@@ -304,7 +305,7 @@ def draw_line(draw: Draw) -> dict[str, Any]:
         return {"top1": round(accuracies["top1"], 6), "balanced_accuracy": round(accuracies["balanced"], 6)}
 
     probes = {
-        name: score_hidden(probes.probe(features, rows, labels, classes).probs_NC)
+        name: score_hidden(probe(features, rows, labels, classes).probs_NC)
         for name, features in draw.features.items()
     }
     return {
