@@ -305,8 +305,7 @@ def draw_line(draw: Draw) -> dict[str, Any]:
         return {"top1": round(accuracies["top1"], 6), "balanced_accuracy": round(accuracies["balanced"], 6)}
 
     probes = {
-        name: score_hidden(probe(features, rows, labels, classes).probs_NC)
-        for name, features in draw.features.items()
+        name: score_hidden(probe(features, rows, labels, classes).probs_NC) for name, features in draw.features.items()
     }
     return {
         "kind": "draw",

@@ -158,9 +158,9 @@ class Profile(BaseModel):
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
-        """Every teacher that a method learns from, by name."""
+        """Every teacher that a method learns from, by name, without the sources that it may tune."""
         choices = [settings["teacher"] for settings in self.methods.values() if "teacher" in settings]
-        return {choice["name"]: choice for choice in choices}
+        return {choice["name"]: choice for choice in choices if not choice.get("tuned")}
 
 
 def written_out(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,21 @@ def test_cell_that_differs_from_its_line_is_reported(bank: banks.Bank) -> None:
     assert runner.rerun(bank, "others", "transfer", 1) == 1
 
 
+def test_row_with_a_tuned_source_learns_from_another_teacher(bank: banks.Bank) -> None:
+    row = bank.profile.methods["auto-ridge"]
+    tuned = row | {"teacher": {"name": "selftrained", "tuned": 1}}
+    profile = bank.profile.model_copy(update={"methods": bank.profile.methods | {"auto-tuned": tuned}})
+    assert profile.config("auto-tuned") != profile.config("auto-ridge") == bank.profile.config("auto-ridge")
+    assert profile.config("draw") == bank.profile.config("draw")
+    draw = cells.Draw(bank=replace(bank, profile=profile), target="squares", seed=0)
+    line = cells.run_cell(draw, "auto-tuned")
+    assert line["method"] == "auto-tuned" and 0.0 <= line["top1"] <= 1.0
+    (entry,) = (bank.runs / "cache/tuned").glob("*/state.safetensors")
+    modified_ns = entry.stat().st_mtime_ns
+    assert without_clock([cells.run_cell(draw, "auto-tuned")]) == without_clock([line])
+    assert entry.stat().st_mtime_ns == modified_ns
+
+
 def test_baselines_need_no_source(bank: banks.Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("a source was loaded")
