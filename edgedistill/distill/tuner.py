@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from edgedistill.console import bar
+from edgedistill.console import bar, say
 from edgedistill.distill.probes import Floats, Rows, softmax
 from edgedistill.distill.teachers import Column, Tuned
 from edgedistill.distill.tuning import VERSION, TunedSource, head_scores, tune, tuned_network
@@ -122,6 +122,12 @@ class Tuner:
                         seed=self.seed,
                         progress=progress,
                     )
+                scored = folds_L >= 0
+                is_right_L = tuned.held_out_LC.argmax(axis=1) == self.labels_L
+                say(
+                    f"  tuned {name} to {len(self.rows)} labels: {is_right_L[scored].mean():.1%} of {scored.sum()} "
+                    "held-out ones right"
+                )
                 with atomic(held_out) as temporary, temporary.open("wb") as stream:
                     np.save(stream, tuned.held_out_LC)
                 with atomic(weights) as temporary:
