@@ -148,6 +148,7 @@ class DividedDraw(Draw):
     def teacher_probs(self) -> np.ndarray:
         """The teacher's probabilities of every train image, float32 [N, C]; of those in no pool, uniform."""
         splits, choice = self.splits, self.bank.profile.settings("auto", self.target, self.seed).teacher
+        assert not choice.options.get("tuned"), "this teacher tunes no source"
         rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
         fitted = TEACHERS[choice.name].fit(
             features={name: features_ND[rows] for name, features_ND in self.features.items()},

@@ -6,6 +6,7 @@ method starts from the same weights. Labels beyond the drawn ones are not read b
 
 from __future__ import annotations
 
+import functools
 import time
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -157,11 +158,11 @@ class Draw:
         """What tunes sources to the labels; what it trains is kept in the bank's cache."""
         rows, labels = self.labeled
         return Tuner(
-            network=lambda name: registry.load(self.bank.source_section(name), Path()),
+            network=functools.cache(lambda name: registry.load(self.bank.source_section(name), Path())),
             store=self.splits.train,
             rows=rows,
             labels_L=labels,
-            units_L=np.arange(len(rows)),
+            units_L=self.splits.units_N[rows],
             classes=len(self.splits.classes),
             answered=np.arange(self.splits.train.n),
             settings=Augment.model_validate(self.bank.profile.distill["augment"]),

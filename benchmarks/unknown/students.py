@@ -51,7 +51,7 @@ class Part(Draw):
 
     def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
         """The teacher that saw no other image, as in the product; the rows of the others are uniform."""
-        assert knowledge == "none", "the rows of the profile that this benchmark trains know no prior"
+        assert knowledge == "none" and not choice.options.get("tuned"), "this benchmark's row knows and tunes nothing"
         rows = np.sort(np.concatenate([self.rows, self.unlabeled]))
         classes = len(self.splits.classes)
         teacher = TEACHERS[choice.name].fit(

@@ -31,7 +31,7 @@ from edgedistill.distill.probes import (
 )
 from edgedistill.labels.prior import Prior
 from edgedistill.recipe.options import LATER
-from edgedistill.similarity.chance import LEVEL, Level, better_than_chance
+from edgedistill.similarity.chance import LEVEL, Level, answers_p_value, better_than_chance
 
 Features = Mapping[str, Floats]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -55,9 +55,10 @@ class Teacher:
     Attributes:
         probs_NC: probabilities; rows sum to 1.
         weights: share of each source in the mixture; they sum to 1.
-        accuracy: balanced accuracy of the mixture on the labeled images, each left out, before any use of the
-            unlabeled ones. Weights, penalties and temperatures are chosen on the same predictions: with many sources
-            and few labels it is optimistic (0.76 on pure noise with 16 sources and 40 labels).
+        accuracy: balanced accuracy of the mixture on the labeled images, each left out (with tuned sources, its fold),
+            before any use of the unlabeled ones. Weights, penalties and temperatures are chosen on the same
+            predictions: with many sources and few labels it is optimistic (0.76 on pure noise with 16 sources and 40
+            labels).
         predict: applies the same mixture to other images: from each source's features [M, D] to [M, C].
     """
 
@@ -140,7 +141,7 @@ def stacked(
             no share. If none is, the test decides nothing. With a class of one label there is no test.
         tuned: so many sources, those whose probes are best, are tuned to the labels and mixed with the others. Then
             the weights are chosen on folds for which every column is fitted anew, so that one that overfits weighs
-            nothing. With a class of one label none is tuned.
+            little; one that is not told from chance there weighs nothing. That takes three labels of every class.
     """
     teacher, _ = _stack(
         {name: features[name] for name in alphas},
@@ -176,7 +177,9 @@ def _stack(
             held_out_LC = _held_out(features[name], rows, labels_L, folds_L=tunings.folds_L, classes=classes)
             columns[name] = replace(column, held_out_LC=held_out_LC)
         columns, features = {**columns, **tunings.columns}, {**features, **tunings.features}
-        informed = (*informed, *tunings.columns)
+        for name, column in tunings.columns.items():
+            if answers_p_value(column.held_out_LC[scored].argmax(axis=1), labels_L[scored]) <= level:
+                informed = (*informed, name)
     likelihood_LS = np.stack([_likelihood(columns[name], labels_L)[scored] for name in informed], axis=1)
     weights = dict(zip(informed, mixing_weights(likelihood_LS, shrink).tolist(), strict=True))
     return _mixed_teacher(columns, {name: weights.get(name, 0.0) for name in columns}, labels_L, scored), features

@@ -5,9 +5,11 @@ N images that the teacher answers, L of them labeled, D features, C target class
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,15 @@ from edgedistill.distill.tuning import VERSION, TunedSource, head_scores, tune, 
 from edgedistill.errors import InputError
 from edgedistill.labels.protocol import assign_folds
 from edgedistill.recipe.schema import Augment
-from edgedistill.run.files import atomic, digest
+from edgedistill.run.files import atomic, digest, sha256_file
 from edgedistill.sources.outputs import Network, compute_outputs
-from edgedistill.students.checkpoints import read_state
 
 if TYPE_CHECKING:
     from edgedistill.data.splits import Store
+
+FOLDS_SEED = 20260101
+LEAST_FOLDS = 3  # with two, a class of two labels leaves its probes one, and they have no penalty of their own
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Tuner:
         settings: how training images are augmented.
         seed: of the training.
         cache: folder of all caches.
-        networks: the tuned networks so far, by the names of their columns.
+        networks: filled by `tune`: the tuned networks, by the names of their columns.
     """
 
     network: Callable[[str], Network]
@@ -60,40 +65,42 @@ class Tuner:
     networks: dict[str, Network] = field(default_factory=dict)
 
     def tune(self, ranked: Sequence[str], most: int) -> Tuned | None:
-        """Tune the first of some sources that can be tuned; None if none can, or if the labels make no folds.
+        """Tune the first of some sources that can be tuned; None if none can, or if the labels make too few folds.
 
         Args:
             ranked: the sources, best first.
             most: how many to tune.
         """
         try:
-            folds_L = assign_folds(self.labels_L, self.units_L, self.seed).folds_N
+            folds = assign_folds(self.labels_L, self.units_L, FOLDS_SEED)
         except InputError:
             return None
+        if folds.count < LEAST_FOLDS:
+            return None
         columns, features = {}, {}
-        for source in [name for name in ranked if self.network(name).tunable][:most]:
+        tunable = (name for name in ranked if self.network(name).tunable is not None)
+        for source in islice(tunable, most):
             name = f"{source} (tuned)"
-            network, source_outputs = self._tuned(source, folds_L)
-            self.networks[name] = network
-            features[name], columns[name] = source_outputs
-        return Tuned(folds_L=folds_L, features=features, columns=columns) if columns else None
+            try:
+                self.networks[name], features[name], columns[name] = self._tuned(source, folds.folds_N)
+            except InputError as error:
+                say(f"  {source} is not tuned: {error.message}")
+        return Tuned(folds_L=folds.folds_N, features=features, columns=columns) if columns else None
 
-    def _tuned(self, name: str, folds_L: Rows) -> tuple[Network, tuple[Floats, Column]]:
+    def _tuned(self, name: str, folds_L: Rows) -> tuple[Network, Floats, Column]:
         """The tuned network of a source; its features of the images that are answered, and its column."""
         source = self.network(name)
-        identity = self._identity(source, folds_L)
-        tuned = self._trained(name, folds_L, self.cache / "tuned" / identity)
-        network = tuned_network(source, tuned.state, identity)
+        file = self.cache / "tuned" / f"{self._identity(source, folds_L)}.safetensors"
+        tuned = self._trained(name, folds_L, file)
+        network = tuned_network(source, tuned.state, sha256_file(file))
         with bar(f"{name}, tuned, on {self.store.n} images at {network.input_px} px", self.store.n) as progress:
             outputs = compute_outputs(
                 network, self.store.resized, self.store.pixels_hash, self.cache / "sources", progress=progress
             )
         features_ND = outputs.features_ND[self.answered]
         predict = partial(_predict, {part: tuned.state[f"head.{part}"] for part in ("weight", "bias")})
-        return network, (
-            features_ND,
-            Column(probs_NC=predict(features_ND), held_out_LC=tuned.held_out_LC, predict=predict),
-        )
+        column = Column(probs_NC=predict(features_ND), held_out_LC=tuned.held_out_LC, predict=predict)
+        return network, features_ND, column
 
     def _identity(self, source: Network, folds_L: Rows) -> str:
         """Hash of all that a tuned source depends on."""
@@ -101,38 +108,52 @@ class Tuner:
         labels = [self.rows.tolist(), self.labels_L.tolist(), folds_L.tolist(), self.classes]
         return digest([VERSION, *facts, *labels, self.settings.model_dump(mode="json"), self.seed])[:32]
 
-    def _trained(self, name: str, folds_L: Rows, folder: Path) -> TunedSource:
+    def _trained(self, name: str, folds_L: Rows, file: Path) -> TunedSource:
         """A source after tuning, from the cache if it is there; of concurrent runs one tunes and the others wait."""
-        from safetensors.torch import save_file
+        import torch
+        from safetensors.torch import save
 
-        source, weights, held_out = self.network(name), folder / "state.safetensors", folder / "held_out.npy"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not weights.exists():
-                images_LHWC = self.store.resized(source.input_px)[self.rows]
-                trainings = len(np.unique(folds_L[folds_L >= 0])) + 1
-                with bar(f"tune {name} to {len(self.rows)} labels", trainings) as progress:
-                    tuned = tune(
-                        source,
-                        images_LHWC,
-                        self.labels_L,
-                        self.classes,
-                        folds_L=folds_L,
-                        settings=self.settings,
-                        seed=self.seed,
-                        progress=progress,
-                    )
-                scored = folds_L >= 0
-                is_right_L = tuned.held_out_LC.argmax(axis=1) == self.labels_L
-                say(
-                    f"  tuned {name} to {len(self.rows)} labels: {is_right_L[scored].mean():.1%} of {scored.sum()} "
-                    "held-out ones right"
-                )
-                with atomic(held_out) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, tuned.held_out_LC)
-                with atomic(weights) as temporary:
-                    save_file(tuned.state, temporary)
-        return TunedSource(state=read_state(weights), held_out_LC=np.load(held_out))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if (tuned := _read(file)) is None:
+                tuned = self._train(name, folds_L)
+                with atomic(file) as temporary:
+                    temporary.write_bytes(save({**tuned.state, HELD_OUT: torch.from_numpy(tuned.held_out_LC)}))
+        return tuned
+
+    def _train(self, name: str, folds_L: Rows) -> TunedSource:
+        source, n_labels, started = self.network(name), len(self.rows), time.monotonic()
+        trainings = len(np.unique(folds_L[folds_L >= 0])) + 1
+        with bar(f"tune {name} to {n_labels} labels", trainings) as progress:
+            tuned = tune(
+                source,
+                self.store.resized(source.input_px)[self.rows],
+                self.labels_L,
+                self.classes,
+                folds_L=folds_L,
+                settings=self.settings,
+                seed=self.seed,
+                progress=progress,
+            )
+        is_right_L = (tuned.held_out_LC.argmax(axis=1) == self.labels_L)[folds_L >= 0]
+        say(
+            f"  tuned {name} to {n_labels} labels in {time.monotonic() - started:.0f} s: {is_right_L.mean():.1%} of "
+            f"{len(is_right_L)} held-out ones right"
+        )
+        return tuned
+
+
+def _read(file: Path) -> TunedSource | None:
+    """An entry of the cache; None if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state = load(file.read_bytes())
+        held_out_LC = state.pop(HELD_OUT).numpy()
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+    return TunedSource(state=state, held_out_LC=held_out_LC)
 
 
 def _predict(head: dict[str, Any], features_MD: Floats) -> Floats:

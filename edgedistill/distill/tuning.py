@@ -14,25 +14,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.distill.augment import augment
-from edgedistill.distill.probes import Floats, Rows, log_likelihood, probe_from_gram, softmax
+from edgedistill.distill.probes import Floats, Rows, probe_from_gram, softmax
+from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Augment
 from edgedistill.sources.divided import Divided, divide
 from edgedistill.sources.outputs import Network
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
 VERSION = 1  # raised when the same input gives another tuned net
 EPOCHS, MOST = 30, 12_000  # passes over the labels, but at most so many images in one training
 BATCH, RATE, DECAY, SMOOTHING = 32, 5e-4, 0.01, 0.1
-VIEWS, MEMORY = 8, 2**30  # views of a labeled image; bytes that the stem's answers may take
+VIEWS, MEMORY = 8, 2**30  # views of a labeled image; bytes that the stem's answers to all of them may take
+LARGEST_HALF = 6e3  # answers of a stem that are larger are kept in float32: float16 ends at 65,504
 TEMPERATURES = tuple(float(temperature) for temperature in np.geomspace(0.25, 4.0, 17))
 
 
@@ -41,8 +43,8 @@ class TunedSource:
     """What is kept of a source that was tuned.
 
     Attributes:
-        state: the trained tensors: those of the net's parts by their names below `tail.`, and `head.weight` [C, D] and
-            `head.bias` [C], whose scores are log-probabilities up to a constant.
+        state: the trained parameters of the net by their names below `tail.`; and `head.weight` [C, D] and `head.bias`
+            [C], whose scores are log-probabilities up to a constant.
         held_out_LC: probabilities of each labeled image by a net that was tuned without its fold; uniform where no fold
             holds it.
     """
@@ -73,29 +75,50 @@ def tune(
         settings: how training images are augmented.
         seed: of the order of the images and of their augmentation.
         progress: called with 1 after each training.
+
+    Raises:
+        InputError: the features of a net, before or after it is tuned, are not finite.
     """
+    import torch
+
     assert source.tunable is not None, "only a network with a module is tuned"
     divided = divide(source.tunable, _normalized(source, images_LHWC[:BATCH]))
-    training = _Training(
-        divided=divided,
-        views_VL=_views(source, divided, images_LHWC, settings=settings, seed=seed),
-        labels_L=np.asarray(labels_L),
-        classes=classes,
-    )
+    inputs = _Inputs(source=source, divided=divided, images_LHWC=images_LHWC, settings=settings)
+    training = _Training(divided=divided, inputs=inputs.kept(seed), labels_L=np.asarray(labels_L), classes=classes)
     scores_LC = np.zeros((len(labels_L), classes), dtype=np.float32)
     for fold in np.unique(folds_L[folds_L >= 0]):
         net = training.fit(np.flatnonzero(folds_L != fold), seed=(seed, int(fold) + 1))
         rows = np.flatnonzero(folds_L == fold)
         scores_LC[rows] = training.scores(net, rows)
         progress(1)
-    scored = folds_L >= 0
-    temperature = max(TEMPERATURES, key=lambda degree: log_likelihood(scores_LC[scored] / degree, labels_L[scored]))
+    temperature = _temperature(scores_LC[folds_L >= 0], labels_L[folds_L >= 0])
     net = training.fit(np.arange(len(labels_L)), seed=(seed, 0))
     progress(1)
-    kept = tuple(f"tail.{name}." for name in divided.trained)
-    state = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items() if name.startswith(kept)}
+    training.features(net, np.arange(len(labels_L)))  # it raises what is to be raised before anything is kept
+    parameters = dict(net["tail"].named_parameters())
+    state = {
+        f"tail.{name}": parameters[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name in divided.trained
+    }
     head = {f"head.{name}": tensor.cpu() / temperature for name, tensor in net["head"].state_dict().items()}
     return TunedSource(state={**state, **head}, held_out_LC=softmax(scores_LC / temperature))
+
+
+def _temperature(scores_LC: Floats, labels_L: Rows) -> float:
+    """The temperature of the largest likelihood, every class with the same weight."""
+    weight_L = balance(labels_L)
+
+    def likelihood(temperature: float) -> float:
+        probs_LC = softmax(scores_LC / temperature)
+        return float((weight_L * np.log(np.maximum(probs_LC[np.arange(len(labels_L)), labels_L], 1e-12))).mean())
+
+    return max(TEMPERATURES, key=likelihood)
+
+
+def balance(labels_L: Rows) -> Floats:
+    """A weight for each labeled image, 1 in the mean: as much for every class that has labels."""
+    counts_C = np.bincount(labels_L)
+    return np.asarray(len(labels_L) / (np.count_nonzero(counts_C) * counts_C[labels_L]), dtype=np.float32)
 
 
 def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -> Network:
@@ -106,11 +129,14 @@ def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -
         state: of its `TunedSource`.
         identity: hash of the source and of all that it was tuned on.
     """
+    import torch
+
     assert source.tunable is not None, "it was tuned"
     module, features = copy.deepcopy(source.tunable.module), source.tunable.features
-    trained = {name.removeprefix("tail."): tensor for name, tensor in state.items() if name.startswith("tail.")}
-    misfit = module.load_state_dict(trained, strict=False)
-    assert not misfit.unexpected_keys, "the state is of this net"
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name.startswith("tail."):
+                module.get_parameter(name.removeprefix("tail.")).copy_(tensor)
 
     def forward(images_BCHW: Tensor) -> tuple[Tensor, None]:
         return features(module, images_BCHW).flatten(1), None
@@ -126,50 +152,110 @@ def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
-    """What the trainings of one source share.
+class _Inputs:
+    """What the first trained part takes of the labeled images.
 
     Attributes:
+        source: the network.
         divided: its net.
-        views_VL: the stem's answers to every view of each labeled image, the first one as it is; float16 [V, L, ...].
-        labels_L: classes of the labeled images.
-        classes: C.
+        images_LHWC: the labeled images.
+        settings: how they are augmented.
+        views_VL: the stem's answers to views of each image, the first one as it is, [V, L, ...]; None where they are
+            computed in every batch.
     """
 
+    source: Network
     divided: Divided
-    views_VL: Tensor
+    images_LHWC: NDArray[np.uint8]
+    settings: Augment
+    views_VL: Tensor | None = None
+
+    def kept(self, seed: int) -> _Inputs:
+        """The same with as many views as the memory holds; without, if it does not hold two."""
+        import torch
+
+        generator, every = torch.Generator().manual_seed(seed), np.arange(len(self.images_LHWC))
+        sample = self.plain(every[:BATCH])
+        dtype = torch.float16 if float(sample.abs().max()) < LARGEST_HALF else torch.float32
+        size = sample[0].numel() * dtype.itemsize * len(every)
+        count = min(VIEWS, MEMORY // size)
+        if count < 2:
+            return self
+        views_VL = torch.empty((count, len(every), *sample.shape[1:]), dtype=dtype)
+        for view in range(count):
+            for rows in np.array_split(every, -(-len(every) // BATCH)):
+                views_VL[view, rows] = (self._augmented(rows, generator) if view else self.plain(rows)).to("cpu", dtype)
+        return replace(self, views_VL=views_VL)
+
+    def plain(self, rows: Rows) -> Tensor:
+        """Of some images as they are, on the device."""
+        import torch
+
+        from edgedistill.distributed.device import default_device
+
+        if self.views_VL is not None:
+            return self.views_VL[0, rows].float().to(default_device())
+        with torch.no_grad():
+            return self.divided.stem(_normalized(self.source, self.images_LHWC[rows]))
+
+    def view(self, rows: Rows, random: np.random.Generator) -> Tensor:
+        """Of a view of some images, on the device."""
+        import torch
+
+        from edgedistill.distributed.device import default_device
+
+        if self.views_VL is not None:
+            views = random.integers(len(self.views_VL), size=len(rows))
+            return self.views_VL[views, rows].float().to(default_device())
+        return self._augmented(rows, torch.Generator().manual_seed(int(random.integers(2**32))))
+
+    def _augmented(self, rows: Rows, generator: Generator) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            images_BCHW = _normalized(self.source, self.images_LHWC[rows])
+            return self.divided.stem(augment(images_BCHW, self.settings, generator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What the trainings of one source share: its net, what that takes, and the labels, of C classes."""
+
+    divided: Divided
+    inputs: _Inputs
     labels_L: Rows
     classes: int
 
     def fit(self, rows: Rows, seed: tuple[int, int]) -> nn.ModuleDict:
-        """Train a copy of the tail and a head on some of the labeled images: `tail` and `head`, in eval mode."""
+        """Train a copy of the tail and a head on some of the labeled images: `tail` and `head`, in eval mode.
+
+        As in the probes, every class has the same weight at any number of labels.
+        """
         import torch
         import torch.nn.functional as F
 
         from edgedistill.distributed.device import default_device
 
-        random = np.random.default_rng(seed)
-        net = torch.nn.ModuleDict({"tail": copy.deepcopy(self.divided.tail)}).to(default_device()).eval()
-        net["head"] = _ridge_head(self.features(net, rows), self.labels_L[rows], self.classes).to(default_device())
+        device, random = default_device(), np.random.default_rng(seed)
+        net = torch.nn.ModuleDict({"tail": copy.deepcopy(self.divided.tail)}).to(device).eval()
+        net["head"] = _ridge_head(self.features(net, rows), self.labels_L[rows], self.classes).to(device)
         parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
         batches = _batches(rows, random)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-        labels_L = torch.from_numpy(self.labels_L).to(default_device())
+        labels_L, weight_L = torch.from_numpy(self.labels_L).to(device), torch.zeros(len(self.labels_L))
+        weight_L[rows] = torch.from_numpy(balance(self.labels_L[rows]))
+        weight_L = weight_L.to(device)
         for batch in batches:
-            features_BD = self._features(net, random.integers(len(self.views_VL), size=len(batch)), batch)
-            loss = F.cross_entropy(net["head"](features_BD), labels_L[batch], label_smoothing=SMOOTHING)
+            features_BD = self.divided.features(net["tail"], self.inputs.view(batch, random)).flatten(1)
+            loss_B = F.cross_entropy(
+                net["head"](features_BD), labels_L[batch], label_smoothing=SMOOTHING, reduction="none"
+            )
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward((weight_L[batch] * loss_B).mean())
             optimizer.step()
             schedule.step()
         return net.requires_grad_(False)
-
-    def _features(self, net: nn.ModuleDict, views: Rows | int, rows: Rows) -> Tensor:
-        from edgedistill.distributed.device import default_device
-
-        inputs_B = self.views_VL[views, rows].float().to(default_device())
-        return self.divided.features(net["tail"], inputs_B).flatten(1)
 
     def features(self, net: nn.ModuleDict, rows: Rows) -> Floats:
         """The features of some labeled images as they are, [R, D]."""
@@ -177,7 +263,11 @@ class _Training:
 
         batches = np.array_split(rows, -(-len(rows) // BATCH))
         with torch.no_grad():
-            return np.concatenate([self._features(net, 0, batch).cpu().numpy() for batch in batches])
+            parts = [self.divided.features(net["tail"], self.inputs.plain(batch)).flatten(1) for batch in batches]
+        features_RD = np.concatenate([part.cpu().numpy() for part in parts])
+        if not np.isfinite(features_RD).all():
+            raise InputError("its features are not finite", "leave it out, or check its mean and std")
+        return features_RD
 
     def scores(self, net: nn.ModuleDict, rows: Rows) -> Floats:
         """The scores of some labeled images as they are, [R, C]."""
@@ -187,8 +277,7 @@ class _Training:
 def _batches(rows: Rows, random: np.random.Generator) -> list[Rows]:
     """The rows of all batches: the labeled images in random orders, one after another."""
     size = min(BATCH, len(rows))
-    epochs = max(1, min(EPOCHS, MOST // len(rows)))
-    order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
+    order = np.concatenate([random.permutation(rows) for _ in range(min(EPOCHS, -(-MOST // len(rows))))])[:MOST]
     return np.array_split(order[: len(order) // size * size], len(order) // size)
 
 
@@ -207,33 +296,11 @@ def _ridge_head(features_RD: Floats, labels_R: Rows, classes: int) -> nn.Linear:
     scaled_RD = ((features_RD - mean_D) / length).astype(np.float64)
     ridge = probe_from_gram(scaled_RD @ scaled_RD.T, np.arange(len(labels_R)), labels_R, classes)
     weight_CD = (scaled_RD.T @ ridge.duals_LC).T / length
-    head = torch.nn.Linear(features_RD.shape[1], classes)
+    head = torch.nn.Linear(features_RD.shape[1], classes, device="meta").to_empty(device="cpu")  # draws nothing
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight_CD))
         head.bias.copy_(torch.from_numpy(-weight_CD @ mean_D))
     return head
-
-
-def _views(
-    source: Network, divided: Divided, images_LHWC: NDArray[np.uint8], *, settings: Augment, seed: int
-) -> Tensor:
-    """The stem's answers to views of the labeled images, as many as the memory holds, float16 [V, L, ...]."""
-    import torch
-
-    random = torch.Generator().manual_seed(seed)
-    batches = np.array_split(images_LHWC, -(-len(images_LHWC) // BATCH))
-
-    def view(augmented: bool) -> Tensor:
-        answers = []
-        for images_BHWC in batches:
-            images_BCHW = _normalized(source, images_BHWC)
-            answers.append(divided.stem(augment(images_BCHW, settings, random) if augmented else images_BCHW).half())
-        return torch.cat(answers).cpu()
-
-    with torch.no_grad():
-        views = [view(augmented=False)]
-        count = max(2, min(VIEWS, MEMORY // views[0].nbytes))
-        return torch.stack([*views, *(view(augmented=True) for _ in range(count - 1))])
 
 
 def _normalized(source: Network, images_BHWC: NDArray[np.uint8]) -> Tensor:

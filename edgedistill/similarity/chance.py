@@ -49,6 +49,18 @@ def better_than_chance(features: Mapping[str, Floats], labels_L: Ints, level: fl
     return tuple(name for name in features if name in passed or not passed)
 
 
+def answers_p_value(predicted_L: Ints, labels_L: Ints) -> float:
+    """One-sided p of the balanced accuracy of answers that were given without the labels: the labels are permuted."""
+    _, index_L, counts_C = np.unique(labels_L, return_inverse=True, return_counts=True)
+    weight_L = 1.0 / counts_C[index_L]
+    rng, exceeded = np.random.default_rng(1), 1  # the labels as they are count as one of the permutations
+    observed = weight_L[predicted_L == labels_L].sum()
+    for _ in range(REPEATS):
+        order = rng.permutation(len(labels_L))
+        exceeded += int(weight_L[order][predicted_L == labels_L[order]].sum() >= observed - 1e-12)
+    return exceeded / (REPEATS + 1)
+
+
 def p_value(features_LD: Floats, labels_L: Ints) -> float:
     """One-sided p of the balanced accuracy of a probe's leave-one-out answers, from permutations with a fixed seed."""
     _, index_L, counts_C = np.unique(labels_L, return_inverse=True, return_counts=True)

@@ -8,12 +8,12 @@ B images, D features.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgedistill.distributed.device import is_out_of_memory
 from edgedistill.sources.outputs import Tunable
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.75  # of the parameters that the features take, the last of them, that are trained
 SAME = 1e-3  # difference, relative to the largest feature, up to which a divided net answers as the whole one
+# what nets raise that are no chain: other shapes, other arguments, a part that is not called
+NO_CHAIN = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass
@@ -35,9 +37,9 @@ class Divided:
     Attributes:
         stem: from normalized images [B, 3, px, px] to what the first trained part takes; the images themselves for a
             net that is no chain.
-        tail: a copy of the net without its first parts; its trained parts, and only they, require gradients.
+        tail: a copy of the net without its first parts; only the trained parameters require gradients.
         features: of the network, to apply to the tail: [B, D] or [B, D, 1, 1] from what the stem answers.
-        trained: the names of the trained parts, in the order in which they are computed.
+        trained: the names of the trained parameters.
     """
 
     stem: Callable[[Tensor], Tensor]
@@ -55,30 +57,47 @@ def divide(tunable: Tunable, images_BCHW: Tensor) -> Divided:
     """
     import torch
 
+    used = _used(tunable, images_BCHW[:2])
     with torch.no_grad():  # no inference mode: trainings begin at the stem's answers
         names, features = _in_order(tunable, images_BCHW)
-        sizes = [sum(p.numel() for p in tunable.module.get_submodule(name).parameters()) for name in names]
-        first = max(index for index in range(len(names)) if sum(sizes[index:]) >= SHARE * sum(sizes))
-        trained = tuple(name for name, size in zip(names[first:], sizes[first:], strict=True) if size)
+        sizes = [sum(used[name] for name in used if name.startswith(f"{part}.")) for part in names]
+        enough = [index for index in range(len(names)) if sum(sizes[index:]) >= SHARE * sum(used.values())]
+        first = max(enough, default=0)
+        last_parts = tuple(f"{part}." for part in names[first:])
+        trained = tuple(name for name in used if name.startswith(last_parts)) if enough else tuple(used)
+        if first and not _shares_parameters(tunable.module, names[:first], trained):
+            chain = _trainable(tunable.module, trained, replaced=names[:first])
 
-        def stem(images_BCHW: Tensor) -> Tensor:
-            return _before(tunable, names[first], images_BCHW)
+            def stem(images_BCHW: Tensor) -> Tensor:
+                return _before(tunable, names[first], images_BCHW)
 
-        chain = _trainable(tunable.module, trained, replaced=names[:first])
-        with contextlib.suppress(Exception):  # whatever a net raises that is no chain
-            continued = tunable.features(chain, stem(images_BCHW))
-            if torch.allclose(continued, features, rtol=0.0, atol=SAME * float(features.abs().max())):
-                return Divided(stem=stem, tail=chain, features=tunable.features, trained=trained)
+            try:
+                continued = tunable.features(chain, stem(images_BCHW))
+                if torch.allclose(continued, features, rtol=0.0, atol=SAME * float(features.abs().max())):
+                    return Divided(stem=stem, tail=chain, features=tunable.features, trained=trained)
+            except NO_CHAIN as error:
+                if is_out_of_memory(error):
+                    raise
     tail = _trainable(tunable.module, trained, replaced=[])
     return Divided(stem=lambda images_BCHW: images_BCHW, tail=tail, features=tunable.features, trained=trained)
 
 
+def _used(tunable: Tunable, images_BCHW: Tensor) -> dict[str, int]:
+    """The names and sizes of the parameters that the features depend on: not those of a classifier behind them."""
+    import torch
+
+    net = copy.deepcopy(tunable.module).requires_grad_(True)
+    with torch.enable_grad():
+        torch.autograd.backward(tunable.features(net, images_BCHW).sum())
+    return {name: parameter.numel() for name, parameter in net.named_parameters() if parameter.grad is not None}
+
+
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a net: its children, and instead of a sequence the parts of that."""
+    """The parts of a net: its children, and instead of a sequence or a list the parts of that."""
     import torch
 
     for name, child in module.named_children():
-        if isinstance(child, torch.nn.Sequential) and len(child):
+        if isinstance(child, torch.nn.Sequential | torch.nn.ModuleList | torch.nn.ModuleDict) and len(child):
             yield from _parts(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
@@ -117,8 +136,14 @@ def _before(tunable: Tunable, name: str, images_BCHW: Tensor) -> Tensor:
     raise AssertionError("the part is called")
 
 
+def _shares_parameters(module: nn.Module, parts: list[str], trained: tuple[str, ...]) -> bool:
+    """Whether some parts hold a parameter that is trained: they do not stay as they are then."""
+    own = {id(parameter) for part in parts for parameter in module.get_submodule(part).parameters()}
+    return any(id(module.get_parameter(name)) in own for name in trained)
+
+
 def _trainable(module: nn.Module, trained: tuple[str, ...], replaced: list[str]) -> nn.Module:
-    """A copy whose trained parts require gradients, with identities in place of some other parts."""
+    """A copy of which the named parameters require gradients, with identities in place of some parts."""
     import torch
 
     net = copy.deepcopy(module).requires_grad_(False)
@@ -126,5 +151,5 @@ def _trainable(module: nn.Module, trained: tuple[str, ...], replaced: list[str])
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, torch.nn.Identity())
     for name in trained:
-        net.get_submodule(name).requires_grad_(True)
+        net.get_parameter(name).requires_grad_(True)
     return net.to(memory_format=torch.channels_last)

@@ -200,10 +200,11 @@ class Context:
         """The shards with all that the method learns from: also with the outputs of the teacher's tuned sources."""
         if "teacher" not in self.method.needs or not self.fitted.networks:
             return self.shards
+        shards = self.shards  # first: the other processes would wait within one order for the next
         tuned = self._label(self.fitted.networks, "label_tuned")
         return tuple(
             replace(labeled, outputs={**labeled.outputs, **outputs})
-            for labeled, (_, outputs) in zip(self.shards, tuned, strict=True)
+            for labeled, (_, outputs) in zip(shards, tuned, strict=True)
         )
 
     def _label(self, networks: Mapping[str, Network], work: str) -> list[tuple[Shard, dict[str, SourceOutputs]]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgedistill.console import say
 from edgedistill.distill.teachers import TEACHERS, Teacher, adjusted
 from edgedistill.distill.tuner import Tuner
 from edgedistill.recipe.options import bound_options
@@ -57,6 +58,8 @@ def fit_teacher(context: Context) -> FittedTeacher:
         **({"tune": tuner.tune} if kind.tunes else {}),
         **bound_options(kind.fit, distill.teacher.options),
     )
+    if distill.teacher.options.get("tuned") and not tuner.networks:
+        say("  no source is tuned: that takes three labels of every class, and a source with a network of its own")
     if context.prior:
         teacher = adjusted(teacher, context.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
     probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
 from edgedistill.distill import tuner as tuner_module
+from edgedistill.distill import tuning
 from edgedistill.distill.tuner import Tuner
+from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Augment
 from tests.helpers.tiny import squares
 from tests.helpers.tunable import untrained_network
@@ -66,6 +70,9 @@ def test_nothing_is_tuned_where_no_source_or_no_fold_is(tmp_path: Path) -> None:
     assert tuner(tmp_path).tune(["b"], 1) is None
     one_group = tuner(tmp_path, units_L=LABELS[LABELED])  # every class in one group: nothing can be left out
     assert one_group.tune(["a"], 1) is None and not one_group.networks
+    # two labels of a class make two folds, in which its probes have one
+    pair = tuner(tmp_path, labels_L=np.where(np.arange(20) < 2, 1, 0))
+    assert pair.tune(["a"], 1) is None
 
 
 def test_what_is_tuned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +99,39 @@ def test_what_is_tuned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert tuner(tmp_path, **change).tune(["a"], 1) is not None and len(trainings) == count, change
     # the images that the teacher answers do not decide what is tuned
     assert tuner(tmp_path, answered=np.arange(60)).tune(["a"], 1) is not None and len(trainings) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_damaged_entry_is_tuned_again(tmp_path: Path, damage: str) -> None:
+    first = tuner(tmp_path).tune(["a"], 1)
+    (entry,) = (tmp_path / "tuned").glob("*.safetensors")
+    content = entry.read_bytes()
+    entry.write_bytes({"cut": content[:-100], "empty": b"", "other": save({"x": torch.zeros(2)})}[damage])
+    again = tuner(tmp_path).tune(["a"], 1)
+    assert first is not None and again is not None and entry.read_bytes() == content
+    assert np.array_equal(first.columns["a (tuned)"].probs_NC, again.columns["a (tuned)"].probs_NC)
+
+
+def test_features_of_another_tuned_net_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tuner(tmp_path).tune(["a"], 1)
+    (entry,) = (tmp_path / "tuned").glob("*.safetensors")
+    entry.unlink()
+    monkeypatch.setattr(tuning, "RATE", 0.01)  # stands for another machine, whose rounding trains another net
+    again = tuner(tmp_path).tune(["a"], 1)
+    assert first is not None and again is not None
+    assert np.abs(first.features["a (tuned)"] - again.features["a (tuned)"]).max() > 1e-3
+
+
+def test_source_that_cannot_be_tuned_after_all_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise InputError("its features are not finite")
+
+    monkeypatch.setattr(tuner_module, "tune", refuse)
+    every = tuner(tmp_path)
+    assert every.tune(["a"], 1) is None and not every.networks
+    assert "a is not tuned: its features are not finite" in capsys.readouterr().err
 
 
 def test_interrupted_tuning_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

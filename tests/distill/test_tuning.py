@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from edgedistill.distill import tuning
 from edgedistill.distill.probes import softmax
 from edgedistill.distill.tuning import TunedSource, head_scores, tune, tuned_network
+from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Augment
 from edgedistill.sources.outputs import Network, Tunable, infer
 from tests.helpers.tiny import squares
@@ -51,6 +54,40 @@ def test_labels_of_a_fold_change_nothing_that_is_held_out_there(
     first, second = tuned(source).held_out_LC, tuned(source, other).held_out_LC
     assert np.array_equal(first[FOLDS == 0], second[FOLDS == 0])
     assert not np.isclose(first[FOLDS != 0], second[FOLDS != 0]).any()
+
+
+def test_classes_with_more_labels_are_not_preferred(source: Network) -> None:
+    images_LHWC = np.random.default_rng(3).integers(0, 255, (60, 16, 16, 3), dtype=np.uint8)
+    labels = np.where(np.arange(60) % 5 == 0, 1, 0)
+    result = tune(source, images_LHWC, labels, 2, folds_L=np.arange(60) // 5 % 4, settings=Augment(), seed=0)
+    assert result.held_out_LC[:, 0].mean() == pytest.approx(0.5, abs=0.1)  # 0.8 of the labels are of this class
+
+
+def test_answers_above_the_range_of_float16_stay_finite(source: Network) -> None:
+    assert source.tunable is not None
+    loud = copy.deepcopy(source.tunable.module)
+    with torch.no_grad():
+        for parameter in loud.bn1.parameters():  # type: ignore[union-attr]
+            parameter.mul_(1e6)
+    network = replace(source, tunable=Tunable(module=loud, features=source.tunable.features))
+    assert np.isfinite(tuned(network).held_out_LC).all()
+
+
+def test_net_whose_answers_are_not_finite_is_refused(source: Network) -> None:
+    assert source.tunable is not None
+    features = source.tunable.features
+    overflowing = Tunable(
+        module=source.tunable.module, features=lambda module, images: features(module, images) * np.inf
+    )
+    with pytest.raises(InputError, match="not finite"):
+        tuned(replace(source, tunable=overflowing))
+
+
+def test_without_memory_for_views_the_stem_runs_in_every_batch(
+    source: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "MEMORY", 1000)
+    assert (tuned(source).held_out_LC.argmax(axis=1) == LABELS).mean() >= 0.9
 
 
 def test_seed_decides(source: Network) -> None:

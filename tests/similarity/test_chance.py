@@ -7,7 +7,7 @@ import pytest
 
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.recipe.schema import Weigh
-from edgedistill.similarity.chance import better_than_chance, p_value
+from edgedistill.similarity.chance import answers_p_value, better_than_chance, p_value
 from edgedistill.similarity.weigh import weigh_sources
 
 
@@ -99,3 +99,13 @@ def test_source_at_chance_has_no_weight() -> None:
 
     assert weights() == ({"useful": 1.0, "untrained": 0.0}, ("untrained",))
     assert weights(level=1.0) == ({"useful": 0.5, "untrained": 0.5}, ())
+
+
+def test_answers_to_noise_pass_as_often_as_the_level_says() -> None:
+    random = np.random.default_rng(0)
+    shares = np.array([0.7, 0.2, 0.1])
+    p = [answers_p_value(random.choice(3, 40, p=shares), random.choice(3, 40, p=shares)) for _ in range(200)]
+    assert 0.02 <= (np.array(p) <= 0.1).mean() <= 0.16
+    labels = np.arange(40) % 3
+    assert answers_p_value(np.where(np.arange(40) < 25, labels, 0), labels) < 0.001
+    assert answers_p_value(np.zeros(40, dtype=np.int64), labels) == 1.0  # the most frequent class tells nothing

@@ -43,12 +43,15 @@ def test_tuned_source_teaches_and_is_reported(tmp_path: Path) -> None:
     assert len(names) == 1 and names < {"first (tuned)", "second (tuned)"}
     report = " ".join(miniature.call("report", project.run).out.split())  # its lines may break anywhere
     assert f"{names.pop()} 0." in report
-    entries = sorted((project.runs / ".cache/tuned").glob("*/state.safetensors"))
+    entries = sorted((project.runs / ".cache/tuned").glob("*.safetensors"))
     before = [entry.stat().st_mtime_ns for entry in entries]
     # one training more: what was tuned is not tuned again
     assert miniature.call("train", project.recipe, "--runs", project.runs, "--set", "distill.steps=5").code == 0
     assert [entry.stat().st_mtime_ns for entry in entries] == before
-    assert sorted((project.runs / ".cache/tuned").glob("*/state.safetensors")) == entries
+    assert sorted((project.runs / ".cache/tuned").glob("*.safetensors")) == entries
+    fewer = ("--set", "data.labels_per_class=3")
+    outcome = miniature.call("train", project.recipe, "--runs", project.runs, *fewer)
+    assert outcome.code == 0 and "no source is tuned: that takes three labels of every class" in outcome.err
 
 
 def test_unknown_teacher_is_reported_before_any_work(tmp_path: Path) -> None:

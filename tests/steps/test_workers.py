@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.interrupts import processes_of
 from tests.helpers import miniature, tars
+from tests.steps.test_folds import few_labels
 
 
 def start_training(project: miniature.Project, processes: int, *more: str) -> subprocess.Popen[str]:
@@ -96,6 +98,24 @@ def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     train(both, 2)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("write", [miniature.write, few_labels])
+def test_two_processes_learn_from_a_tuned_source(tmp_path: Path, write: Callable[[Path], miniature.Project]) -> None:
+    """Also where each fold has tuned sources of its own, and in a run that goes on."""
+    changes = ("search.trials=1", "distill.steps=4", "distill.teacher={name: selftrained, tuned: 1}", "baseline=false")
+    settings = [part for change in (*changes, "quantize.enabled=false") for part in ("--set", change)]
+    projects = [tars.add_shards(write(tmp_path / name), "auto") for name in ("alone", "both")]
+    for processes, project in enumerate(projects, 1):
+        recipe = project.recipe.read_text(encoding="utf-8")
+        project.recipe.write_text(recipe.replace("resnet10t", "test_resnet"), encoding="utf-8")  # for its speed
+        train(project, processes, *settings)
+        (project.run / "distill/result.json").unlink()
+        train(project, processes, *settings)
+    alone, both = projects
+    np.testing.assert_allclose(losses(both)[:4], losses(alone)[:4], rtol=1e-3)
 
 
 @pytest.mark.slow
