@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
+from edgedistill.distill import tuning
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.errors import InputError
@@ -146,6 +147,8 @@ class Profile(BaseModel):
         if "teacher" in method.needs:
             choices[1] = written_out(teacher.fit, settings.teacher.model_dump())
             versions["teacher"] = teacher.version
+            if settings.teacher.options.get("tuned"):
+                versions["tuning"] = tuning.VERSION
         newer = {name: getattr(settings, name) for name, former in FORMER.items() if getattr(settings, name) != former}
         if method.uses_sources and self.level(cell) != FORMER_LEVEL:
             newer["level"] = self.level(cell)
