@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from benchmarks.suite import subsets
 from benchmarks.suite.protocol import RECIPES, Profile
 from edgedistill import check
 from edgedistill import session as edgedistill_session
@@ -44,11 +45,15 @@ class Bank:
     profile: Profile
 
     def sources_for(self, target: str) -> list[str]:
-        """The names of the sources for a target: all but the one trained on its own pack."""
-        return [*self.profile.ready, *(name for name in self.profile.finetuned if name != target)]
+        """The names of the sources for a target: all but the one trained on its pack, or on that it is a part of."""
+        subset = self.profile.subsets.get(target)
+        own = subset.pack if subset else target
+        return [*self.profile.ready, *(name for name in self.profile.finetuned if name != own)]
 
     def folder(self, pack: str) -> Path:
-        """The directory of a pack."""
+        """The directory of a pack; a subset is written at first use."""
+        if subset := self.profile.subsets.get(pack):
+            return subsets.write(self.folder(subset.pack), subset, self.runs / "packs")
         return self.packs / self.profile.packs.get(pack, pack)
 
     def source_section(self, name: str) -> Source:

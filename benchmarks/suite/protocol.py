@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_validator
 
+from benchmarks.suite.subsets import Subset
 from edgedistill.distill import tuning
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
@@ -42,6 +43,7 @@ class Profile(BaseModel):
     Attributes:
         name: of the file, and of the lines.
         packs: pack -> its directory, where that has another name.
+        subsets: pack -> the classes of another pack that it is made of.
         bank_in_every_config: whether the sources enter the configuration of methods that use none, too.
         store_px: side of the stored squares; students and sources see them resized.
         student: family and its options, input_px among them.
@@ -61,6 +63,7 @@ class Profile(BaseModel):
 
     name: str
     packs: Annotated[dict[str, str], LATER] = {}
+    subsets: Annotated[dict[str, Subset], LATER] = {}
     bank_in_every_config: Annotated[bool, LATER] = True
     store_px: PositiveInt
     student: dict[str, Any]
@@ -75,6 +78,12 @@ class Profile(BaseModel):
     weigh: Weigh
     distill: dict[str, Any]
     methods: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _no_initial_weights_know_a_target(self) -> Profile:
+        if known := [name for name, subset in self.subsets.items() if subset.pack == self.initial]:
+            raise ValueError(f"the initial weights are trained on the labels of {', '.join(known)}")
+        return self
 
     def labels(self, target: str) -> int:
         """Labels a class of a target."""

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from benchmarks import lines
 from benchmarks.suite import bank as banks
 from benchmarks.suite import cells, protocol, runner
 from benchmarks.suite.__main__ import arguments, main
+from benchmarks.suite.subsets import Subset
 from edgedistill.errors import InputError
 from edgedistill.labels import prior
 
@@ -349,3 +351,28 @@ def test_rows_with_more_labels_run_where_the_pack_has_them(bank: banks.Bank) -> 
     assert "times_the_labels" not in suite_lines()[0] and suite_lines()[1]["times_the_labels"] == 2
     draw = cells.Draw(bank=more, target="squares", seed=0)
     assert (len(draw.labeled[0]), len(draw.of_row("transfer-2x").labeled[0])) == (8, 16)
+
+
+def test_subset_has_some_classes_numbered_anew(bank: banks.Bank) -> None:
+    subset = Subset(pack="squares", seed=1, classes=1)
+    changes = {"subsets": {"one": subset}, "finetuned": {"squares": 3, "others": 3}}
+    part = replace(bank, profile=bank.profile.model_copy(update=changes))
+    assert part.sources_for("one") == [*bank.profile.ready, "others"]
+    folder = part.folder("one")
+    assert folder == bank.runs / "packs/squares-1-1"
+    drawn = int(np.random.default_rng(1).permutation(2)[0])
+    for name, count in (("train", 40), ("test", 12)):
+        rows = datasets.Dataset.from_parquet(str(folder / f"{name}.parquet"))
+        assert rows.features["label"].names == [["red", "blue"][drawn]] and set(rows["label"]) == {0}
+        whole = datasets.Dataset.from_parquet(str(bank.packs / f"squares/{name}.parquet"))
+        own = [row["image"] for row in whole if row["label"] == drawn]
+        assert len(own) == count // 2
+        assert all(np.array_equal(*pair) for pair in zip(rows["image"], own, strict=True))
+    written = (folder / "train.parquet").stat().st_mtime_ns
+    assert part.folder("one") == folder and (folder / "train.parquet").stat().st_mtime_ns == written
+
+
+def test_initial_weights_that_know_a_target_are_refused() -> None:
+    settings = protocol.load("confirm_cifar100").model_dump()
+    with pytest.raises(ValidationError, match="trained on the labels of cifar100-a, cifar100-b, cifar100-c"):
+        protocol.Profile.model_validate(settings | {"initial": "cifar100"})
