@@ -20,6 +20,7 @@ PAGE = Path(__file__).parent / "README.md"
 PLOTS = Path(__file__).parent / "plots"
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence.md"
 TUNING = "_tuning"  # suffix of profiles that try settings, on packs that are not reported
+CONFIRMING = "confirm_"  # prefix of profiles with further targets, few to judge a claim by
 WORDS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy"}
 
 
@@ -57,18 +58,19 @@ def _current(path: Path, svg: str) -> bool:
     return path.is_file() and figures.values_hash(path.read_text(encoding="utf-8")) == figures.values_hash(svg)
 
 
-def reported_boards(lines: Iterable[Line], score: str = SCORES[0]) -> list[Board]:
+def reported_boards(lines: Sequence[Line], score: str = SCORES[0]) -> list[Board]:
     """The boards of all profiles, with the controls that are derived from the students of single sources."""
     return [rankers.with_controls(board) for board in boards(reported(lines), score)]
 
 
-def reported(lines: Iterable[Line]) -> list[Line]:
+def reported(lines: Sequence[Line]) -> list[Line]:
     """The lines with a profile's present settings, without those of its tuning packs; all lines without such a file.
 
-    A profile for tuning is left out.
+    Profiles for tuning, and those with further targets, are left out.
     """
-    untuned = [line for line in lines if not str(line.get("profile", "")).endswith(TUNING)]
-    return [line for line in untuned if _current_line(line)]
+    names = {str(line.get("profile", "")) for line in lines}
+    judged = {name for name in names if not name.endswith(TUNING) and not name.startswith(CONFIRMING)}
+    return [line for line in lines if str(line.get("profile", "")) in judged and _current_line(line)]
 
 
 def _current_line(line: Line) -> bool:
@@ -96,6 +98,11 @@ def tuning_lines(lines: Iterable[Line]) -> list[Line]:
     return [line for line in lines if str(line.get("profile", "")).endswith(TUNING)]
 
 
+def confirming_lines(lines: Iterable[Line]) -> list[Line]:
+    """The lines of the profiles with further targets, with their present settings."""
+    return [line for line in lines if str(line.get("profile", "")).startswith(CONFIRMING) and _current_line(line)]
+
+
 def page(text: str, lines: Sequence[Line], plot_names: Sequence[str]) -> str:
     """Rewrite every section of the page; `plot_names` are the file names of the plots.
 
@@ -110,6 +117,8 @@ def page(text: str, lines: Sequence[Line], plot_names: Sequence[str]) -> str:
     text = replace_section(text, "natural", section(natural.tables, as_they_come))
     trials = {score: boards(tuning_lines(lines), score) for score in SCORES}
     text = replace_section(text, "tuning", section(markdown.methods, trials))
+    further = {score: boards(confirming_lines(lines), score) for score in SCORES}
+    text = replace_section(text, "confirm", section(markdown.methods, further))
     return replace_section(text, "plots", _images(plot_names))
 
 
@@ -141,5 +150,5 @@ SHORT = ("selftrained", "weighted", "nearest", "transfer", "fixmatch")  # rows o
 
 def headline(profile: str = "cpu", only: Collection[str] = ()) -> str:
     """The table of one profile's methods, or of some of them."""
-    tables = {board.profile: markdown.headline(board, only) for board in reported_boards(read("suite"))}
+    tables = {board.profile: markdown.headline(board, only) for board in reported_boards(list(read("suite")))}
     return tables.get(profile, markdown.NOTHING)

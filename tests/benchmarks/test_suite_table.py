@@ -16,7 +16,7 @@ from tests.helpers.suite_lines import PROFILE, Line, draw, run, suite
 def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty page without plots or lines; returns the file for lines."""
     page = tmp_path / "README.md"
-    names = [*markdown.SECTIONS, "natural", "tuning", "plots"]
+    names = [*markdown.SECTIONS, "natural", "tuning", "confirm", "plots"]
     page.write_text("\n".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->" for name in names))
     monkeypatch.setattr(table, "PAGE", page)
     monkeypatch.setattr(table, "PLOTS", tmp_path / "plots")
@@ -46,7 +46,7 @@ def test_committed_page_and_plots_are_current() -> None:
 def test_page_without_lines_is_marked_not_measured(results: Path) -> None:
     assert table.main(check=False) == 0 and table.main(check=True) == 0
     text = table.PAGE.read_text()
-    assert text.count(markdown.NOTHING) == 7 and text.count("**not measured**") == 10  # eight rows, two claims in parts
+    assert text.count(markdown.NOTHING) == 8 and text.count("**not measured**") == 10  # eight rows, two claims in parts
     assert not table.PLOTS.exists() and table.headline() == markdown.NOTHING
 
 
@@ -263,3 +263,15 @@ def test_natural_draws_are_in_their_section_alone(results: Path) -> None:
     assert by_claim["N1. auto with the shares over auto"][-1] == "**holds**"
     assert by_claim["N3. auto over transfer, both with the shares"][-1] == "**smaller than claimed**"
     assert by_claim["N2. auto with its labels' prior over auto"][-1] == "**not measured**"
+
+
+def test_further_targets_are_in_their_section_alone(results: Path) -> None:
+    profile = protocol.load("confirm_cifar100")
+    config = profile.config("auto-ridge")
+    old = run("cifar100-b", "auto-ridge", 0, 0.9, profile=profile.name, config="of other settings")
+    write(results, [run("cifar100-a", "auto-ridge", 0, 0.6, profile=profile.name, config=config), old])
+    assert table.main(check=False) == 0 and table.main(check=True) == 0
+    before, _, after = table.PAGE.read_text().partition("<!-- confirm: begin -->")
+    assert "auto-ridge" not in before and not table.PLOTS.exists()
+    top1 = after.partition("<details>")[0]  # of one target: the other line is not current
+    assert rows(top1)["`auto-ridge`"][:2] == ["60.0", "60.0"]
