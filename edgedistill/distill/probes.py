@@ -99,6 +99,7 @@ def softmax(logits_NC: Floats) -> Floats:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def log_likelihood(logits_LC: Floats, labels_L: Rows) -> float:
-    """Mean log-probability of the labels."""
-    return float(np.log(np.maximum(softmax(logits_LC)[np.arange(len(labels_L)), labels_L], 1e-12)).mean())
+def log_likelihood(logits_LC: Floats, labels_L: Rows, weight_L: Floats | float = 1.0) -> float:
+    """Mean log-probability of the labels, each with its weight."""
+    likelihood_L = np.maximum(softmax(logits_LC)[np.arange(len(labels_L)), labels_L], 1e-12)
+    return float((weight_L * np.log(likelihood_L)).mean())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -144,34 +143,30 @@ def stacked(
             little; one that is not told from chance there weighs nothing. That takes three labels of every class.
     """
     teacher, _ = _stack(
-        {name: features[name] for name in alphas},
-        rows,
-        labels_L,
-        classes=classes,
-        tune=partial(tune, most=tuned) if tuned else None,
-        shrink=shrink,
-        level=level,
+        features, alphas, rows, labels_L, classes=classes, tune=tune, shrink=shrink, level=level, tuned=tuned
     )
     return teacher
 
 
 def _stack(
     features: Features,
+    alphas: Mapping[str, float],
     rows: Rows,
     labels_L: Rows,
     *,
     classes: int,
-    tune: Callable[[Sequence[str]], Tuned | None] | None,
+    tune: Tune,
     shrink: float,
     level: float,
+    tuned: int,
 ) -> tuple[Teacher, Features]:
     """The teacher `stacked`, and the features of all its columns."""
-    columns = {name: _column(features_ND, rows, labels_L, classes) for name, features_ND in features.items()}
+    columns = {name: _column(features[name], rows, labels_L, classes) for name in alphas}
     if not at_least_two_per_class(labels_L):
         return _mixed_teacher(columns, dict.fromkeys(columns, 1.0), labels_L), features
     informed = better_than_chance({name: features[name][rows] for name in columns}, labels_L, level)
     scored = np.arange(len(rows))
-    if tune and (tunings := tune(_ranked(informed, columns, labels_L))):
+    if tuned and (tunings := tune(_ranked(informed, columns, labels_L), tuned)):
         scored = np.flatnonzero(tunings.folds_L >= 0)
         for name, column in columns.items():
             held_out_LC = _held_out(features[name], rows, labels_L, folds_L=tunings.folds_L, classes=classes)
@@ -288,22 +283,16 @@ def selftrained(
         tuned: as for `stacked`.
     """
     first, features = _stack(
-        {name: features[name] for name in alphas},
-        rows,
-        labels_L,
-        classes=classes,
-        tune=partial(tune, most=tuned) if tuned else None,
-        shrink=shrink,
-        level=level,
+        features, alphas, rows, labels_L, classes=classes, tune=tune, shrink=shrink, level=level, tuned=tuned
     )
     reduced = _reduced(features, first.weights, dims)
     joint_ND = np.concatenate(
         [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()], axis=1
     )
+    temperature = probe_from_gram((joint_ND @ joint_ND[rows].T).astype(np.float64), rows, labels_L, classes).temperature
     labels_LC = np.eye(classes, dtype=np.float32)[labels_L]
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
-    temperature = probe_from_gram((joint_ND @ joint_ND[rows].T).astype(np.float64), rows, labels_L, classes).temperature
     probs_NC = first.probs_NC
     for _ in range(rounds):
         targets_NC = probs_NC.astype(np.float32)

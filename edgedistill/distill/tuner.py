@@ -21,6 +21,7 @@ from edgedistill.distill.probes import Floats, Rows, softmax
 from edgedistill.distill.teachers import Column, Tuned
 from edgedistill.distill.tuning import VERSION, TunedSource, head_scores, tune, tuned_network
 from edgedistill.errors import InputError
+from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.protocol import assign_folds
 from edgedistill.recipe.schema import Augment
 from edgedistill.run.files import atomic, digest, sha256_file
@@ -29,7 +30,6 @@ from edgedistill.sources.outputs import Network, compute_outputs
 if TYPE_CHECKING:
     from edgedistill.data.splits import Store
 
-FOLDS_SEED = 20260101
 LEAST_FOLDS = 3  # with two, a class of two labels leaves its probes one, and they have no penalty of their own
 HELD_OUT = "held_out"
 
@@ -72,7 +72,7 @@ class Tuner:
             most: how many to tune.
         """
         try:
-            folds = assign_folds(self.labels_L, self.units_L, FOLDS_SEED)
+            folds = assign_folds(self.labels_L, self.units_L, TEST_SEED)
         except InputError:
             return None
         if folds.count < LEAST_FOLDS:

@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.distill.augment import augment
-from edgedistill.distill.probes import Floats, Rows, probe_from_gram, softmax
+from edgedistill.distill.head_start import scale
+from edgedistill.distill.probes import Floats, Rows, log_likelihood, probe_from_gram, softmax
 from edgedistill.errors import InputError
+from edgedistill.labels.prior import balanced_weights
 from edgedistill.recipe.schema import Augment
 from edgedistill.sources.divided import Divided, divide
 from edgedistill.sources.outputs import Network
@@ -91,7 +93,11 @@ def tune(
         rows = np.flatnonzero(folds_L == fold)
         scores_LC[rows] = training.scores(net, rows)
         progress(1)
-    temperature = _temperature(scores_LC[folds_L >= 0], labels_L[folds_L >= 0])
+    scored = folds_L >= 0
+    weight_S = _weights(labels_L[scored])
+    temperature = max(
+        TEMPERATURES, key=lambda degree: log_likelihood(scores_LC[scored] / degree, labels_L[scored], weight_S)
+    )
     net = training.fit(np.arange(len(labels_L)), seed=(seed, 0))
     progress(1)
     training.features(net, np.arange(len(labels_L)))  # it raises what is to be raised before anything is kept
@@ -104,21 +110,9 @@ def tune(
     return TunedSource(state={**state, **head}, held_out_LC=softmax(scores_LC / temperature))
 
 
-def _temperature(scores_LC: Floats, labels_L: Rows) -> float:
-    """The temperature of the largest likelihood, every class with the same weight."""
-    weight_L = balance(labels_L)
-
-    def likelihood(temperature: float) -> float:
-        probs_LC = softmax(scores_LC / temperature)
-        return float((weight_L * np.log(np.maximum(probs_LC[np.arange(len(labels_L)), labels_L], 1e-12))).mean())
-
-    return max(TEMPERATURES, key=likelihood)
-
-
-def balance(labels_L: Rows) -> Floats:
-    """A weight for each labeled image, 1 in the mean: as much for every class that has labels."""
-    counts_C = np.bincount(labels_L)
-    return np.asarray(len(labels_L) / (np.count_nonzero(counts_C) * counts_C[labels_L]), dtype=np.float32)
+def _weights(labels_L: Rows) -> Floats:
+    """A weight for each labeled image: as much for every class that has labels."""
+    return np.asarray(balanced_weights(np.bincount(labels_L))[labels_L])
 
 
 def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -> Network:
@@ -127,7 +121,7 @@ def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -
     Args:
         source: the network that was tuned.
         state: of its `TunedSource`.
-        identity: hash of the source and of all that it was tuned on.
+        identity: hash of the file that the state is from.
     """
     import torch
 
@@ -141,14 +135,7 @@ def tuned_network(source: Network, state: Mapping[str, Tensor], identity: str) -
     def forward(images_BCHW: Tensor) -> tuple[Tensor, None]:
         return features(module, images_BCHW).flatten(1), None
 
-    return Network(
-        forward=forward,
-        input_px=source.input_px,
-        mean=source.mean,
-        std=source.std,
-        sha256=identity,
-        has_classes=False,
-    )
+    return replace(source, forward=forward, sha256=identity, without_softmax=None, has_classes=False, tunable=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +231,7 @@ class _Training:
         batches = _batches(rows, random)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
         labels_L, weight_L = torch.from_numpy(self.labels_L).to(device), torch.zeros(len(self.labels_L))
-        weight_L[rows] = torch.from_numpy(balance(self.labels_L[rows]))
+        weight_L[rows] = torch.from_numpy(_weights(self.labels_L[rows]).astype(np.float32))
         weight_L = weight_L.to(device)
         for batch in batches:
             features_BD = self.divided.features(net["tail"], self.inputs.view(batch, random)).flatten(1)
@@ -291,15 +278,14 @@ def _ridge_head(features_RD: Floats, labels_R: Rows, classes: int) -> nn.Linear:
     """The head that a ridge on the labels gives: a random one would spend the short training on finding its place."""
     import torch
 
-    mean_D = features_RD.mean(axis=0)
-    length = float(np.sqrt(np.square(features_RD - mean_D).sum(axis=1).mean())) or 1.0
-    scaled_RD = ((features_RD - mean_D) / length).astype(np.float64)
+    scaled = scale(features_RD)
+    scaled_RD = scaled.scaled_MD.astype(np.float64)
     ridge = probe_from_gram(scaled_RD @ scaled_RD.T, np.arange(len(labels_R)), labels_R, classes)
-    weight_CD = (scaled_RD.T @ ridge.duals_LC).T / length
+    linear = scaled.layer(scaled_RD.T @ ridge.duals_LC, np.zeros(classes))
     head = torch.nn.Linear(features_RD.shape[1], classes, device="meta").to_empty(device="cpu")  # draws nothing
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight_CD))
-        head.bias.copy_(torch.from_numpy(-weight_CD @ mean_D))
+        head.weight.copy_(torch.from_numpy(linear.weight_KD))
+        head.bias.copy_(torch.from_numpy(linear.bias_K))
     return head
 
 

@@ -126,8 +126,11 @@ def class_weights(setting: ClassWeights, counts_C: Numbers, score: Score) -> Flo
 
     None where labels count alike: for "none", and for "auto" unless the balanced accuracy counts.
     """
-    if setting == "none" or (setting == "auto" and score == "top1"):
-        return None
+    return None if setting == "none" or (setting == "auto" and score == "top1") else balanced_weights(counts_C)
+
+
+def balanced_weights(counts_C: Numbers) -> Floats:
+    """Weights [C] under which every class that has labels counts alike; their mean over the labels is 1."""
     return np.asarray(np.sum(counts_C) / (np.count_nonzero(counts_C) * np.maximum(counts_C, 1)))
 
 
