@@ -40,7 +40,7 @@ from edgedistill.distill.methods import Batch, Terms
 from edgedistill.distill.read_out import StepLosses, UnreadStep, is_due, read_finite
 from edgedistill.distill.state import State, StudentWithHeads, initial_state, optimizer_step, set_learning_rate
 from edgedistill.distributed import processes
-from edgedistill.distributed.device import forked_random, is_out_of_memory
+from edgedistill.distributed.device import forked_random, is_out_of_memory, seed_generator
 from edgedistill.records import Accuracy
 from edgedistill.run import artifacts, hooks
 
@@ -207,9 +207,8 @@ def add_gradients(
     step_batch = step_batch.images_on(device)
     seed = int(np.random.SeedSequence([task.seed, step]).generate_state(1)[0])
     random = torch.Generator().manual_seed(seed)
-    state.model.train()
     with forked_random(device):
-        torch.manual_seed(seed)  # dropout draws from (seed, step), too
+        seed_generator(device, seed)  # dropout draws from (seed, step), too
         images_BCHW = augment(
             student_input(strong_view(step_batch, task), task, device),
             task.settings.augment,

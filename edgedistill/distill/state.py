@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,6 +53,16 @@ class State:
         """The stateful objects of a checkpoint, by name."""
         return {"model": self.model, "heads": self.heads, "ema": self.ema, "optimiser": self.optimizer}
 
+    @cached_property
+    def weights(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The averaged weights and the trained ones; looked up once, for a small student's step is short."""
+        return list(self.ema.parameters()), list(self.model.parameters())
+
+    @cached_property
+    def statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The buffers of the averaged student, each with the trained one's."""
+        return list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+
 
 def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed: int) -> State:
     """Create a fresh state, on the GPU if there is one; the source heads are drawn from `seed`.
@@ -74,7 +85,7 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
     model, heads = model.to(memory_format=torch.channels_last).to(device), heads.to(device)
     freeze(model.backbone, settings.freeze)  # type: ignore[arg-type]
     ema = copy.deepcopy(model).requires_grad_(False)
-    model = processes.synchronize_batchnorm(model)
+    model = processes.synchronize_batchnorm(model).train()  # it stays so: the averaged student is evaluated
     parameters = [*model.parameters(), *heads.parameters()]
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     undecayed = [parameter for parameter in parameters if parameter.ndim <= 1]  # biases and batch norm are not decayed
@@ -124,8 +135,8 @@ def optimizer_step(state: State, ema_decay: float, step: int) -> None:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        move_means([*state.ema.parameters()], [*state.model.parameters()], 1.0 - decay)
-        for averaged, current in zip(state.ema.buffers(), state.model.buffers(), strict=True):
+        move_means(*state.weights, 1.0 - decay)
+        for averaged, current in state.statistics:
             averaged.copy_(current)
 
 
