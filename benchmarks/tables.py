@@ -15,6 +15,7 @@ from benchmarks import (
     export_time,
     families,
     first_report,
+    freed_memory,
     guard,
     input_path,
     interrupts,
@@ -97,6 +98,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "docs/your-data.md": {"near-copies": near_copies.table},
     ROOT / "benchmarks/README.md": {
         "step_cost": step_costs,
+        "freed_memory": lambda: freed_memory.table(list(read(freed_memory.KIND))),
         "peer_torchdistill": torchdistill,
         "gpu": lambda: gpu_table.markdown(read(gpu_table.KIND)),
         "meter": lambda: meter_table.markdown(read(meter_table.KIND)),

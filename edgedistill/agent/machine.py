@@ -25,6 +25,7 @@ THERMAL = Path("/sys/class/thermal")
 HWMON = Path("/sys/class/hwmon")
 DEVFREQ = Path("/sys/class/devfreq")
 MEMORY = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 BOARD = Path("/proc/device-tree/model")
 L4T = Path("/etc/nv_tegra_release")
 POWER_MODES, POWER_MODE = Path("/etc/nvpmodel.conf"), Path("/var/lib/nvpmodel/status")
@@ -122,12 +123,19 @@ def cpu_seconds() -> float:
 
 
 def peak_memory_mb() -> float:
-    """The most resident memory that this process ever held, in MB; 0.0 where the system does not say."""
+    """The most resident memory that this process ever held, in MB; 0.0 where the system does not say.
+
+    Linux keeps it with the program's memory. What getrusage tells there includes the memory of the program that started
+    this one, at the time that it did.
+    """
+    peak = memory_mb(text(STATUS), "VmHWM")
+    if peak:
+        return float(peak)
     try:
         import resource
     except ImportError:
         return 0.0
-    unit = 1.0 if sys.platform == "darwin" else 1024.0  # getrusage(2): bytes on macOS, KiB on Linux
+    unit = 1.0 if sys.platform == "darwin" else 1024.0  # getrusage(2): bytes on macOS, KiB on others
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
@@ -160,7 +168,7 @@ def printed(program: str, *arguments: str) -> str:
 
 
 def memory_mb(meminfo: str, name: str) -> int:
-    """A line of /proc/meminfo in MB of 10^6 bytes; 0 where there is none."""
+    """A line of /proc/meminfo, or of a process's status, in MB of 10^6 bytes; 0 where there is none."""
     found = re.search(rf"^{name}:\s+(\d+) kB", meminfo, re.MULTILINE)
     return round(int(found.group(1)) * 1024 / 1e6) if found else 0
 

@@ -15,7 +15,7 @@ from torch import nn
 from edgedistill.distill.compiled import TrainingNet, training_net
 from edgedistill.distill.micro_batches import MicroBatches
 from edgedistill.distributed import processes
-from edgedistill.distributed.device import allow_tf32, default_device, move_means
+from edgedistill.distributed.device import allow_tf32, default_device, keep_freed_memory, move_means
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.recipe.schema import Distill
@@ -76,6 +76,7 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
     processes.team()  # with several processes on several GPUs, each uses its own from here on
     device = default_device()
     allow_tf32()
+    keep_freed_memory()
     width = int(model.head.in_features)  # type: ignore[union-attr,arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

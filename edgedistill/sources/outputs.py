@@ -27,6 +27,7 @@ from edgedistill.distributed.device import (
     images_at_once,
     is_out_of_memory,
     is_reduced,
+    keep_freed_memory,
     pinned,
 )
 from edgedistill.errors import InputError
@@ -228,6 +229,7 @@ def infer(
     """
     import torch
 
+    keep_freed_memory()
     parts, begin, key = [], 0, (network.sha256, network.input_px)
     batch = batch or images_at_once()
     batch = min(batch, FITTING.get(key, batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from edgedistill.agent import backends, cache, machine, ort
 from edgedistill.agent.job import AgentError
 from tests.helpers import tiny_onnx
+from tests.helpers.paths import ROOT
 
 
 def test_missing_runtime_error_names_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +61,15 @@ def test_processor_time_and_memory_have_plausible_units() -> None:
     sum(range(3_000_000))
     assert 0.0 < machine.cpu_seconds() - before < 10.0
     assert 10.0 < machine.peak_memory_mb() < 100_000.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process held without its parent")
+def test_peak_memory_is_that_of_the_process_not_of_its_parent() -> None:
+    # a parent of 400 MB that starts a small process
+    child = "from edgedistill.agent.machine import peak_memory_mb; print(peak_memory_mb())"
+    parent = f"import subprocess, sys; held = b'x' * 400_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
+    answer = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 5.0 < float(answer.stdout) < 300.0
 
 
 class Options:

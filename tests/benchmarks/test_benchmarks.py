@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_step_cost_measures_sources_in_pairs(monkeypatch: pytest.MonkeyPatch) ->
     low, high = line["ci95"]
     assert 0 < low <= line["ratio"] <= high
     assert "micro at 16 px" in step_cost.table([{**line, "cpu": "a", "cores": 2, "commit": "b"}])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory can be kept")
+def test_freed_memory_is_measured_in_pairs_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import freed_memory
+
+    tiny = {"families": {"micro": {"width": 8, "input_px": 16}}, "images": 4, "learns": True}
+    monkeypatch.setattr(freed_memory, "JOBS", {"tiny": tiny})
+    monkeypatch.setattr(freed_memory, "PAIRS", 1)
+    line = freed_memory.measure("tiny")
+    assert line["pairs"][0]["kept"]["mb"] > 50 and line["ratio"] > 0
+    assert "| tiny |" in freed_memory.table([{**line, "cpu": "a", "commit": "b"}])
 
 
 def test_lines_record_machine_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

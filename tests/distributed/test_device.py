@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,3 +119,37 @@ def test_running_means_move_alike_on_both_devices(on_gpu: bool) -> None:
 def test_full_gpu_is_told_from_other_errors() -> None:
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not device.is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+FAULTS = """
+import resource, sys, torch
+from edgedistill.distributed.device import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+net = torch.nn.Sequential(*[torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)])
+images = torch.ones(4, 8, 256, 256)
+with torch.inference_mode():
+    net(images)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        net(images)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory can be kept")
+def test_freed_memory_is_kept_for_the_next_batch() -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", FAULTS, way], env=env, cwd=ROOT))
+        for way in ("returned", "kept")
+    }
+    assert faults["returned"] > 1000 and faults["kept"] < 0.1 * faults["returned"], faults
+
+
+def test_freed_memory_is_left_to_who_set_it(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not device.keep_freed_memory.__wrapped__()
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
+    assert not device.keep_freed_memory.__wrapped__()
