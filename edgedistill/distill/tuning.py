@@ -83,6 +83,9 @@ def tune(
     """
     import torch
 
+    from edgedistill.distributed.device import keep_freed_memory
+
+    keep_freed_memory()
     assert source.tunable is not None, "only a network with a module is tuned"
     divided = divide(source.tunable, _normalized(source, images_LHWC[:BATCH]))
     inputs = _Inputs(source=source, divided=divided, images_LHWC=images_LHWC, settings=settings)
