@@ -25,7 +25,7 @@ from edgedistill.distill.probes import probe
 from edgedistill.distill.tuner import Tuner
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
 from edgedistill.recipe.options import Problem, keyword_only, option_problems
-from edgedistill.recipe.schema import Augment, Distill, Student
+from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
 from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
 from edgedistill.run.files import digest
@@ -106,16 +106,19 @@ class Draw:
     @cached_property
     def weights(self) -> SourceWeights:
         """The scores of every metric on the labeled images, and the source weights, as before there was a test."""
-        return self.weights_at(FORMER_LEVEL)
+        return self.weights_by(self._former)
 
-    def weights_at(self, level: float) -> SourceWeights:
-        """As `weights`; a source that is not told from chance at a level has none."""
+    @property
+    def _former(self) -> Weigh:
+        return self.bank.profile.weigh.model_copy(update={"level": FORMER_LEVEL})
+
+    def weights_by(self, settings: Weigh) -> SourceWeights:
+        """As `weights`, by these settings."""
         rows, labels = self.labeled
         evidence = {
             name: (self.features[name][rows], np.asarray(source_outputs.probs_NK)[rows])
             for name, source_outputs in self.outputs.items()
         }
-        settings = self.bank.profile.weigh.model_copy(update={"level": level})
         return weigh_sources(evidence, labels, settings, self.seed)
 
     def prior(self, knowledge: Knowledge) -> Prior | None:
@@ -171,15 +174,16 @@ class Draw:
         )
 
     def material(
-        self, settings: Distill, knowledge: Knowledge = "none", level: float = FORMER_LEVEL
+        self, settings: Distill, knowledge: Knowledge = "none", weighing: Weigh | None = None
     ) -> batches.Material:
         """The training material of a student under these settings; val is the labeled images, as none are reserved."""
+        weighing = weighing or self._former
         rows, labels = self.labeled
         counts_C = np.bincount(labels, minlength=len(self.splits.classes))
         weights_C, shift_C = label_terms(settings.class_weights, counts_C, self.prior(knowledge), "top1")
         needs = methods.METHODS[settings.method.name].needs
         outputs = self.outputs if "sources" in needs else {}
-        alphas = (self.weights if level == FORMER_LEVEL else self.weights_at(level)).alphas if outputs else {}
+        alphas = (self.weights if weighing == self._former else self.weights_by(weighing)).alphas if outputs else {}
         return batches.Material(
             images_NHWC=np.asarray(self.splits.train.resized(self.spec.input_px)),
             labeled=rows,
@@ -189,7 +193,7 @@ class Draw:
             val_labels=labels,
             source_probs={name: np.asarray(source_outputs.probs_NK) for name, source_outputs in outputs.items()},
             alphas=alphas,
-            teacher_NC=self.teacher(settings.teacher, knowledge, level) if "teacher" in needs else None,
+            teacher_NC=self.teacher(settings.teacher, knowledge, weighing.level) if "teacher" in needs else None,
             class_weights_C=weights_C,
             label_shift_C=shift_C,
         )
@@ -222,7 +226,7 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     """Train one student; returns it with its training task."""
     profile, draw = draw.bank.profile, draw.of_row(method)
     settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
-    material = draw.material(settings, knowledge, profile.level(method))
+    material = draw.material(settings, knowledge, profile.weighing(method))
     task = draw.task(settings, material)
     fitted = loop.fit(initial_student(draw), task)
     tell_prior(

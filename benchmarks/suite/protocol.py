@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 # what a row means that is older than a default: its lines stay what they are
 FORMER = {"head_start": "random"}
 FORMER_LEVEL = OFF
-OWN_KEYS = ("prior", "level", "sources", "labels")  # of a row, beside those of a recipe's `distill`
+OWN_KEYS = ("prior", "level", "weigh", "sources", "labels")  # of a row, beside those of a recipe's `distill`
 Knowledge = Literal["none", "labels", "shares"]
 RECIPES = HERE.parents[1] / "recipes/sources"
 BANK = ("packs", "ready", "finetuned", "weigh")  # what a method without sources does not depend on
@@ -107,6 +107,11 @@ class Profile(BaseModel):
         """Level of the test that gives a source which is not told from chance no share, in the row of a method."""
         return float(self.methods[method.partition(":")[0]].get("level", FORMER_LEVEL))
 
+    def weighing(self, method: str) -> Weigh:
+        """How similarity becomes weight in the row of a method, which may say what differs from the profile's."""
+        changed = self.methods[method.partition(":")[0]].get("weigh", {})
+        return Weigh.model_validate({**self.weigh.model_dump(), **changed, "level": self.level(method)})
+
     def sources(self, method: str) -> Literal["all", "best", "own"] | int:
         """Which sources a row's method has: all, the best one by the weights, the student's own initial backbone
         alone, or so many of them in an order that the target and the seed draw."""
@@ -152,7 +157,7 @@ class Profile(BaseModel):
         choices = [written_out(method.loss, settings.method.model_dump()), None]
         versions = {"method": method.version}
         if "sources" in method.needs:
-            versions["metric"] = METRICS[self.weigh.metric.name].version
+            versions["metric"] = METRICS[self.weighing(cell).metric.name].version
         if "teacher" in method.needs:
             choices[1] = written_out(teacher.fit, settings.teacher.model_dump())
             versions["teacher"] = teacher.version
@@ -161,6 +166,8 @@ class Profile(BaseModel):
         newer = {name: getattr(settings, name) for name, former in FORMER.items() if getattr(settings, name) != former}
         if method.uses_sources and self.level(cell) != FORMER_LEVEL:
             newer["level"] = self.level(cell)
+        if "sources" in method.needs and (row := self.methods[kind].get("weigh")):
+            newer["weigh"] = row
         newer |= {"sources": self.sources(cell)} if self.sources(cell) != "all" else {}
         newer |= {"labels": self.times(cell)} if self.times(cell) > 1 else {}
         known = [] if self.knowledge(cell) == "none" else [{"prior": self.knowledge(cell)}]

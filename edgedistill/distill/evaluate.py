@@ -69,7 +69,14 @@ def forward_heads(net: nn.Module, images_BCHW: Tensor, task: Task) -> tuple[Tens
         return target_BC.float(), stacked.float()
 
 
-def method_batch(target_BC: Tensor, stacked: Tensor, step_batch: StepBatch, weak_UC: Tensor | None = None) -> Batch:
+def method_batch(
+    target_BC: Tensor,
+    stacked: Tensor,
+    step_batch: StepBatch,
+    weak_UC: Tensor | None = None,
+    *,
+    progress: float = 0.0,
+) -> Batch:
     """Build the method's input: the heads' logits split by source, with labels, pseudo-labels and teacher."""
     probs = {
         name: probs_BK.to(stacked.device, non_blocking=True).float()
@@ -90,6 +97,7 @@ def method_batch(target_BC: Tensor, stacked: Tensor, step_batch: StepBatch, weak
         weak_logits_UC=weak_UC,
         class_weights_C=on_device(step_batch.class_weights_C),
         label_shift_C=on_device(step_batch.label_shift_C),
+        progress=progress,
     )
 
 

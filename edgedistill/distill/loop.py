@@ -226,7 +226,8 @@ def add_gradients(
                 part = step_batch.select(indices)
             part_images = images_BCHW if count == 1 else images_BCHW[indices.to(device, non_blocking=True)]
             part_weak_UC = None if weak_UC is None else weak_UC[unlabeled_part]
-            terms = loss(method_batch(*forward_heads(state.net.module, part_images, task), part, part_weak_UC))
+            outputs = forward_heads(state.net.module, part_images, task)
+            terms = loss(method_batch(*outputs, part, part_weak_UC, progress=step / max(1, task.steps - 1)))
             total = torch.stack(list(terms.values())).sum() / count
             torch.autograd.backward(total)
             summed.append(torch.stack([total, *(term / count for term in terms.values())]).detach())

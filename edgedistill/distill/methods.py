@@ -19,12 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from edgedistill.errors import InputError
+from edgedistill.recipe.options import LATER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 LabelShare = Annotated[float, Field(ge=0.0, le=1.0, description="Share of the labels in the loss.")]
+LastLabelShare = Annotated[
+    float | None,
+    LATER,
+    Field(ge=0.0, le=1.0, description="Share of the labels at the last step; it moves there from `lam` evenly."),
+]
 Temperature = Annotated[
     float,
     Field(
@@ -55,6 +61,7 @@ class Batch:
         weak_logits_UC: target logits on a weakly augmented view of the unlabeled images, without gradient.
         class_weights_C: weights of the labels in the label loss, of mean 1 over the labels.
         label_shift_C: added to the target logits in the label loss (labels/prior.py).
+        progress: share of the training that is done, 0 at the first step and 1 at the last.
     """
 
     target_logits_BC: Tensor
@@ -65,6 +72,7 @@ class Batch:
     weak_logits_UC: Tensor | None = None
     class_weights_C: Tensor | None = None
     label_shift_C: Tensor | None = None
+    progress: float = 0.0
 
     def classes(self, source: str) -> int:
         """K of a source."""
@@ -157,7 +165,13 @@ def equal(
 
 
 def weighted(
-    batch: Batch, alphas: Alphas, *, lam: LabelShare = 0.8, temperature: Temperature = 1.0, normalise: Normalise = True
+    batch: Batch,
+    alphas: Alphas,
+    *,
+    lam: LabelShare = 0.8,
+    lam_last: LastLabelShare = None,
+    temperature: Temperature = 1.0,
+    normalise: Normalise = True,
 ) -> Terms:
     """DistillWeighted (our reading of Borup, Phoo, Hariharan, ICCV 2023): label loss plus all sources by similarity.
 
@@ -167,6 +181,7 @@ def weighted(
         batch: one step's logits, labels and pseudo-labels.
         alphas: weight of each source; >= 0, sum 1.
     """
+    lam = lam if lam_last is None else lam + (lam_last - lam) * batch.progress
     return mixture(batch, alphas, lam=lam, temperature=temperature, normalise=normalise)
 
 

@@ -87,11 +87,8 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
     freeze(model.backbone, settings.freeze)  # type: ignore[arg-type]
     ema = copy.deepcopy(model).requires_grad_(False)
     model = processes.synchronize_batchnorm(model).train()  # it stays so: the averaged student is evaluated
-    parameters = [*model.parameters(), *heads.parameters()]
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    undecayed = [parameter for parameter in parameters if parameter.ndim <= 1]  # biases and batch norm are not decayed
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        parameter_groups(model, heads, settings),
         lr=settings.lr,
         fused=True,  # one pass over the weights: with twelve source heads the optimizer was a seventh of a step
     )
@@ -102,6 +99,22 @@ def initial_state(model: nn.Module, source_classes: int, settings: Distill, seed
         optimizer=optimizer,
         net=training_net(processes.data_parallel(StudentWithHeads(model, heads)), settings.compile),
     )
+
+
+def parameter_groups(model: nn.Module, heads: nn.Module, settings: Distill) -> list[dict[str, Any]]:
+    """The optimizer's groups: biases and batch norm are not decayed, and heads have `heads_rate` times the rate."""
+    if settings.heads_rate == 1.0:
+        parts = [(1.0, [model, heads])]
+    else:
+        parts = [(1.0, [model.backbone]), (settings.heads_rate, [model.head, heads])]  # type: ignore[list-item]
+    groups = []
+    for rate, modules in parts:
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        undecayed = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": settings.weight_decay, "rate": rate})
+        groups.append({"params": undecayed, "weight_decay": 0.0, "rate": rate})
+    return groups
 
 
 def freeze(backbone: nn.Module, names: Iterable[str]) -> None:
@@ -122,7 +135,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, step:
     warm = max(1, round(settings.warmup_fraction * steps))
     share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * share
+        group["lr"] = settings.lr * share * group.get("rate", 1.0)  # older checkpoints have none
 
 
 def optimizer_step(state: State, ema_decay: float, step: int) -> None:

@@ -163,6 +163,8 @@ class Distill(Section):
     """Unlabeled images in a step, for the methods that use them."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
+    heads_rate: Annotated[PositiveFloat, LATER] = 1.0
+    """Learning rate of the heads, as a multiple of the backbone's, which is `lr`."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Weight decay of matrices and convolutions; biases and batch norm have none."""
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0)
