@@ -88,11 +88,14 @@ def test_later_option_of_a_method_changes_no_configuration(monkeypatch: pytest.M
 def test_row_says_what_is_newer_than_the_lines() -> None:
     profile = protocol.load("cpu")
     newer: list[dict[str, Any]] = [{"head_start": "ridge"}, {"level": 0.05}, {"sources": "best"}, {"sources": 1}]
+    newer += [{"weigh": {"metric": "leep"}}, {"weigh": {"alike": "once"}}, {"heads_rate": 2.0}]
     row = {"method": {"name": "weighted", "lam": 0.2}}
     rows = {"weighted": row, **{f"weighted-{n}": {**row, **keys} for n, keys in enumerate(newer)}}
     rows["weighted-more"] = {**row, "labels": 2}
+    rows["weighted-rising"] = {"method": {**row["method"], "lam_last": 0.8}}
     changed = profile.model_copy(update={"methods": rows})
     assert changed.config("weighted") == profile.config("weighted")
     assert len({changed.config(cell) for cell in rows}) == len(rows)
     assert changed.settings("weighted", "", 0).head_start == "random"
     assert (changed.level("weighted"), changed.level("weighted-1")) == (1.0, 0.05)
+    assert (changed.weighing("weighted").metric.name, changed.weighing("weighted-4").metric.name) == ("probe", "leep")

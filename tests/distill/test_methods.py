@@ -63,6 +63,18 @@ def test_lam_and_normalize_by_hand() -> None:
     )
 
 
+def test_share_of_the_labels_moves_over_the_run() -> None:
+    def shares(progress: float, **options: float) -> list[float]:
+        terms = floats(METHODS["weighted"].loss(replace(batch(), progress=progress), {"a": 1.0, "b": 0.0}, **options))
+        return [terms["labels"], terms["source/a"]]
+
+    whole = [shares(0.0, lam=1.0)[0], shares(0.0, lam=0.0)[1]]
+    for progress, lam in ((0.0, 0.2), (0.5, 0.6), (1.0, 1.0)):
+        expected = [lam * whole[0], (1.0 - lam) * whole[1]]
+        assert shares(progress, lam=0.2, lam_last=1.0) == pytest.approx(expected)
+    assert shares(0.7, lam=0.2) == shares(0.0, lam=0.2)
+
+
 def test_temperature_by_hand() -> None:
     # T = 2: sqrt(0.9) : sqrt(0.1) = 3 : 1, and logits (2 ln 3, 0) / 2 give 3 : 1 as well. Cross-entropy of (3/4, 1/4)
     # with itself: 3/4 ln 4/3 + 1/4 ln 4 = 0.215762 + 0.346574 = 0.562335; times T^2: 2.249341

@@ -67,6 +67,30 @@ def test_running_mean_by_hand() -> None:
     assert state.ema.get_parameter("backbone.weight").item() == pytest.approx(0.866, abs=1e-5)
 
 
+def test_heads_have_their_own_rate() -> None:
+    distill = Distill(lr=0.1, heads_rate=3.0, weight_decay=0.0, warmup_fraction=0.0)
+    state = initial_state(line(), 2, distill, seed=0)
+    before = state.heads.get_parameter("weight").clone()
+    set_learning_rate(state.optimizer, distill, 0, 10**6)
+    loss = sum(parameter.sum() for part in (state.model, state.heads) for parameter in part.parameters())
+    backward_step(state, torch.as_tensor(loss), 0.99, step=0)
+    # AdamW's first step is the rate in the direction of the gradient's sign
+    assert state.model.get_parameter("backbone.weight").item() == pytest.approx(1.0 - 0.1, abs=1e-6)
+    assert state.model.get_parameter("head.weight").item() == pytest.approx(1.0 - 0.3, abs=1e-6)
+    assert state.model.get_parameter("head.bias").item() == pytest.approx(1.0 - 0.3, abs=1e-6)
+    assert torch.allclose(state.heads.get_parameter("weight"), before - 0.3, atol=1e-6)
+
+
+def test_checkpoint_from_before_heads_had_a_rate() -> None:
+    state = initial_state(line(), 0, Distill(lr=0.1), seed=0)
+    older = state.optimizer.state_dict()
+    for group in older["param_groups"]:
+        del group["rate"]
+    state.optimizer.load_state_dict(older)
+    set_learning_rate(state.optimizer, Distill(lr=0.1, warmup_fraction=0.0), 0, 10**6)
+    assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([0.1, 0.1])
+
+
 def test_biases_are_not_decayed() -> None:
     # decay 0.5 at lr 0.1: matrices lose 5 %; then the step of 0.1 for all
     state = initial_state(line(), 0, Distill(lr=0.1, weight_decay=0.5), seed=0)
