@@ -5,9 +5,11 @@ initial features (Kumar et al., "Fine-Tuning can Distort Pretrained Features and
 ICLR 2022: linear probing, then fine-tuning). One pass over the images gives the target's head from the labels and each
 source's head from its pseudo-labels.
 
-The features are those of training: with the batch statistics of the target's images, not those of the images that the
-initial weights come from. They are centered, and scaled by one number to a mean squared length of 1, which a linear
-layer can take in. The penalty is the one of largest leave-one-out likelihood, and so is the scale of the logits, with
+The features are computed twice: with the batch norm statistics of the initial weights, which are the better ones where
+those were trained on many images, and with those of the target's images, by which the training normalizes. The ridge is
+fitted to those that tell more of the labels, by its leave-one-out likelihood, and its layer is moved to the mean of the
+others. The features are centered, and scaled by one number to a mean squared length of 1, which a linear layer can take
+in. The penalty is the one of largest leave-one-out likelihood, and so is the scale of the logits, with
 one label in L + 1 taken for wrong (Platt 1999): a head that were sure of everything would have no gradient to learn by.
 
 M images, L of them labeled, D features of the student, C target classes, K classes of one source.
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from edgedistill.distill.batches import Rows, Task
 
 Floats = NDArray[np.floating[Any]]
+VERSION = 2  # of what a head begins with; 2: features with the statistics of the initial weights, where they are better
 MOST_IMAGES = 4096
 MOST_LABELED = 2000  # the Gram matrix of the labeled images grows with their square
 MOST_ENTRIES = 20_000_000  # of a matrix of pseudo-labels: 21,000 classes take fewer images
@@ -78,11 +81,14 @@ def begin(model: nn.Module, task: Task) -> dict[str, Tensor]:
     labeled = stratified_rows(material.labels, MOST_LABELED)
     others = random.permutation(np.concatenate([np.delete(material.labeled, labeled), task.unlabeled]))
     rows = np.concatenate([material.labeled[labeled], others])[:MOST_IMAGES]
-    features_MD = initial_features(model, task, rows)
-    if not np.isfinite(features_MD).all():
+    labels_L = material.labels[labeled]
+    training, initial = (initial_features(model, task, rows, renewed=renewed) for renewed in (True, False))
+    if not np.isfinite(training).all():
         return {}  # the first step says so
-    scaled = scale(features_MD)
-    target = target_head(scaled, material.labels[labeled], task)
+    candidates = [scale(features_MD) for features_MD in (training, initial) if np.isfinite(features_MD).all()]
+    scaled = max(candidates, key=lambda features: held_out_likelihood(features, labels_L, task))
+    scaled = replace(scaled, mean_D=candidates[0].mean_D)  # the layer is for features as the training computes them
+    target = target_head(scaled, labels_L, task)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(target.weight_KD))  # type: ignore[union-attr,operator]
         model.head.bias.copy_(torch.from_numpy(target.bias_K))  # type: ignore[union-attr,operator]
@@ -95,8 +101,11 @@ def begin(model: nn.Module, task: Task) -> dict[str, Tensor]:
     return {"weight": torch.from_numpy(weight_KD), "bias": torch.from_numpy(bias_K)}
 
 
-def initial_features(model: nn.Module, task: Task, rows: Rows, batch: int = 64) -> Floats:
-    """The backbone's features of some images before training, without augmentation, float64 [M, D]."""
+def initial_features(model: nn.Module, task: Task, rows: Rows, batch: int = 64, *, renewed: bool) -> Floats:
+    """The backbone's features of some images before training, without augmentation, float64 [M, D].
+
+    `renewed` takes the statistics of batch norm from the target's images; else they are those of the initial weights.
+    """
     import torch
 
     from edgedistill.data.pixels import normalize
@@ -108,7 +117,9 @@ def initial_features(model: nn.Module, task: Task, rows: Rows, batch: int = 64) 
     processes.team()  # with several processes on several GPUs, each uses its own from here on
     device = default_device()
     net = copy.deepcopy(model).to(memory_format=torch.channels_last).to(device)
-    refresh_statistics(net, training_batches(task))
+    net.eval()
+    if renewed:
+        refresh_statistics(net, training_batches(task))
     images_NHWC, parts = task.material.images_NHWC, []
     with torch.inference_mode():
         for start in range(0, len(rows), batch):
@@ -125,6 +136,15 @@ def scale(features_MD: Floats) -> Scaled:
     centered_MD = features_MD - mean_D
     length = float(np.sqrt(np.square(centered_MD).sum(axis=1).mean())) or 1.0
     return Scaled(scaled_MD=centered_MD / length, mean_D=mean_D, length=length)
+
+
+def held_out_likelihood(scaled: Scaled, labels_L: Rows, task: Task) -> float:
+    """Mean log-likelihood of the labels of the first L images by a ridge on the others; 0 where a class has one label."""
+    labeled_LD = scaled.scaled_MD[: len(labels_L)]
+    ridge = probes.probe_from_gram(labeled_LD @ labeled_LD.T, np.arange(len(labels_L)), labels_L, task.spec.num_classes)
+    if not probes.at_least_two_per_class(labels_L):
+        return 0.0
+    return float(np.log(np.maximum(ridge.loo_probs_LC[np.arange(len(labels_L)), labels_L], 1e-12)).mean())
 
 
 def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:

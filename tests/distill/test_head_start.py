@@ -42,6 +42,42 @@ def test_target_head_knows_the_labels_before_training() -> None:
     assert (predicted_N == material.val_labels).all()
 
 
+@pytest.mark.parametrize("better", ["initial", "renewed"])
+def test_features_that_tell_more_of_the_labels_are_taken(better: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of one kind are noise; those of the other are the classes, around a mean of their own."""
+    model, training_task = build_student(micro_spec(), 1), task(1, method="transfer")
+    width, fitted = int(model.get_submodule("head").in_features), training_task.material  # type: ignore[arg-type]
+    truth_N = np.full(len(fitted.images_NHWC), 0)
+    truth_N[fitted.labeled] = fitted.labels
+    directions_CD = np.random.default_rng(1).normal(0, 1, (training_task.spec.num_classes, width))
+    means = {"initial": np.full(width, 3.0), "renewed": np.full(width, -5.0)}
+
+    def features(model: object, task: object, rows: np.ndarray, *, renewed: bool) -> np.ndarray:
+        kind = "renewed" if renewed else "initial"
+        noise_MD = np.random.default_rng(int(renewed)).normal(0, 1, (len(rows), width))
+        return means[kind] + (directions_CD[truth_N[rows]] + 0.1 * noise_MD if kind == better else noise_MD)
+
+    monkeypatch.setattr(head_start, "initial_features", features)
+    head_start.begin(model, training_task)
+    weight_CD, bias_C = (model.get_parameter(f"head.{name}").detach().numpy() for name in ("weight", "bias"))
+    scores_CC = directions_CD @ weight_CD.T  # of each class's features, as the training computes them
+    unlike_the_mean_CC = scores_CC + bias_C + means["renewed"] @ weight_CD.T
+    assert (unlike_the_mean_CC.argmax(axis=1) == np.arange(len(bias_C))).all()
+
+
+def test_initial_statistics_that_overflow_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = head_start.initial_features
+
+    def features(model: object, task: object, rows: np.ndarray, *, renewed: bool) -> np.ndarray:
+        features_MD = computed(model, task, rows, renewed=renewed)  # type: ignore[arg-type]
+        return features_MD if renewed else np.full_like(features_MD, np.inf)
+
+    monkeypatch.setattr(head_start, "initial_features", features)
+    model = build_student(micro_spec(), 1)
+    assert head_start.begin(model, task(1)).keys() == {"weight", "bias"}
+    assert torch.isfinite(model.get_parameter("head.weight")).all()
+
+
 def test_head_is_the_layer_on_features_as_they_are() -> None:
     features_MD = np.random.default_rng(0).normal(3, 5, (30, 4))
     scaled = head_start.scale(features_MD)
