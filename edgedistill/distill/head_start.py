@@ -139,7 +139,7 @@ def scale(features_MD: Floats) -> Scaled:
 
 
 def held_out_likelihood(scaled: Scaled, labels_L: Rows, task: Task) -> float:
-    """Mean log-likelihood of the labels of the first L images by a ridge on the others; 0 where a class has one label."""
+    """Mean log-likelihood of the first L images' labels by a ridge on the others; 0 where a class has one label."""
     labeled_LD = scaled.scaled_MD[: len(labels_L)]
     ridge = probes.probe_from_gram(labeled_LD @ labeled_LD.T, np.arange(len(labels_L)), labels_L, task.spec.num_classes)
     if not probes.at_least_two_per_class(labels_L):
