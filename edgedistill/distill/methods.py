@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import random as stdlib_random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from edgedistill.distill.shares import (
+    Alphas,
+    Options,
+    equal_shares,
+    heaviest_source,
+    named_source,
+    no_shares,
+    random_source,
+    weighted_shares,
+)
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import LATER
 
@@ -80,8 +89,6 @@ class Batch:
 
 
 Terms = dict[str, "Tensor"]
-Alphas = Mapping[str, float]
-Options = Mapping[str, Any]
 Need = Literal["sources", "teacher", "weak", "frozen"]
 
 
@@ -242,44 +249,6 @@ def combined(
     del auxiliary["labels"]
     teacher = (1.0 - lam - sources) * teacher_loss(batch, sharpen)
     return {"labels": lam * label_loss(batch), "teacher": teacher, **auxiliary}
-
-
-def weighted_shares(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Every source with a positive weight, with that weight as its share."""
-    return {name: alpha for name, alpha in alphas.items() if alpha > 0.0}
-
-
-def equal_shares(alphas: Alphas, options: Options) -> dict[str, float]:
-    """All sources with equal shares."""
-    return dict.fromkeys(alphas, 1.0 / len(alphas)) if alphas else {}
-
-
-def heaviest_source(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Only the source with the largest weight; the first if several are equal."""
-    return {max(alphas, key=lambda name: alphas[name]): 1.0} if alphas else {}
-
-
-def random_source(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Only one source, drawn with the option `seed`."""
-    return {stdlib_random.Random(options.get("seed", 0)).choice(sorted(alphas)): 1.0} if alphas else {}
-
-
-def named_source(alphas: Alphas, options: Options) -> dict[str, float]:
-    """Only the source named by the option `source`.
-
-    Raises:
-        InputError: no source has that name.
-    """
-    if not alphas:
-        return {}
-    if options["source"] not in alphas:
-        raise InputError(f"distill.method: no source is called {options['source']}", "name one of the sources")
-    return {options["source"]: 1.0}
-
-
-def no_shares(alphas: Alphas, options: Options) -> dict[str, float]:
-    """No shares: the method uses no source's own label space."""
-    return {}
 
 
 def no_problem(options: Options, sources: Collection[str]) -> str:
