@@ -16,8 +16,7 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
+from benchmarks.intervals import median_interval
 from benchmarks.lines import append, run_program
 from edgedistill.agent.machine import peak_memory_mb
 from edgedistill.console import bar, say
@@ -80,12 +79,11 @@ def measure(name: str) -> dict[str, Any]:
             pairs.append({kept: _in_a_process({**JOBS[name], "kept": kept}) for kept in order})
             advance(1)
     time_ratios = [pair[True]["seconds"] / pair[False]["seconds"] for pair in pairs]
-    draws = np.random.default_rng(0).choice(time_ratios, (2000, PAIRS))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    low, high = median_interval(time_ratios)
     return {
         "job": name,
         "ratio": round(statistics.median(time_ratios), 4),
-        "ci95": [round(float(low), 4), round(float(high), 4)],
+        "ci95": [round(low, 4), round(high, 4)],
         "memory_ratio": round(statistics.median(pair[True]["mb"] / pair[False]["mb"] for pair in pairs), 4),
         "pairs": [{"returned": pair[False], "kept": pair[True]} for pair in pairs],
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.intervals import median_interval
 from benchmarks.lines import append
 from edgedistill.console import bar, say
 from edgedistill.distill import batches, loop, state
@@ -78,9 +79,7 @@ def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
             cells.append((pair[0], pair[1]))
             advance(1)
     ratios = [twelve / single for single, twelve in cells]
-    low, high = np.quantile(
-        [np.median(np.random.default_rng(draw).choice(ratios, ROUNDS)) for draw in range(2000)], [0.025, 0.975]
-    )
+    low, high = median_interval(ratios)
     return {
         "student": family,
         "input_px": spec.input_px,
@@ -88,7 +87,7 @@ def measure(family: str, options: dict[str, Any]) -> dict[str, Any]:
         "batch": 64,
         "source_classes": CLASSES,
         "ratio": round(statistics.median(ratios), 4),
-        "ci95": [round(float(low), 4), round(float(high), 4)],
+        "ci95": [round(low, 4), round(high, 4)],
         "steps_a_round": STEPS,
         "seconds": [[round(elapsed, 5) for elapsed in cell] for cell in cells],
     }

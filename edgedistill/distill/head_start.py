@@ -140,11 +140,19 @@ def scale(features_MD: Floats) -> Scaled:
 
 def held_out_likelihood(scaled: Scaled, labels_L: Rows, task: Task) -> float:
     """Mean log-likelihood of the first L images' labels by a ridge on the others; 0 where a class has one label."""
-    labeled_LD = scaled.scaled_MD[: len(labels_L)]
-    ridge = probes.probe_from_gram(labeled_LD @ labeled_LD.T, np.arange(len(labels_L)), labels_L, task.spec.num_classes)
     if not probes.at_least_two_per_class(labels_L):
         return 0.0
-    return float(np.log(np.maximum(ridge.loo_probs_LC[np.arange(len(labels_L)), labels_L], 1e-12)).mean())
+    ridge = _ridge(_gram(scaled, labels_L), labels_L, task)
+    return probes.log_likelihood(np.log(np.maximum(ridge.loo_probs_LC, 1e-300)), labels_L)
+
+
+def _gram(scaled: Scaled, labels_L: Rows) -> Floats:
+    labeled_LD = scaled.scaled_MD[: len(labels_L)]
+    return np.asarray(labeled_LD @ labeled_LD.T)
+
+
+def _ridge(gram_LL: Floats, labels_L: Rows, task: Task) -> probes.Probe:
+    return probes.probe_from_gram(gram_LL, np.arange(len(labels_L)), labels_L, task.spec.num_classes)
 
 
 def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
@@ -155,8 +163,8 @@ def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
     """
     labeled_LD, material = scaled.scaled_MD[: len(labels_L)], task.material
     classes = task.spec.num_classes
-    gram_LL = labeled_LD @ labeled_LD.T
-    ridge = probes.probe_from_gram(gram_LL, np.arange(len(labels_L)), labels_L, classes)
+    gram_LL = _gram(scaled, labels_L)
+    ridge = _ridge(gram_LL, labels_L, task)
     weights_DC = labeled_LD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels_L))
     mass_C = np.bincount(material.labels, minlength=classes).astype(np.float64)
     if material.class_weights_C is not None:
