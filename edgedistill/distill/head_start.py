@@ -9,8 +9,10 @@ The features are computed twice: with the batch norm statistics of the initial w
 those were trained on many images, and with those of the target's images, by which the training normalizes. The ridge is
 fitted to those that tell more of the labels, by its leave-one-out likelihood, and its layer is moved to the mean of the
 others. The features are centered, and scaled by one number to a mean squared length of 1, which a linear layer can take
-in. The penalty is the one of largest leave-one-out likelihood, and so is the scale of the logits, with
-one label in L + 1 taken for wrong (Platt 1999): a head that were sure of everything would have no gradient to learn by.
+in. The target's head centers them on the labeled images, each class weighing alike, and leave-one-out fits that mean
+again; the heads of sources center them on all images. The penalty is the one of largest leave-one-out likelihood, and
+so is the scale of the logits, with one label in L + 1 taken for wrong (Platt 1999): a head that were sure of everything
+would have no gradient to learn by.
 
 M images, L of them labeled, D features of the student, C target classes, K classes of one source.
 """
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from edgedistill.distill.batches import Rows, Task
 
 Floats = NDArray[np.floating[Any]]
-VERSION = 2  # of what a head begins with; 2: features with the statistics of the initial weights, where they are better
+# of what a head begins with; 2: features with the statistics of the initial weights, where they are better;
+# 3: leave-one-out without the image's share in the mean
+VERSION = 3
 MOST_IMAGES = 4096
 MOST_LABELED = 2000  # the Gram matrix of the labeled images grows with their square
 MOST_ENTRIES = 20_000_000  # of a matrix of pseudo-labels: 21,000 classes take fewer images
@@ -64,6 +68,10 @@ class Scaled:
         values_D, vectors_DD = np.linalg.eigh(self.scaled_MD.T @ self.scaled_MD)
         return values_D, vectors_DD
 
+    def moved(self, other: Scaled) -> Scaled:
+        """The same scaled features, to be had from features that lie around another mean."""
+        return replace(self, mean_D=other.mean_D)
+
     def layer(self, weights_DK: Floats, bias_K: Floats) -> Linear:
         """The layer on features as they are, from weights and bias on scaled ones."""
         weight_KD = weights_DK.T / self.length
@@ -85,16 +93,17 @@ def begin(model: nn.Module, task: Task) -> dict[str, Tensor]:
     training, initial = (initial_features(model, task, rows, renewed=renewed) for renewed in (True, False))
     if not np.isfinite(training).all():
         return {}  # the first step says so
-    candidates = [scale(features_MD) for features_MD in (training, initial) if np.isfinite(features_MD).all()]
-    scaled = max(candidates, key=lambda features: held_out_likelihood(features, labels_L, task))
-    scaled = replace(scaled, mean_D=candidates[0].mean_D)  # the layer is for features as the training computes them
-    target = target_head(scaled, labels_L, task)
+    candidates = [features_MD for features_MD in (training, initial) if np.isfinite(features_MD).all()]
+    best = max(candidates, key=lambda features_MD: held_out_likelihood(scale(features_MD, labels_L), labels_L, task))
+    # the layers are for features as the training computes them
+    target = target_head(scale(best, labels_L).moved(scale(training, labels_L)), labels_L, task)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(target.weight_KD))  # type: ignore[union-attr,operator]
         model.head.bias.copy_(torch.from_numpy(target.bias_K))  # type: ignore[union-attr,operator]
-    heads = [source_head(scaled, np.asarray(material.source_probs[name][rows])) for name in task.sources]
-    if not heads:
+    if not task.sources:
         return {}
+    scaled = scale(best).moved(scale(training))
+    heads = [source_head(scaled, np.asarray(material.source_probs[name][rows])) for name in task.sources]
     weight_KD, bias_K = (
         np.concatenate([getattr(head, name) for head in heads]).astype(np.float32) for name in ("weight_KD", "bias_K")
     )
@@ -130,42 +139,47 @@ def initial_features(model: nn.Module, task: Task, rows: Rows, batch: int = 64, 
     return np.asarray(torch.cat(parts).numpy())
 
 
-def scale(features_MD: Floats) -> Scaled:
-    """Center features on their mean and divide them by the root of their mean squared length; constant ones stay 0."""
-    mean_D = features_MD.mean(axis=0)
+def scale(features_MD: Floats, labels_L: Rows | None = None) -> Scaled:
+    """Center features on their mean and divide them by the root of their mean squared length; constant ones stay 0.
+
+    With labels only the first L images are taken, and each class has the same weight in the mean.
+    """
+    weight_M = None
+    if labels_L is not None:
+        features_MD, weight_M = features_MD[: len(labels_L)], 1.0 / probes.class_balance(labels_L)
+    mean_D = np.average(features_MD, axis=0, weights=weight_M)
     centered_MD = features_MD - mean_D
     length = float(np.sqrt(np.square(centered_MD).sum(axis=1).mean())) or 1.0
     return Scaled(scaled_MD=centered_MD / length, mean_D=mean_D, length=length)
 
 
 def held_out_likelihood(scaled: Scaled, labels_L: Rows, task: Task) -> float:
-    """Mean log-likelihood of the first L images' labels by a ridge on the others; 0 where a class has one label."""
+    """Mean log-likelihood of the labels of L images by a ridge on the others; 0 where a class has one label."""
     if not probes.at_least_two_per_class(labels_L):
         return 0.0
-    ridge = _ridge(_gram(scaled, labels_L), labels_L, task)
+    ridge = _ridge(_gram(scaled), labels_L, task)
     return probes.log_likelihood(np.log(np.maximum(ridge.loo_probs_LC, 1e-300)), labels_L)
 
 
-def _gram(scaled: Scaled, labels_L: Rows) -> Floats:
-    labeled_LD = scaled.scaled_MD[: len(labels_L)]
-    return np.asarray(labeled_LD @ labeled_LD.T)
+def _gram(scaled: Scaled) -> Floats:
+    return np.asarray(scaled.scaled_MD @ scaled.scaled_MD.T)
 
 
 def _ridge(gram_LL: Floats, labels_L: Rows, task: Task) -> probes.Probe:
-    return probes.probe_from_gram(gram_LL, np.arange(len(labels_L)), labels_L, task.spec.num_classes)
+    rows, classes = np.arange(len(labels_L)), task.spec.num_classes
+    return probes.probe_from_gram(gram_LL, rows, labels_L, classes, mean_of_labeled=True)
 
 
 def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
-    """The head on the labels of the first L images: a ridge as in `probes.probe_from_gram`, at the labels' shares.
+    """The head on the labels of L images: a ridge as in `probes.probe_from_gram`, at the labels' shares.
 
     The ridge counts all classes alike. The label loss does not where labels are unequal, weighted or shifted: the bias
     is that of the shares and the shift which the loss will see.
     """
-    labeled_LD, material = scaled.scaled_MD[: len(labels_L)], task.material
-    classes = task.spec.num_classes
-    gram_LL = _gram(scaled, labels_L)
+    material, classes = task.material, task.spec.num_classes
+    gram_LL = _gram(scaled)
     ridge = _ridge(gram_LL, labels_L, task)
-    weights_DC = labeled_LD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels_L))
+    weights_DC = scaled.scaled_MD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels_L))
     mass_C = np.bincount(material.labels, minlength=classes).astype(np.float64)
     if material.class_weights_C is not None:
         mass_C *= material.class_weights_C

@@ -64,19 +64,42 @@ def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Prob
     return replace(fitted, predict=lambda features_MD: softmax(unit_directions(features_MD, mean_D) @ weights_DC))
 
 
-def probe_from_gram(gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
-    """Fit a probe from inner products of all images with the labeled ones; classes have equal weight at any size."""
-    counts_C = np.bincount(labels_L, minlength=classes)
+def class_balance(labels_L: Rows) -> Floats:
+    """How often the class of each labeled image occurs, over the mean of all classes that occur, [L].
+
+    An image that weighs one over this makes all classes count alike.
+    """
+    counts_C = np.bincount(labels_L)
+    return np.asarray(counts_C[labels_L] * np.count_nonzero(counts_C) / len(labels_L))
+
+
+def probe_from_gram(
+    gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int, *, mean_of_labeled: bool = False
+) -> Probe:
+    """Fit a probe from inner products of all images with the labeled ones; classes have equal weight at any size.
+
+    Args:
+        gram_NL: inner products of features that are centered on a mean.
+        rows: rows of the labeled images, [L].
+        labels_L: their classes.
+        classes: C.
+        mean_of_labeled: the mean is that of the labeled images, classes weighing alike. It is then part of what is
+            fitted, the intercept of the ridge, and leave-one-out fits it again without the image. With a fixed mean of
+            few images, the others would tell the one left out.
+    """
     targets_LC = np.eye(classes)[labels_L] - 1.0 / classes
-    balance_L = counts_C[labels_L] * np.count_nonzero(counts_C) / len(labels_L)
+    balance_L = class_balance(labels_L)
+    share_L = 1.0 / (balance_L * len(labels_L)) if mean_of_labeled else np.zeros(len(labels_L))
     best: tuple[float, Floats, Floats, float] | None = None
     # leaving out the only image of a class leaves none to fit that class to: then there is no leave-one-out choice
     penalties, temperatures = (PENALTIES, TEMPERATURES) if at_least_two_per_class(labels_L) else ((0.1,), (0.1,))
     for penalty in penalties:
         inverse_LL = np.linalg.inv(gram_NL[rows] + np.diag(penalty * balance_L))
         duals_LC = inverse_LL @ targets_LC
-        # leave-one-out of a linear smoother, in closed form (Rasmussen and Williams 2006, eq. 5.12)
-        loo_LC = (targets_LC - duals_LC / np.diag(inverse_LL)[:, None]).round(9)  # ties stay ties
+        # leave-one-out of a linear smoother: the residual divided by one minus the leverage (Hastie, Tibshirani and
+        # Friedman 2009, eq. 7.64), here that of the weights and that of the mean
+        spare_L = np.diag(inverse_LL) - share_L / (penalty * balance_L)
+        loo_LC = (targets_LC - duals_LC / np.maximum(spare_L, 1e-12)[:, None]).round(9)  # ties stay ties
         for temperature in temperatures:
             likelihood = log_likelihood(loo_LC / temperature, labels_L)
             if best is None or likelihood > best[0]:

@@ -32,7 +32,8 @@ from edgedistill.sources.outputs import Network
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-VERSION = 1  # raised when the same input gives another tuned net
+# raised when the same input gives another tuned net; 2: the head's leave-one-out without the image's share in the mean
+VERSION = 2
 EPOCHS, MOST = 30, 12_000  # passes over the labels, but at most so many images in one training
 BATCH, RATE, DECAY, SMOOTHING = 32, 5e-4, 0.01, 0.1
 VIEWS, MEMORY = 8, 2**30  # views of a labeled image; bytes that the stem's answers to all of them may take
@@ -281,9 +282,9 @@ def _ridge_head(features_RD: Floats, labels_R: Rows, classes: int) -> nn.Linear:
     """The head that a ridge on the labels gives: a random one would spend the short training on finding its place."""
     import torch
 
-    scaled = scale(features_RD)
-    scaled_RD = scaled.scaled_MD.astype(np.float64)
-    ridge = probe_from_gram(scaled_RD @ scaled_RD.T, np.arange(len(labels_R)), labels_R, classes)
+    scaled = scale(features_RD, labels_R)
+    scaled_RD, rows = scaled.scaled_MD.astype(np.float64), np.arange(len(labels_R))
+    ridge = probe_from_gram(scaled_RD @ scaled_RD.T, rows, labels_R, classes, mean_of_labeled=True)
     linear = scaled.layer(scaled_RD.T @ ridge.duals_LC, np.zeros(classes))
     head = torch.nn.Linear(features_RD.shape[1], classes, device="meta").to_empty(device="cpu")  # draws nothing
     with torch.no_grad():

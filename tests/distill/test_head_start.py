@@ -115,6 +115,16 @@ def test_head_on_separable_labels_is_not_sure_of_everything() -> None:
     assert 0.01 < first_losses(method="transfer")["terms/labels"] < 0.3
 
 
+def test_head_on_features_that_say_nothing_is_not_sure() -> None:
+    """As many images as labels: what centers the features may not tell the ridge the labels that it leaves out."""
+    labels_L, random = np.array([0, 1] * 20), np.random.default_rng(0)
+    training_task = task(1, replace(make_material(), labels=labels_L), method="transfer")
+    scaled = head_start.scale(random.normal(0, 1, (40, 500)), labels_L)
+    layer = head_start.target_head(scaled, labels_L, training_task)
+    probs_MC = softmax(random.normal(0, 1, (300, 500)) @ layer.weight_KD.T + layer.bias_K, axis=1)
+    assert np.abs(probs_MC - 0.5).mean() < 0.1
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bias_is_that_of_the_shares_in_the_label_loss(weighted: bool) -> None:
     """Features that say nothing: three of four labels are of the first class."""

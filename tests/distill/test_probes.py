@@ -28,6 +28,46 @@ def test_leave_one_out_equals_refit_without_the_image() -> None:
     assert min(gaps) < 1e-9 and sorted(gaps)[1] > 1e-3
 
 
+def test_leave_one_out_fits_the_mean_of_unequal_classes_again() -> None:
+    """Against weighted ridges with an intercept that is not penalized, each fitted without one image."""
+    random, labels_L = np.random.default_rng(0), np.array([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
+    features_LD = random.normal(0, 1, (10, 30)) + 5.0
+    weight_L = 1.0 / probes.class_balance(labels_L)
+    centered_LD = features_LD - np.average(features_LD, axis=0, weights=weight_L)
+    rows = np.arange(10)
+    fitted = probes.probe_from_gram(centered_LD @ centered_LD.T, rows, labels_L, 3, mean_of_labeled=True)
+    gaps = []
+    for penalty in probes.PENALTIES:
+        held_out_logits = []
+        for row in rows:
+            others = np.delete(rows, row)
+            design = np.column_stack([features_LD[others], np.ones(9)])
+            normal = design.T @ (weight_L[others, None] * design) + np.diag([penalty] * 30 + [0.0])
+            moments = design.T @ (weight_L[others, None] * (np.eye(3)[labels_L[others]] - 1 / 3))
+            held_out_logits.append(np.append(features_LD[row], 1.0) @ np.linalg.solve(normal, moments))
+        probs = probes.softmax(np.array(held_out_logits) / fitted.temperature)
+        gaps.append(np.abs(probs - fitted.loo_probs_LC).max())
+    assert min(gaps) < 1e-6 and sorted(gaps)[1] > 1e-3
+
+
+def test_features_that_say_nothing_are_at_chance_when_left_out() -> None:
+    """Seventy images in a thousand dimensions: with a fixed mean the others would tell the one left out."""
+    labels_L, hits = np.arange(70) % 7, {True: 0.0, False: 0.0}
+    features_LD = np.random.default_rng(0).normal(0, 1, (70, 1000)) / 1000**0.5
+    centered_LD = features_LD - features_LD.mean(axis=0)
+    for refitted in hits:
+        fitted = probes.probe_from_gram(
+            centered_LD @ centered_LD.T, np.arange(70), labels_L, 7, mean_of_labeled=refitted
+        )
+        hits[refitted] = float((fitted.loo_probs_LC.argmax(axis=1) == labels_L).mean())
+    assert hits[True] < 0.3 and hits[False] > 0.9
+
+
+def test_one_label_alone_gives_finite_numbers() -> None:
+    fitted = probes.probe_from_gram(np.zeros((1, 1)), np.arange(1), np.array([0]), 2, mean_of_labeled=True)
+    assert np.isfinite(fitted.probs_NC).all() and np.isfinite(fitted.duals_LC).all()
+
+
 def test_unit_directions_have_length_one_and_constant_rows_stay_zero() -> None:
     features = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
     assert probes.unit_directions(features, probes.feature_mean(features)).tolist() == [
