@@ -286,17 +286,15 @@ def selftrained(
         features, alphas, rows, labels_L, classes=classes, tune=tune, shrink=shrink, level=level, tuned=tuned
     )
     reduced = _reduced(features, first.weights, dims)
-    joint_ND = np.concatenate(
-        [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()], axis=1
-    )
+    scaled = [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()]
+    joint_ND = np.concatenate(scaled, axis=1)
     temperature = probe_from_gram((joint_ND @ joint_ND[rows].T).astype(np.float64), rows, labels_L, classes).temperature
-    labels_LC = np.eye(classes, dtype=np.float32)[labels_L]
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
     probs_NC = first.probs_NC
     for _ in range(rounds):
         targets_NC = probs_NC.astype(np.float32)
-        targets_NC[rows] = labels_LC
+        targets_NC[rows] = np.eye(classes)[labels_L]
         weights_DC = weighted_ridge(joint_ND, weight_N, targets_NC - 1.0 / classes, penalty)
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 

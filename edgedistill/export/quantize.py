@@ -83,8 +83,7 @@ def quantize(
         settings: method, number of images, targets, and the bound on the loss of accuracy.
         folder: the folder for the files.
         witnesses: images as above that did not train and their labels (-1 for none), for the accuracy guard, which
-            writes guard.json, and sensitivity.json with the layers that it ranked. Without them the graphs are not
-            guarded.
+            writes guard.json and sensitivity.json. Without them the graphs are not guarded.
         score: "top1" or "balanced", the guard's measure of accuracy.
         tune: continues training for a target, in that target's arithmetic; used if its graph loses no more.
         half: whether float nodes are float16 for TensorRT.
@@ -99,8 +98,7 @@ def quantize(
         EdgeDistillError: a range is not finite, or TensorRT would misread the graph.
     """
     check_images(images_NHWC)
-    used_NHWC = images_NHWC[: settings.calibration_images]
-    model = onnx.load(fp32)
+    model, used_NHWC = onnx.load(fp32), images_NHWC[: settings.calibration_images]
     calibration = _calibrated(model, used_NHWC, settings, folder)
     large = float16.large_tensors(model, used_NHWC) if half and "tensorrt" in settings.targets else set()
     maker = partial(graph_maker, half=half, large=large)
