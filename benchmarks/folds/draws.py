@@ -30,6 +30,7 @@ from edgedistill.students import space
 
 TEST_FRACTION, VAL_FRACTION = 0.3, 0.2  # the recipe's defaults
 SHARED = ("pool", "outputs", "features")  # by all draws of a target
+GROUPED = ("gtsrb", "chestxray")  # packs with groups
 LABELED = ("division", "splits", "weights", "teacher_probs")  # by draws of the same labels
 
 
@@ -156,6 +157,7 @@ class DividedDraw(Draw):
             rows=np.searchsorted(rows, splits.labeled_rows),
             labels_L=splits.labeled_labels,
             classes=len(splits.classes),
+            units_L=splits.units_N[splits.labeled_rows],
             **(choice.options | {"level": OFF}),
         )
         probs_NC = np.full((splits.train.n, len(splits.classes)), 1.0 / len(splits.classes), dtype=np.float32)

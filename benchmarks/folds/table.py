@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.folds.cells import DRAWS, KIND, VERSION
+from benchmarks.folds.cells import DRAWS, KIND, version_of
 from benchmarks.lines import read
 from benchmarks.suite.protocol import load
 from benchmarks.suite.statistics import Summary, Targets, summarize
@@ -19,7 +19,7 @@ MEAN_ERROR, COVERED = 2.0, 0.9  # of the claims: points, and share of the cells
 def current() -> dict[tuple[str, str, int], Line]:
     """The newest line of each cell, of the configuration that the code has, by question, target and draw."""
     config = load(KIND).config("auto")
-    lines = [line for line in read(KIND) if line["config"] == config and line["version"] == VERSION]
+    lines = [line for line in read(KIND) if line["config"] == config and line["version"] == version_of(line["target"])]
     return {(line["question"], line["target"], line["draw"]): line for line in lines}
 
 

@@ -12,14 +12,32 @@ from edgedistill.data.listing import UNLABELED
 from edgedistill.distill import doubts
 from edgedistill.labels.findings import Finding
 from edgedistill.labels.near_copies import NearCopies
+from edgedistill.labels.units import merged, unit_ids
 
 
 def copied(collection: Collection, copies: NearCopies) -> list[Finding]:
-    """Sets of copies: those that are in several splits first, then the large ones."""
-    order = np.argsort(copies.units_N, kind="stable")
-    bounds = np.flatnonzero(np.diff(copies.units_N[order])) + 1
-    findings = [_copies(collection, rows) for rows in np.split(order, bounds) if len(rows) > 1]
+    """Sets of copies: those that are in several splits first, then the large ones.
+
+    Exact copies are a set of their own; a set of near-copies has one of them for each label and split.
+    """
+    findings = []
+    for rows in _several(copies.units_N, np.arange(collection.store.n)):
+        pixels_R = np.unique(collection.store.hashes[rows], return_inverse=True)[1].ravel()
+        findings += [_copies(collection, exact) for exact in _several(pixels_R, rows)]
+        if pixels_R.any():
+            distinct: dict[tuple[int, str, str], int] = {}
+            for pixels, row in zip(pixels_R.tolist(), rows.tolist(), strict=True):
+                picture = collection.image(row)
+                distinct.setdefault((pixels, picture.label, picture.split), row)
+            findings.append(_copies(collection, np.array(list(distinct.values()))))
     return sorted(findings, key=lambda finding: (not finding.crosses, -len(finding.images)))
+
+
+def _several(units_N: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """The rows of each unit that has several; `units_N` are the units of `rows`."""
+    order = np.argsort(units_N, kind="stable")
+    bounds = np.flatnonzero(np.diff(units_N[order])) + 1
+    return [rows[positions] for positions in np.split(order, bounds) if len(positions) > 1]
 
 
 def _copies(collection: Collection, rows: np.ndarray) -> Finding:
@@ -43,7 +61,7 @@ def doubtful(
     Args:
         collection: the images.
         features: the sources' features; without any, small pixels are used.
-        copies: images that are on one side of a fold.
+        copies: images that are on one side of a fold, as are those of a group.
         excluded: rows of images that are named already.
     """
     store, labels_N = collection.store, collection.labels_N
@@ -54,10 +72,12 @@ def doubtful(
     if len(np.unique(labels_N[rows])) < 2:
         return [], f"not checked: fewer than two classes have {doubts.FOLDS} labels"
     by_source = features.readers() or {"pixels": small_pixels(store).__getitem__}
+    groups = collection.groups
+    units_N = copies.units_N if groups is None else merged([copies.units_N, unit_ids(store.hashes, groups)], store.n)
     probs_LC = doubts.out_of_fold(
         {name: _at(read, rows) for name, read in by_source.items()},
         labels_N[rows],
-        copies.units_N[rows],
+        units_N[rows],
         len(collection.listed.classes),
     )
     return list(_contradicted(collection, rows, probs_LC, excluded)), _check(features, probs_LC, labels_N[rows])

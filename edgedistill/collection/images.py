@@ -58,6 +58,12 @@ class Collection:
     labels_N: np.ndarray
     splits: Sequence[str]
 
+    @property
+    def groups(self) -> list[str | None] | None:
+        """The group of each image of the store; None without groups."""
+        groups = self.listed.items.groups
+        return None if groups is None else [groups[row] for row in self.store.kept_rows]
+
     def image(self, row: int) -> AuditedImage:
         """The record of an image of the store."""
         return self.listed.image(int(self.store.kept_rows[row]), split=self.splits[row], stored=int(row))

@@ -50,6 +50,7 @@ class Material:
         stream: further images without a label, read from shards.
         class_weights_C: weights of the labels in the label loss; None where they count alike.
         label_shift_C: added to the logits in the label loss; None without a prior.
+        units_L: the group or set of copies of each of `labeled`; None where each is alone.
     """
 
     images_NHWC: Images
@@ -65,6 +66,7 @@ class Material:
     stream: Stream | None = None
     class_weights_C: NDArray[Any] | None = None
     label_shift_C: NDArray[Any] | None = None
+    units_L: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

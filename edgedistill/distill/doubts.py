@@ -36,7 +36,7 @@ def out_of_fold(
     Args:
         features: for each source a function of positions [M] among the labeled images that returns features [M, D].
         labels_L: class of each image.
-        units_L: number of each image's set of copies.
+        units_L: number of each image's set of copies or group.
         classes: C.
     """
     folds_L = _folds(labels_L, units_L)
@@ -52,6 +52,7 @@ def out_of_fold(
             rows=np.arange(len(trained)),
             labels_L=labels_L[trained],
             classes=classes,
+            units_L=units_L[trained],
             level=OFF,
         )
         # a teacher that never saw a class contradicts all of its labels

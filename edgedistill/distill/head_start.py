@@ -33,7 +33,7 @@ from edgedistill.similarity.weigh import stratified_rows
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgedistill.distill.batches import Rows, Task
+    from edgedistill.distill.batches import Material, Rows, Task
 
 Floats = NDArray[np.floating[Any]]
 # of what a head begins with; 2: features with the statistics of the initial weights, where they are better;
@@ -89,14 +89,20 @@ def begin(model: nn.Module, task: Task) -> dict[str, Tensor]:
     labeled = stratified_rows(material.labels, MOST_LABELED)
     others = random.permutation(np.concatenate([np.delete(material.labeled, labeled), task.unlabeled]))
     rows = np.concatenate([material.labeled[labeled], others])[:MOST_IMAGES]
-    labels_L = material.labels[labeled]
+    labels = probes.Labels(
+        rows=np.arange(len(labeled)),
+        labels_L=material.labels[labeled],
+        units_L=None if material.units_L is None else material.units_L[labeled],
+        classes=task.spec.num_classes,
+    )
     training, initial = (initial_features(model, task, rows, renewed=renewed) for renewed in (True, False))
     if not np.isfinite(training).all():
         return {}  # the first step says so
     candidates = [features_MD for features_MD in (training, initial) if np.isfinite(features_MD).all()]
-    best = max(candidates, key=lambda features_MD: held_out_likelihood(scale(features_MD, labels_L), labels_L, task))
+    best = max(candidates, key=lambda features_MD: held_out_likelihood(scale(features_MD, labels.labels_L), labels))
     # the layers are for features as the training computes them
-    target = target_head(scale(best, labels_L).moved(scale(training, labels_L)), labels_L, task)
+    scaled = scale(best, labels.labels_L).moved(scale(training, labels.labels_L))
+    target = target_head(scaled, labels, material)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(target.weight_KD))  # type: ignore[union-attr,operator]
         model.head.bias.copy_(torch.from_numpy(target.bias_K))  # type: ignore[union-attr,operator]
@@ -153,33 +159,33 @@ def scale(features_MD: Floats, labels_L: Rows | None = None) -> Scaled:
     return Scaled(scaled_MD=centered_MD / length, mean_D=mean_D, length=length)
 
 
-def held_out_likelihood(scaled: Scaled, labels_L: Rows, task: Task) -> float:
+def held_out_likelihood(scaled: Scaled, labels: probes.Labels) -> float:
     """Mean log-likelihood of the labels of L images by a ridge on the others; 0 where a class has one label."""
-    if not probes.at_least_two_per_class(labels_L):
+    if not probes.at_least_two_per_class(labels.labels_L, labels.units_L):
         return 0.0
-    ridge = _ridge(_gram(scaled), labels_L, task)
-    return probes.log_likelihood(np.log(np.maximum(ridge.loo_probs_LC, 1e-300)), labels_L)
+    ridge = _ridge(_gram(scaled), labels)
+    return probes.log_likelihood(np.log(np.maximum(ridge.loo_probs_LC, 1e-300)), labels.labels_L)
 
 
 def _gram(scaled: Scaled) -> Floats:
     return np.asarray(scaled.scaled_MD @ scaled.scaled_MD.T)
 
 
-def _ridge(gram_LL: Floats, labels_L: Rows, task: Task) -> probes.Probe:
-    rows, classes = np.arange(len(labels_L)), task.spec.num_classes
-    return probes.probe_from_gram(gram_LL, rows, labels_L, classes, mean_of_labeled=True)
+def _ridge(gram_LL: Floats, labels: probes.Labels) -> probes.Probe:
+    return probes.probe_from_gram(
+        gram_LL, labels.rows, labels.labels_L, labels.classes, units_L=labels.units_L, mean_of_labeled=True
+    )
 
 
-def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
+def target_head(scaled: Scaled, labels: probes.Labels, material: Material) -> Linear:
     """The head on the labels of L images: a ridge as in `probes.probe_from_gram`, at the labels' shares.
 
     The ridge counts all classes alike. The label loss does not where labels are unequal, weighted or shifted: the bias
     is that of the shares and the shift which the loss will see.
     """
-    material, classes = task.material, task.spec.num_classes
-    gram_LL = _gram(scaled)
-    ridge = _ridge(gram_LL, labels_L, task)
-    weights_DC = scaled.scaled_MD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels_L))
+    gram_LL, classes = _gram(scaled), labels.classes
+    ridge = _ridge(gram_LL, labels)
+    weights_DC = scaled.scaled_MD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels))
     mass_C = np.bincount(material.labels, minlength=classes).astype(np.float64)
     if material.class_weights_C is not None:
         mass_C *= material.class_weights_C
@@ -189,13 +195,13 @@ def target_head(scaled: Scaled, labels_L: Rows, task: Task) -> Linear:
     return scaled.layer(weights_DC, bias_C - bias_C.mean())
 
 
-def _temperature(ridge: probes.Probe, gram_LL: Floats, labels_L: Rows) -> float:
+def _temperature(ridge: probes.Probe, gram_LL: Floats, labels: probes.Labels) -> float:
     """What the ridge's scores are divided by: most likely on those left out, or on all where a class has one label."""
     count, classes = ridge.loo_probs_LC.shape
     scores_LC = gram_LL @ ridge.duals_LC * ridge.temperature
-    if probes.at_least_two_per_class(labels_L):
+    if probes.at_least_two_per_class(labels.labels_L, labels.units_L):
         scores_LC = np.log(np.maximum(ridge.loo_probs_LC, 1e-300)) * ridge.temperature
-    targets_LC = np.eye(classes)[labels_L] * (1.0 - 1.0 / (count + 1)) + 1.0 / (count + 1) / classes
+    targets_LC = np.eye(classes)[labels.labels_L] * (1.0 - 1.0 / (count + 1)) + 1.0 / (count + 1) / classes
     return max(probes.TEMPERATURES, key=lambda temperature: _mean_likelihood(scores_LC / temperature, targets_LC))
 
 

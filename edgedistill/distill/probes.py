@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedistill.labels.units import representatives
+
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
 PENALTIES = (0.01, 0.1, 1.0)  # for unit-length features
@@ -37,6 +39,23 @@ class Probe:
     predict: Callable[[Floats], Floats] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """The labeled images: their rows [L], classes [L], units [L] (None where each is alone), and C."""
+
+    rows: Rows
+    labels_L: Rows
+    units_L: Rows | None
+    classes: int
+
+    @property
+    def independent(self) -> Rows:
+        """Positions of one image per unit and class."""
+        if self.units_L is None:
+            return np.arange(len(self.rows))
+        return representatives(self.labels_L, self.units_L)
+
+
 def feature_mean(features_ND: Floats) -> Floats:
     """The mean over all images, [D]."""
     return np.asarray(np.mean(features_ND, axis=0, dtype=np.float32))
@@ -55,11 +74,15 @@ def unit_directions(features_ND: Floats, mean_D: Floats) -> Floats:
     )
 
 
-def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Probe:
-    """Fit a ridge probe on one source, its penalty and temperature chosen by leave-one-out likelihood."""
+def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int, *, units_L: Rows | None = None) -> Probe:
+    """Fit a ridge probe on one source, its penalty and temperature chosen by leave-one-out likelihood.
+
+    With `units_L` whole units are left out, as in `probe_from_gram`.
+    """
     mean_D = feature_mean(features_ND)
     units_ND = unit_directions(features_ND, mean_D)
-    fitted = probe_from_gram((units_ND @ units_ND[rows].T).astype(np.float64), rows, labels_L, classes)
+    gram_NL = (units_ND @ units_ND[rows].T).astype(np.float64)
+    fitted = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=units_L)
     weights_DC = units_ND[rows].T @ fitted.duals_LC
     return replace(fitted, predict=lambda features_MD: softmax(unit_directions(features_MD, mean_D) @ weights_DC))
 
@@ -74,7 +97,13 @@ def class_balance(labels_L: Rows) -> Floats:
 
 
 def probe_from_gram(
-    gram_NL: Floats, rows: Rows, labels_L: Rows, classes: int, *, mean_of_labeled: bool = False
+    gram_NL: Floats,
+    rows: Rows,
+    labels_L: Rows,
+    classes: int,
+    *,
+    units_L: Rows | None = None,
+    mean_of_labeled: bool = False,
 ) -> Probe:
     """Fit a probe from inner products of all images with the labeled ones; classes have equal weight at any size.
 
@@ -83,6 +112,8 @@ def probe_from_gram(
         rows: rows of the labeled images, [L].
         labels_L: their classes.
         classes: C.
+        units_L: the group or set of copies of each labeled image: an image is left out with all of its unit, which
+            would tell it; None where each is alone.
         mean_of_labeled: the mean is that of the labeled images, classes weighing alike. It is then part of what is
             fitted, the intercept of the ridge, and leave-one-out fits it again without the image. With a fixed mean of
             few images, the others would tell the one left out.
@@ -90,16 +121,24 @@ def probe_from_gram(
     targets_LC = np.eye(classes)[labels_L] - 1.0 / classes
     balance_L = class_balance(labels_L)
     share_L = 1.0 / (balance_L * len(labels_L)) if mean_of_labeled else np.zeros(len(labels_L))
+    members = _members(units_L)
     best: tuple[float, Floats, Floats, float] | None = None
     # leaving out the only image of a class leaves none to fit that class to: then there is no leave-one-out choice
-    penalties, temperatures = (PENALTIES, TEMPERATURES) if at_least_two_per_class(labels_L) else ((0.1,), (0.1,))
+    choosable = at_least_two_per_class(labels_L, units_L)
+    penalties, temperatures = (PENALTIES, TEMPERATURES) if choosable else ((0.1,), (0.1,))
     for penalty in penalties:
         inverse_LL = np.linalg.inv(gram_NL[rows] + np.diag(penalty * balance_L))
         duals_LC = inverse_LL @ targets_LC
         # leave-one-out of a linear smoother: the residual divided by one minus the leverage (Hastie, Tibshirani and
         # Friedman 2009, eq. 7.64), here that of the weights and that of the mean
         spare_L = np.diag(inverse_LL) - share_L / (penalty * balance_L)
-        loo_LC = (targets_LC - duals_LC / np.maximum(spare_L, 1e-12)[:, None]).round(9)  # ties stay ties
+        residuals_LC = duals_LC / np.maximum(spare_L, 1e-12)[:, None]
+        for positions in members:
+            spare = (
+                inverse_LL[np.ix_(positions, positions)] - (share_L / penalty)[positions] / balance_L[positions, None]
+            )
+            residuals_LC[positions] = np.linalg.lstsq(spare, duals_LC[positions])[0]
+        loo_LC = (targets_LC - residuals_LC).round(9)  # ties stay ties
         for temperature in temperatures:
             likelihood = log_likelihood(loo_LC / temperature, labels_L)
             if best is None or likelihood > best[0]:
@@ -110,10 +149,49 @@ def probe_from_gram(
     )
 
 
-def at_least_two_per_class(labels_L: Rows) -> bool:
-    """Whether every class with a labeled image has at least two."""
-    counts_C = np.bincount(labels_L)
+def _members(units_L: Rows | None) -> list[Rows]:
+    """The positions of each unit with several images."""
+    if units_L is None:
+        return []
+    order = np.argsort(units_L, kind="stable")
+    bounds = np.flatnonzero(np.diff(units_L[order])) + 1
+    return [positions for positions in np.split(order, bounds) if len(positions) > 1]
+
+
+def at_least_two_per_class(labels_L: Rows, units_L: Rows | None = None) -> bool:
+    """Whether every class with a labeled image has at least two, in two units."""
+    kept_L = labels_L if units_L is None else labels_L[representatives(labels_L, units_L)]
+    counts_C = np.bincount(kept_L)
     return bool(counts_C[counts_C > 0].min() >= 2)
+
+
+def principal_components(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
+    """Project rows on their `dims` leading principal directions, [N, dims]; returns those, too, [D, dims].
+
+    If `dims` is not below N and D, the rows are returned as they are.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    if dims >= min(units_ND.shape):
+        return units_ND, np.eye(units_ND.shape[1], dtype=np.float32)
+    rows_NK, singular_values, directions_KD = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
+    return np.asarray(rows_NK * singular_values, dtype=np.float32), np.asarray(directions_KD.T, dtype=np.float32)
+
+
+def weighted_ridge(features_ND: Floats, weight_N: Floats, targets_NC: Floats, penalty: float) -> Floats:
+    """Weights [D, C] of a ridge regression in which image n has weight weight_N[n], all above zero.
+
+    Where features outnumber images, the same weights come from a system of N equations instead of D.
+    """
+    n, width = features_ND.shape
+    if width > n:
+        moments_NN = features_ND @ features_ND.T
+        moments_NN[np.diag_indices(n)] += penalty / weight_N
+        return np.asarray(features_ND.T @ np.linalg.solve(moments_NN, targets_NC))
+    scaled_DN = (features_ND * weight_N[:, None]).T
+    moments_DD = scaled_DN @ features_ND
+    moments_DD[np.diag_indices_from(moments_DD)] += penalty
+    return np.asarray(np.linalg.solve(moments_DD, scaled_DN @ targets_NC))
 
 
 def softmax(logits_NC: Floats) -> Floats:

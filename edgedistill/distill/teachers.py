@@ -20,13 +20,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from edgedistill.agent import metrics
 from edgedistill.distill.probes import (
     Floats,
+    Labels,
     Rows,
     at_least_two_per_class,
     feature_mean,
+    principal_components,
     probe,
     probe_from_gram,
     softmax,
     unit_directions,
+    weighted_ridge,
 )
 from edgedistill.labels.prior import Prior
 from edgedistill.recipe.options import LATER
@@ -108,9 +111,20 @@ def no_tuning(ranked: Sequence[str], most: int) -> None:
     """Tune no source."""
 
 
-def similarity(features: Features, alphas: Mapping[str, float], rows: Rows, labels_L: Rows, classes: int) -> Teacher:
+def similarity(
+    features: Features,
+    alphas: Mapping[str, float],
+    rows: Rows,
+    labels_L: Rows,
+    classes: int,
+    units_L: Rows | None = None,
+) -> Teacher:
     """Mix one probe per source by the sources' weights (Vemulapalli et al. 2023, arXiv 2311.18237, for one source)."""
-    columns = {name: _column(features[name], rows, labels_L, classes) for name, alpha in alphas.items() if alpha > 0.0}
+    columns = {
+        name: _column(features[name], rows, labels_L, classes=classes, units_L=units_L)
+        for name, alpha in alphas.items()
+        if alpha > 0.0
+    }
     return _mixed_teacher(columns, {name: alphas[name] for name in columns}, labels_L)
 
 
@@ -120,6 +134,7 @@ def stacked(
     rows: Rows,
     labels_L: Rows,
     classes: int,
+    units_L: Rows | None = None,
     tune: Tune = no_tuning,
     *,
     shrink: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.1,
@@ -134,6 +149,8 @@ def stacked(
         rows: rows of the labeled images, [L].
         labels_L: classes of the labeled images.
         classes: C.
+        units_L: the group or set of copies of each labeled image; an image is left out with its unit. None where each
+            is alone.
         tune: tunes sources to the labels (distill/tuning.py).
         shrink: strength of the prior towards equal weights: pseudo-observations over all sources, as a share of L.
         level: a source whose leave-one-out answers are not told from chance at this level (similarity/chance.py) has
@@ -142,47 +159,46 @@ def stacked(
             the weights are chosen on folds for which every column is fitted anew, so that one that overfits weighs
             little; one that is not told from chance there weighs nothing. That takes three labels of every class.
     """
-    teacher, _ = _stack(
-        features, alphas, rows, labels_L, classes=classes, tune=tune, shrink=shrink, level=level, tuned=tuned
-    )
-    return teacher
+    labels = Labels(rows=rows, labels_L=labels_L, units_L=units_L, classes=classes)
+    return _stack(features, alphas, labels, tune=tune, shrink=shrink, level=level, tuned=tuned)[0]
 
 
 def _stack(
     features: Features,
     alphas: Mapping[str, float],
-    rows: Rows,
-    labels_L: Rows,
+    labels: Labels,
     *,
-    classes: int,
     tune: Tune,
     shrink: float,
     level: float,
     tuned: int,
 ) -> tuple[Teacher, Features]:
     """The teacher `stacked`, and the features of all its columns."""
-    columns = {name: _column(features[name], rows, labels_L, classes) for name in alphas}
-    if not at_least_two_per_class(labels_L):
+    rows, labels_L, units_L, classes = labels.rows, labels.labels_L, labels.units_L, labels.classes
+    columns = {name: _column(features[name], rows, labels_L, classes=classes, units_L=units_L) for name in alphas}
+    if not at_least_two_per_class(labels_L, units_L):
         return _mixed_teacher(columns, dict.fromkeys(columns, 1.0), labels_L), features
-    informed = better_than_chance({name: features[name][rows] for name in columns}, labels_L, level)
+    apart = labels.independent  # answers to images of one unit are right or wrong together
+    informed = better_than_chance({name: features[name][rows[apart]] for name in columns}, labels_L[apart], level)
     scored = np.arange(len(rows))
     if tuned and (tunings := tune(_ranked(informed, columns, labels_L), tuned)):
         scored = np.flatnonzero(tunings.folds_L >= 0)
         for name, column in columns.items():
-            held_out_LC = _held_out(features[name], rows, labels_L, folds_L=tunings.folds_L, classes=classes)
+            held_out_LC = _held_out(features[name], labels, folds_L=tunings.folds_L)
             columns[name] = replace(column, held_out_LC=held_out_LC)
         columns, features = {**columns, **tunings.columns}, {**features, **tunings.features}
+        apart = np.intersect1d(apart, scored)
         for name, column in tunings.columns.items():
-            if answers_p_value(column.held_out_LC[scored].argmax(axis=1), labels_L[scored]) <= level:
+            if answers_p_value(column.held_out_LC[apart].argmax(axis=1), labels_L[apart]) <= level:
                 informed = (*informed, name)
     likelihood_LS = np.stack([_likelihood(columns[name], labels_L)[scored] for name in informed], axis=1)
     weights = dict(zip(informed, mixing_weights(likelihood_LS, shrink).tolist(), strict=True))
     return _mixed_teacher(columns, {name: weights.get(name, 0.0) for name in columns}, labels_L, scored), features
 
 
-def _column(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int) -> Column:
+def _column(features_ND: Floats, rows: Rows, labels_L: Rows, *, classes: int, units_L: Rows | None) -> Column:
     """The probe of a source."""
-    fitted = probe(features_ND, rows, labels_L, classes)
+    fitted = probe(features_ND, rows, labels_L, classes, units_L=units_L)
     assert fitted.predict is not None, "the probe was fitted to features"
     return Column(probs_NC=fitted.probs_NC, held_out_LC=fitted.loo_probs_LC, predict=fitted.predict)
 
@@ -198,14 +214,16 @@ def _ranked(names: Sequence[str], columns: Mapping[str, Column], labels_L: Rows)
     return sorted(names, key=lambda name: -means[name])
 
 
-def _held_out(features_ND: Floats, rows: Rows, labels_L: Rows, *, folds_L: Rows, classes: int) -> Floats:
+def _held_out(features_ND: Floats, labels: Labels, *, folds_L: Rows) -> Floats:
     """Probabilities [L, C] of the labeled images by probes without the fold of each; uniform where it is in none."""
+    rows, labels_L, classes = labels.rows, labels.labels_L, labels.classes
     units_LD = unit_directions(features_ND[rows], feature_mean(features_ND))
     gram_LL = (units_LD @ units_LD.T).astype(np.float64)
     probs_LC = np.full((len(rows), classes), 1.0 / classes)
     for fold in np.unique(folds_L[folds_L >= 0]):
         others = np.flatnonzero(folds_L != fold)
-        fitted = probe_from_gram(gram_LL[:, others], others, labels_L[others], classes)
+        units_O = None if labels.units_L is None else labels.units_L[others]
+        fitted = probe_from_gram(gram_LL[:, others], others, labels_L[others], classes, units_L=units_O)
         probs_LC[folds_L == fold] = fitted.probs_NC[folds_L == fold]
     return probs_LC
 
@@ -252,6 +270,7 @@ def selftrained(
     rows: Rows,
     labels_L: Rows,
     classes: int,
+    units_L: Rows | None = None,
     tune: Tune = no_tuning,
     *,
     rounds: PositiveInt = 5,
@@ -273,6 +292,7 @@ def selftrained(
         rows: rows of the labeled images, [L].
         labels_L: classes of the labeled images.
         classes: C.
+        units_L: as for `stacked`.
         tune: as for `stacked`; the joint probe has the features of the tuned sources, too.
         rounds: rounds of self-training.
         weight: weight of an unlabeled image; a labeled one has weight 1.
@@ -282,13 +302,13 @@ def selftrained(
         level: as for `stacked`.
         tuned: as for `stacked`.
     """
-    first, features = _stack(
-        features, alphas, rows, labels_L, classes=classes, tune=tune, shrink=shrink, level=level, tuned=tuned
-    )
+    labels = Labels(rows=rows, labels_L=labels_L, units_L=units_L, classes=classes)
+    first, features = _stack(features, alphas, labels, tune=tune, shrink=shrink, level=level, tuned=tuned)
     reduced = _reduced(features, first.weights, dims)
     scaled = [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()]
     joint_ND = np.concatenate(scaled, axis=1)
-    temperature = probe_from_gram((joint_ND @ joint_ND[rows].T).astype(np.float64), rows, labels_L, classes).temperature
+    gram_NL = (joint_ND @ joint_ND[rows].T).astype(np.float64)
+    temperature = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=labels.units_L).temperature
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
     probs_NC = first.probs_NC
@@ -332,35 +352,6 @@ def adjusted(teacher: Teacher, prior: Prior, rows: Rows) -> Teacher:
         return np.asarray(softmax(np.log(np.maximum(teacher.predict(features), 1e-12)) + shift_C), dtype=np.float32)
 
     return replace(teacher, probs_NC=softmax(logits_NC + shift_C), predict=predict)
-
-
-def principal_components(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
-    """Project rows on their `dims` leading principal directions, [N, dims]; returns those, too, [D, dims].
-
-    If `dims` is not below N and D, the rows are returned as they are.
-    """
-    from sklearn.utils.extmath import randomized_svd
-
-    if dims >= min(units_ND.shape):
-        return units_ND, np.eye(units_ND.shape[1], dtype=np.float32)
-    rows_NK, singular_values, directions_KD = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
-    return np.asarray(rows_NK * singular_values, dtype=np.float32), np.asarray(directions_KD.T, dtype=np.float32)
-
-
-def weighted_ridge(features_ND: Floats, weight_N: Floats, targets_NC: Floats, penalty: float) -> Floats:
-    """Weights [D, C] of a ridge regression in which image n has weight weight_N[n], all above zero.
-
-    Where features outnumber images, the same weights come from a system of N equations instead of D.
-    """
-    n, width = features_ND.shape
-    if width > n:
-        moments_NN = features_ND @ features_ND.T
-        moments_NN[np.diag_indices(n)] += penalty / weight_N
-        return np.asarray(features_ND.T @ np.linalg.solve(moments_NN, targets_NC))
-    scaled_DN = (features_ND * weight_N[:, None]).T
-    moments_DD = scaled_DN @ features_ND
-    moments_DD[np.diag_indices_from(moments_DD)] += penalty
-    return np.asarray(np.linalg.solve(moments_DD, scaled_DN @ targets_NC))
 
 
 @dataclass(frozen=True, kw_only=True)

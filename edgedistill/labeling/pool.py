@@ -236,10 +236,9 @@ def candidates(job: Task, seed: int) -> Candidates:
         job: the task.
         seed: of the order, and so of the random draws.
     """
-    store, items = job.collection.store, job.collection.listed.items
+    store = job.collection.store
     keys_N = keyed_hashes(job.names, f"suggest/{seed}")
-    groups = None if items.groups is None else [items.groups[row] for row in store.kept_rows]
-    units_N = unit_ids(store.hashes, groups)
+    units_N = unit_ids(store.hashes, job.collection.groups)
     labeled = _first_rows(np.flatnonzero(job.labels_N != UNLABELED), keys_N, LABELED)
     labeled_units = np.unique(units_N[job.labels_N != UNLABELED])
     open_rows = np.flatnonzero(job.open_N & ~np.isin(units_N, labeled_units))

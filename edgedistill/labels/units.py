@@ -73,6 +73,12 @@ def merged(partitions: Sequence[np.ndarray], n: int) -> np.ndarray:
     return np.asarray(order[inverse.ravel()], dtype=np.int64)
 
 
+def representatives(labels_L: np.ndarray, units_L: np.ndarray) -> np.ndarray:
+    """Positions of the first image of each class in each unit, int64, ascending: one image per unit and class."""
+    pairs = np.stack([units_L, labels_L], axis=1)
+    return np.sort(np.unique(pairs, axis=0, return_index=True)[1])
+
+
 def contradicted(hashes: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """Whether an image's pixels occur with two different labels, bool [N]; -1 is no label."""
     _, picture_N = np.unique(hashes, return_inverse=True)

@@ -106,9 +106,12 @@ def _notes(weights: SourceWeights) -> list[str]:
     count = f"effective number of sources {weights.effective_sources:.1f} (1 / sum alpha^2) of {len(weights.sources)}"
     tied = tie_warning(weights)
     scored = {source.name for source in weights.sources if weights.metric in source.scores}
-    headless = weight_note(weights.metric, weights.features_only, scored.issuperset(weights.features_only))
+    few = "" if scored else "fewer than two classes have two labels to score by: all sources weigh the same"
+    headless = weight_note(
+        weights.metric, weights.features_only, not scored or scored.issuperset(weights.features_only)
+    )
     blind = f"not told from chance, so without weight: {', '.join(weights.blind)}" if weights.blind else ""
-    return [count, *filter(None, [weights.disagreement, headless, blind, tied and f"warning: {tied}"])]
+    return [count, *filter(None, [few, weights.disagreement, headless, blind, tied and f"warning: {tied}"])]
 
 
 def tie_warning(weights: SourceWeights) -> str:

@@ -106,10 +106,11 @@ def unchanged(scores_S: Floats) -> Floats:
     return scores_S
 
 
-Need = Literal["features", "classes"]
+Need = Literal["features", "classes", "pairs"]
 NOTHING: frozenset[Need] = frozenset()
 FEATURES: frozenset[Need] = frozenset({"features"})
 CLASSES: frozenset[Need] = frozenset({"classes"})
+PAIRS: frozenset[Need] = frozenset({"pairs"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,8 @@ class Metric:
     Attributes:
         score: function of features, probabilities and labels; keyword-only parameters are recipe options.
         needs: the outputs of a source that it looks at; a source without classes gets no score if it needs them. A
-            metric that does not say is taken to need both.
+            metric that does not say is taken to need both. "pairs": two images of a class, one to learn from and one
+            to predict; no source gets a score where fewer than two classes have them.
         ceiling: the score of a perfect source on these labels; infinite if there is no bound.
         bounds: the lowest and the highest score on these labels; None for a score without sampling error, which uses no
             image.
@@ -156,8 +158,8 @@ METRICS: dict[str, Metric] = {
         chance=logme_chance,
         curve=share_of_variance,
     ),
-    "knn": Metric(score=knn, needs=FEATURES, ceiling=ceiling_one, bounds=accuracies),
-    "probe": Metric(score=probe, needs=FEATURES, ceiling=ceiling_one, bounds=accuracies),
+    "knn": Metric(score=knn, needs=FEATURES | PAIRS, ceiling=ceiling_one, bounds=accuracies),
+    "probe": Metric(score=probe, needs=FEATURES | PAIRS, ceiling=ceiling_one, bounds=accuracies),
     "static": Metric(score=static, needs=NOTHING, ceiling=ceiling_one, bounds=None),
 }
 

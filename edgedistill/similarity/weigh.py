@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from edgedistill.errors import InputError
+from edgedistill.labels.units import representatives
 from edgedistill.recipe.options import bound_options
 from edgedistill.recipe.schema import Weigh
 from edgedistill.recipe.section import Choice
@@ -101,12 +102,16 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
     return np.asarray(mass / mass.sum())
 
 
-def _in_pairs(labels_N: Ints) -> Rows:
-    """Rows of the images whose class has another one; all rows if fewer than two classes have two images."""
-    _, index_N, counts_C = np.unique(labels_N, return_inverse=True, return_counts=True)
+def _probe_rows(labels_N: Ints, units_N: Ints | None) -> tuple[Rows, bool]:
+    """Rows of the images to score on, and whether two classes at least have two of them.
+
+    One image of each class in each unit; of those the images whose class has another one, where two classes have.
+    """
+    rows = np.arange(len(labels_N)) if units_N is None else representatives(labels_N, units_N)
+    _, index_R, counts_C = np.unique(labels_N[rows], return_inverse=True, return_counts=True)
     if (counts_C >= 2).sum() < 2:
-        return np.arange(len(labels_N))
-    return np.flatnonzero(counts_C[index_N] >= 2)
+        return rows, False
+    return rows[counts_C[index_R] >= 2], True
 
 
 def weigh_sources(
@@ -116,12 +121,15 @@ def weigh_sources(
     seed: int,
     progress: Callable[[int], object] = lambda done: None,
     *,
+    units_N: Ints | None = None,
     max_images: int = MAX_PROBE_IMAGES,
 ) -> SourceWeights:
     """Score every source on the probe by every metric of the settings; `settings.metric` gives the weights.
 
     A source without classes gets no score by a metric that needs classes, and weight 0 if that is `settings.metric`.
-    The only image of a class takes no part: no metric can learn from it and predict it.
+    The only image of a class takes no part: no metric can learn from it and predict it. Where so few labels are left
+    that `settings.metric` scores nothing, all sources weigh the same. Of a unit one image of each class takes part:
+    images of one recording are alike, and a source that knows recordings would look as if it knew the classes.
 
     Args:
         outputs: (features_ND, probs_NK) on the probe images, by source name; None in place of absent classes.
@@ -129,21 +137,25 @@ def weigh_sources(
         settings: the recipe's `weigh` section.
         seed: seed of the bootstrap; all sources use the same half-samples, so that their scores are paired.
         progress: called with 1 after each source and metric.
+        units_N: the group or set of copies of each probe image; None where each is alone.
         max_images: of a larger probe a fixed subset of this size, stratified by class, is used.
 
     Raises:
         InputError: the probe holds a single class, a metric's options do not fit, an output is not finite, or
             `settings.metric` needs classes and no source has any.
     """
-    rows = _in_pairs(labels_N)
+    rows, paired = _probe_rows(labels_N, units_N)
     rows = rows[stratified_rows(labels_N[rows], max_images)]
     outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
     choices = {choice.name: choice for choice in (*settings.also, settings.metric)}
     scores = {
         name: _scored(choice, outputs, labels_N=labels_N, repeats=settings.bootstrap, seed=seed, progress=progress)
         for name, choice in choices.items()
+        if paired or "pairs" not in METRICS[name].needs
     }
     chosen, names = settings.metric.name, list(outputs)
+    if chosen not in scores:
+        return _unscored(outputs, settings, len(labels_N))
     require_scores(chosen, scored=scores[chosen])
     alphas = {
         name: _alphas(name, scores[name], settings, labels_N=labels_N, names=names) for name in scores if scores[name]
@@ -167,6 +179,18 @@ def weigh_sources(
         disagreement=_disagreement(chosen, alphas, names),
         features_only=tuple(name for name, (_, probs_NK) in outputs.items() if probs_NK is None),
         blind=blind,
+    )
+
+
+def _unscored(outputs: Mapping[str, Pair], settings: Weigh, n_images: int) -> SourceWeights:
+    """Equal weights, by no score."""
+    weight = 1.0 / len(outputs)
+    return SourceWeights(
+        metric=settings.metric.name,
+        probe_images=n_images,
+        power=settings.power,
+        sources=tuple(SourceWeight(name=name, weight=weight, scores={}) for name in outputs),
+        features_only=tuple(name for name, (_, probs_NK) in outputs.items() if probs_NK is None),
     )
 
 

@@ -53,7 +53,8 @@ def work(context: Context) -> None:
         else:
             scores, failures = _scores(context, splits, models, options["images"])
             reasons |= failures
-            models = sorted((model for model in models if model.entry.name in scores), key=lambda m: _rank(m, scores))
+            models = [model for model in models if model.entry.name not in failures]
+            models = sorted(models, key=lambda model: _rank(model, scores)) if scores else _of_many_domains(models)
     taken = _within(models, options["most"], reasons)
     say(f"sources    {', '.join(model.entry.name for model in taken) or 'none: the student learns from labels alone'}")
     artifacts.CHOSEN.write(context.run, _record(candidates.all_models, taken, reasons=reasons, scores=scores))
@@ -79,15 +80,17 @@ def _scores(
     asked_rows = stratified_rows(labels_N, n_images)
     order = np.argsort(rows[asked_rows])
     images_NHWC = np.asarray(splits.train.images_NHWC[rows[asked_rows][order]])
-    labels_N = labels_N[asked_rows][order]
+    labels_N, units_N = labels_N[asked_rows][order], splits.units_N[rows[asked_rows][order]]
     outputs, failures = _outputs(context, models, images_NHWC)
     if not outputs:
         return {}, failures
     metric = context.recipe.weigh.metric
     settings = context.recipe.weigh.model_copy(update={"also": (), "bootstrap": 10})
-    weights = weigh_sources(outputs, labels_N, settings=settings, seed=context.recipe.seed)
+    weights = weigh_sources(outputs, labels_N, settings=settings, seed=context.recipe.seed, units_N=units_N)
     scores = {source.name: source.scores[metric.name] for source in weights.sources if metric.name in source.scores}
-    unscored = {name: f"{metric.name} needs classes, and it has none" for name in outputs if name not in scores}
+    unscored = {
+        name: f"{metric.name} needs classes, and it has none" for name in outputs if scores and name not in scores
+    }
     return scores, failures | unscored
 
 

@@ -318,6 +318,7 @@ class Context:
             stream=self.stream(px) if self.method.needs - {"frozen"} else None,
             class_weights_C=weights_C,
             label_shift_C=shift_C,
+            units_L=splits.units_N[splits.labeled_rows],
         )
 
     def test_images(self, px: int) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from edgedistill.data.splits import Splits
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 
@@ -33,10 +34,18 @@ def data_facts(context: Context) -> dict[str, Any]:
         "test_hash": digest([splits.test_set.store.hashes.tolist(), splits.test_set.labels_N.tolist()]),
         "store_px": splits.train.px,
         "range": splits.limits,
+        **_unit_facts(splits),
         **_prior_facts(context),
         **_how_facts(context),
         **_shard_facts(context),
     }
+
+
+def _unit_facts(splits: Splits) -> dict[str, int]:
+    """The number of groups and sets of copies that the labels are from, where some have several labels; else empty."""
+    units_L = splits.units_N[[*splits.labeled_rows, *splits.val_rows]]
+    count = len(set(units_L.tolist()))
+    return {"labeled_units": count} if count < len(units_L) else {}
 
 
 def _prior_facts(context: Context) -> dict[str, Any]:

@@ -159,8 +159,7 @@ def fold_answers(
 
     path, record, settings = context.run / ANSWERS, context.checkpoint, context.recipe.quantize
     int8 = int8 and settings.enabled and "cpu" in settings.targets
-    graph_key = candidate.answered_by(context) if int8 else ""
-    key = np.array(digest([record.sha256, rows.tolist(), unlabeled.tolist(), graph_key]))
+    key = np.array(answers_key(context, rows, unlabeled, int8=int8))
     if path.is_file():
         with np.load(path, allow_pickle=False) as archive:
             kept = {name: np.asarray(archive[name]) for name in archive.files}
@@ -194,9 +193,18 @@ def fold_answers(
     return arrays
 
 
+def answers_key(context: Context, rows: np.ndarray, unlabeled: np.ndarray, *, int8: bool) -> str:
+    """Hash of what a fold's answers depend on: the student, the graph in int8, the images and the labels."""
+    test, hashes = context.splits.open_test(), context.splits.train.hashes
+    pictures = [sha256.hex() for sha256 in [*test.store.hashes.tolist(), *hashes[unlabeled].tolist()]]
+    graph_key = candidate.answered_by(context) if int8 else ""
+    images = [rows.tolist(), unlabeled.tolist(), pictures, test.labels_N.tolist()]
+    return digest([context.checkpoint.sha256, graph_key, *images])
+
+
 STEP = Step(
     name="folds",
-    version=4,
+    version=5,
     sections=("seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill", "quantize"),
     after=("weigh", "search"),
     inputs=search.inputs,

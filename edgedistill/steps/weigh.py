@@ -51,9 +51,12 @@ def work(context: Context) -> None:
         rows = np.concatenate([splits.labeled_rows, splits.val_rows])
         labels_N = np.concatenate([splits.labeled_labels, splits.val_labels])
         probe = {name: outputs.rows(rows) for name, outputs in context.source_outputs.items()}
+        units_N = splits.units_N[rows]
         rounds = len(names) * len({settings.metric.name, *(choice.name for choice in settings.also)})
         with bar("score the sources", rounds) as progress:
-            weights = weigh_sources(probe, labels_N, settings=settings, seed=context.recipe.seed, progress=progress)
+            weights = weigh_sources(
+                probe, labels_N, settings=settings, seed=context.recipe.seed, units_N=units_N, progress=progress
+            )
         say(report_weights.table(weights))
         if context.fold is None:
             more = more_labels(context, {name: features_LD for name, (features_LD, _) in probe.items()})
@@ -84,7 +87,7 @@ def more_labels(context: Context, features: Mapping[str, np.ndarray]) -> MoreLab
 
 STEP = Step(
     name="weigh",
-    version=3,
+    version=4,
     sections=("seed", "data", "unlabeled", "sources", "weigh"),
     inputs=inputs,
     outputs=(artifacts.DATA.path, "weigh/*.json"),

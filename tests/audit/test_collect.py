@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgedistill.audit.collect import collect
+from edgedistill.audit.copies import doubtful
 from edgedistill.collection.subject import of_folder
 from edgedistill.errors import InputError
-from edgedistill.labels.findings import KINDS, Audit
+from edgedistill.labels.findings import KINDS, Audit, AuditedImage
 from edgedistill.run.files import read_record, write_record
 from tests.helpers import textures
+from tests.helpers.clusters import recordings
 from tests.helpers.textures import PX
 
 CLASSES = ("ant", "bee", "cat")
@@ -104,6 +108,52 @@ def test_one_picture_with_two_labels_is_named(audited: Audit) -> None:
         names("train/ant/01.png", f"train/cat/{MARKUP}"): "ant and cat, the same pixels",
         names("train/cat/01.png", "train/bee/near-two.png"): "bee and cat, near-copies",
     }
+
+
+def test_exact_copies_with_two_labels_are_named_beside_their_near_copies(tmp_path: Path) -> None:
+    root = clean_tree(tmp_path / "photos") / "train"
+    shutil.copy(root / "ant/03.png", root / "bee/same.png")
+    save(textures.compressed(np.asarray(Image.open(root / "ant/03.png")), quality=80), root / "ant/near.png")
+    audit, _ = collect(of_folder(root.parent), tmp_path / "cache")
+    assert sets(audit, "two-labels") == {
+        names("train/ant/03.png", "train/bee/same.png"): "ant and bee, the same pixels",
+        names("train/ant/03.png", "train/bee/same.png", "train/ant/near.png"): "ant and bee, near-copies",
+    }
+
+
+def test_exact_copies_of_near_copies_are_a_set_of_their_own(tmp_path: Path) -> None:
+    root = clean_tree(tmp_path / "photos") / "train"
+    shutil.copy(root / "ant/03.png", root / "ant/same.png")
+    save(textures.compressed(np.asarray(Image.open(root / "ant/03.png")), quality=80), root / "ant/near.png")
+    audit, _ = collect(of_folder(root.parent), tmp_path / "cache")
+    assert list(sets(audit, "copies")) == [names("train/ant/03.png", "train/ant/same.png")]
+    assert list(sets(audit, "near-copies")) == [names("train/ant/03.png", "train/ant/near.png")]
+
+
+def test_recording_whose_labels_are_all_wrong_is_contradicted() -> None:
+    """Its frames confirm each other, unless they are on one side of a fold."""
+    features, labels_N, units_N = recordings(n_recordings=24, frames=10, classes=2)
+    read = (features["class"] + features["recording"]).astype(np.float32)
+    wrong_N = np.where(units_N == 0, 1 - labels_N, labels_N)
+
+    def contradicted(groups: list[str | None] | None) -> set[int]:
+        collection: Any = SimpleNamespace(
+            store=SimpleNamespace(n=len(read), hashes=np.arange(len(read))),
+            labels_N=wrong_N,
+            groups=groups,
+            listed=SimpleNamespace(classes=("a", "b")),
+            image=lambda row: AuditedImage(name=str(row), label="", split="", row=row),
+        )
+        by_source: Any = SimpleNamespace(
+            arrays={"s": read}, rows=lambda: np.arange(len(read)), readers=lambda: {"s": read.__getitem__}
+        )
+        copies: Any = SimpleNamespace(units_N=np.arange(len(read)))
+        findings, _ = doubtful(collection, by_source, copies, excluded=set())
+        return {image.row for finding in findings for image in finding.images}
+
+    first = set(np.flatnonzero(units_N == 0).tolist())
+    apart, grouped = contradicted(None), contradicted([f"recording {unit}" for unit in units_N])
+    assert len(apart & first) < 5 and len(grouped & first) > 5
 
 
 def test_label_that_the_teacher_contradicts_is_named(audited: Audit) -> None:

@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 from edgedistill.distill import batches, head_start, loop
 from edgedistill.distill.evaluate import logits
 from edgedistill.distill.head_start import Scaled
+from edgedistill.distill.probes import Labels
 from edgedistill.distill.state import refresh_statistics
 from edgedistill.students.build import build_student
 from tests.helpers.tiny import make_material, micro_spec, task
@@ -26,6 +27,10 @@ def first_losses(**settings: object) -> dict[str, float]:
     training_task, terms = task(1, **{"head_start": "ridge", **settings}), dict[str, float]()
     loop.fit(build_student(micro_spec(), 1), training_task, None, lambda step, scalars: terms.update(scalars))
     return terms
+
+
+def labels_of(labels_L: np.ndarray, units_L: np.ndarray | None = None) -> Labels:
+    return Labels(rows=np.arange(len(labels_L)), labels_L=labels_L, units_L=units_L, classes=2)
 
 
 def test_first_losses_are_below_those_of_random_heads() -> None:
@@ -120,7 +125,7 @@ def test_head_on_features_that_say_nothing_is_not_sure() -> None:
     labels_L, random = np.array([0, 1] * 20), np.random.default_rng(0)
     training_task = task(1, replace(make_material(), labels=labels_L), method="transfer")
     scaled = head_start.scale(random.normal(0, 1, (40, 500)), labels_L)
-    layer = head_start.target_head(scaled, labels_L, training_task)
+    layer = head_start.target_head(scaled, labels_of(labels_L), training_task.material)
     probs_MC = softmax(random.normal(0, 1, (300, 500)) @ layer.weight_KD.T + layer.bias_K, axis=1)
     assert np.abs(probs_MC - 0.5).mean() < 0.1
 
@@ -132,7 +137,7 @@ def test_bias_is_that_of_the_shares_in_the_label_loss(weighted: bool) -> None:
     weights_C = np.array([2 / 3, 2.0]) if weighted else None
     training_task = task(1, replace(material, labels=labels_L, class_weights_C=weights_C))
     scaled = Scaled(scaled_MD=np.zeros((16, 3)), mean_D=np.zeros(3), length=1.0)
-    bias_C = head_start.target_head(scaled, labels_L, training_task).bias_K
+    bias_C = head_start.target_head(scaled, labels_of(labels_L), training_task.material).bias_K
     assert softmax(bias_C) == pytest.approx([0.5, 0.5] if weighted else [12.5 / 17, 4.5 / 17])
 
 

@@ -50,6 +50,32 @@ def test_leave_one_out_fits_the_mean_of_unequal_classes_again() -> None:
     assert min(gaps) < 1e-6 and sorted(gaps)[1] > 1e-3
 
 
+@pytest.mark.parametrize("mean_of_labeled", [True, False])
+def test_leave_one_out_leaves_out_the_unit(mean_of_labeled: bool) -> None:
+    """Against ridges fitted without any image of the unit; one unit holds two classes."""
+    random, labels_L = np.random.default_rng(0), np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    units_L = np.array([0, 0, 0, 1, 2, 3, 3, 3, 4, 5])
+    features_LD = random.normal(0, 1, (10, 30)) + (5.0 if mean_of_labeled else 0.0)
+    weight_L = 1.0 / probes.class_balance(labels_L)
+    mean_D = np.average(features_LD, axis=0, weights=weight_L) if mean_of_labeled else np.zeros(30)
+    gram_LL = (features_LD - mean_D) @ (features_LD - mean_D).T
+    fitted = probes.probe_from_gram(
+        gram_LL, np.arange(10), labels_L, 3, units_L=units_L, mean_of_labeled=mean_of_labeled
+    )
+    gaps = []
+    for penalty in probes.PENALTIES:
+        scores_LC = np.zeros((10, 3))
+        for unit in np.unique(units_L):
+            others = units_L != unit
+            design = np.column_stack([features_LD, np.full(10, float(mean_of_labeled))])
+            normal = design[others].T @ (weight_L[others, None] * design[others]) + np.diag([penalty] * 30 + [0.0])
+            moments = design[others].T @ (weight_L[others, None] * (np.eye(3)[labels_L[others]] - 1 / 3))
+            scores_LC[~others] = design[~others] @ np.linalg.lstsq(normal, moments)[0]
+        probs = probes.softmax(scores_LC / fitted.temperature)
+        gaps.append(np.abs(probs - fitted.loo_probs_LC).max())
+    assert min(gaps) < 1e-6 and sorted(gaps)[1] > 1e-4
+
+
 def test_features_that_say_nothing_are_at_chance_when_left_out() -> None:
     """Seventy images in a thousand dimensions: with a fixed mean the others would tell the one left out."""
     labels_L, hits = np.arange(70) % 7, {True: 0.0, False: 0.0}

@@ -13,7 +13,7 @@ from edgedistill.distill import probes, teachers
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.labels.prior import Prior
 from edgedistill.recipe.options import option_problems
-from tests.helpers.clusters import clusters
+from tests.helpers.clusters import clusters, recordings
 
 
 def accuracy(probs_NC: np.ndarray, truth: np.ndarray) -> float:
@@ -26,7 +26,7 @@ def test_weighted_ridge_equals_scikit_learn(width: int) -> None:
     features, targets = random.normal(size=(40, width)), random.normal(size=(40, 2))
     weight = random.uniform(0.1, 1.0, size=40)
     reference = Ridge(alpha=0.7, fit_intercept=False).fit(features, targets, sample_weight=weight).predict(features)
-    assert features @ teachers.weighted_ridge(features, weight, targets, 0.7) == pytest.approx(reference)
+    assert features @ probes.weighted_ridge(features, weight, targets, 0.7) == pytest.approx(reference)
 
 
 def test_mixing_weights_by_hand() -> None:
@@ -41,6 +41,28 @@ def test_mixing_weights_by_hand() -> None:
 def test_complementary_sources_get_equal_mixing_weights() -> None:
     halves = np.array([[0.8, 0.2]] * 6 + [[0.2, 0.8]] * 6)
     assert teachers.mixing_weights(halves, 0.0) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", ["stacked", "selftrained"])
+def test_source_that_knows_recordings_alone_gets_no_share(name: str) -> None:
+    """Frames of one recording tell each other; new recordings are told by the source that knows the classes."""
+    features, labels_N, units_N = recordings(n_recordings=44, frames=10, classes=2)
+    rows = np.flatnonzero(units_N < 12)
+    new = units_N >= 12
+    shares, right = {}, {}
+    for kind, units_L in (("grouped", units_N[rows]), ("apart", None)):
+        teacher = TEACHERS[name].fit(
+            features=features,
+            alphas=dict.fromkeys(features, 0.5),
+            rows=rows,
+            labels_L=labels_N[rows],
+            classes=2,
+            units_L=units_L,
+        )
+        shares[kind] = teacher.weights["recording"]
+        right[kind] = accuracy(teacher.probs_NC[new], labels_N[new])
+    assert shares["grouped"] < 0.1 and shares["apart"] > 0.3
+    assert right["grouped"] > right["apart"] + 0.1
 
 
 def test_stacking_prefers_the_informative_source() -> None:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Weigh
 from edgedistill.records import SourceWeight, SourceWeights
+from edgedistill.report import weights as report_weights
 from edgedistill.similarity.metrics import METRICS, Metric, ceiling_one
 from edgedistill.similarity.weigh import weigh_sources, weights_of
+from tests.helpers.clusters import recordings
 
 SCORES = st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=8)
 POWERS = st.sampled_from([0.0, 0.5, 1.0, 12.0, 1000.0])
@@ -246,6 +248,35 @@ def test_class_with_a_single_label_takes_no_part(metric: str) -> None:
     weights = weigh_sources(outputs, labels_N, settings, seed=0)
     assert weights == weigh_sources(without, labels_N[:12], settings, seed=0)
     assert weights.probe_images == 12
+
+
+def test_source_that_knows_recordings_alone_weighs_little() -> None:
+    features, labels_N, units_N = recordings(n_recordings=24, frames=10, classes=2)
+    outputs = {name: (features_ND, None) for name, features_ND in features.items()}
+    settings = Weigh.model_validate({"also": ["knn"], "bootstrap": 2})
+    apart = weigh_sources(outputs, labels_N, settings, seed=0)
+    grouped = weigh_sources(outputs, labels_N, settings, seed=0, units_N=units_N)
+    assert apart.alphas["recording"] > 0.45 and grouped.alphas["recording"] < 0.1
+    assert apart.probe_images == 240 and grouped.probe_images == 24
+
+
+def test_images_that_are_alone_in_their_units_all_take_part() -> None:
+    outputs, labels_N = with_headless()
+    settings = Weigh.model_validate({"also": [], "bootstrap": 2})
+    alone = weigh_sources(outputs, labels_N, settings, seed=0, units_N=np.arange(len(labels_N)))
+    assert alone == weigh_sources(outputs, labels_N, settings, seed=0)
+
+
+def test_sources_weigh_the_same_where_no_two_classes_have_two_labels() -> None:
+    """As in a fold of two labels a class."""
+    labels_N = np.array([0, 1, 1])
+    random = np.random.default_rng(0)
+    outputs = {name: (random.normal(size=(3, 4)), np.full((3, 2), 0.5)) for name in ("a", "b")}
+    weights = weigh_sources(outputs, labels_N, Weigh.model_validate({"also": ["parc"], "bootstrap": 2}), seed=0)
+    assert weights.alphas == {"a": 0.5, "b": 0.5} and not weights.sources[0].scores
+    assert "all sources weigh the same" in report_weights.table(weights)
+    by_parc = weigh_sources(outputs, labels_N, Weigh.model_validate({"metric": "parc", "also": ["knn"]}), seed=0)
+    assert set(by_parc.sources[0].scores) == {"parc"}
 
 
 def test_sources_that_are_nearly_the_same_share_one_weight() -> None:

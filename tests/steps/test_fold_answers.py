@@ -14,7 +14,7 @@ from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
-from edgedistill.steps import candidate, unknown
+from edgedistill.steps import candidate, folds, unknown
 from edgedistill.steps.context import Context
 
 
@@ -26,6 +26,24 @@ def test_answers_in_int8_depend_on_how_it_is_made(changed: dict[str, Any]) -> No
         return candidate.answered_by(context)
 
     assert key(**changed) != key() == key(max_drop=3.0, min_speedup=2.0)
+
+
+@pytest.mark.parametrize("changed", ["picture", "label", "unlabeled"])
+def test_answers_depend_on_pixels_and_labels(changed: str) -> None:
+    """A picture that is replaced in place keeps its row and its fold."""
+
+    def key(change: str) -> str:
+        hashes = np.array([b"aa", b"bb", b"cc", b"dd"])
+        labels_N = np.array([0, 1])
+        if change == "label":
+            labels_N[0] = 1
+        hashes[{"picture": 0, "unlabeled": 3}.get(change, 2)] = b"ee" if change in {"picture", "unlabeled"} else b"cc"
+        test = SimpleNamespace(store=SimpleNamespace(hashes=hashes[:2]), labels_N=labels_N)
+        splits = SimpleNamespace(open_test=lambda: test, train=SimpleNamespace(hashes=hashes))
+        context: Any = SimpleNamespace(splits=splits, checkpoint=SimpleNamespace(sha256="student"))
+        return folds.answers_key(context, np.arange(2), np.array([3]), int8=False)
+
+    assert key(changed) != key("nothing")
 
 
 @pytest.mark.parametrize("default", ["fp32", "int8-cpu"])
