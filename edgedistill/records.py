@@ -287,9 +287,10 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """Accuracy loss of an int8 graph against fp32 on the same n images that did not train, in points.
+    """Accuracy loss of an int8 graph against fp32 on the same n images, in points.
 
-    `unlabeled` of them have no label: there the loss is expected from calibrated probabilities. `low` and `high` are
+    `unlabeled` of them have no label: there the loss is expected from calibrated probabilities. `trained` of them are
+    images that the student was trained on, where too few others are left; none else trained. `low` and `high` are
     the 95 % interval of what the labels of n images would show; the true loss is above `shown` with a certainty of
     90 %. `differ` is the percentage of all `images` that get another label. With `agreement` fp32's are the truth.
     """
@@ -301,6 +302,7 @@ class Drop:
     differ: float
     images: int
     unlabeled: int = field(default=0, metadata=OMITTED_AT_DEFAULT)
+    trained: int = field(default=0, metadata=OMITTED_AT_DEFAULT)
     shown: float | None = None
     agreement: bool = field(default=False, metadata=OMITTED_AT_DEFAULT)
 

@@ -24,6 +24,7 @@ from edgedistill.labels.calibration import Temperature, estimated_loss, temperat
 from edgedistill.records import Drop, Guarded, Target
 
 RANKING_IMAGES = 32  # images on which layers are ranked
+TRAINED = -2  # in place of a label: none is used, and the image trained
 UNLABELED_IMAGES = 256  # calibration images on which labels are compared with fp32's
 SCREENING_IMAGES = 64  # witnesses that decide whether a graph is run on all of them
 SIMULATED_IMAGES = 500  # witnesses for a graph that can only be simulated, which takes seven times as long
@@ -60,8 +61,8 @@ class Guard:
         model: the fp32 graph.
         ranges: its calibrated ranges.
         calibration_NHWC: the calibration images.
-        witnesses_NHWC: images that did not train.
-        witness_labels_N: their labels, -1 for none.
+        witnesses_NHWC: images that did not train, as far as there are any.
+        witness_labels_N: their labels, -1 for none, TRAINED for an image that trained.
         temperature: of the fp32 graph's logits; None to fit it on the witnesses with a label.
         max_drop: percentage points of accuracy that may be lost.
         score: "top1" or "balanced".
@@ -122,6 +123,7 @@ class Guard:
             differ=100 * float(np.mean(differ_N)),
             images=len(rows) + len(unlabeled_rows),
             unlabeled=int((self.witness_labels_N[rows] < 0).sum()),
+            trained=int((self.witness_labels_N[rows] == TRAINED).sum()),
             shown=100 * loss.shown,
         )
 

@@ -104,6 +104,9 @@ def describe_witnesses(drop: Drop) -> str:
     """The images on which a loss was measured: `480 images of val`, `30 images of val and 434 without a label`."""
     if drop.agreement:
         return f"{drop.n} images, by fp32's own labels"
+    if drop.trained:
+        some = f", {drop.trained} of which" if drop.trained < drop.n else " that"
+        return f"{drop.n} images{some} the student was trained on, for want of others"
     if not drop.unlabeled:
         return f"{drop.n} images of val"
     if drop.unlabeled == drop.n:

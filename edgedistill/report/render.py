@@ -143,7 +143,7 @@ def _render_html(facts: Facts) -> str:
         recipe=json.dumps(facts.recipe, indent=1, ensure_ascii=False),
         license=facts.data_licence,
         scored_images=facts.scored_images,
-        compared_images="test images" if facts.out_of_fold is None else "images without a label",
+        compared_images="test images" if facts.out_of_fold is None else "compared images",
     )
     return clean(rendered)
 

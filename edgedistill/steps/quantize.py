@@ -63,16 +63,19 @@ def work(context: Context) -> None:
 def witnesses(context: Context, px: int) -> tuple[Any, Any, Temperature | None]:
     """The guard's images, uint8 [N, px, px, 3], their labels [N] (-1 for none), and a temperature.
 
-    They are val and the reserve; with folds, where val trains, too, the reserve alone. The temperature is then that of
-    the folds' students; otherwise it is None, to be fitted on val.
+    They are val and the reserve; with folds, where val trains, too, the reserve alone, or images that trained where it
+    is small. The temperature is then that of the folds' students; otherwise it is None, to be fitted on val.
     """
     import numpy as np
 
+    from edgedistill.export.guard import TRAINED
     from edgedistill.labels.calibration import temperature_of
 
     splits = context.splits
     if splits.protocol == "folds":
         images_NHWC, labels_N = context.compared_images(px)
+        if not splits.n_test:
+            labels_N = np.where(np.isin(splits.witness_rows, splits.reserve_rows), labels_N, TRAINED)
         answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
         return np.asarray(images_NHWC), labels_N, temperature_of(answers["fp32"], answers["labels"])
     rows = np.concatenate([splits.val_rows, splits.reserve_rows])

@@ -348,13 +348,13 @@ def test_witnesses_without_a_label_are_judged_by_calibrated_probabilities(monkey
         ranges={},
         calibration_NHWC=numbered(1, 1),
         witnesses_NHWC=numbered(100, 0),
-        witness_labels_N=np.array([0] * 10 + [-1] * 90),
+        witness_labels_N=np.array([0] * 10 + [-1] * 70 + [guard.TRAINED] * 20),
         max_drop=1.0,
         score="top1",
         temperature=Temperature(value=2.0),
     )
     drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
-    assert (drop.n, drop.unlabeled) == (100, 90)
+    assert (drop.n, drop.unlabeled, drop.trained) == (100, 90, 20)
     assert drop.points == pytest.approx(1 + 9 * 0.2)
     assert drop.low < 0 < drop.shown < drop.points < drop.high
 

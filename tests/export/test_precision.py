@@ -142,11 +142,17 @@ def test_ratio_pairs_cells_of_one_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unlabeled", "witnesses"),
-    [(0, "480 images of val"), (480, "480 images without a label"), (450, "30 images of val and 450 without a label")],
+    ("unlabeled", "trained", "witnesses"),
+    [
+        (0, 0, "480 images of val"),
+        (480, 0, "480 images without a label"),
+        (450, 0, "30 images of val and 450 without a label"),
+        (480, 480, "480 images that the student was trained on, for want of others"),
+        (480, 460, "480 images, 460 of which the student was trained on, for want of others"),
+    ],
 )
-def test_images_that_the_loss_was_measured_on_are_named(unlabeled: int, witnesses: str) -> None:
-    guarded = replace(PASSED, drop=replace(SMALL, unlabeled=unlabeled))
+def test_images_that_the_loss_was_measured_on_are_named(unlabeled: int, trained: int, witnesses: str) -> None:
+    guarded = replace(PASSED, drop=replace(SMALL, unlabeled=unlabeled, trained=trained))
     assert describe_guard(guarded).endswith(f"on {witnesses}")
 
 

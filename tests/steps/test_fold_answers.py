@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgedistill.export.guard import TRAINED
 from edgedistill.labels.unknown import Aim
 from edgedistill.recipe.schema import Export, Quantize
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
-from edgedistill.steps import candidate, folds, unknown
+from edgedistill.steps import candidate, folds, quantize, unknown
 from edgedistill.steps.context import Context
 
 
@@ -26,6 +27,18 @@ def test_answers_in_int8_depend_on_how_it_is_made(changed: dict[str, Any]) -> No
         return candidate.answered_by(context)
 
     assert key(**changed) != key() == key(max_drop=3.0, min_speedup=2.0)
+
+
+def test_witnesses_that_trained_are_marked(tmp_path: Path) -> None:
+    """With folds and few images without a label those that trained are compared on, too."""
+    run = Run(path=tmp_path)
+    (tmp_path / "folds").mkdir()
+    save_arrays(artifacts.FOLD_ANSWERS.path_in(run), labels=np.arange(8) % 2, fp32=np.eye(2)[np.arange(8) % 2])
+    splits = SimpleNamespace(protocol="folds", n_test=0, witness_rows=np.array([1, 4, 6]), reserve_rows=np.array([4]))
+    context: Any = SimpleNamespace(splits=splits, shipped=SimpleNamespace(run=run))
+    context.compared_images = lambda px: (np.zeros((3, px, px, 3), dtype=np.uint8), np.full(3, -1))
+    _, labels_N, temperature = quantize.witnesses(context, 8)
+    assert labels_N.tolist() == [TRAINED, -1, TRAINED] and temperature is not None
 
 
 @pytest.mark.parametrize("changed", ["picture", "label", "unlabeled"])
