@@ -30,7 +30,7 @@ from edgedistill.students import space
 
 TEST_FRACTION, VAL_FRACTION = 0.3, 0.2  # the recipe's defaults
 SHARED = ("pool", "outputs", "features")  # by all draws of a target
-GROUPED = ("gtsrb", "chestxray")  # packs with groups
+GROUPED = ("gtsrb",)  # packs with several labels of one group; those of chestxray are of different persons
 LABELED = ("division", "splits", "weights", "teacher_probs")  # by draws of the same labels
 
 
