@@ -17,6 +17,7 @@ from edgedistill.agent import metrics
 from edgedistill.agent.metrics import Z95
 from edgedistill.errors import InputError
 from edgedistill.labels.draws import UNLABELED
+from edgedistill.labels.unit_intervals import gain_interval, share_interval
 from edgedistill.records import Accuracy
 
 Protocol = Literal["test", "holdout", "folds"]
@@ -111,20 +112,29 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
     return Folds(folds_N=folds_N, count=count, unscored=tuple(int(label) for label in unscored))
 
 
-def unit_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray) -> Accuracy:
-    """Accuracy of one student over test images, with a 95 % interval that counts units where some hold several."""
-    if len(np.unique(units_N)) == len(units_N):
+def unit_accuracy(
+    labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray, count: int | None = None
+) -> Accuracy:
+    """Accuracy over test images, or over those of `count` folds, with a 95 % interval that counts units.
+
+    It is the interval of images alone where no unit holds several, and there is one student.
+    """
+    if count is None and _are_alone(units_N):
         return Accuracy(**metrics.accuracy(labels_N, predicted_N))
-    return pooled_accuracy(labels_N, predicted_N, units_N, count=None)
+    return pooled_accuracy(labels_N, predicted_N, units_N, count)
 
 
 def unit_drop(
     labels_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray, *, units_N: np.ndarray, score: Score
 ) -> tuple[float, float, float]:
     """`agent.metrics.drop`, with an interval that counts units where some hold several images."""
-    if len(np.unique(units_N)) == len(units_N):
+    if _are_alone(units_N):
         return metrics.drop(labels_N, before_N, after_N, by=score)
     return pooled_gain(labels_N, before_N, after_N, units_N=units_N, count=None, score=score)
+
+
+def _are_alone(units_N: np.ndarray) -> bool:
+    return len(np.unique(units_N)) == len(units_N)
 
 
 def _inflation(count: int | None) -> float:
@@ -135,9 +145,10 @@ def _inflation(count: int | None) -> float:
 def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.ndarray, count: int | None) -> Accuracy:
     """Accuracy over the images of all folds, with a 95 % interval that knows that folds share training images.
 
-    The sampling variance comes from a bootstrap over units within each class. The folds' students share most of their
-    training images, so their errors are correlated: the variance is multiplied by 1 + k / (k - 1) for k folds (Nadeau
-    and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003).
+    The sampling variance is that of whole units (labels/unit_intervals.py); where every image is a unit, it comes from
+    a bootstrap within each class. The folds' students share most of their training images, so their errors are
+    correlated: the variance is multiplied by 1 + k / (k - 1) for k folds (Nadeau and Bengio, Inference for the
+    Generalization Error, Machine Learning 52, 2003).
 
     Args:
         labels_N: class of each scored image.
@@ -145,37 +156,36 @@ def pooled_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, units_N: np.n
         units_N: unit of each scored image.
         count: number of folds; None for one student.
     """
-    is_right_N = labels_N == predicted_N
-    classes = np.unique(labels_N)
-    generator = np.random.default_rng(0)
-    hits_RC, counts_RC = [], []
-    for label in classes:
-        member = labels_N == label
-        _, unit_M = np.unique(units_N[member], return_inverse=True)
-        n_units = int(unit_M.max()) + 1
-        sizes_U = np.bincount(unit_M.ravel(), minlength=n_units)
-        hits_U = np.bincount(unit_M.ravel(), weights=is_right_N[member], minlength=n_units)
-        # a class that is all right or all wrong still contributes doubt (Agresti and Coull 1998)
-        sizes_U = np.concatenate([sizes_U, [1, 1, 1, 1]])
-        hits_U = np.concatenate([hits_U, [1, 1, 0, 0]])
-        drawn = generator.integers(len(sizes_U), size=(RESAMPLES, len(sizes_U)))
-        hits_RC.append(hits_U[drawn].sum(axis=1))
-        counts_RC.append(sizes_U[drawn].sum(axis=1))
-    hits, sizes = np.stack(hits_RC, axis=1), np.stack(counts_RC, axis=1)
-    inflation = _inflation(count)
+    is_right_N, inflation = labels_N == predicted_N, _inflation(count)
     top1 = float(is_right_N.mean())
-    balanced = float(np.mean([is_right_N[labels_N == label].mean() for label in classes]))
-    halves = [
-        Z95 * float(np.sqrt(inflation * np.var(scores)))
-        for scores in (hits.sum(1) / sizes.sum(1), (hits / sizes).mean(1))
-    ]
-    return Accuracy(
-        n=len(labels_N),
-        top1=top1,
-        top1_ci95=(max(0.0, top1 - halves[0]), min(1.0, top1 + halves[0])),
-        balanced=balanced,
-        balanced_ci95=(max(0.0, balanced - halves[1]), min(1.0, balanced + halves[1])),
-    )
+    balanced = float(np.mean([is_right_N[labels_N == label].mean() for label in np.unique(labels_N)]))
+    if _are_alone(units_N):
+        halves = [
+            Z95 * float(np.sqrt(inflation * variance)) for variance in _variances_alone(labels_N, is_right_N, units_N)
+        ]
+        top1_ci95, balanced_ci95 = (
+            (max(0.0, share - half), min(1.0, share + half))
+            for share, half in zip((top1, balanced), halves, strict=True)
+        )
+    else:
+        top1_ci95 = share_interval(is_right_N, np.zeros_like(labels_N), units_N, inflation)
+        balanced_ci95 = share_interval(is_right_N, labels_N, units_N, inflation)
+    return Accuracy(n=len(labels_N), top1=top1, top1_ci95=top1_ci95, balanced=balanced, balanced_ci95=balanced_ci95)
+
+
+def _variances_alone(labels_N: np.ndarray, is_right_N: np.ndarray, units_N: np.ndarray) -> tuple[float, float]:
+    """Variance of the top-1 and of the balanced accuracy by a bootstrap within each class: every image is a unit."""
+    generator, order = np.random.default_rng(0), np.argsort(units_N)
+    hits_RC, counts_C = [], []
+    for label in np.unique(labels_N):
+        hits_U = is_right_N[order][labels_N[order] == label]
+        # a class that is all right or all wrong still contributes doubt (Agresti and Coull 1998)
+        hits_U = np.concatenate([hits_U, [1, 1, 0, 0]]).astype(np.float64)
+        drawn_RU = generator.integers(len(hits_U), size=(RESAMPLES, len(hits_U)))
+        hits_RC.append(hits_U[drawn_RU].sum(axis=1))
+        counts_C.append(len(hits_U))
+    hits = np.stack(hits_RC, axis=1)
+    return float(np.var(hits.sum(1) / sum(counts_C))), float(np.var((hits / counts_C).mean(1)))
 
 
 def pooled_gain(
@@ -200,17 +210,17 @@ def pooled_gain(
         score: "top1", or "balanced" for the mean over the classes present.
     """
     won_N = (predicted_N == labels_N).astype(np.float64) - (other_N == labels_N)
-    classes = np.unique(labels_N) if score == "balanced" else [None]
-    gain = center = variance = 0.0
-    for label in classes:
-        member_N = labels_N == label if label is not None else np.ones(len(labels_N), dtype=bool)
+    strata_N = labels_N if score == "balanced" else np.zeros_like(labels_N)
+    members_S = [strata_N == stratum for stratum in np.unique(strata_N)]
+    gain = float(np.mean([won_N[member_N].mean() for member_N in members_S]))
+    if not _are_alone(units_N):
+        return gain, *gain_interval(won_N, strata_N, units_N, _inflation(count))
+    center = variance = 0.0
+    for member_N in members_S:
         n, won = int(member_N.sum()), float(won_N[member_N].sum())
-        _, unit_M = np.unique(units_N[member_N], return_inverse=True)
-        excess_U = np.bincount(unit_M.ravel(), weights=won_N[member_N] - won / (n + 2))
-        gain += won / n
-        center += won / (n + 2)
+        center += won / (n + 2) / len(members_S)
         # half an image is added to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005)
-        variance += (float((excess_U**2).sum()) + 1) / (n + 2) ** 2
-    half = Z95 * float(np.sqrt(_inflation(count) * variance)) / len(classes)
-    gain, center = gain / len(classes), center / len(classes)
+        excess_N = won_N[member_N] - won / (n + 2)
+        variance += (float((excess_N**2).sum()) + 1) / (n + 2) ** 2
+    half = Z95 * float(np.sqrt(_inflation(count) * variance)) / len(members_S)
     return gain, max(-1.0, center - half), min(1.0, center + half)

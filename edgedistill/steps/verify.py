@@ -89,7 +89,7 @@ def fold_mistakes(context: Context) -> dict[str, Any]:
 
 STEP = Step(
     name="verify",
-    version=3,
+    version=4,
     after=("distill", "export", "quantize", "keep"),
     inputs=export.inputs,
     outputs=("verify/*",),

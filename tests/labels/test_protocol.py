@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 
 from edgedistill.agent import metrics
 from edgedistill.errors import InputError
-from edgedistill.labels.protocol import assign_folds, pooled_accuracy, pooled_gain, resolve, unit_accuracy
+from edgedistill.labels.protocol import (
+    assign_folds,
+    pooled_accuracy,
+    pooled_gain,
+    resolve,
+    unit_accuracy,
+    unit_drop,
+)
+
+Chance = Callable[[np.random.Generator, int], np.ndarray]  # of a right answer, for each of so many units
 
 
 @pytest.mark.parametrize(
@@ -133,3 +143,89 @@ def test_interval_of_test_images_counts_groups() -> None:
         low, high = unit_accuracy(labels_N, predicted_N, units_N).top1_ci95
         covered += low <= 0.8 <= high
     assert covered >= 170  # by Wilson's interval 112
+
+
+def all_or_nothing(share: float) -> Chance:
+    return lambda generator, units: (generator.random(units) < share).astype(np.float64)
+
+
+def alike(share: float) -> Chance:
+    return lambda generator, units: generator.beta(3 * share, 3 * (1 - share), size=units)
+
+
+def units_of_all_classes(units: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and units of `units` that hold one image of each class."""
+    return np.tile(np.arange(classes), units), np.repeat(np.arange(units), classes)
+
+
+def units_of_one_class(units: int, classes: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and units of `units` a class, each of so many images."""
+    return np.repeat(np.arange(classes), units * images), np.arange(units * classes * images) // images
+
+
+def mixed_units() -> tuple[np.ndarray, np.ndarray]:
+    """Labels and units of 40 that hold 1, 2, 5 or 12 images, most of them of one of four classes."""
+    generator = np.random.default_rng(5)
+    units_N = np.repeat(np.arange(40), generator.choice([1, 2, 5, 12], size=40))
+    others_N = generator.integers(4, size=len(units_N))
+    return np.where(generator.random(len(units_N)) < 0.6, units_N % 4, others_N), units_N
+
+
+@pytest.mark.parametrize(
+    ("images", "chance", "truth"),
+    [
+        (units_of_one_class(20, 5, 1), all_or_nothing(0.8), 0.8),
+        (units_of_all_classes(25, 5), all_or_nothing(0.7), 0.7),
+        (units_of_all_classes(20, 10), all_or_nothing(0.8), 0.8),
+        (units_of_all_classes(20, 5), alike(0.8), 0.8),
+        (units_of_one_class(10, 3, 3), all_or_nothing(0.8), 0.8),
+        (mixed_units(), alike(0.8), 0.8),
+        (units_of_all_classes(6, 5), all_or_nothing(0.7), 0.7),
+    ],
+    ids=["singles", "25x5", "20x10", "20x5 alike", "pure", "mixed", "few"],
+)
+def test_intervals_cover_whatever_units_hold(
+    images: tuple[np.ndarray, np.ndarray], chance: Chance, truth: float
+) -> None:
+    """Of one student's accuracies, and of what it gains over another."""
+    (labels_N, units_N), generator, covered = images, np.random.default_rng(0), np.zeros(4)
+    for _ in range(150):
+        chances_UM = [chance(generator, int(units_N.max()) + 1) for _ in range(2)]
+        first_N, other_N = (
+            np.where(generator.random(len(units_N)) < chance_U[units_N], labels_N, -1) for chance_U in chances_UM
+        )
+        accuracy = unit_accuracy(labels_N, first_N, units_N)
+        intervals = [(accuracy.top1_ci95, truth), (accuracy.balanced_ci95, truth)]
+        for score in ("top1", "balanced"):
+            _, low, high = unit_drop(labels_N, first_N, other_N, units_N=units_N, score=score)
+            intervals.append(((low, high), 0.0))
+        covered += [low <= true <= high for (low, high), true in intervals]
+    assert (covered >= 0.9 * 150).all(), covered
+
+
+def test_few_units_without_a_mistake_tell_little_however_large() -> None:
+    labels_N, units_N = units_of_one_class(3, 2, 50)
+    accuracy = unit_accuracy(labels_N, labels_N, units_N)
+    low, high = metrics.wilson(6, 6)
+    assert accuracy.top1_ci95 == pytest.approx((low, high)) == accuracy.balanced_ci95
+    other_N = np.where(units_N == 0, -1, labels_N)
+    _, low, high = unit_drop(labels_N, labels_N, other_N, units_N=units_N, score="balanced")
+    assert low < 0 and high > 0.3
+
+
+def test_units_that_disagree_in_themselves_are_worth_their_images() -> None:
+    """Two thousand images whose answers their units do not sway have nearly the interval of images alone."""
+    generator = np.random.default_rng(0)
+    labels_N, units_N = np.arange(2000) % 2, np.arange(2000) // 4
+    predicted_N = np.where(generator.random(2000) < 0.9, labels_N, 1 - labels_N)
+    alone, grouped = (unit_accuracy(labels_N, predicted_N, part_N) for part_N in (np.arange(2000), units_N))
+    for score in ("top1", "balanced"):
+        widths = [np.ptp(accuracy.interval(score)) for accuracy in (alone, grouped)]
+        assert 0.95 * widths[0] < widths[1] < 1.1 * widths[0]
+
+
+def test_classes_that_are_surely_right_and_wrong_still_contribute_doubt() -> None:
+    labels_N, units_N = units_of_one_class(5, 2, 3)
+    accuracy = unit_accuracy(labels_N, np.zeros_like(labels_N), units_N)
+    low, high = accuracy.balanced_ci95
+    assert accuracy.balanced == 0.5 and low < 0.36 and high > 0.64
