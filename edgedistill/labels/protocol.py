@@ -133,6 +133,22 @@ def unit_drop(
     return pooled_gain(labels_N, before_N, after_N, units_N=units_N, count=None, score=score)
 
 
+def share_interval_of(
+    labels_N: np.ndarray, is_right_N: np.ndarray, units_N: np.ndarray, count: int | None
+) -> tuple[float, float]:
+    """The interval of `unit_accuracy` of the share of right answers alone; (0, 1) without an image.
+
+    Args:
+        labels_N: class of each image; any one number where they are not drawn by class.
+        is_right_N: whether the answer is right.
+        units_N: unit of each image.
+        count: number of folds; None for one student.
+    """
+    if not len(labels_N) or (count is None and _are_alone(units_N)):
+        return metrics.wilson(int(is_right_N.sum()), len(labels_N))
+    return pooled_accuracy(labels_N, np.where(is_right_N, labels_N, -1), units_N, count).top1_ci95
+
+
 def _are_alone(units_N: np.ndarray) -> bool:
     return len(np.unique(units_N)) == len(units_N)
 

@@ -10,7 +10,7 @@ N images, C classes, F folds, M images without a label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from edgedistill.records import Rule
 
 LEAST_ANSWERED = 20  # images from whose answers an accuracy is told
 LEAST_MATCHED = 64  # images without a label; with fewer, the folds' rule is taken as it is
+# of the share of right answers among the images at these rows, or under this mask
+Interval = Callable[[np.ndarray], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def temperature_of(logits_NC: np.ndarray, mean: float) -> float:
 class Answered:
     """The answers above a threshold: their share of all images, and how many of them are right.
 
-    `accuracy` has a 95 % Wilson interval; it is None where nothing is answered.
+    `accuracy` has a 95 % interval; it is None where nothing is answered.
     """
 
     coverage: float
@@ -127,20 +129,30 @@ class Answered:
     ci95: tuple[float, float]
 
 
-def answered(confidence_N: np.ndarray, is_right_N: np.ndarray, threshold: float) -> Answered:
-    """The answers to the images whose confidence is `threshold` or more."""
+def answered(
+    confidence_N: np.ndarray, is_right_N: np.ndarray, threshold: float, interval: Interval | None = None
+) -> Answered:
+    """The answers to the images whose confidence is `threshold` or more; the interval is Wilson's if none is given."""
+    interval = interval or wilson_of(is_right_N)
     is_answered_N = confidence_N >= threshold
     n, hits = int(is_answered_N.sum()), int(is_right_N[is_answered_N].sum())
-    return Answered(coverage=n / len(confidence_N), n=n, accuracy=hits / n if n else None, ci95=wilson(hits, n))
+    return Answered(coverage=n / len(confidence_N), n=n, accuracy=hits / n if n else None, ci95=interval(is_answered_N))
 
 
-def curve(confidence_N: np.ndarray, is_right_N: np.ndarray, points: int = 20) -> list[Answered]:
+def wilson_of(is_right_N: np.ndarray) -> Interval:
+    """Wilson's interval, which takes every image for one that was drawn alone."""
+    return lambda rows: wilson(int(is_right_N[rows].sum()), len(is_right_N[rows]))
+
+
+def curve(
+    confidence_N: np.ndarray, is_right_N: np.ndarray, points: int = 20, interval: Interval | None = None
+) -> list[Answered]:
     """Accuracy against coverage: the surest 1 / points of the images, then more, and all of them last."""
     ascending = np.sort(confidence_N)
     n = len(ascending)
     counts = np.unique(np.round(np.linspace(n / points, n, points)).astype(np.int64))
     thresholds = np.unique(ascending[n - counts[counts > 0]])[::-1]
-    return [answered(confidence_N, is_right_N, float(threshold)) for threshold in thresholds]
+    return [answered(confidence_N, is_right_N, float(threshold), interval) for threshold in thresholds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,22 +165,23 @@ class Bin:
     ci95: tuple[float, float]
 
 
-def reliability(confidence_N: np.ndarray, is_right_N: np.ndarray, bins: int = 10) -> list[Bin]:
+def reliability(
+    confidence_N: np.ndarray, is_right_N: np.ndarray, bins: int = 10, interval: Interval | None = None
+) -> list[Bin]:
     """Bins of equally many images by ascending confidence, each of at least LEAST_ANSWERED, if there are so many.
 
     Bins of equal width have few images where a student is seldom unsure (Nguyen and O'Connor, EMNLP 2015).
     """
-    order = np.argsort(confidence_N, kind="stable")
+    interval, order = interval or wilson_of(is_right_N), np.argsort(confidence_N, kind="stable")
     count = max(1, min(bins, len(order) // LEAST_ANSWERED))
-    parts = [(confidence_N[rows], int(is_right_N[rows].sum())) for rows in np.array_split(order, count)]
     return [
         Bin(
-            n=len(confidence_M),
-            confidence=float(confidence_M.mean()),
-            accuracy=hits / len(confidence_M),
-            ci95=wilson(hits, len(confidence_M)),
+            n=len(rows),
+            confidence=float(confidence_N[rows].mean()),
+            accuracy=int(is_right_N[rows].sum()) / len(rows),
+            ci95=interval(rows),
         )
-        for confidence_M, hits in parts
+        for rows in np.array_split(order, count)
     ]
 
 

@@ -7,10 +7,12 @@ N test images, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from edgedistill.agent.metrics import wilson
+from edgedistill.labels.unknown import Interval
+from edgedistill.report import intervals
 from edgedistill.report.blocks import Block, Row, not_run, shorten
 from edgedistill.report.facts import Facts
 
@@ -21,7 +23,7 @@ MAX_NAME = 24  # letters of a class in a table's second column
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """`hits` of `n` images with the 95 % Wilson interval, fractions; `share` is None where n is 0."""
+    """`hits` of `n` images with the 95 % interval, fractions; `share` is None where n is 0."""
 
     hits: int
     n: int
@@ -75,27 +77,29 @@ def confusions(facts: Facts) -> tuple[Confusion, ...]:
 
 
 def _confusion(facts: Facts, artefact: str, labels_N: np.ndarray) -> Confusion:
-    predicted_N, labels_N = facts.predictions[artefact][labels_N >= 0], labels_N[labels_N >= 0]
-    pairs_M2, counts_M = np.unique(np.stack([labels_N, predicted_N], axis=1), axis=0, return_counts=True)
-    count = max(len(facts.classes), *(int(array_N.max(initial=-1)) + 1 for array_N in (labels_N, predicted_N)))
-    true_C, predicted_C = np.bincount(labels_N, minlength=count), np.bincount(predicted_N, minlength=count)
-    hits_C = np.bincount(labels_N[labels_N == predicted_N], minlength=count)
+    predicted_N, is_labeled_N = facts.predictions[artefact], labels_N >= 0
+    is_right_N = predicted_N == labels_N
+    share = partial(_share, is_right_N, interval=intervals.of(facts, is_right_N))
+    pairs_N2 = np.stack([labels_N, predicted_N], axis=1)
+    pairs_M2, counts_M = np.unique(pairs_N2[is_labeled_N], axis=0, return_counts=True)
+    count = max(len(facts.classes), *(int(array_N[is_labeled_N].max()) + 1 for array_N in (labels_N, predicted_N)))
     scores = tuple(
         ClassScore(
             name=facts.classes[index] if index < len(facts.classes) else facts.class_name(index),
-            recall=_share(hits_C[index], true_C[index]),
-            precision=_share(hits_C[index], predicted_C[index]),
+            recall=share(labels_N == index),
+            precision=share(is_labeled_N & (predicted_N == index)),
         )
         for index in range(count)
     )
     cells = tuple(
         (int(true), int(predicted), int(images)) for (true, predicted), images in zip(pairs_M2, counts_M, strict=True)
     )
-    return Confusion(artefact=artefact, n=len(labels_N), classes=scores, cells=cells)
+    return Confusion(artefact=artefact, n=int(is_labeled_N.sum()), classes=scores, cells=cells)
 
 
-def _share(hits: np.integer, n: np.integer) -> Share:
-    return Share(hits=int(hits), n=int(n), share=int(hits) / int(n) if n else None, ci95=wilson(int(hits), int(n)))
+def _share(is_right_N: np.ndarray, member_N: np.ndarray, *, interval: Interval) -> Share:
+    hits, n = int(is_right_N[member_N].sum()), int(member_N.sum())
+    return Share(hits=hits, n=n, share=hits / n if n else None, ci95=interval(member_N))
 
 
 def blocks(facts: Facts) -> list[Block]:
@@ -115,12 +119,13 @@ def blocks(facts: Facts) -> list[Block]:
 def _classes(facts: Facts, default: Confusion, fp32: Confusion | None = None) -> Block:
     listed, total = default.hardest(), len(default.classes)
     which = f"; the {len(listed)} of {total} with the lowest recall" if len(listed) < total else ""
+    kind = intervals.kind(facts, len(facts.predictions["labels"]))
     header: Row = ("class", "images", "recall [95 %]", "precision [95 %]")
     header += ("fp32 recall", "fp32 precision") if fp32 else ()
     return Block(
         key="classes",
         title="Classes",
-        note=f"{default.artefact} on {default.n} {facts.scored_images}, 95 % intervals (Wilson){which}",
+        note=f"{default.artefact} on {default.n} {facts.scored_images}, {kind}{which}",
         header=header,
         rows=tuple(_class_row(facts, index, default, fp32) for index in listed),
         lines=("report.json has all classes",) if which else (),

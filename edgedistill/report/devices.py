@@ -96,7 +96,7 @@ def _device_line(facts: Facts, report: BenchReport) -> str:
         return f"{report.title}: no latency: its outputs differ from the host's"
     line = f"{report.title}: {len(report.latency.samples_ms)} samples"
     if report.accuracy is not None:
-        line += f", {interval(report.accuracy, facts.score)} on {report.accuracy.n} images there"
+        line += f", {interval(report.accuracy, facts.score)} on {report.accuracy.n} images there{_counted(facts)}"
     if report.agreement_with_host is not None:
         line += f", same answer as the host on {share(report.agreement_with_host)}"
     if report.energy is not None:
@@ -115,6 +115,11 @@ def _device_line(facts: Facts, report: BenchReport) -> str:
         line += f"; compiled to {layers}, {engine['fused']} nodes fused into others"
     choice = device_choice(facts, report)
     return f"{line}; to run here: {_choice_phrase(choice)}" if choice else line
+
+
+def _counted(facts: Facts) -> str:
+    """What a device does not know: which images belong together."""
+    return "" if facts.answers.get("units") is None else " (the interval counts images, not groups)"
 
 
 def _choice_phrase(choice: Kept) -> str:

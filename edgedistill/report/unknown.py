@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgedistill.labels.unknown import Answered, Bin, answered, calibration_error, curve, reliability
+from edgedistill.labels.unknown import Answered, Bin, Interval, answered, calibration_error, curve, reliability
+from edgedistill.report import intervals
 from edgedistill.report.blocks import Block, Row, not_run
 from edgedistill.report.drawing import INK, SERIES, Picture, new_figure, to_svg, with_style
 from edgedistill.report.facts import Facts
@@ -45,12 +46,12 @@ def summarize(facts: Facts) -> Confidence | None:
     """The answers of a run in figures; None before the step `unknown`."""
     if facts.unknown is None or not len(facts.answers.get("labels", ())):
         return None
-    confidence_N, is_right_N = facts.answers["confidence"], _is_right(facts)
-    bins = reliability(confidence_N, is_right_N)
+    confidence_N, is_right_N, interval = facts.answers["confidence"], _is_right(facts), _interval(facts)
+    bins = reliability(confidence_N, is_right_N, interval=interval)
     return Confidence(
         n=len(is_right_N),
-        scored=answered(confidence_N, is_right_N, facts.unknown.scored.threshold),
-        curve=curve(confidence_N, is_right_N),
+        scored=answered(confidence_N, is_right_N, facts.unknown.scored.threshold, interval),
+        curve=curve(confidence_N, is_right_N, interval=interval),
         reliability=bins,
         calibration_error=calibration_error(bins),
         softmax_error=calibration_error(reliability(facts.answers["softmax"], is_right_N)),
@@ -59,6 +60,10 @@ def summarize(facts: Facts) -> Confidence | None:
 
 def _is_right(facts: Facts) -> np.ndarray:
     return np.asarray(facts.answers["labels"] == facts.answers["predicted"])
+
+
+def _interval(facts: Facts) -> Interval:
+    return intervals.of(facts, _is_right(facts), facts.answers["labels"])
 
 
 def content(facts: Facts) -> dict[str, Any] | None:
@@ -74,10 +79,9 @@ def blocks(facts: Facts) -> list[Block]:
         return [Block(key=KEY, title=TITLE, lines=(not_run("export"),))]
     confidence_N, is_right_N = facts.answers["confidence"], _is_right(facts)
     ascending = np.sort(confidence_N)
-    rows = [
-        _row(answered(confidence_N, is_right_N, float(ascending[-max(1, round(coverage * summary.n))])), "")
-        for coverage in COVERAGES
-    ]
+    thresholds = [float(ascending[-max(1, round(coverage * summary.n))]) for coverage in COVERAGES]
+    interval = _interval(facts)
+    rows = [_row(answered(confidence_N, is_right_N, threshold, interval), "") for threshold in thresholds]
     if record.scored.threshold:
         rows.insert(0, _row(summary.scored, "at the threshold: "))
     note = "accuracy of the answers, if the least sure ones are left out"
@@ -85,7 +89,7 @@ def blocks(facts: Facts) -> list[Block]:
         Block(
             key=KEY,
             title=TITLE,
-            note=f"{note}; {_whose(facts, summary.n)}, 95 % intervals (Wilson)",
+            note=f"{note}; {_whose(facts, summary.n)}, {intervals.kind(facts, summary.n)}",
             header=("answered", "images", "accuracy [95 %]"),
             rows=tuple(rows),
             lines=(*promises(facts), *_fitted(facts), _believable(summary)),

@@ -149,11 +149,12 @@ def _read_steps(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(entry for entry in entries if isinstance(entry, dict) and "step" in entry)
 
 
-def _read_arrays(path: Path, names: tuple[str, ...] = ()) -> Pictures:
-    """The arrays of an .npz: those of `names`, or all if there are none."""
+def _read_arrays(path: Path, names: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Pictures:
+    """The arrays of an .npz: those of `names`, or all if there are none; of `optional` those that it has."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in names or archive.files}
+            wanted = (*names, *(name for name in optional if name in archive.files)) if names else archive.files
+            return {name: np.asarray(archive[name]) for name in wanted}
     except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
@@ -237,10 +238,12 @@ DISAGREEMENTS = Artifact(
     path="verify/disagreements.npz", load=partial(_read_pictures, names=("labels", "torch", "int8", "artefact"))
 )
 PREDICTIONS = Artifact(path="verify/predictions.npz", load=_read_labels)  # "labels": the true ones; torch, fp32, ...
-# unknown; the answers are those of the folds' students, or of the default graph on the test images
+# unknown; the answers are those of the folds' students, or of the default graph on the test images; "units" only where
+# some unit holds several of them
 UNKNOWN = _record("unknown/unknown.json", Unknown)
 UNKNOWN_ANSWERS = Artifact(
-    path="unknown/answers.npz", load=partial(_read_arrays, names=("labels", "predicted", "confidence", "softmax"))
+    path="unknown/answers.npz",
+    load=partial(_read_arrays, names=("labels", "predicted", "confidence", "softmax"), optional=("units",)),
 )
 # bundle, bench, report
 BUNDLE = "bundle"

@@ -84,7 +84,7 @@ def _verified_as(model: OnnxModel) -> str:
 
 STEP = Step(
     name="bundle",
-    version=3,
+    version=4,
     after=("weigh", "search", "folds", "distill", "export", "quantize", "keep", "verify", "unknown"),
     inputs=inputs,
     outputs=("bundle/*",),

@@ -36,6 +36,7 @@ class Fit:
         scored: the rule of the answers with labels.
         logits_NC: these answers.
         labels_N: their labels.
+        units_N: the units of their images.
         expected_MC: the default graph's answers to images as it will get them.
     """
 
@@ -45,6 +46,7 @@ class Fit:
     scored: Rule
     logits_NC: np.ndarray
     labels_N: np.ndarray
+    units_N: np.ndarray
     expected_MC: np.ndarray
 
 
@@ -74,12 +76,14 @@ def work(context: Context) -> None:
     )
     confidence_N = confidence(fit.logits_NC, fit.scored.temperature)
     predicted_N = fit.logits_NC.argmax(axis=1)
+    several = len(np.unique(fit.units_N)) < len(fit.units_N)
     save_arrays(
         artifacts.UNKNOWN_ANSWERS.path_in(context.run),
         labels=fit.labels_N,
         predicted=predicted_N,
         confidence=confidence_N,
         softmax=confidence(fit.logits_NC, 1.0),
+        **({"units": fit.units_N} if several else {}),
     )
     artifacts.UNKNOWN.write(context.run, record)
     scored = answered(confidence_N, predicted_N == fit.labels_N, fit.scored.threshold)
@@ -116,6 +120,7 @@ def from_folds(context: Context, aim: Aim) -> Fit:
         scored=rule,
         logits_NC=logits_NC,
         labels_N=labels_N,
+        units_N=context.splits.units_N[answers["rows"]],
         expected_MC=expected_MC,
     )
 
@@ -142,6 +147,7 @@ def _from_val(context: Context, aim: Aim) -> Fit:
         scored=rules[default.name],
         logits_NC=test_NC,
         labels_N=np.asarray(labels_N),
+        units_N=splits.test_set.units_N,
         expected_MC=test_NC,
     )
 
@@ -169,7 +175,7 @@ def _logits(context: Context, model: OnnxModel, images_NHWC: np.ndarray) -> tupl
 
 STEP = Step(
     name="unknown",
-    version=1,
+    version=2,
     sections=("bundle",),
     after=("folds", "distill", "baseline", "export", "quantize", "keep"),
     outputs=("unknown/*",),

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from edgedistill.errors import InputError
-from edgedistill.records import FoldScore, OutOfFold
-from edgedistill.report import matrix, render
-from edgedistill.report.blocks import WIDTH
+from edgedistill.labels.protocol import unit_accuracy
+from edgedistill.records import Accuracy, FoldScore, OutOfFold
+from edgedistill.report import matrix, render, unknown
+from edgedistill.report.blocks import WIDTH, interval
 from edgedistill.report.card import markdown
 from edgedistill.report.classes import blocks, confusions
 from edgedistill.report.facts import read
+from edgedistill.run import artifacts
+from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
 from edgedistill.run.files import read_json, write_json, write_record
-from tests.helpers.report_runs import SPEC, accuracy, make_run
+from tests.helpers.report_runs import SPEC, accuracy, make_run, with_answers
 
 HOSTILE = ("</td><script>alert(1)</script> | x", "\u202egnp.exe\u2066\n\nsecond | line\x00", "$x_1^2$ \\frac", " \t")
 
@@ -135,6 +138,34 @@ def test_folds_are_not_called_test_images(tmp_path: Path) -> None:
     )
     assert "choosing or calibrating" not in card and "test images" not in card
     assert "test images" not in page and "is class -1" not in page
+    assert "95 % intervals that know that the students share labels" in blocks(facts)[0].note
+    assert blocks(facts)[0].rows[0][2] == shown(unit_accuracy(np.zeros(3), np.array([0, 0, 1]), np.arange(3), 2))
+
+
+def shown(accuracy: Accuracy) -> str:
+    return interval(accuracy, "top1")
+
+
+def test_intervals_count_groups(tmp_path: Path) -> None:
+    """Recall, precision and answers have the accuracy's interval, and a device says that it does not know groups."""
+    labels_N, units_N = np.arange(60) % 2, np.arange(60) // 10
+    predicted_N = np.where(units_N < 2, 1 - labels_N, labels_N)
+    run = run_with(tmp_path, ("a", "b"), labels=labels_N.tolist(), int8_cpu=predicted_N.tolist())
+    assert "the interval counts images" not in render.text(run)
+    with_answers(run)
+    answers = {"labels": labels_N, "predicted": predicted_N, "units": units_N, "softmax": np.full(60, 0.9)}
+    save_arrays(artifacts.UNKNOWN_ANSWERS.path_in(run), **answers, confidence=np.linspace(1.0, 0.5, 60))
+    table, headline = blocks(read(run))[0], unit_accuracy(labels_N, predicted_N, units_N)
+    for column, member_N in ((2, labels_N == 0), (3, predicted_N == 0)):
+        is_right_N = labels_N[member_N] == predicted_N[member_N]
+        cell = shown(unit_accuracy(np.zeros(30), 1 - is_right_N, units_N[member_N]))
+        assert table.rows[0][column] == cell != "66.7 % [48.8, 80.8]"
+    assert "95 % intervals that count groups" in table.note
+    (answered,) = unknown.blocks(read(run))
+    assert answered.rows[-5] == ("100.0 %", "60", shown(headline)) and "that count groups" in answered.note
+    everything = render.collect(run)["unknown"]["answers"]["curve"][-1]
+    assert everything["ci95"] == pytest.approx(headline.top1_ci95)
+    assert "on 500 images there (the interval counts images, not groups)" in " ".join(render.text(run).split())
 
 
 def test_card_lists_no_zero_counts(tmp_path: Path) -> None:

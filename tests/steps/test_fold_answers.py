@@ -68,9 +68,11 @@ def test_rule_is_that_of_the_graph_that_ships(tmp_path: Path, default: str) -> N
     (tmp_path / "folds").mkdir()
     save_arrays(artifacts.FOLD_ANSWERS.path_in(run), rows=labels_N, labels=labels_N, fp32=fp32_NC, int8=int8_NC)
     models = [SimpleNamespace(name="fp32", precision="fp32"), SimpleNamespace(name="int8-cpu", precision="int8")]
-    context: Any = SimpleNamespace(shipped=SimpleNamespace(run=run), models=models, default_graph=default, splits=None)
+    context: Any = SimpleNamespace(shipped=SimpleNamespace(run=run), models=models, default_graph=default)
+    context.splits = SimpleNamespace(units_N=np.arange(4) // 2)
     context.fold_graph = lambda answers: Context.fold_graph(context, answers)
     fit = unknown.from_folds(context, Aim(coverage=0.9))
     expected_NC = {"fp32": fp32_NC, "int8-cpu": int8_NC}[default]
     assert (fit.logits_NC == expected_NC).all() and fit.rules["fp32"] == fit.scored
     assert (fit.scored.temperature < 2.0) == (default == "fp32")
+    assert (fit.units_N == labels_N // 2).all(), "those of the scored rows"
