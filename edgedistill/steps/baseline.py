@@ -226,22 +226,33 @@ def best_source(context: Context) -> str:
 def probe_answers(context: Context, features_ND: np.ndarray) -> np.ndarray:
     """The classes that a linear probe of the best source predicts from its features, int64 [N].
 
-    It is fitted on the images that train with a label.
+    It is fitted on the images that train with a label, and told the prior that the student and its teacher are told.
     """
     import numpy as np
 
+    from edgedistill.agent.metrics import balanced
     from edgedistill.distill.probes import probe
+    from edgedistill.distill.teachers import Teacher, adjusted
 
-    splits = context.splits
+    name, splits = best_source(context), context.splits
     rows = np.sort(np.concatenate([splits.labeled_rows, splits.unlabeled_rows]))
     fitted = probe(
-        context.source_outputs[best_source(context)].features_ND[rows],
+        context.source_outputs[name].features_ND[rows],
         np.searchsorted(rows, splits.labeled_rows),
         splits.labeled_labels,
         len(splits.classes),
     )
-    assert fitted.predict is not None, "the probe was fitted to features"
-    return np.asarray(fitted.predict(features_ND).argmax(axis=1))
+    predict = fitted.predict
+    assert predict is not None, "the probe was fitted to features"
+    teacher = Teacher(
+        probs_NC=fitted.probs_NC,
+        weights={name: 1.0},
+        accuracy=balanced(splits.labeled_labels, fitted.loo_probs_LC.argmax(axis=1))[0],
+        predict=lambda features: predict(features[name]),
+    )
+    if context.prior:
+        teacher = adjusted(teacher, context.prior, np.searchsorted(rows, splits.unlabeled_rows))
+    return np.asarray(teacher.predict({name: features_ND}).argmax(axis=1))
 
 
 def fold_probe(context: Context) -> np.ndarray:
@@ -278,7 +289,7 @@ def predicted_time(context: Context, trainings: int) -> str:
 
 STEP = Step(
     name="baseline",
-    version=1,
+    version=2,
     sections=("seed", "data", "unlabeled", "distill", "baseline"),
     after=("weigh", "search", "folds", "distill"),
     outputs=(artifacts.BASELINE.path, artifacts.BASELINE_ANSWERS.path),

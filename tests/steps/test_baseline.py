@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgedistill.agent import metrics
+from edgedistill.labels.prior import Prior
 from edgedistill.recipe import presets
 from edgedistill.recipe.section import Choice
 from edgedistill.records import Gain
@@ -59,6 +60,30 @@ def test_auto_ships_labels_alone_only_where_they_are_clearly_better_out_of_fold_
 def test_a_method_that_the_recipe_names_ships() -> None:
     chosen, sentence = choice({"name": "weighted"}, True, gain(WORSE))
     assert chosen == "distilled" and "weighted ships since the recipe names it" in sentence
+
+
+@pytest.mark.parametrize("unlabeled", [400, 50])
+def test_probe_is_told_the_prior(unlabeled: int) -> None:
+    """Of classes that overlap, labeled alike and seen at 9 to 1; 50 images are too few to match its answers to that."""
+    generator, labels_L, shares_C = np.random.default_rng(0), np.arange(40) % 2, np.array([0.9, 0.1])
+    labels_N = np.concatenate([labels_L, (generator.random(unlabeled) > 0.9).astype(np.int64)])
+    seen_N = (generator.random(2000) > 0.9).astype(np.int64)
+    features_ND, seen_ND = (
+        np.stack([1.0 + 0 * drawn_N, drawn_N + generator.normal(0, 0.7, len(drawn_N))], axis=1).astype(np.float32)
+        for drawn_N in (labels_N, seen_N)
+    )
+    splits = SimpleNamespace(labeled_rows=np.arange(40), labeled_labels=labels_L, classes=("a", "b"))
+    splits.unlabeled_rows = np.arange(40, len(labels_N))
+    context: Any = SimpleNamespace(splits=splits, weights=SimpleNamespace(alphas={"one": 1.0}), prior=None)
+    context.source_outputs = {"one": SimpleNamespace(features_ND=features_ND)}
+    ignorant_N = baseline.probe_answers(context, seen_ND)
+    context.prior = Prior(shares_C=shares_C, score="top1")
+    told_N = baseline.probe_answers(context, seen_ND)
+    assert (told_N == 0).mean() > (ignorant_N == 0).mean() + 0.1
+    assert (told_N == seen_N).mean() > (ignorant_N == seen_N).mean() + 0.05
+    context.prior = Prior(shares_C=shares_C, score="balanced")
+    aimed_N = baseline.probe_answers(context, seen_ND)
+    assert metrics.balanced(seen_N, aimed_N)[0] > metrics.balanced(seen_N, told_N)[0], "the score wants equal shares"
 
 
 def test_same_student_is_trained_on_labels_alone(finished_project: Project) -> None:
