@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from edgedistill.measurements import HOST_TO_HOST, BenchReport
 from edgedistill.report import classes, priors, unknown
 from edgedistill.report.blocks import METRICS, Block, Row, interval, number, one_line, share
-from edgedistill.report.facts import Facts, p50, ranked
+from edgedistill.report.facts import Facts, p50, ranked, trained_on
 from edgedistill.report.text import why_commercial
 
 MAX_NAMES = 50  # classes by name; bundle.json has all
@@ -165,7 +165,7 @@ def _measured(facts: Facts, n: int) -> str:
         return f"Measured on {n} test images that were not used for training, choosing or calibrating."
     return (
         f"Measured on {n} labeled images, each by one of {len(record.folds)} students that was trained without it; the "
-        f"student in this bundle is trained on all {record.labels} labels."
+        f"student in this bundle is trained on all {record.labels} labels, each of those on {trained_on(record)}."
     )
 
 
@@ -173,9 +173,13 @@ def _origin(facts: Facts) -> Iterator[str]:
     spec, checkpoint, recorded = facts.spec, facts.checkpoint, facts.data
     assert spec is not None and checkpoint is not None, "a bundle has a student"
     yield "## What it was made from"
+    labeled = {"labeled": "with a label to train on", "val": "with a label to choose by"}
+    if facts.out_of_fold:  # those that chose train, too, once the folds have measured
+        chose = f" ({recorded['val']} of them to choose by before)" if recorded.get("val") else ""
+        recorded = {**recorded, "labeled": facts.out_of_fold.labels}
+        labeled = {"labeled": f"with a label to train on{chose}"}
     uses = {
-        "labeled": "with a label to train on",
-        "val": "with a label to choose by",
+        **labeled,
         "unlabeled": "without a label",
         "streamed": "without a label in shards",
         "test": "to test",

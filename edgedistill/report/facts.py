@@ -269,6 +269,12 @@ def ranked(weights: SourceWeights) -> list[SourceWeight]:
     return sorted(weights.sources, key=sort_key)
 
 
+def trained_on(record: OutOfFold) -> str:
+    """The number of labels that each of the folds' students was trained on: `19`, or `19 to 20`."""
+    numbers = sorted({fold.trained for fold in record.folds})
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
 def p50(report: BenchReport) -> float:
     """Median latency in ms; infinite if there are no samples."""
     return percentiles(report.latency.samples_ms)["p50"] if report.latency.samples_ms else float("inf")

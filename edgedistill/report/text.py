@@ -24,7 +24,7 @@ from edgedistill.report.blocks import (
     share,
     wrap,
 )
-from edgedistill.report.facts import Facts, headline, p50, warnings
+from edgedistill.report.facts import Facts, headline, p50, trained_on, warnings
 from edgedistill.sources import terms
 
 
@@ -231,10 +231,8 @@ def _folds(facts: Facts) -> tuple[str, ...]:
     record = facts.out_of_fold
     if record is None:
         return ()
-    trained = sorted({fold.trained for fold in record.folds})
-    fewest = str(trained[0]) if len(trained) == 1 else f"{trained[0]} to {trained[-1]}"
     lines = [
-        f"{len(record.folds)} folds: the students scored here were trained on {fewest} labels, "
+        f"{len(record.folds)} folds: the students scored here were trained on {trained_on(record)} labels, "
         f"the one that ships on all {record.labels}",
         "other artifacts: less what is expected to be lost where they answer otherwise than torch",
     ]

@@ -134,7 +134,8 @@ def test_folds_are_not_called_test_images(tmp_path: Path) -> None:
     assert blocks(facts)[0].note.startswith("int8-cpu on 4 labeled images out of fold, ")
     card, page = markdown(facts), render.html(run)
     assert (
-        "each by one of 2 students that was trained without it; the student in this bundle is trained on all 4" in card
+        "each by one of 2 students that was trained without it; the student in this bundle is trained on all 4 labels, "
+        "each of those on 3." in card
     )
     assert "choosing or calibrating" not in card and "test images" not in card
     assert "test images" not in page and "is class -1" not in page
@@ -166,6 +167,21 @@ def test_intervals_count_groups(tmp_path: Path) -> None:
     everything = render.collect(run)["unknown"]["answers"]["curve"][-1]
     assert everything["ci95"] == pytest.approx(headline.top1_ci95)
     assert "on 500 images there (the interval counts images, not groups)" in " ".join(render.text(run).split())
+
+
+def test_card_of_folds_says_what_trained(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    recorded = read_json(run / "data.json") | {"labeled": 18, "val": 6, "unlabeled": 0, "test": 0}
+    write_json(run / "data.json", recorded)
+    scores = tuple(FoldScore(student=SPEC, trained=trained, fp32=accuracy(0.9, 5)) for trained in (19, 19, 20))
+    record = OutOfFold(folds=scores, labels=24, unscored=(), fp32=accuracy(0.9, 24), temperature=1.0)
+    (run / "folds").mkdir()
+    write_record(run / "folds/folds.json", record)
+    card = markdown(read(run))
+    assert "images: 24 with a label to train on (6 of them to choose by before)." in card
+    assert "trained on all 24 labels, each of those on 19 to 20." in card and "18 with a label" not in card
+    write_json(run / "data.json", recorded | {"labeled": 24, "val": 0})
+    assert "images: 24 with a label to train on." in markdown(read(run))
 
 
 def test_card_lists_no_zero_counts(tmp_path: Path) -> None:
