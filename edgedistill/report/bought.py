@@ -18,7 +18,8 @@ def blocks(facts: Facts) -> list[Block]:
         off = facts.recipe.get("baseline") is False
         if off or method not in METHODS or not METHODS[method].needs - {"frozen"}:
             return []
-        return [Block(key="bought", title=TITLE, lines=(not_run("train"),))]
+        line = f"none: {facts.no_baseline}" if facts.no_baseline else not_run("train")
+        return [Block(key="bought", title=TITLE, lines=(line,))]
     compared: list[tuple[str, Accuracy, Gain | None]] = [
         ("labels alone", record.labels_alone, record.over_labels_alone)
     ]

@@ -64,6 +64,7 @@ class Facts:
     out_of_fold: OutOfFold | None
     checkpoint: Checkpoint | None
     baseline: Baseline | None
+    no_baseline: str
     models: tuple[OnnxModel, ...]
     guarded: tuple[Guarded, ...]
     kept: tuple[Kept, ...] | None
@@ -154,6 +155,7 @@ def read(run: Run) -> Facts:
         out_of_fold=artifacts.OUT_OF_FOLD.find(shipped),
         checkpoint=artifacts.RESULT.find(shipped),
         baseline=artifacts.BASELINE.find(run),
+        no_baseline=str((artifacts.NO_BASELINE.find(run) or {}).get("why", "")),
         models=tuple(itertools.chain.from_iterable(graphs)),
         guarded=artifacts.GUARD.find(run) or (),
         kept=artifacts.KEPT.find(run),

@@ -217,6 +217,7 @@ RESULT = _record("distill/result.json", Checkpoint)
 TENSORBOARD = "tensorboard"
 # baseline; its folder also holds distill/ and folds/ as a run does, of the same student trained on labels alone
 BASELINE = _record("baseline/baseline.json", Baseline)
+NO_BASELINE = _object("baseline/none.json")
 BASELINE_ANSWERS = Artifact(path="baseline/answers.npz", load=_read_arrays)
 # export and quantize
 EXPORTED = _record("export/models.json", tuple[OnnxModel, ...])

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Score = Literal["top1", "balanced"]
 SHARED = ("weigh", "search")  # steps whose files the baseline takes over: it trains the same student
 TRAINING = (distill.STEP,)
+ONLY_OWN_FOLDS = (
+    "with search.storage each worker has the files of its own folds alone, so that no student is trained on labels "
+    "alone for each fold, and method: auto cannot fall back to labels alone"
+)
 
 
 def applies(context: Context) -> bool:
@@ -38,13 +42,26 @@ def applies(context: Context) -> bool:
     return wanted and bool(method.needs - {"frozen"})
 
 
+def inputs(context: Context) -> dict[str, str]:
+    """Why there is no baseline, since `search.storage` is in no section's key; empty where there is one."""
+    why = not_trained(context)
+    return {"none": why} if why else {}
+
+
+def not_trained(context: Context) -> str:
+    """Why no baseline can be trained; "" if one can."""
+    in_folds = (artifacts.DATA.find(context.run) or {}).get("protocol") == "folds"
+    return ONLY_OWN_FOLDS if in_folds and context.recipe.search.storage else ""  # fold_workers.py
+
+
 def work(context: Context) -> None:
     """Train the baseline, compare, and choose the student that ships."""
     if not context.recipe.baseline:
         say("  off: the recipe has baseline: false")
         return
-    if context.splits.folds and context.recipe.search.storage:
-        say("  off: each worker has only its own folds")  # fold_workers.py
+    if why := not_trained(context):
+        say(f"  none: {why}")
+        artifacts.NO_BASELINE.write(context.run, {"why": why})
         return
     _ = context.source_outputs  # loaded once for all trainings
     part = context.labels_alone()
@@ -292,7 +309,8 @@ STEP = Step(
     version=2,
     sections=("seed", "data", "unlabeled", "distill", "baseline"),
     after=("weigh", "search", "folds", "distill"),
-    outputs=(artifacts.BASELINE.path, artifacts.BASELINE_ANSWERS.path),
+    inputs=inputs,
+    outputs=(artifacts.BASELINE.path, artifacts.BASELINE_ANSWERS.path, artifacts.NO_BASELINE.path),
     work=work,
     commits=True,
     applies=applies,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,12 +16,15 @@ from edgedistill.labels.prior import Prior
 from edgedistill.recipe import presets
 from edgedistill.recipe.section import Choice
 from edgedistill.records import Gain
+from edgedistill.report import bought, facts
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
+from edgedistill.run.files import read_json, write_json
 from edgedistill.steps import baseline
 from edgedistill.steps.context import Context
 from tests.helpers import miniature
 from tests.helpers.miniature import Project
+from tests.helpers.report_runs import make_run
 from tests.steps.test_folds import LABELS, few_labels
 
 WORSE, UNCLEAR, BETTER = ((-4.0, -7.0, -1.0), (-4.0, -9.0, 1.0), (4.0, 1.0, 7.0))
@@ -84,6 +87,23 @@ def test_probe_is_told_the_prior(unlabeled: int) -> None:
     context.prior = Prior(shares_C=shares_C, score="balanced")
     aimed_N = baseline.probe_answers(context, seen_ND)
     assert metrics.balanced(seen_N, aimed_N)[0] > metrics.balanced(seen_N, told_N)[0], "the score wants equal shares"
+
+
+def test_workers_that_share_folds_train_none_and_say_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+
+    def context_of(storage: str | None) -> Any:
+        recipe = SimpleNamespace(baseline=True, search=SimpleNamespace(storage=storage))
+        return SimpleNamespace(run=run, recipe=recipe)
+
+    shared = context_of("postgresql://host/students")
+    assert baseline.inputs(shared) == {}, "without folds there is one"
+    write_json(run / "data.json", read_json(run / "data.json") | {"protocol": "folds"})
+    baseline.work(shared)
+    assert "none: with search.storage each worker has the files of its own folds alone" in capsys.readouterr().err
+    (block,) = bought.blocks(replace(facts.read(run), recipe={"distill": {"method": {"name": "weighted"}}}))
+    assert "method: auto cannot fall back to labels alone" in block.lines[0] and "not run yet" not in block.lines[0]
+    assert baseline.inputs(shared) != {} == baseline.inputs(context_of(None)), "without the storage it is trained"
 
 
 def test_same_student_is_trained_on_labels_alone(finished_project: Project) -> None:
