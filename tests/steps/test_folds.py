@@ -86,6 +86,9 @@ def test_what_follows_makes_do_without_a_test_set(project: Project) -> None:
     assert ladder is not None and ladder.rungs[0].accuracy == artifacts.OUT_OF_FOLD.read(run).fp32
     assert (np.load(project.run / "bundle/labels.npy") == -1).all()
     assert all(entry.get("accuracy") is None for entry in report["bench"]) and report["bench"]
+    int8 = artifacts.OUT_OF_FOLD.read(run).int8
+    (everything,) = [point for point in report["unknown"]["answers"]["curve"] if point["coverage"] == 1.0]
+    assert int8 and everything["ci95"] == list(int8.top1_ci95), "one accuracy, one interval"
     html = (project.run / "report.html").read_text()
     assert "each scored by a student that was trained without it" in html and "the one that ships on all 44" in html
     guard = artifacts.GUARD.read(run)[0]
