@@ -18,12 +18,12 @@ Z95 = 1.959963984540054  # the 97.5 % point of the standard normal: two-sided 95
 LEAST_PROCESSES, LEAST_CELLS = 3, 9
 
 
-def wilson(hits: int, n: int) -> Tuple[float, float]:
+def wilson(hits: float, n: float) -> Tuple[float, float]:
     """95 % Wilson score interval of a proportion, as fractions (Wilson 1927; holds at 0, at 1 and for small n).
 
     Args:
         hits: number of successes, 0 <= hits <= n.
-        n: number of trials; 0 gives the uninformative (0, 1).
+        n: number of trials, an effective one where they depend on each other; 0 gives the uninformative (0, 1).
     """
     if n == 0:
         return 0.0, 1.0

@@ -100,7 +100,7 @@ def share_interval(
     variance = layout.design_effect(right_N - shares_S[layout.strata_N], spread_N) * layout.of_images(spread_N)
     likely = float(likely_S.mean())
     worth = likely * (1.0 - likely) / (inflation * variance)
-    return wilson(float(shares_S.mean()) * worth, worth)  # type: ignore[arg-type]
+    return wilson(float(shares_S.mean()) * worth, worth)
 
 
 def gain_interval(

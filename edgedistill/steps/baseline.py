@@ -258,6 +258,7 @@ def probe_answers(context: Context, features_ND: np.ndarray) -> np.ndarray:
         np.searchsorted(rows, splits.labeled_rows),
         splits.labeled_labels,
         len(splits.classes),
+        units_L=splits.units_N[splits.labeled_rows],
     )
     predict = fitted.predict
     assert predict is not None, "the probe was fitted to features"
