@@ -76,7 +76,7 @@ def test_probe_is_told_the_prior(unlabeled: int) -> None:
         for drawn_N in (labels_N, seen_N)
     )
     splits = SimpleNamespace(labeled_rows=np.arange(40), labeled_labels=labels_L, classes=("a", "b"))
-    splits.unlabeled_rows = np.arange(40, len(labels_N))
+    splits.unlabeled_rows, splits.units_N = np.arange(40, len(labels_N)), np.arange(len(labels_N))
     context: Any = SimpleNamespace(splits=splits, weights=SimpleNamespace(alphas={"one": 1.0}), prior=None)
     context.source_outputs = {"one": SimpleNamespace(features_ND=features_ND)}
     ignorant_N = baseline.probe_answers(context, seen_ND)
