@@ -7,7 +7,8 @@ trained without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ Score = Literal["top1", "balanced"]
 Choice = Literal["auto", "test", "holdout", "folds"]
 HOLDOUT_IMAGES, HOLDOUT_PER_CLASS = 400, 20  # with fewer labels a hold-out is too small to measure by
 MAX_FOLDS = 5
+SEEDS = 30  # of divisions into folds, until each class is in two folds at least
 RESAMPLES = 2000
 
 
@@ -62,12 +64,14 @@ class Folds:
     Attributes:
         folds_N: the fold that scores each image; -1 for an image that always trains, or has no label.
         count: number of folds.
-        unscored: classes of which every image trains: all of it is in one unit.
+        unscored: classes of which every image trains: without its units, or those of such a class, too little is left.
+        redrawn: number of divisions that were passed over, since they put all of a class into one fold.
     """
 
     folds_N: np.ndarray
     count: int
     unscored: tuple[int, ...]
+    redrawn: int = 0
 
     def rows(self, fold: int | None) -> np.ndarray:
         """Rows of the images of a fold, int64, ascending."""
@@ -77,8 +81,10 @@ class Folds:
 def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
     """Divide the labeled images into at most MAX_FOLDS folds of whole units, each class spread over them.
 
-    A class that is in one unit alone always trains and is never scored. There are fewer folds where the rarest scored
-    class is in fewer units.
+    A class that is in one unit alone is never scored, and its unit always trains; where that leaves another class one
+    unit, that class is not scored either. There are fewer folds where the rarest scored class is in fewer units. Every
+    scored class has a unit outside each fold: divisions that put all of a class into one fold are passed over, and a
+    class that none spreads is not scored.
 
     Args:
         labels_N: class of each image, -1 for none.
@@ -88,28 +94,81 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
     Raises:
         InputError: fewer than two classes can be scored.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     labeled = np.flatnonzero(labels_N != UNLABELED)
     pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
-    classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
-    unscored = classes[unit_counts < 2]
-    always = np.unique(units_N[labeled[np.isin(labels_N[labeled], unscored)]])
-    scored = labeled[~np.isin(units_N[labeled], always)]
-    remaining = pairs[~np.isin(pairs[:, 1], always)]
-    scored_classes, scored_counts = np.unique(remaining[:, 0], return_counts=True)
-    if len(scored_classes) < 2 or scored_counts.min() < 2:
-        raise InputError(
-            "data: accuracy cannot be measured: fewer than two classes have labels in two groups",
-            "label more images, from other groups",
-        )
-    count = int(min(MAX_FOLDS, scored_counts.min()))
+    unscored: set[int] = set()
+    while True:
+        unscored, always = _unscored(pairs, unscored)
+        scored = labeled[~np.isin(units_N[labeled], always)]
+        if len(np.unique(labels_N[scored])) < 2:
+            raise _unmeasurable(grouped=len(np.unique(units_N[labeled])) < len(labeled))
+        folds_M, redrawn, undivided = _spread(labels_N[scored], units_N[scored], seed)
+        if undivided is None:
+            break
+        unscored.add(undivided)
     folds_N = np.full(len(labels_N), -1, dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    divided = splitter.split(np.zeros((len(scored), 1)), labels_N[scored], groups=units_N[scored])
-    for fold, (_, positions) in enumerate(divided):
-        folds_N[scored[positions]] = fold
-    return Folds(folds_N=folds_N, count=count, unscored=tuple(int(label) for label in unscored))
+    folds_N[scored] = folds_M
+    return Folds(folds_N=folds_N, count=int(folds_M.max()) + 1, unscored=tuple(sorted(unscored)), redrawn=redrawn)
+
+
+def _unmeasurable(grouped: bool) -> InputError:
+    trouble = "data: accuracy cannot be measured: fewer than two classes have"
+    if not grouped:
+        return InputError(f"{trouble} two labels that can be told apart", "label more images")
+    return InputError(
+        f"{trouble} labels in two groups (images that belong together or are copies of each other)",
+        "label more images, from other groups",
+    )
+
+
+def _unscored(pairs: np.ndarray, unscored: set[int]) -> tuple[set[int], np.ndarray]:
+    """The classes that cannot be scored, among them those given, and the units that hold them.
+
+    Args:
+        pairs: the distinct classes and units of the labels, int64 [P, 2].
+        unscored: classes that are not scored in any case.
+    """
+    classes = np.unique(pairs[:, 0])
+    while True:
+        always = np.unique(pairs[np.isin(pairs[:, 0], sorted(unscored)), 1])
+        left, unit_counts = np.unique(pairs[~np.isin(pairs[:, 1], always), 0], return_counts=True)
+        more = {int(label) for label in np.setdiff1d(classes, left[unit_counts > 1])} - unscored
+        if not more:
+            return unscored, always
+        unscored = unscored | more
+
+
+def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> tuple[np.ndarray, int, int | None]:
+    """The fold of each of M scored images, int64 [M]; how many divisions were passed over; and None.
+
+    Where every division puts all of a class into one fold: the class that most of them treat so, instead of None.
+    """
+    undivided_counts = Counter[int]()
+    for attempt, folds_M in enumerate(_divisions(labels_M, units_M, seed)):
+        pairs = np.unique(np.stack([labels_M, folds_M], axis=1), axis=0)
+        classes, fold_counts = np.unique(pairs[:, 0], return_counts=True)
+        if fold_counts.min() > 1:
+            return folds_M, attempt, None
+        undivided_counts.update(int(label) for label in classes[fold_counts < 2])
+    return folds_M, attempt, max(sorted(undivided_counts), key=undivided_counts.__getitem__)
+
+
+def _divisions(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Divisions into folds, int64 [M]: stratified ones, which may all be alike, and then as many by chance."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    pairs = np.unique(np.stack([labels_M, units_M], axis=1), axis=0)
+    n_splits = int(min(MAX_FOLDS, np.unique(pairs[:, 0], return_counts=True)[1].min()))
+    for attempt in range(SEEDS):
+        splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed + attempt)
+        divided = splitter.split(np.zeros((len(labels_M), 1)), labels_M, groups=units_M)
+        folds_M = np.zeros(len(labels_M), dtype=np.int64)
+        for fold, (_, positions) in enumerate(divided):
+            folds_M[positions] = fold
+        yield np.unique(folds_M, return_inverse=True)[1].ravel()  # a fold may have stayed empty
+    units, unit_M = np.unique(units_M, return_inverse=True)
+    for attempt in range(SEEDS):
+        yield np.random.default_rng([seed, attempt]).permutation(len(units))[unit_M.ravel()] % n_splits
 
 
 def unit_accuracy(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.data.splits import Splits
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
+
+if TYPE_CHECKING:
+    from edgedistill.data.splits import Splits
 
 
 def data_facts(context: Context) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def data_facts(context: Context) -> dict[str, Any]:
         "store_px": splits.train.px,
         "range": splits.limits,
         **_unit_facts(splits),
+        **_odd_facts(splits),
         **_prior_facts(context),
         **_how_facts(context),
         **_shard_facts(context),
@@ -46,6 +50,15 @@ def _unit_facts(splits: Splits) -> dict[str, int]:
     units_L = splits.units_N[[*splits.labeled_rows, *splits.val_rows]]
     count = len(set(units_L.tolist()))
     return {"labeled_units": count} if count < len(units_L) else {}
+
+
+def _odd_facts(splits: Splits) -> dict[str, int]:
+    """What the folds depend on and the other facts do not tell; empty for most data sets.
+
+    The steps after weigh are computed anew where it changes.
+    """
+    redrawn = splits.folds.redrawn if splits.folds else 0
+    return {"redrawn": redrawn} if redrawn else {}
 
 
 def _prior_facts(context: Context) -> dict[str, Any]:

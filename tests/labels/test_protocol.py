@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from edgedistill.agent import metrics
 from edgedistill.errors import InputError
+from edgedistill.labels import protocol
+from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.protocol import (
     assign_folds,
     pooled_accuracy,
@@ -79,6 +82,66 @@ def test_too_few_labels_are_refused() -> None:
         assign_folds(np.array([0, 0, 0, 1]), np.arange(4), seed=0)
     with pytest.raises(InputError, match="in two groups"):
         assign_folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), seed=0)
+
+
+def labels_of(counts: dict[tuple[int, int], int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and units of images whose numbers are given by class and unit."""
+    pairs = np.array([pair for pair, count in counts.items() for _ in range(count)])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def test_message_speaks_of_groups_where_there_are_some() -> None:
+    with pytest.raises(InputError) as error:
+        assign_folds(np.array([0, 0, 0, 1]), np.arange(4), seed=0)
+    assert "group" not in str(error.value)
+
+
+def test_class_that_an_unscored_one_leaves_one_unit_is_not_scored_either() -> None:
+    """Class 0 is in units 1 and 2, class 1 in unit 1 alone; 2 and 3 are in ten units each."""
+    counts = {(0, 1): 1, (0, 2): 1, (1, 1): 1} | {
+        (label, 10 * label + unit): 2 for label in (2, 3) for unit in range(10)
+    }
+    labels_N, units_N = labels_of(counts)
+    folds = assign_folds(labels_N, units_N, seed=0)
+    assert folds.unscored == (0, 1) and folds.count == 5 and folds.redrawn == 0
+    assert (folds.folds_N[labels_N < 2] == -1).all() and (folds.folds_N[labels_N > 1] >= 0).all()
+    with pytest.raises(InputError, match="in two groups"):
+        assign_folds(*labels_of({pair: count for pair, count in counts.items() if pair[0] != 3}), seed=0)
+
+
+# by class and unit; with TEST_SEED, class 1 would be in one fold
+LOPSIDED = {(0, 0): 60, (0, 2): 3, (1, 0): 1, (1, 1): 1, (1, 2): 2, (1, 3): 1}
+# the same of class 2
+UNDIVIDED = {
+    **{(0, 1): 2, (0, 2): 4, (0, 3): 6, (0, 4): 2, (1, 0): 1, (1, 1): 2, (1, 2): 2, (1, 3): 1, (1, 4): 1},
+    **{(2, 2): 1, (2, 4): 4},
+}
+
+
+@pytest.mark.parametrize("counts", [LOPSIDED, UNDIVIDED])
+def test_every_fold_trains_on_each_class_that_it_scores(counts: dict[tuple[int, int], int]) -> None:
+    labels_N, units_N = labels_of(counts)
+    folds = assign_folds(labels_N, units_N, TEST_SEED)
+    assert not folds.unscored and folds.redrawn == 1
+    for fold in range(folds.count):
+        assert set(labels_N[folds.folds_N == fold]) <= set(labels_N[folds.folds_N != fold])
+
+
+def test_chance_divides_what_stratified_folds_never_do() -> None:
+    """Unit 1 has all classes, and the two others would have to be in one fold."""
+    labels_N, units_N = labels_of({(0, 0): 1, (0, 1): 1, (1, 0): 1, (1, 1): 1, (2, 1): 1, (2, 2): 1})
+    folds = assign_folds(labels_N, units_N, TEST_SEED)
+    assert not folds.unscored and folds.redrawn >= protocol.SEEDS
+    assert folds.folds_N[0] == folds.folds_N[-1] != folds.folds_N[1]
+
+
+def test_class_that_no_division_spreads_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels_N, units_N = labels_of(UNDIVIDED)
+    divisions = protocol._divisions
+    monkeypatch.setattr(protocol, "_divisions", lambda *arguments: islice(divisions(*arguments), 1))
+    folds = assign_folds(labels_N, units_N, TEST_SEED)
+    assert folds.unscored == (2,) and folds.count == 2
+    assert (folds.folds_N[np.isin(units_N, [2, 4])] == -1).all()
 
 
 def test_pooled_interval_covers_correlated_folds() -> None:
