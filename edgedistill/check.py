@@ -205,6 +205,23 @@ def missing(recipe: Recipe, base: Path) -> list[str]:
     return problems
 
 
+def measured_by(recipe: Recipe, base: Path) -> str:
+    """How the accuracy of a recipe without problems is measured, in a line.
+
+    The numbers may be smaller in a run: images that cannot be decoded and those with equal pixels are not known yet.
+    """
+    from edgedistill.data import datasets, load
+
+    listing = datasets.listing(recipe.data, base)
+    choice, division = load.rehearse(listing, recipe.data, recipe.seed)
+    if folds := division.folds:
+        scored = int((folds.folds_N >= 0).sum())
+        return f"accuracy is measured on {scored} labels in {folds.count} folds (data.protocol: folds)"
+    if listing.test is not None:
+        return f"accuracy is measured on the test split, {len(listing.test)} images (data.protocol: test)"
+    return f"accuracy is measured on {len(division.test)} images that are held out (data.protocol: {choice})"
+
+
 def bench(recipe: Recipe, base: Path) -> None:
     """Raise InputError if the recipe measures on an unknown device or with an unknown backend."""
     for problem in _bench(recipe.model_dump(mode="json")):
@@ -217,6 +234,7 @@ def _images(recipe: Recipe, base: Path) -> list[str]:
 
     listing, _, _ = load.preview(recipe.data, base, recipe.data.store_px or 64)
     load.log_notes(listing)
+    load.rehearse(listing, recipe.data, recipe.seed)
     return []
 
 

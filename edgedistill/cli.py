@@ -63,6 +63,7 @@ def check(recipe: RecipeFile, sets: Overrides = None) -> None:
     problems = checks.missing(loaded, document.base)
     if problems:
         raise InputError([line for problem in dict.fromkeys(problems) for line in f"{recipe}: {problem}".split("\n")])
+    print(f"{recipe}: {checks.measured_by(loaded, document.base)}")
     print(f"{recipe}: ready to run")
 
 

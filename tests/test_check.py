@@ -31,8 +31,34 @@ def check(project: Project, *sets: str, verb: str = "check") -> list[str]:
 def test_check_of_good_recipe_writes_no_files(project: Project) -> None:
     before = sorted(project.root.rglob("*"))
     completed = miniature.call("check", project.recipe)
-    assert (completed.code, completed.out, completed.err) == (0, f"{project.recipe}: ready to run\n", "")
+    measured = "accuracy is measured on the test split, 16 images (data.protocol: test)"
+    out = f"{project.recipe}: {measured}\n{project.recipe}: ready to run\n"
+    assert (completed.code, completed.out, completed.err) == (0, out, "")
     assert sorted(project.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "measured"),
+    [
+        ("labels_per_class=10", "on 8 images that are held out (data.protocol: holdout)"),
+        ("labels_per_class=11", "on 22 labels in 5 folds (data.protocol: folds)"),  # 14 labels, 4 of them would test
+        ("protocol=folds", "on 20 labels in 5 folds (data.protocol: folds)"),
+    ],
+)
+def test_check_says_how_accuracy_is_measured(project: Project, setting: str, measured: str) -> None:
+    shutil.rmtree(project.root / "pictures/test")
+    completed = miniature.call("check", project.recipe, "--set", f"data.{setting}")
+    assert completed.code == 0 and f": accuracy is measured {measured}\n" in completed.out
+
+
+def test_check_divides_the_data(project: Project) -> None:
+    """Class and group are the same, so that no class can be divided."""
+    shutil.rmtree(project.root / "pictures/test")
+    group = "data.group=([a-z]+)/[^/]+$"
+    (line,) = check(project, group)
+    assert "fewer than two classes have labels in two groups" in line
+    (line,) = check(project, group, "data.protocol=holdout")
+    assert "leaves no image of class" in line
 
 
 def other_layout(project: Project) -> tuple[str, ...]:

@@ -7,16 +7,15 @@ N images of train, C target classes.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgedistill.agent.pictures import Limits
-from edgedistill.data import datasets, image_store, images, near_sets
+from edgedistill.data import datasets, image_store, images, near_sets, refusals
 from edgedistill.data.image_store import ImageStore, Selection
 from edgedistill.data.limits import Decoder
 from edgedistill.data.listing import UNLABELED, Items, Listing
@@ -52,7 +51,8 @@ def load_splits(section: Data, base: Path, cache: Path, seed: int, *, px: int, f
     choice = _protocol(listing, section)
     if fold is None:
         log_notes(listing)
-    _refuse_small_classes(_trainable(train.labels_N, listing, section, choice), listing, section, choice)
+    left_C = refusals.trainable(train.labels_N, listing, section, choice)
+    refusals.refuse_small_classes(left_C, listing, section, choice)
     n_train, pool_items = len(train), train if val is None else train.followed_by(val)
     rules = [listing.fingerprint, section.store_px or px, section.fit, section.range]
     name, view = f"{section.kind}-{digest(rules)[:12]}", images.View(px=section.store_px or px, fit=section.fit)
@@ -79,7 +79,10 @@ def load_splits(section: Data, base: Path, cache: Path, seed: int, *, px: int, f
     )
     division = divide.divide(pool, division_rules(listing, section, choice, seed=seed, fold=fold))
     splits = _assembled(listing, section, pool, division, store=store, official=official, limits=limits, choice=choice)
+    _log_empty_val(splits)
     if fold is None:
+        _log_recordings(pool)
+        _log_beside_val(division, choice)
         _log_near_copies(splits.near_copies, store.n, near_sets.are_kept_together(section, choice))
     return splits
 
@@ -118,7 +121,7 @@ def division_rules(listing: Listing, section: Data, choice: Protocol, *, seed: i
         protocol=choice,
         classes=len(listing.classes),
         per_class=section.labels_per_class,
-        val_fraction=_val_fraction(listing, section),
+        val_fraction=refusals.val_fraction(listing, section),
         test_fraction=section.test_fraction,
         seed=seed,
         fold=fold,
@@ -133,14 +136,49 @@ def log_notes(listing: Listing) -> None:
 
 
 def _protocol(listing: Listing, section: Data) -> Protocol:
-    labels_N = listing.train.labels_N
-    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(listing.classes))
+    labels_N, groups = listing.train.labels_N, listing.train.groups
+    labeled = np.flatnonzero(labels_N != UNLABELED)
+    hashes, has_budget = _stand_ins(0, len(labels_N)), section.labels_per_class is not None
+    pairs = np.unique(np.stack([labels_N, units.unit_ids(hashes, groups)], axis=1)[labeled], axis=0)
     return protocol.resolve(
         section.protocol,
-        counts_C,
+        np.bincount(pairs[:, 0], minlength=len(listing.classes)),
         has_test=listing.test is not None,
-        has_budget=section.labels_per_class is not None,
+        has_budget=has_budget,
+        total=len(np.unique(pairs[:, 1])),
+        leaves_budget=not has_budget or listing.test is not None or _leaves_budget(listing, section),
     )
+
+
+def _stand_ins(start: int, stop: int) -> np.ndarray:
+    """As many hashes of pixels, none of them equal, for images that are not decoded yet."""
+    return np.array([str(number) for number in range(start, stop)], dtype="S64")
+
+
+def _undecoded(listing: Listing) -> Pool:
+    """The pool of a data set in which no image is decoded yet, as if no two had the same pixels."""
+    train, val, test = _parts(listing)
+    items = train if val is None else train.followed_by(val)
+    return Pool(
+        names=items.names,
+        labels_N=items.labels_N,
+        hashes=_stand_ins(0, len(items)),
+        is_val_N=np.arange(len(items)) >= len(train),
+        groups=items.groups,
+        test_hashes=_stand_ins(len(items), len(items) + len(test or ())),
+        test_groups=(test.groups or ()) if test else (),
+    )
+
+
+def _leaves_budget(listing: Listing, section: Data) -> bool:
+    """Whether a hold-out leaves every class the labels of the budget, and one to test."""
+    rules = division_rules(listing, section, "holdout", seed=0, fold=None)
+    pool = _undecoded(listing)
+    division = divide.divide(pool, replace(rules, per_class=None, val_fraction=0.0))
+    left_C, tests_C = (
+        np.bincount(pool.labels_N[rows], minlength=rules.classes) for rows in (division.labeled, division.test)
+    )
+    return bool((left_C >= (section.labels_per_class or 0)).all() and (tests_C > 0).all())
 
 
 def _parts(listing: Listing) -> tuple[Items, Items | None, Items | None]:
@@ -160,42 +198,6 @@ def _by_name(items: Items) -> Items:
     return items.take(np.array(sorted(range(len(items)), key=items.names.__getitem__), dtype=np.int64))
 
 
-def _val_fraction(listing: Listing, section: Data) -> float:
-    """The share of the labeled images that becomes val: none where val is official."""
-    return section.val_fraction if listing.val is None else 0.0
-
-
-def _trainable(labels_N: np.ndarray, listing: Listing, section: Data, choice: Protocol) -> np.ndarray:
-    """Labeled images of each class that a test set leaves, before pixels and groups are known, int64 [C]."""
-    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(listing.classes))
-    if choice == "holdout":
-        counts_C = counts_C - divide.holdout_counts(counts_C, section.test_fraction)
-    return np.asarray(counts_C)
-
-
-def _refuse_small_classes(counts_C: np.ndarray, listing: Listing, section: Data, choice: Protocol) -> None:
-    """Raise InputError if a class has too few labeled images for the label budget, or none to train on besides val."""
-    per_class, classes, val_fraction = section.labels_per_class, listing.classes, _val_fraction(listing, section)
-    needed = next(n for n in itertools.count(1) if n > math.ceil(round(n * val_fraction, 9)))
-    if choice == "folds":  # a class with one label trains, and is never scored
-        needed = 1
-    smallest = int(counts_C.argmin())
-    shortage = f"class {classes[smallest]} has {counts_C[smallest]} labeled images to train on"
-    if per_class is not None and per_class < needed:
-        raise InputError(
-            f"data.labels_per_class: {per_class} leave none to train on once val has its share",
-            f"ask for {needed} at least",
-        )
-    if counts_C[smallest] < needed:
-        fix = "label more of them" if listing.val is not None else "label more of them, or lower data.val_fraction"
-        raise InputError(f"data: {shortage}, and {needed} are needed", fix)
-    if per_class is not None and counts_C[smallest] < per_class:
-        raise InputError(
-            f"data.labels_per_class: {shortage}, fewer than the {per_class} asked for",
-            f"ask for {counts_C[smallest]} at most",
-        )
-
-
 def _assembled(
     listing: Listing,
     section: Data,
@@ -212,11 +214,7 @@ def _assembled(
     corrupt = (*store.corrupt, *(official[1].corrupt if official else ()))
     contradicted = tuple(pool.names[row] for row in division.contradicted)
     _warn(corrupt, contradicted, division, pool)
-    if listing.val is not None and not len(division.val):
-        raise InputError("data: no image of the val split can be used", "repair it, or take the test images out of it")
-    left = np.concatenate([labels_N[division.labeled], labels_N[division.val[~pool.is_val_N[division.val]]]])
-    if not len(division.labeled) or choice != "folds":
-        _refuse_small_classes(np.bincount(left, minlength=len(listing.classes)), listing, section, choice)
+    refusals.refuse(division, pool, listing, section, choice=choice)
     train: Store = store
     kept = np.arange(store.n)
     test_set = LabeledImages(
@@ -230,7 +228,9 @@ def _assembled(
         kept = np.setdiff1d(kept, division.test)
         train = Selection(store=store, rows=kept)
     parts = (division.labeled, division.val, division.unlabeled)
-    labeled, val, unlabeled, reserve = (np.searchsorted(kept, part) for part in (*parts, division.reserve))
+    beside = np.sort(np.concatenate([division.labeled_beside_val, division.unlabeled_beside_val]))
+    in_train = (np.searchsorted(kept, part) for part in (*parts, division.reserve, beside))
+    labeled, val, unlabeled, reserve, beside_val = in_train
     return Splits(
         classes=listing.classes,
         licence=listing.licence,
@@ -242,6 +242,8 @@ def _assembled(
         val_labels=labels_N[division.val],
         unlabeled_rows=unlabeled,
         reserve_rows=reserve,
+        beside_val_rows=beside_val,
+        beside_val_labels=np.where(np.isin(beside, division.labeled_beside_val), labels_N[beside], UNLABELED),
         data_hash=_data_hash(hashes, labels_N, parts, counted=listing.val is not None or choice == "folds"),
         corrupt=corrupt,
         contradicted=contradicted,
@@ -269,9 +271,35 @@ def _warn(corrupt: Sequence[str], contradicted: Sequence[str], division: Divisio
         log.warning(f"%d train images have the pixels of a test image{near}{group} and are left out", division.tested)
     if division.copies:
         log.warning("%d images have the pixels of another image and are left out", division.copies)
+
+
+def _log_recordings(pool: Pool) -> None:
+    """Log that names look like frames of recordings, where there are no groups."""
     if pool.groups is None and (count := units.recordings(pool.names)):
         text = "names look like frames of %d recordings; set data.group, or frames of one are on two sides of a split"
         log.warning(text, count)
+
+
+def _log_empty_val(splits: Splits) -> None:
+    """Log that no label is left to choose by, and why."""
+    if len(splits.val_rows):
+        return
+    pairs = np.unique(np.stack([splits.labeled_labels, splits.units_N[splits.labeled_rows]], axis=1), axis=0)
+    is_one_each = np.bincount(pairs[:, 0]).max(initial=0) < 2
+    why = "all labels of a class are of one group" if is_one_each else "each group has all labels of a class"
+    log.warning("val is empty, so that no label chooses between students: %s, and no group is divided", why)
+
+
+def _log_beside_val(division: Division, choice: Protocol) -> None:
+    """Log how many images are left out because they belong together with one of val."""
+    outcome = "train in the last training alone" if choice == "folds" else "are left out"
+    for rows, kind in (
+        (division.labeled_beside_val, "labeled images"),
+        (division.unlabeled_beside_val, "images without a label"),
+    ):
+        if len(rows):
+            text = "%d %s are of the group of an image of val, or near-copies of one, and %s"
+            log.warning(text, len(rows), kind, outcome)
 
 
 def _examples(names: Sequence[str]) -> str:
@@ -290,6 +318,20 @@ def _data_hash(hashes: np.ndarray, labels_N: np.ndarray, parts: Sequence[np.ndar
     return sha256.hexdigest()
 
 
+def rehearse(listing: Listing, section: Data, seed: int) -> tuple[Protocol, Division]:
+    """The protocol of a recipe and its division, as far as names, labels and groups tell; no image is decoded.
+
+    Raises:
+        InputError: as `load_splits`, where it does not depend on pixels.
+    """
+    choice, pool = _protocol(listing, section), _undecoded(listing)
+    left_C = refusals.trainable(listing.train.labels_N, listing, section, choice)
+    refusals.refuse_small_classes(left_C, listing, section, choice)
+    division = divide.divide(pool, division_rules(listing, section, choice, seed=seed, fold=None))
+    refusals.refuse(division, pool, listing, section, choice=choice)
+    return choice, division
+
+
 def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
     """The listing and `n` of its labeled train images, evenly spaced: uint8 [n, px, px, 3], int64 [n].
 
@@ -303,7 +345,8 @@ def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np
     prior.require_all_classes(section.prior, listing.classes)
     train, _, _ = _parts(listing)
     choice = _protocol(listing, section)
-    _refuse_small_classes(_trainable(train.labels_N, listing, section, choice), listing, section, choice)
+    left_C = refusals.trainable(train.labels_N, listing, section, choice)
+    refusals.refuse_small_classes(left_C, listing, section, choice)
     labeled_rows = np.flatnonzero(train.labels_N != UNLABELED)
     rows = labeled_rows[evenly_spaced(len(labeled_rows), n)]
     sample = train.take(rows)

@@ -13,7 +13,7 @@ import numpy as np
 from edgedistill.agent.pictures import Limits
 from edgedistill.data.image_store import ImageStore, Selection
 from edgedistill.labels import divide
-from edgedistill.labels.draws import keyed_hashes
+from edgedistill.labels.draws import UNLABELED, keyed_hashes
 from edgedistill.labels.protocol import Folds, Protocol
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class KeptTogether:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Splits:
-    """The splits. Rows (int64, ascending) index `train`; labeled, val, unlabeled and reserve rows are disjoint.
+    """The splits. Rows (int64, ascending) index `train`; labeled, val, unlabeled, reserve and beside-val
+    rows are disjoint.
 
     Attributes:
         classes: names of the classes.
@@ -58,6 +59,8 @@ class Splits:
         val_labels: their classes.
         unlabeled_rows: images that train without a label.
         reserve_rows: unlabeled images that train nothing.
+        beside_val_rows: images in a unit of val; they train only where val does (`shipping`).
+        beside_val_labels: their classes; -1 for no label.
         data_hash: sha256 over the pixel hashes of the labeled, val and unlabeled images, in that order, and the labels
             of the first two; with an official val or folds, the numbers of images enter, too.
         corrupt: names of the images that cannot be decoded.
@@ -83,6 +86,8 @@ class Splits:
     val_labels: np.ndarray
     unlabeled_rows: np.ndarray
     reserve_rows: np.ndarray
+    beside_val_rows: np.ndarray
+    beside_val_labels: np.ndarray
     data_hash: str
     corrupt: tuple[str, ...]
     contradicted: tuple[str, ...]
@@ -115,18 +120,25 @@ class Splits:
         return self.test_set
 
     def shipping(self) -> Splits:
-        """The splits of the last training: with folds val trains, too, since the folds have chosen and measured."""
+        """The splits of the last training: with folds val trains, too, since the folds have chosen and measured.
+
+        So do the images that are left out beside val.
+        """
         if self.protocol != "folds":
             return self
-        rows = np.concatenate([self.labeled_rows, self.val_rows])
+        beside = self.beside_val_labels != UNLABELED
+        rows = np.concatenate([self.labeled_rows, self.val_rows, self.beside_val_rows[beside]])
         order = np.argsort(rows)
-        labels_L = np.concatenate([self.labeled_labels, self.val_labels])[order]
+        labels_L = np.concatenate([self.labeled_labels, self.val_labels, self.beside_val_labels[beside]])[order]
         return replace(
             self,
             labeled_rows=rows[order],
             labeled_labels=labels_L,
+            unlabeled_rows=np.sort(np.concatenate([self.unlabeled_rows, self.beside_val_rows[~beside]])),
             val_rows=self.val_rows[:0],
             val_labels=self.val_labels[:0],
+            beside_val_rows=self.beside_val_rows[:0],
+            beside_val_labels=self.beside_val_labels[:0],
         )
 
     @property

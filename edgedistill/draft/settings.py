@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgedistill.agent.backends import target_of
 from edgedistill.devices import inventory
 from edgedistill.distill import schedule
@@ -19,7 +21,9 @@ from edgedistill.distributed.device import has_gpu
 from edgedistill.draft.look import Look
 from edgedistill.errors import InputError
 from edgedistill.labels import protocol
+from edgedistill.labels.divide import holdout_counts
 from edgedistill.measurements import Device
+from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.schema import Student
 from edgedistill.sources import catalog
 from edgedistill.students import space
@@ -186,11 +190,14 @@ def _rounded(steps: float) -> int:
 
 
 def _protocol(look: Look, wishes: Wishes) -> protocol.Protocol:
+    counts_C = np.array(look.counts_C)
+    left_C = counts_C - holdout_counts(counts_C, Data.model_fields["test_fraction"].default)
     return protocol.resolve(
         "auto",
-        look.counts_C,
+        counts_C,
         has_test=look.listing.test is not None,
         has_budget=wishes.labels_per_class is not None,
+        leaves_budget=bool((left_C >= (wishes.labels_per_class or 0)).all()),
     )
 
 

@@ -22,7 +22,9 @@ TEST_SEED = 20260101
 RESERVE = 500  # unlabeled images that witness for the graphs and train nothing
 RESERVE_SHARE = 4  # at most one unlabeled image in four
 LEAST_UNLABELED = 400  # with a test set, fewer unlabeled images all train: a quarter of them would decide little
-VERSION = 3  # of these rules; 2: near-copies are kept together; 3: val and the reserve of a fold
+# of these rules; 2: near-copies are kept together; 3: val and the reserve of a fold; 4 (else as 3): units of several
+# classes, images beside val, a val of more than half of the labels, classes of one picture
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class Division:
         unlabeled: they train without a label.
         test: they are scored, once.
         reserve: unlabeled images that train nothing.
+        labeled_beside_val: images with a label in a unit of an official val; left out.
+        unlabeled_beside_val: images without a label in a unit of val; left out.
         contradicted: images whose pixels occur with two labels; left out.
         copies: number of further images with the pixels of another one; left out.
         tested: number of images with pixels, or of a group, of test; left out.
@@ -100,6 +104,8 @@ class Division:
     unlabeled: np.ndarray
     test: np.ndarray
     reserve: np.ndarray
+    labeled_beside_val: np.ndarray
+    unlabeled_beside_val: np.ndarray
     contradicted: np.ndarray
     copies: int
     tested: int
@@ -142,7 +148,8 @@ def divide(pool: Pool, rules: Rules) -> Division:
         left_N = np.where(is_labeled_N & trains_N, labels_N, UNLABELED)
         ranks_N = draws.class_ranks(pool.names, left_N, f"labels/{rules.seed}", units_N)
         is_val_N = _val(left_N, ranks_N, units_N, rules)
-    trains_N &= ~_beside(is_val_N, units_N)
+    beside_val_N = trains_N & _beside(is_val_N, units_N) & ~is_val_N
+    trains_N &= ~beside_val_N & ~is_val_N
     labeled_N = trains_N & is_labeled_N & ~pool.is_val_N
     unlabeled = np.flatnonzero(trains_N & ~is_labeled_N)
     # beside no label of any fold: the reserve of every fold is that of the student that ships
@@ -155,6 +162,8 @@ def divide(pool: Pool, rules: Rules) -> Division:
         unlabeled=np.setdiff1d(unlabeled, reserve),
         test=np.flatnonzero(is_test_N & (labels_N != UNLABELED)),
         reserve=reserve,
+        labeled_beside_val=np.flatnonzero(beside_val_N & is_labeled_N),
+        unlabeled_beside_val=np.flatnonzero(beside_val_N & ~is_labeled_N),
         contradicted=np.flatnonzero(is_contradicted_N),
         copies=int(is_copy_N.sum()),
         tested=int((of_test_N | tested_elsewhere_N & usable_N).sum()),
@@ -243,16 +252,16 @@ def _budget(pool: Pool, labels_N: np.ndarray, units_N: np.ndarray, rules: Rules)
 def _val(labels_N: np.ndarray, ranks_N: np.ndarray, units_N: np.ndarray, rules: Rules) -> np.ndarray:
     """Whether a labeled image is held out as val, bool [N]: ceil(val_fraction * n) of n labels, in whole units.
 
-    With folds a class that is in one unit alone trains.
+    With folds each class keeps a unit that trains.
     """
-    labeled = labels_N != UNLABELED
-    if rules.protocol == "folds":
-        pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
-        classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
-        labels_N = np.where(np.isin(labels_N, classes[unit_counts < 2]), UNLABELED, labels_N)
     # robust against a product that is a rounding error above an integer
     counts = np.ceil(np.round(np.arange(len(labels_N) + 1) * rules.val_fraction, 9)).astype(np.int64)
-    return draws.held_out(labels_N, ranks_N, counts, units_N)
+    is_val_N = draws.held_out(labels_N, ranks_N, counts, units_N)
+    if rules.protocol == "folds":
+        for label in np.setdiff1d(labels_N, [UNLABELED, *labels_N[(labels_N != UNLABELED) & ~is_val_N]]):
+            members = np.flatnonzero(labels_N == label)
+            is_val_N[members[ranks_N[members].argmax()]] = False
+    return is_val_N
 
 
 def _reserve_size(n_unlabeled: int, n_val: int, rules: Rules) -> int:

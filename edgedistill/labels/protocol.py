@@ -30,17 +30,28 @@ SEEDS = 30  # of divisions into folds, until each class is in two folds at least
 RESAMPLES = 2000
 
 
-def resolve(choice: Choice, counts_C: Sequence[int] | np.ndarray, *, has_test: bool, has_budget: bool) -> Protocol:
+def resolve(
+    choice: Choice,
+    counts_C: Sequence[int] | np.ndarray,
+    *,
+    has_test: bool,
+    has_budget: bool,
+    total: int | None = None,
+    leaves_budget: bool = True,
+) -> Protocol:
     """The protocol of a data set.
 
-    "auto" takes the official test split; else, with a label budget, a test set of the labels left over; else a
-    hold-out where there are at least 400 labels and 20 of every class; else folds.
+    "auto" takes the official test split; else, with a label budget, a hold-out if it leaves every class that many
+    labels to train on, and one to test; else, without a budget, a hold-out where there are at least 400 labels and 20
+    of every class; else folds. Labels of one group count once.
 
     Args:
         choice: the recipe's `data.protocol`.
-        counts_C: labeled images of each class.
+        counts_C: labels of each class, those of one group counted once.
         has_test: whether there is an official test split.
         has_budget: whether the recipe limits the labels (`data.labels_per_class`).
+        total: labels of all classes, those of one group counted once; by default the sum over the classes.
+        leaves_budget: whether a hold-out leaves every class the label budget, and one label to test.
 
     Raises:
         InputError: the protocol needs an official test split and there is none, or the other way round.
@@ -53,8 +64,10 @@ def resolve(choice: Choice, counts_C: Sequence[int] | np.ndarray, *, has_test: b
         return choice
     if has_test:
         return "test"
-    many = sum(counts_C) >= HOLDOUT_IMAGES and min(counts_C) >= HOLDOUT_PER_CLASS
-    return "holdout" if has_budget or many else "folds"
+    if has_budget:
+        return "holdout" if leaves_budget else "folds"
+    many = (sum(counts_C) if total is None else total) >= HOLDOUT_IMAGES and min(counts_C) >= HOLDOUT_PER_CLASS
+    return "holdout" if many else "folds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +157,7 @@ def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> tuple[np.nd
     Where every division puts all of a class into one fold: the class that most of them treat so, instead of None.
     """
     undivided_counts = Counter[int]()
-    for attempt, folds_M in enumerate(_divisions(labels_M, units_M, seed)):
+    for attempt, folds_M in enumerate(divisions(labels_M, units_M, seed)):
         pairs = np.unique(np.stack([labels_M, folds_M], axis=1), axis=0)
         classes, fold_counts = np.unique(pairs[:, 0], return_counts=True)
         if fold_counts.min() > 1:
@@ -153,7 +166,7 @@ def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> tuple[np.nd
     return folds_M, attempt, max(sorted(undivided_counts), key=undivided_counts.__getitem__)
 
 
-def _divisions(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def divisions(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """Divisions into folds, int64 [M]: stratified ones, which may all be alike, and then as many by chance."""
     from sklearn.model_selection import StratifiedGroupKFold
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edgedistill.data.splits import Splits
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 
@@ -38,7 +37,7 @@ def data_facts(context: Context) -> dict[str, Any]:
         "store_px": splits.train.px,
         "range": splits.limits,
         **_unit_facts(splits),
-        **_odd_facts(splits),
+        **odd_facts(splits, section.val_fraction),
         **_prior_facts(context),
         **_how_facts(context),
         **_shard_facts(context),
@@ -52,13 +51,21 @@ def _unit_facts(splits: Splits) -> dict[str, int]:
     return {"labeled_units": count} if count < len(units_L) else {}
 
 
-def _odd_facts(splits: Splits) -> dict[str, int]:
-    """What the folds depend on and the other facts do not tell; empty for most data sets.
+def odd_facts(splits: Splits, val_fraction: float) -> dict[str, int]:
+    """The version of the rules of division, where folds are divided by rules that most data sets do not need.
 
-    The steps after weigh are computed anew where it changes.
+    The other facts do not tell what these rules do to the folds; where the version changes, they are trained anew.
+    They are for labels of several classes in one unit, for images beside val, and for a val of more than half.
     """
-    redrawn = splits.folds.redrawn if splits.folds else 0
-    return {"redrawn": redrawn} if redrawn else {}
+    import numpy as np
+
+    from edgedistill.labels import divide
+
+    units_L = splits.units_N[np.concatenate([splits.labeled_rows, splits.val_rows])]
+    pairs = np.stack([np.concatenate([splits.labeled_labels, splits.val_labels]), units_L], axis=1)
+    is_mixed = len(np.unique(pairs, axis=0)) > len(np.unique(units_L))
+    is_odd = is_mixed or len(splits.beside_val_rows) > 0 or val_fraction > 0.5
+    return {"division": divide.VERSION} if splits.folds and is_odd else {}
 
 
 def _prior_facts(context: Context) -> dict[str, Any]:

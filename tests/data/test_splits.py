@@ -141,6 +141,98 @@ def test_val_without_labels_is_refused(tmp_path: Path) -> None:
             check(tmp_path, table)
 
 
+def grouped_tree(root: Path, groups: int, size: int, unlabeled: int = 0) -> Path:
+    """Groups of labeled images in two class folders, root/<class>/<group>-<number>.png, and unlabeled ones beside."""
+    for name in ("ant", "bee"):
+        for group in range(groups):
+            for index in range(size):
+                write_picture(root / name / f"{name}{group}-{index}.png", f"{name}{group}-{index}")
+            for index in range(unlabeled):
+                write_picture(root / "unlabeled" / f"{name}{group}-{index}u.png", f"{name}{group}-{index}u")
+    return root
+
+
+GROUP = r"([a-z]+\d+)-\d+u?\.png"
+
+
+def test_hold_out_without_an_image_of_a_class_is_refused(tmp_path: Path) -> None:
+    grouped_tree(tmp_path / "set", groups=2, size=5)
+    one_group = "no image of class {} to {}: its 10 labeled images are of one group, and none is divided"
+    with pytest.raises(InputError, match=one_group.format("ant", "test")) as error:
+        load(tmp_path, section(group=r"(ant|bee)\d", protocol="holdout"))
+    assert "correct data.group" in str(error.value) and "folds" not in str(error.value)
+    with pytest.raises(InputError, match=one_group.format("bee", "test")):
+        load(tmp_path, section(group=r"(ant0|ant1|bee)", protocol="holdout"))
+
+
+def test_empty_val_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grouped_tree(tmp_path / "set", groups=2, size=5)
+    splits = load(tmp_path, section(group=GROUP, protocol="holdout"))
+    assert splits.n_test == 10 and len(splits.labeled_rows) == 10 and not len(splits.val_rows)
+    assert "val is empty, so that no label chooses between students: all labels of a class are of one" in caplog.text
+
+
+def test_groups_count_once_for_the_protocol(tmp_path: Path) -> None:
+    grouped_tree(tmp_path / "set", groups=4, size=52)
+    assert load(tmp_path, section()).protocol == "holdout"
+    assert load(tmp_path, section(group=GROUP)).protocol == "folds"
+
+
+@pytest.mark.parametrize(("budget", "protocol"), [(7, "holdout"), (8, "folds"), (10, "folds")])
+def test_budget_that_a_hold_out_would_not_leave_is_measured_in_folds(
+    tmp_path: Path, budget: int, protocol: str
+) -> None:
+    folder_tree(tmp_path / "set", train=10, test=0)
+    splits = load(tmp_path, section(labels_per_class=budget))
+    assert splits.protocol == protocol and splits.label_counts.tolist() == [budget, budget]
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "folds"])
+def test_class_without_a_usable_label_is_named_with_the_reason(tmp_path: Path, protocol: str) -> None:
+    root = folder_tree(tmp_path / "set", classes=("ant", "bee", "cow"), train=12, test=0)
+    shutil.rmtree(root / "cow")
+    shutil.copytree(root / "bee", root / "cow")
+    for index in range(12):
+        write_picture(root / f"bee/more{index}.png")
+    with pytest.raises(
+        InputError, match="cow has no label to train on: of its 12 labeled images, 12 have the pixels of"
+    ):
+        load(tmp_path, section(protocol=protocol))
+
+
+def test_labels_that_are_all_beside_val_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = grouped_tree(tmp_path / "set/train", groups=3, size=3).parent
+    for name in ("ant", "bee"):
+        for group in range(3):
+            write_picture(root / "val" / name / f"{name}{group}-9.png")
+    write_picture(root / "test/ant/t.png")
+    write_picture(root / "test/bee/t.png")
+    with pytest.raises(
+        InputError, match="ant has no label to train on: of its 9 labeled images, 9 are in a group with"
+    ):
+        load(tmp_path, section(group=GROUP))
+    for name in ("ant", "bee"):
+        (root / "val" / name / f"{name}2-9.png").unlink()
+    splits = load(tmp_path, section(group=GROUP))
+    assert splits.label_counts.tolist() == [3, 3]
+    assert (
+        "12 labeled images are of the group of an image of val, or near-copies of one, and are left out" in caplog.text
+    )
+
+
+def test_unlabeled_images_beside_val_are_in_the_last_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grouped_tree(tmp_path / "set", groups=10, size=1, unlabeled=5)
+    for fold in (None, 0):
+        splits = load_splits(section(group=GROUP), tmp_path, cache=tmp_path / "cache", seed=0, px=12, fold=fold)
+        ships, n_beside = splits.shipping(), 5 * len(splits.val_rows)
+        assert n_beside and len(splits.beside_val_rows) == n_beside
+        assert len(ships.unlabeled_rows) == len(splits.unlabeled_rows) + n_beside and not len(ships.beside_val_rows)
+        assert sorted(set(ships.unlabeled_rows)) == ships.unlabeled_rows.tolist()
+    said = "images without a label are of the group of an image of val, or near-copies of one, and train in the last"
+    assert caplog.text.count(said) == 1
+    assert len(ships.labeled_rows) + len(ships.unlabeled_rows) + splits.n_test + splits.duplicates == 120
+
+
 def test_cub_keeps_official_test_split(tmp_path: Path) -> None:
     cub_tree(tmp_path / "birds", train=4, test=2)
     splits = load(tmp_path, section("birds", kind="cub", labels_per_class=2, val_fraction=0.5))

@@ -276,3 +276,47 @@ def test_val_leaves_a_label_of_each_class_to_train(protocol: str) -> None:
         names = [f"{seed}/{index}" for index in range(len(labels))]
         part = divide(replace(pool_of(names, labels_N), groups=groups), rules_of(protocol))
         assert set(labels_N[part.val]) <= set(labels_N[part.labeled])
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.75, 0.9])
+def test_val_of_a_fold_leaves_a_label_of_each_class_to_train(fraction: float) -> None:
+    labels_N = np.arange(9) % 3
+    pool = pool_of([f"image{index}" for index in range(9)], labels_N)
+    for fold in (0, 1, 2, None):
+        part = divide(pool, rules_of("folds", classes=3, fraction=fraction, fold=fold))
+        assert set(labels_N[part.labeled]) == set(labels_N[part.val]) == {0, 1, 2}
+
+
+def test_val_of_a_fold_takes_no_group_with_the_last_labels_of_a_class() -> None:
+    """Class 1 is in one group, together with class 0: the group trains, else no label of class 1 would."""
+    labels_N = np.array([0, 1, 1, *[0] * 9, *[2] * 9])
+    for seed in range(20):
+        pool = replace(
+            pool_of([f"{seed}/{row}" for row in range(21)], labels_N), groups=[f"g{row // 3}" for row in range(21)]
+        )
+        part = divide(pool, rules_of("folds", classes=3))
+        assert not {0, 1, 2} & set(part.val) and {0, 1, 2} <= set(part.labeled)
+
+
+@pytest.mark.parametrize("protocol", ["test", "holdout", "folds"])
+def test_images_beside_val_are_counted(protocol: str) -> None:
+    """Recordings with a labeled frame and unlabeled ones: those of val are in no other part."""
+    labels_N = np.where(np.arange(600) % 20, -1, np.arange(600) // 20 % 3)
+    pool = replace(
+        pool_of([f"{row:03d}" for row in range(600)], labels_N), groups=[f"g{row // 20}" for row in range(600)]
+    )
+    part = divide(pool, rules_of(protocol, classes=3))
+    beside = part.unlabeled_beside_val
+    assert len(beside) == 19 * len(part.val) > 0 and not len(part.labeled_beside_val)
+    rows = np.concatenate([*sides(part).values(), beside])
+    assert len(set(rows)) == len(rows) == 600 - part.tested
+
+
+def test_labels_beside_an_official_val_are_counted() -> None:
+    labels_N = np.arange(40) % 2
+    pool = pool_of([f"{row:03d}" for row in range(40)], labels_N)
+    pool = replace(
+        pool, is_val_N=np.arange(40) >= 30, groups=[f"g{row % 10}" if row != 5 else None for row in range(40)]
+    )
+    part = divide(pool, rules_of("test", classes=2, fraction=0.0))
+    assert part.labeled.tolist() == [5] and len(part.val) == 10 and len(part.labeled_beside_val) == 29

@@ -45,6 +45,18 @@ def test_protocol_of_a_data_set(
     assert resolve(choice, counts, has_test=has_test, has_budget=has_budget) == expected
 
 
+def test_labels_of_one_group_count_once() -> None:
+    """A group of two classes is one of each class, and one in all."""
+    assert resolve("auto", [200, 200], has_test=False, has_budget=False, total=400) == "holdout"
+    assert resolve("auto", [200, 200], has_test=False, has_budget=False, total=399) == "folds"
+
+
+def test_budget_that_a_hold_out_does_not_leave_gets_folds() -> None:
+    assert resolve("auto", [10, 10], has_test=False, has_budget=True, leaves_budget=False) == "folds"
+    assert resolve("holdout", [10, 10], has_test=False, has_budget=True, leaves_budget=False) == "holdout"
+    assert resolve("auto", [10, 10], has_test=True, has_budget=True, leaves_budget=False) == "test"
+
+
 def test_protocols_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="has no test split"):
         resolve("test", [50, 50], has_test=False, has_budget=False)
@@ -137,8 +149,8 @@ def test_chance_divides_what_stratified_folds_never_do() -> None:
 
 def test_class_that_no_division_spreads_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     labels_N, units_N = labels_of(UNDIVIDED)
-    divisions = protocol._divisions
-    monkeypatch.setattr(protocol, "_divisions", lambda *arguments: islice(divisions(*arguments), 1))
+    every = protocol.divisions
+    monkeypatch.setattr(protocol, "divisions", lambda *arguments: islice(every(*arguments), 1))
     folds = assign_folds(labels_N, units_N, TEST_SEED)
     assert folds.unscored == (2,) and folds.count == 2
     assert (folds.folds_N[np.isin(units_N, [2, 4])] == -1).all()

@@ -205,7 +205,7 @@ def test_single_of_a_source_with_classes_is_accepted(tmp_path: Path) -> None:
 def test_check_names_headless_sources(tmp_path: Path) -> None:
     project = write(tmp_path, FIRST, GRAPH, metric="leep", method="weighted")
     outcome = miniature.call("check", project.recipe)
-    assert (outcome.code, outcome.out) == (0, f"{project.recipe}: ready to run\n")
+    assert outcome.code == 0 and outcome.out.endswith(f"{project.recipe}: ready to run\n")
     assert outcome.err.splitlines() == [
         "graph: features only, no classes; leep needs classes, so the weight is 0",
         "weighted learns from the sources' classes and leaves out graph",
