@@ -111,7 +111,7 @@ def _log_near_copies(near: KeptTogether | None, n: int, asked: bool) -> None:
         text = "%d images have a near-copy; each set of them is on one side of every split (sets: %d)"
         log.warning(text, near.images, near.sets)
     if near and near.inseparable:
-        text = "near-copies are not kept together, since all labels of a class are of near-copies of one picture: %s"
+        text = "near-copies with labels of these classes are not kept together, since they are of one picture each: %s"
         log.warning(text, ", ".join(near.inseparable))
 
 

@@ -35,7 +35,7 @@ class LabeledImages:
 class KeptTogether:
     """Near-copies that are on one side of every split: number of images, and of sets of them.
 
-    `inseparable` are the classes of which they would leave one unit; near-copies are then not kept together.
+    `inseparable` are the classes of which others would leave one unit; those are not kept together and not counted.
     """
 
     images: int

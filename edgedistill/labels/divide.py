@@ -95,7 +95,7 @@ class Division:
         units_N: unit of each image of the pool.
         official_units: unit of each image of an official test split.
         near_copies: number of images that are kept together with a near-copy, and of sets of such.
-        inseparable: classes of which near-copies would leave one unit; near-copies are then not kept together.
+        inseparable: classes of which near-copies would leave one unit; the sets that do are not kept together.
         folds: the folds of the labels, for that protocol.
     """
 
@@ -124,7 +124,7 @@ def divide(pool: Pool, rules: Rules) -> Division:
     """
     n = len(pool.names)
     is_contradicted_N = contradicted(pool.hashes, pool.labels_N)
-    every_units, inseparable = _units(pool)
+    every_units, near_sets, inseparable = _units(pool)
     units_N, official_units = every_units[:n], every_units[n:]
     of_test_N = np.isin(units_N, official_units)
     is_copy_N = _copies(pool, left_out_N=is_contradicted_N | of_test_N)
@@ -169,27 +169,38 @@ def divide(pool: Pool, rules: Rules) -> Division:
         tested=int((of_test_N | tested_elsewhere_N & usable_N).sum()),
         units_N=units_N,
         official_units=official_units,
-        near_copies=(0, 0) if inseparable else _near_copies(pool),
+        near_copies=_near_copies(pool, near_sets),
         inseparable=inseparable,
         folds=folds,
     )
 
 
-def _units(pool: Pool) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The unit of each image of the pool and then of an official test split, int64; and the classes for whose sake
-    near-copies are not kept together.
+def _units(pool: Pool) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
+    """The unit of each image of the pool and then of an official test split, int64; its set of near-copies; and the
+    classes for whose sake sets were taken apart.
+
+    These are the classes whose labels are in two units, and would be in one because of near-copies.
     """
     n, groups = len(pool.names), pool.groups
     every = unit_ids(
         np.concatenate([pool.hashes, pool.test_hashes]), None if groups is None else [*groups, *pool.test_groups]
     )
-    inseparable: tuple[int, ...] = ()
-    if pool.near_sets is not None:
-        joined = merged([every, pool.near_sets], len(every))
-        separable = _classes_in_two(pool.labels_N, every[:n])
-        inseparable = tuple(sorted(separable - _classes_in_two(pool.labels_N, joined[:n])))
-        every = every if inseparable else joined
-    return every, inseparable
+    if pool.near_sets is None:
+        return every, None, ()
+    separable, near_sets = _classes_in_two(pool.labels_N, every[:n]), pool.near_sets
+    joined = merged([every, near_sets], len(every))
+    inseparable = left = sorted(separable - _classes_in_two(pool.labels_N, joined[:n]))
+    # the sets with labels of such a class; if others join its groups, those with an image of its units
+    for of_class in (np.arange(len(every)), every):
+        if left:
+            labels = np.flatnonzero(np.isin(pool.labels_N, left))
+            touched = np.unique(near_sets[np.isin(of_class, of_class[labels])])
+            apart = np.flatnonzero(np.isin(near_sets, touched))
+            near_sets = near_sets.copy()
+            near_sets[apart] = near_sets.max() + 1 + np.arange(len(apart))
+            joined = merged([every, np.unique(near_sets, return_inverse=True)[1]], len(every))
+            left = sorted(separable - _classes_in_two(pool.labels_N, joined[:n]))
+    return joined, near_sets, tuple(inseparable)
 
 
 def _classes_in_two(labels_N: np.ndarray, units_N: np.ndarray) -> set[int]:
@@ -200,14 +211,14 @@ def _classes_in_two(labels_N: np.ndarray, units_N: np.ndarray) -> set[int]:
     return {int(label) for label in classes[counts > 1]}
 
 
-def _near_copies(pool: Pool) -> tuple[int, int]:
+def _near_copies(pool: Pool, near_sets: np.ndarray | None) -> tuple[int, int]:
     """Number of images in sets of near-copies, and of such sets; sets of equal pixels alone do not count."""
-    if pool.near_sets is None:
+    if near_sets is None:
         return 0, 0
     hashes = np.concatenate([pool.hashes, pool.test_hashes])
     first = np.unique(hashes, return_index=True)[1]
-    pictures = np.bincount(pool.near_sets[first], minlength=int(pool.near_sets.max(initial=-1)) + 1)
-    return int(np.isin(pool.near_sets, np.flatnonzero(pictures > 1)).sum()), int((pictures > 1).sum())
+    pictures = np.bincount(near_sets[first], minlength=int(near_sets.max(initial=-1)) + 1)
+    return int(np.isin(near_sets, np.flatnonzero(pictures > 1)).sum()), int((pictures > 1).sum())
 
 
 def _copies(pool: Pool, left_out_N: np.ndarray) -> np.ndarray:

@@ -127,9 +127,21 @@ def test_class_of_one_picture_is_not_joined() -> None:
     pool = pool_of(names, labels_N)
     near = replace(pool, near_sets=np.array([0, 0, 0, 1, 1, 2]))
     division = divide(near, rules_of(protocol="folds", classes=2))
-    assert division.inseparable == (0,) and division.near_copies == (0, 0)
-    assert len(set(division.units_N.tolist())) == 6
+    assert division.inseparable == (0,) and division.near_copies == (2, 1)
+    assert division.units_N.tolist() == [0, 1, 2, 3, 3, 4], "the other class is kept together"
     near = replace(pool, near_sets=np.array([0, 0, 1, 2, 2, 3]))
     division = divide(near, rules_of(protocol="folds", classes=2))
     assert not division.inseparable and division.near_copies == (4, 2) and division.folds is not None
     assert division.folds.folds_N[0] == division.folds.folds_N[1] and division.folds.count == 2
+
+
+def test_copies_of_a_class_of_one_picture_stay_together() -> None:
+    """Images 0 and 1 have the same pixels, and 2 to 4 are near-copies of them; 8 and 9 join the groups of class 1."""
+    labels_N = np.array([0, 0, 0, -1, -1, 1, 1, 1, -1, -1, 2, 2])
+    hashes = ["first", "first", *(f"image{index}" for index in range(10))]
+    groups = [*[None] * 5, "a", "a", "b", "a", "b", None, None]
+    near_sets = np.array([0, 0, 0, 0, 0, 1, 2, 3, 4, 4, 5, 5])
+    pool = pool_of([f"image{index}" for index in range(12)], labels_N, hashes)
+    division = divide(replace(pool, groups=groups, near_sets=near_sets), rules_of(protocol="test", classes=3))
+    assert division.units_N.tolist() == [0, 0, 1, 2, 3, 4, 4, 5, 4, 5, 6, 7]
+    assert division.inseparable == (0, 1, 2) and division.near_copies == (0, 0)
