@@ -56,9 +56,8 @@ def listing(section: Data, base: Path, least_classes: int = 2) -> Listing:
     notes = dataset.notes
     if dataset.val is not None:
         notes += (f"data: val is the data set's own, {len(dataset.val)} images; data.val_fraction does not apply",)
-    if section.group and _is_pattern(section.group):
-        dataset = _grouped(dataset, section.group)
-    return replace(dataset, fingerprint=_with_rules(dataset.fingerprint), notes=notes)
+    dataset = replace(dataset, fingerprint=_with_rules(dataset.fingerprint), notes=notes)
+    return _grouped(dataset, section.group) if section.group and _is_pattern(section.group) else dataset
 
 
 def fingerprint(section: Data, base: Path) -> str:
@@ -128,6 +127,11 @@ def _grouped(dataset: Listing, pattern: str) -> Listing:
         for key, part in parts.items()
         if part is not None
     }
+    if without := sum(group is None for group in group_by_name.values()):
+        note = (
+            f"data.group: {without} of {len(group_by_name)} images have no group: the pattern names none in their path"
+        )
+        changed["notes"] = (*dataset.notes, note)
     return replace(dataset, **changed)
 
 

@@ -275,7 +275,13 @@ def _warn(corrupt: Sequence[str], contradicted: Sequence[str], division: Divisio
 
 def _log_recordings(pool: Pool) -> None:
     """Log that names look like frames of recordings, where there are no groups."""
-    if pool.groups is None and (count := units.recordings(pool.names)):
+    count = units.recordings(pool.names, pool.labels_N) if pool.groups is None else None
+    if count == 1:
+        log.warning(
+            "names look like frames of one recording, and frames beside each other are on two sides of a split; set "
+            "data.group to a pattern that takes the number without its last digits"
+        )
+    elif count:
         text = "names look like frames of %d recordings; set data.group, or frames of one are on two sides of a split"
         log.warning(text, count)
 

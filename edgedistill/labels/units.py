@@ -16,12 +16,16 @@ from scipy.sparse.csgraph import connected_components
 from edgedistill.errors import InputError
 
 SEQUENCE = re.compile(r"^(.*?)[-_. ]?(\d{3,})$")  # cam1_000123
+CAMERA = frozenset(("img", "_mg", "image", "dsc", "dscn", "dscf", "p", "pxl", "pic", "pict", "picture", "photo", "sam"))
+FILM = frozenset(
+    ("cam", "camera", "clip", "film", "frame", "frames", "mov", "movie", "rec", "seq", "stream", "video", "vid")
+)
 SEQUENCE_SHARE = 0.8  # share of the images whose names look like frames of few recordings
 FRAMES_PER_RECORDING = 5
 
 
 def groups_by_pattern(names: Iterable[str], pattern: str) -> list[str | None]:
-    """The group of each name: the text that the first group of the regular expression matches, or None.
+    """The group of each name: the text that the first group of the regular expression matches, or None if it is empty.
 
     Raises:
         InputError: the pattern is no regular expression, has no group in parentheses, or matches no name.
@@ -33,7 +37,7 @@ def groups_by_pattern(names: Iterable[str], pattern: str) -> list[str | None]:
     if not expression.groups:
         raise InputError(f"data.group: {pattern!r} has no group", "put the part that names the group in parentheses")
     matches = [expression.search(name) for name in names]
-    groups = [match.group(1) if match else None for match in matches]
+    groups = [match.group(1) or None if match else None for match in matches]
     if not any(groups):
         raise InputError(f"data.group: {pattern!r} matches no image", "match the image's path below the data's root")
     return groups
@@ -88,15 +92,53 @@ def contradicted(hashes: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return np.isin(picture_N.ravel(), pictures[counts > 1])
 
 
-def recordings(names: Sequence[str]) -> int | None:
+def recordings(names: Sequence[str], labels_N: np.ndarray | None = None) -> int | None:
     """The number of recordings that the names look like frames of, as cam1_000123; None if they do not.
 
-    A recording is the name in its folder without its last number. Names that are numbers alone tell nothing.
+    A recording is the name in its folder without its last number, or the folder where a camera calls every picture so
+    (IMG_1037). Names that are numbers alone tell nothing, and neither do recordings of one class each. A recording can
+    also be in several class folders, or the only one: if its frames are numbered through the classes, and its name says
+    so (cam1) or classes come and go along the numbers, as in a film.
+
+    Args:
+        names: paths of the images.
+        labels_N: class of each image, -1 for none; without them no recording is looked for in several classes.
     """
-    stems = [SEQUENCE.match(str(PurePosixPath(name).with_suffix(""))) for name in names]
-    prefixes = [match[1] for match in stems if match and not match[1].endswith("/") and match[1]]
-    distinct = len(set(prefixes))
-    if len(prefixes) < SEQUENCE_SHARE * len(names) or not distinct:
+    matches = ((row, SEQUENCE.match(str(PurePosixPath(name).with_suffix("")))) for row, name in enumerate(names))
+    frames = [
+        (row, *match[1].rpartition("/")[::2], int(match[2]))
+        for row, match in matches
+        if match and match[1] and not match[1].endswith("/")
+    ]
+    keys = [(folder, "" if film.casefold() in CAMERA else film) for _, folder, film, _ in frames]
+    distinct = len(set(keys))
+    if not distinct or len(frames) < max(SEQUENCE_SHARE * len(names), FRAMES_PER_RECORDING * distinct):
         return None
-    is_sequence = len(prefixes) >= FRAMES_PER_RECORDING * distinct and distinct > 1
-    return distinct if is_sequence else None
+    if labels_N is None or not (distinct == 1 or _are_classes(keys, labels_N[[row for row, *_ in frames]])):
+        return distinct if distinct > 1 else None
+    frames_by_film: dict[str, list[tuple[int, int]]] = {}
+    for (row, *_, number), (_, film) in zip(frames, keys, strict=True):
+        if film:
+            frames_by_film.setdefault(film, []).append((number, int(labels_N[row])))
+    films = {film: pairs for film, pairs in frames_by_film.items() if _is_film(film, np.array(sorted(pairs)))}
+    return len(films) if films and sum(map(len, films.values())) >= SEQUENCE_SHARE * len(names) else None
+
+
+def _are_classes(keys: Sequence[tuple[str, str]], labels_M: np.ndarray) -> bool:
+    """Whether each class has one of the keys, and each key one class; images without a label (-1) do not count."""
+    pairs = {(key, int(label)) for key, label in zip(keys, labels_M, strict=True) if label >= 0}
+    return len(pairs) == len({key for key, _ in pairs}) == len({label for _, label in pairs}) > 0
+
+
+def _is_film(name: str, frames: np.ndarray) -> bool:
+    """Whether frames, given by number and class in the order of their numbers, int64 [F, 2], are of one recording."""
+    labels = frames[frames[:, 1] >= 0, 1]
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(np.unique(frames[:, 0])) < len(frames) or len(classes) < 2:
+        return False
+    if FILM & set(re.findall("[a-z]+", name.casefold())):
+        return True
+    changes = int((labels[1:] != labels[:-1]).sum())
+    by_chance = float(((counts / counts.sum()) ** 2).sum())
+    # a list that is sorted by class has no more stretches than classes
+    return changes + 1 >= 2 * len(classes) and 1 - changes / (len(labels) - 1) >= (1 + by_chance) / 2

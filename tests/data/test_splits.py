@@ -172,6 +172,19 @@ def test_empty_val_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "val is empty, so that no label chooses between students: all labels of a class are of one" in caplog.text
 
 
+def test_recordings_and_images_without_a_group_are_pointed_out_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for row in range(60):
+        write_picture(tmp_path / "set" / ("ant", "bee")[row // 5 % 2] / f"cam1_{row:06d}.png", f"cam{row}")
+    for fold in (None, 0, 1):
+        load_splits(section(), tmp_path, cache=tmp_path / "cache", seed=0, px=12, fold=fold)
+    assert caplog.text.count("names look like frames of one recording") == 1
+    caplog.clear()
+    load(tmp_path, section(group=r"(cam1_0000[1-5])"))
+    assert "data.group: 10 of 60 images have no group" in caplog.text and "look like frames" not in caplog.text
+
+
 def test_groups_count_once_for_the_protocol(tmp_path: Path) -> None:
     grouped_tree(tmp_path / "set", groups=4, size=52)
     assert load(tmp_path, section()).protocol == "holdout"
