@@ -28,7 +28,7 @@ HOLDOUT_LABELS = 25
 SIZES = (24, 28, 32, 40)  # input sizes among which the folds that search choose
 TRIAL_STEPS = 100
 VERSION = 2  # of what a cell computes; 2: one reserve for all folds, val of every class
-# of packs with several labels of one group; 3: the teacher leaves a group out as one, and intervals count groups that hold several classes
+# of packs with several labels of one group; 3: the teacher leaves a group out as one, and intervals count whole groups
 GROUPED_VERSION = 3
 
 
