@@ -78,7 +78,8 @@ def refuse(division: Division, pool: Pool, listing: Listing, section: Data, *, c
         for label in np.flatnonzero(tests_C == 0):
             raise _undivided(int(label), "test", division, pool=pool, listing=listing)
         for label in np.flatnonzero(trains_C == 0):
-            if tests_C[label] > 1:
+            rows = division.test[labels_N[division.test] == label]
+            if len(np.unique(division.units_N[rows])) < len(rows):
                 raise _undivided(int(label), "train on", division, pool=pool, listing=listing)
     if not len(division.labeled) or choice != "folds":
         refuse_small_classes(trains_C, listing, section, choice)

@@ -75,7 +75,9 @@ class Context:
         """The context of the last training: with folds all labels train."""
         if self.ships or self.splits.protocol != "folds":
             return self
-        return self._with_shared_inputs(replace(self, ships=True))
+        context = self._with_shared_inputs(replace(self, ships=True))
+        vars(context)["splits"] = self.splits.shipping()  # divided once: what the division warns of is said once
+        return context
 
     def labels_alone(self) -> Context:
         """The context of the baseline: the same student and settings on labels alone; its run is a part of this one."""

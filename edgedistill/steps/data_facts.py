@@ -61,11 +61,13 @@ def odd_facts(splits: Splits, val_fraction: float) -> dict[str, int]:
 
     from edgedistill.labels import divide
 
+    if splits.folds is None:
+        return {}
     units_L = splits.units_N[np.concatenate([splits.labeled_rows, splits.val_rows])]
     pairs = np.stack([np.concatenate([splits.labeled_labels, splits.val_labels]), units_L], axis=1)
     is_mixed = len(np.unique(pairs, axis=0)) > len(np.unique(units_L))
-    is_odd = is_mixed or len(splits.beside_val_rows) > 0 or val_fraction > 0.5
-    return {"division": divide.VERSION} if splits.folds and is_odd else {}
+    is_odd = is_mixed or len(splits.beside_val_rows) > 0 or val_fraction > 0.5 or splits.folds.redrawn > 0
+    return {"division": divide.VERSION} if is_odd else {}
 
 
 def _prior_facts(context: Context) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def test_hold_out_without_an_image_of_a_class_is_refused(tmp_path: Path) -> None
     assert "correct data.group" in str(error.value) and "folds" not in str(error.value)
     with pytest.raises(InputError, match=one_group.format("bee", "test")):
         load(tmp_path, section(group=r"(ant0|ant1|bee)", protocol="holdout"))
+    with pytest.raises(InputError, match=one_group.format("ant", "train on")):
+        load(tmp_path, section(group=r"(ant|bee)\d", protocol="holdout", test_fraction=0.7))
 
 
 def test_empty_val_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
