@@ -47,8 +47,9 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
     copies = near_copies(store.images_NHWC, store.hashes, codes=features.codes())
     if copies.skipped:
         notes.append(f"{copies.skipped} pairs of images that look alike were not compared: there are too many")
-    if listed.items.groups is None and (recordings := units.recordings(listed.items.names)):
-        notes.append(f"names look like frames of {recordings} recordings; set data.group, which keeps each together")
+    if listed.items.groups is None and (recordings := units.recordings(listed.items.names, listed.items.labels_N)):
+        which = f"{recordings} recordings" if recordings > 1 else "one recording"
+        notes.append(f"names look like frames of {which}; set data.group, which keeps frames together")
     copy_sets = copied(collection, copies)
     if splits is not None and splits.near_copies is None and any(map(_divides, copy_sets)):
         notes.append("near-copies are on two sides of a split; data.near_copies: keep_together prevents it")

@@ -128,14 +128,14 @@ def _data(facts: Facts) -> Block:
 
 def _near_copies(near: Mapping[str, Any]) -> tuple[str, ...]:
     """Near-copies in one line; none if there are no such images."""
+    lines = []
+    if near.get("images"):
+        text = "images, each set of them on one side of every split"
+        lines.append(f"near-copies: {near['images']} {text} (sets: {near['sets']})")
     if near.get("inseparable"):
         names = ", ".join(map(one_line, near["inseparable"]))
-        return (f"near-copies: not kept together, since they leave one picture of a class: {names}",)
-    if not near.get("images"):
-        return ()
-    return (
-        f"near-copies: {near['images']} images, each set of them on one side of every split (sets: {near['sets']})",
-    )
+        lines.append(f"near-copies: not kept together in classes that they leave one picture: {names}")
+    return tuple(lines)
 
 
 def _sources(facts: Facts) -> list[Block]:
@@ -239,7 +239,7 @@ def _folds(facts: Facts) -> tuple[str, ...]:
     if record.int8:
         lines.append(f"int8 graphs of the folds' students: {interval(record.int8, facts.score)}")
     if record.unscored:
-        lines.append(f"never scored, since all labels are in one group: {', '.join(record.unscored)}")
+        lines.append(f"never scored, since one picture or group has all labels: {', '.join(record.unscored)}")
     return tuple(lines)
 
 

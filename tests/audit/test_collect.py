@@ -217,6 +217,14 @@ def test_frames_of_recordings_are_pointed_out(tmp_path: Path) -> None:
     assert "frames of 6 recordings; set data.group" in note
 
 
+def test_numbers_of_a_camera_are_no_recordings(tmp_path: Path) -> None:
+    for label, name in enumerate(CLASSES):
+        for row, square in enumerate(colored(label, 8, seed=40 + label)):
+            save(square, tmp_path / "camera" / name / f"IMG_{1000 + 50 * label + row}.png")
+    audit, _ = collect(of_folder(tmp_path / "camera"), tmp_path / "cache")
+    assert audit.notes == ()
+
+
 def test_few_labels_are_not_checked(tmp_path: Path) -> None:
     for label, name in enumerate(CLASSES):
         for row, square in enumerate(colored(label, 3, seed=20 + label)):

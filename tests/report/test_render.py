@@ -365,4 +365,4 @@ def test_near_copies_are_in_the_block_of_the_data(tmp_path: Path) -> None:
     write_json(run / "data.json", {**recorded, "near_copies": {"images": 5, "sets": 2, "inseparable": []}})
     assert "near-copies: 5 images, each set of them on one side of every split (sets: 2)" in render.text(run)
     write_json(run / "data.json", {**recorded, "near_copies": {"images": 0, "sets": 0, "inseparable": ["a", "b"]}})
-    assert "near-copies: not kept together, since they leave one picture of a class: a, b" in render.text(run)
+    assert "near-copies: not kept together in classes that they leave one picture: a, b" in render.text(run)
