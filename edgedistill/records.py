@@ -153,8 +153,7 @@ class FoldScore:
 class OutOfFold:
     """Accuracy over all folds (`int8`: of the graphs for CPUs), with an interval that knows that students share labels.
 
-    `labels`: number of labels that train the student that ships; `unscored`: classes with all labels in one group;
-    `temperature`: divides logits to make the probabilities honest.
+    `labels`: that train what ships; `unscored`: classes that no fold scores; `temperature`: makes probabilities honest.
     """
 
     folds: tuple[FoldScore, ...]
@@ -289,10 +288,9 @@ class Gate:
 class Drop:
     """Accuracy loss of an int8 graph against fp32 on the same n images, in points.
 
-    `unlabeled` of them have no label: there the loss is expected from calibrated probabilities. `trained` of them are
-    images that the student was trained on, where too few others are left; none else trained. `low` and `high` are
-    the 95 % interval of what the labels of n images would show; the true loss is above `shown` with a certainty of
-    90 %. `differ` is the percentage of all `images` that get another label. With `agreement` fp32's are the truth.
+    For the `unlabeled` the loss is expected from calibrated probabilities; the `trained` trained the student. The 95 %
+    interval is of what n labels would show; the true loss is above `shown` with a certainty of 90 %. `differ` is the
+    percentage of all `images` that get another label. With `agreement` fp32's labels are the truth.
     """
 
     points: float

@@ -362,15 +362,17 @@ class TeacherKind:
         fit: from features, source weights and labels to a teacher; keyword-only parameters are recipe options.
         version: raised when it gives another teacher for the same input, as Method.version.
         tunes: whether `fit` takes `tune`, too, to tune sources to the labels.
+        grouped: whether `fit` takes `units_L`, too, to leave an image out with its group.
     """
 
     fit: Callable[..., Teacher]
     version: int = 1
     tunes: bool = False
+    grouped: bool = False
 
 
 TEACHERS: dict[str, TeacherKind] = {
-    "similarity": TeacherKind(fit=similarity),
-    "stacked": TeacherKind(fit=stacked, tunes=True),
-    "selftrained": TeacherKind(fit=selftrained, tunes=True),
+    "similarity": TeacherKind(fit=similarity, grouped=True),
+    "stacked": TeacherKind(fit=stacked, tunes=True, grouped=True),
+    "selftrained": TeacherKind(fit=selftrained, tunes=True, grouped=True),
 }

@@ -55,7 +55,7 @@ def fit_teacher(context: Context) -> FittedTeacher:
         rows=np.searchsorted(split_rows, splits.labeled_rows),
         labels_L=splits.labeled_labels,
         classes=classes,
-        units_L=tuner.units_L,
+        **({"units_L": tuner.units_L} if kind.grouped else {}),
         **({"tune": tuner.tune} if kind.tunes else {}),
         **bound_options(kind.fit, distill.teacher.options),
     )
