@@ -107,6 +107,8 @@ def _data(facts: Facts) -> Block:
     license_line = f"license of the data: {facts.data_licence or 'not stated'}"
     how = ", ".join(f"{number} {name}" for name, number in (data.get("how") or {}).items())
     came = (f"labels by how they came: {how}",) if how else ()
+    units = data.get("labeled_units")
+    shared = (f"labels of one group or of near-copies count as one: {units} in all",) if units else ()
     more = (facts.more_labels.text,) if facts.more_labels else ()
     limits = data.get("range")
     scaled = (f"more than 8 bits: {limits[0]:g} is black, {limits[1]:g} is white",) if limits else ()
@@ -117,6 +119,7 @@ def _data(facts: Facts) -> Block:
             f"{data.get('kind', '')}, {class_list}",
             f"images: {counts}",
             *came,
+            *shared,
             *more,
             *_near_copies(data.get("near_copies") or {}),
             *scaled,

@@ -358,6 +358,14 @@ def test_result_file_may_have_fields_beyond_the_record(finished_run: Run) -> Non
     assert render.collect(finished_run)["result"]["spec"]["input_px"] == 96
 
 
+def test_labels_of_one_group_are_counted_as_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    recorded = read_json(run / "data.json")
+    assert "count as one" not in render.text(run)
+    write_json(run / "data.json", {**recorded, "labeled_units": 12})
+    assert "labels of one group or of near-copies count as one: 12 in all" in render.text(run)
+
+
 def test_near_copies_are_in_the_block_of_the_data(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     recorded = read_json(run / "data.json")
