@@ -30,6 +30,7 @@ from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.run.files import atomic, digest, read_json, write_json
 
 MAX_CORRUPT = 0.01  # largest share of images that cannot be decoded
+FEW_CORRUPT, FEW_SHARE = 3, 0.1  # of a small set so many are left out, too, but no larger share
 MAX_LISTED = 5  # names in an error message; all of them are in store.json
 Images = Any  # uint8 [N, px, px, 3]: a memory map, or PickedImages; both are read by indexing
 CHUNK = 256  # images decoded and not yet written: limits the memory of a build
@@ -174,7 +175,7 @@ def build(
         view: how they are decoded.
         data_range: limits of pictures of more than 8 bits; "auto" measures them over `items`, None refuses such.
         desc: label of the progress bar on stderr.
-        max_corrupt: largest share of images that cannot be decoded.
+        max_corrupt: largest share of images that cannot be decoded; of a small set FEW_CORRUPT may be.
 
     Raises:
         InputError: more than `max_corrupt` of the images cannot be decoded, none can be, or the limits cannot be
@@ -300,12 +301,13 @@ def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, N
 
 
 def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int, max_corrupt: float) -> None:
-    if len(corrupt) <= max_corrupt * n:
+    allowed = max(max_corrupt * n, min(FEW_CORRUPT, FEW_SHARE * n))
+    if len(corrupt) <= allowed:
         return
     examples = "; ".join(f"{image['name']} ({image['reason']})" for image in corrupt[:MAX_LISTED])
     more = f"; and {len(corrupt) - MAX_LISTED} more" if len(corrupt) > MAX_LISTED else ""
     raise InputError(
-        f"data: more than {max_corrupt:.0%} of {n} images cannot be decoded: {examples}{more}", "repair or remove them"
+        f"data: more than {int(allowed)} of {n} images cannot be decoded: {examples}{more}", "repair or remove them"
     )
 
 

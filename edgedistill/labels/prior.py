@@ -98,6 +98,10 @@ def require_all_classes(setting: Literal["labels"] | Mapping[str, float] | None,
     if setting is None or setting == "labels":
         return
     unknown = [name for name in setting if name not in classes]
+    if unknown and unknown[0] in {"True", "False"}:
+        raise InputError(
+            f"data.prior: no class is called {unknown[0]}", "put names such as yes, no, on and off in quotes"
+        )
     if unknown:
         raise InputError(f"data.prior: no class is called {shortened(unknown[0])}{did_you_mean(unknown[0], classes)}")
     absent = [name for name in classes if name not in setting]

@@ -64,12 +64,19 @@ def test_few_corrupt_images_are_left_out_and_named(tmp_path: Path) -> None:
     assert facts["corrupt"][0] == {"name": "0007", "reason": "image file is truncated (3 bytes not processed)"}
 
 
-def test_more_than_one_percent_corrupt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"more than 1% of 200 images cannot be decoded: 0007 \(image file.*; 0150"):
+@pytest.mark.parametrize(("n", "allowed"), [(9, 0), (10, 1), (40, 3), (299, 3), (500, 5)])
+def test_more_corrupt_images_than_a_few_are_refused(n: int, allowed: int, tmp_path: Path) -> None:
+    """One in a hundred, or three of a small set, but not more than one in ten."""
+    view = View(px=8, fit="crop")
+    built = image_store.build(
+        memory_items(n, frozenset(range(allowed))), tmp_path / "s", view, data_range=None, desc=""
+    )
+    assert len(built.corrupt) == allowed
+    with pytest.raises(InputError, match=rf"more than {allowed} of {n} images cannot be decoded: 0000 \(image file"):
         image_store.build(
-            memory_items(200, frozenset({7, 9, 150})), tmp_path / "s", View(px=8, fit="crop"), data_range=None, desc=""
+            memory_items(n, frozenset(range(allowed + 1))), tmp_path / "t", view, data_range=None, desc=""
         )
-    assert [path.name for path in tmp_path.iterdir()] == [".s.lock"]
+    assert not (tmp_path / "t").exists()
 
 
 def test_any_share_may_be_corrupt_where_that_is_asked_for(tmp_path: Path) -> None:

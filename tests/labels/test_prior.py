@@ -95,6 +95,7 @@ def test_stated_shares_are_in_the_order_of_the_classes() -> None:
     ("setting", "message"),
     [
         ({"cat": 0.7, "dog": 0.2, "foxx": 0.1}, "no class is called foxx; did you mean fox?"),
+        ({"True": 0.7, "False": 0.3}, "no class is called True; put names such as yes, no, on and off in quotes"),
         ({"cat": 0.8, "dog": 0.2}, "class fox has no share; state the share of every class"),
     ],
 )
