@@ -12,7 +12,7 @@ from edgedistill.data.listing import UNLABELED
 from edgedistill.distill import doubts
 from edgedistill.labels.findings import Finding
 from edgedistill.labels.near_copies import NearCopies
-from edgedistill.labels.units import merged, unit_ids
+from edgedistill.labels.units import merged, several, unit_ids
 
 
 def copied(collection: Collection, copies: NearCopies) -> list[Finding]:
@@ -21,9 +21,9 @@ def copied(collection: Collection, copies: NearCopies) -> list[Finding]:
     Exact copies are a set of their own; a set of near-copies has one of them for each label and split.
     """
     findings = []
-    for rows in _several(copies.units_N, np.arange(collection.store.n)):
+    for rows in several(copies.units_N):
         pixels_R = np.unique(collection.store.hashes[rows], return_inverse=True)[1].ravel()
-        findings += [_copies(collection, exact) for exact in _several(pixels_R, rows)]
+        findings += [_copies(collection, rows[exact]) for exact in several(pixels_R)]
         if pixels_R.any():
             distinct: dict[tuple[int, str, str], int] = {}
             for pixels, row in zip(pixels_R.tolist(), rows.tolist(), strict=True):
@@ -31,13 +31,6 @@ def copied(collection: Collection, copies: NearCopies) -> list[Finding]:
                 distinct.setdefault((pixels, picture.label, picture.split), row)
             findings.append(_copies(collection, np.array(list(distinct.values()))))
     return sorted(findings, key=lambda finding: (not finding.crosses, -len(finding.images)))
-
-
-def _several(units_N: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-    """The rows of each unit that has several; `units_N` are the units of `rows`."""
-    order = np.argsort(units_N, kind="stable")
-    bounds = np.flatnonzero(np.diff(units_N[order])) + 1
-    return [rows[positions] for positions in np.split(order, bounds) if len(positions) > 1]
 
 
 def _copies(collection: Collection, rows: np.ndarray) -> Finding:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedistill.labels.units import representatives
+from edgedistill.labels.units import representatives, several
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
@@ -121,7 +121,7 @@ def probe_from_gram(
     targets_LC = np.eye(classes)[labels_L] - 1.0 / classes
     balance_L = class_balance(labels_L)
     share_L = 1.0 / (balance_L * len(labels_L)) if mean_of_labeled else np.zeros(len(labels_L))
-    members = _members(units_L)
+    members = [] if units_L is None else several(units_L)
     best: tuple[float, Floats, Floats, float] | None = None
     # leaving out the only image of a class leaves none to fit that class to: then there is no leave-one-out choice
     choosable = at_least_two_per_class(labels_L, units_L)
@@ -147,15 +147,6 @@ def probe_from_gram(
     return Probe(
         probs_NC=softmax(gram_NL @ best[1]), loo_probs_LC=softmax(best[2]), temperature=best[3], duals_LC=best[1]
     )
-
-
-def _members(units_L: Rows | None) -> list[Rows]:
-    """The positions of each unit with several images."""
-    if units_L is None:
-        return []
-    order = np.argsort(units_L, kind="stable")
-    bounds = np.flatnonzero(np.diff(units_L[order])) + 1
-    return [positions for positions in np.split(order, bounds) if len(positions) > 1]
 
 
 def at_least_two_per_class(labels_L: Rows, units_L: Rows | None = None) -> bool:

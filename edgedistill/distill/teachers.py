@@ -305,8 +305,7 @@ def selftrained(
     labels = Labels(rows=rows, labels_L=labels_L, units_L=units_L, classes=classes)
     first, features = _stack(features, alphas, labels, tune=tune, shrink=shrink, level=level, tuned=tuned)
     reduced = _reduced(features, first.weights, dims)
-    scaled = [np.sqrt(first.weights[name]) * reduced_ND for name, (_, reduced_ND, _) in reduced.items()]
-    joint_ND = np.concatenate(scaled, axis=1)
+    joint_ND = _joined({name: reduced_ND for name, (_, reduced_ND, _) in reduced.items()}, first.weights)
     gram_NL = (joint_ND @ joint_ND[rows].T).astype(np.float64)
     temperature = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=labels.units_L).temperature
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
@@ -319,11 +318,12 @@ def selftrained(
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 
     def predict(other_features: Features) -> Floats:
-        projected = [
-            np.sqrt(first.weights[name]) * (unit_directions(other_features[name], mean_D) @ directions_DK)
+        projected = {
+            name: unit_directions(other_features[name], mean_D) @ directions_DK
             for name, (mean_D, _, directions_DK) in reduced.items()
-        ]
-        return np.asarray(softmax(np.concatenate(projected, axis=1) @ weights_DC / temperature), dtype=np.float32)
+        }
+        scores_MC = _joined(projected, first.weights) @ weights_DC / temperature
+        return np.asarray(softmax(scores_MC), dtype=np.float32)
 
     return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, predict=predict)
 
@@ -336,6 +336,11 @@ def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dic
         name: (mean_D, *principal_components(unit_directions(features[name], mean_D), dims))
         for name, mean_D in means.items()
     }
+
+
+def _joined(parts: Features, weights: Mapping[str, float]) -> Floats:
+    """The sources' features side by side, each times the root of its source's share."""
+    return np.concatenate([np.sqrt(weights[name]) * part_MD for name, part_MD in parts.items()], axis=1)
 
 
 def adjusted(teacher: Teacher, prior: Prior, rows: Rows) -> Teacher:

@@ -83,6 +83,13 @@ def representatives(labels_L: np.ndarray, units_L: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(pairs, axis=0, return_index=True)[1])
 
 
+def several(units_N: np.ndarray) -> list[np.ndarray]:
+    """The positions of the images of each unit that holds several, int64, ascending."""
+    order = np.argsort(units_N, kind="stable")
+    bounds = np.flatnonzero(np.diff(units_N[order])) + 1
+    return [positions for positions in np.split(order, bounds) if len(positions) > 1]
+
+
 def contradicted(hashes: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """Whether an image's pixels occur with two different labels, bool [N]; -1 is no label."""
     _, picture_N = np.unique(hashes, return_inverse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -155,7 +156,7 @@ def weigh_sources(
     }
     chosen, names = settings.metric.name, list(outputs)
     if chosen not in scores:
-        return _unscored(outputs, settings, len(labels_N))
+        return _record(outputs, np.full(len(names), 1.0 / len(names)), {}, settings=settings, n_images=len(labels_N))
     require_scores(chosen, scored=scores[chosen])
     alphas = {
         name: _alphas(name, scores[name], settings, labels_N=labels_N, names=names) for name in scores if scores[name]
@@ -163,33 +164,32 @@ def weigh_sources(
     features = {name: pair[0] for name, pair in outputs.items()}
     blind = _blind(features, labels_N, settings)
     alphas[chosen] = _without(_shared(alphas[chosen], features, labels_N, settings), [name in blind for name in names])
+    weights = _record(outputs, alphas[chosen], scores, settings=settings, n_images=len(labels_N))
+    return replace(weights, disagreement=_disagreement(chosen, alphas, names), blind=blind)
+
+
+def _record(
+    outputs: Mapping[str, Pair],
+    alphas_S: Floats,
+    scores: Mapping[str, Mapping[str, MetricScore]],
+    *,
+    settings: Weigh,
+    n_images: int,
+) -> SourceWeights:
+    """The record of the sources' weights, and of their scores by metric and source."""
     sources = tuple(
         SourceWeight(
             name=name,
-            weight=float(alphas[chosen][index]),
+            weight=float(alphas_S[index]),
             scores={metric: by_source[name] for metric, by_source in scores.items() if name in by_source},
         )
-        for index, name in enumerate(names)
+        for index, name in enumerate(outputs)
     )
-    return SourceWeights(
-        metric=chosen,
-        probe_images=len(labels_N),
-        power=settings.power,
-        sources=sources,
-        disagreement=_disagreement(chosen, alphas, names),
-        features_only=tuple(name for name, (_, probs_NK) in outputs.items() if probs_NK is None),
-        blind=blind,
-    )
-
-
-def _unscored(outputs: Mapping[str, Pair], settings: Weigh, n_images: int) -> SourceWeights:
-    """Equal weights, by no score."""
-    weight = 1.0 / len(outputs)
     return SourceWeights(
         metric=settings.metric.name,
         probe_images=n_images,
         power=settings.power,
-        sources=tuple(SourceWeight(name=name, weight=weight, scores={}) for name in outputs),
+        sources=sources,
         features_only=tuple(name for name, (_, probs_NK) in outputs.items() if probs_NK is None),
     )
 

@@ -46,8 +46,10 @@ def data_facts(context: Context) -> dict[str, Any]:
 
 def _unit_facts(splits: Splits) -> dict[str, int]:
     """The number of groups and sets of copies that the labels are from, where some have several labels; else empty."""
-    units_L = splits.units_N[[*splits.labeled_rows, *splits.val_rows]]
-    count = len(set(units_L.tolist()))
+    import numpy as np
+
+    units_L = splits.units_N[np.concatenate([splits.labeled_rows, splits.val_rows])]
+    count = len(np.unique(units_L))
     return {"labeled_units": count} if count < len(units_L) else {}
 
 
