@@ -318,12 +318,8 @@ def selftrained(
         probs_NC = softmax(joint_ND @ weights_DC / temperature)
 
     def predict(other_features: Features) -> Floats:
-        projected = {
-            name: unit_directions(other_features[name], mean_D) @ directions_DK
-            for name, (mean_D, _, directions_DK) in reduced.items()
-        }
-        scores_MC = _joined(projected, first.weights) @ weights_DC / temperature
-        return np.asarray(softmax(scores_MC), dtype=np.float32)
+        projected_MD = _joined(_projected(other_features, reduced), first.weights)
+        return np.asarray(softmax(projected_MD @ weights_DC / temperature), dtype=np.float32)
 
     return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, predict=predict)
 
@@ -335,6 +331,14 @@ def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dic
     return {
         name: (mean_D, *principal_components(unit_directions(features[name], mean_D), dims))
         for name, mean_D in means.items()
+    }
+
+
+def _projected(features: Features, reduced: Mapping[str, tuple[Floats, Floats, Floats]]) -> Features:
+    """Other images' features of the sources, [M, D], on the directions of `reduced`."""
+    return {
+        name: unit_directions(features[name], mean_D) @ directions_DK
+        for name, (mean_D, _, directions_DK) in reduced.items()
     }
 
 
