@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,11 +34,6 @@ from edgedistill.recipe.section import Choice, Section
 from edgedistill.similarity.metrics import METRICS
 from edgedistill.sources.registry import SOURCES
 from edgedistill.students.families import FAMILIES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest's dependency there
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,21 +11,21 @@ import typer
 app = typer.Typer()
 
 
-class Range(str, Enum):
+class Range(StrEnum):
     """The largest value of a pixel before the mean is subtracted."""
 
     one = "1"
     byte = "255"
 
 
-class Channels(str, Enum):
+class Channels(StrEnum):
     """Orders of a model's channels."""
 
     rgb = "RGB"
     bgr = "BGR"
 
 
-class Fit(str, Enum):
+class Fit(StrEnum):
     """How pictures become squares."""
 
     crop = "crop"

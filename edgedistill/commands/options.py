@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Output formats of `report`."""
 
     text = "text"
@@ -28,14 +28,14 @@ class Format(str, Enum):
     html = "html"
 
 
-class Listing(str, Enum):
+class Listing(StrEnum):
     """Output formats of `devices`, `doctor` and `sources`."""
 
     text = "text"
     json = "json"
 
 
-class Answers(str, Enum):
+class Answers(StrEnum):
     """Output formats of `predict`."""
 
     text = "text"

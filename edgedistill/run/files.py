@@ -32,19 +32,7 @@ def digest(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else sha256_stream(stream)
-        )
-
-
-def sha256_stream(stream: Any) -> str:
-    """sha256 of a binary stream, in hex, for Python 3.10, which has no hashlib.file_digest."""
-    running = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        running.update(block)
-    return running.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def json_lines(text: str) -> Iterator[tuple[Any, str]]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,6 @@ from edgedistill import doctor
 from edgedistill.students import pretrained
 from tests.helpers import miniature
 from tests.helpers.paths import ROOT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEVELOPERS = {"dev", "docs"}  # extras that no user lacks
 
