@@ -55,6 +55,11 @@ class Labels:
             return np.arange(len(self.rows))
         return representatives(self.labels_L, self.units_L)
 
+    def at(self, positions: Rows) -> Labels:
+        """Some of them, as the rows from 0 of a matrix that holds no others."""
+        units_R = None if self.units_L is None else self.units_L[positions]
+        return replace(self, rows=np.arange(len(positions)), labels_L=self.labels_L[positions], units_L=units_R)
+
 
 def feature_mean(features_ND: Floats) -> Floats:
     """The mean over all images, [D]."""

@@ -23,6 +23,7 @@ from edgedistill.distill.tuning import VERSION, TunedSource, head_scores, tune, 
 from edgedistill.errors import InputError
 from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.protocol import assign_folds
+from edgedistill.labels.units import several
 from edgedistill.recipe.schema import Augment
 from edgedistill.run.files import atomic, digest, sha256_file
 from edgedistill.sources.outputs import Network, compute_outputs
@@ -106,6 +107,8 @@ class Tuner:
         """Hash of all that a tuned source depends on."""
         facts = [source.sha256, source.input_px, source.mean, source.std, self.store.pixels_hash]
         labels = [self.rows.tolist(), self.labels_L.tolist(), folds_L.tolist(), self.classes]
+        if several(self.units_L):
+            labels.append(self.units_L.tolist())
         return digest([VERSION, *facts, *labels, self.settings.model_dump(mode="json"), self.seed])[:32]
 
     def _trained(self, name: str, folds_L: Rows, file: Path) -> TunedSource:
@@ -131,6 +134,7 @@ class Tuner:
                 self.labels_L,
                 self.classes,
                 folds_L=folds_L,
+                units_L=self.units_L,
                 settings=self.settings,
                 seed=self.seed,
                 progress=progress,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgedistill.distill.augment import augment
 from edgedistill.distill.head_start import scale
-from edgedistill.distill.probes import Floats, Rows, log_likelihood, probe_from_gram, softmax
+from edgedistill.distill.probes import Floats, Labels, Rows, log_likelihood, probe_from_gram, softmax
 from edgedistill.errors import InputError
 from edgedistill.labels.prior import balanced_weights
 from edgedistill.recipe.schema import Augment
@@ -63,6 +63,7 @@ def tune(
     classes: int,
     *,
     folds_L: Rows,
+    units_L: Rows,
     settings: Augment,
     seed: int,
     progress: Callable[[int], object] = lambda trainings: None,
@@ -75,6 +76,7 @@ def tune(
         labels_L: their classes.
         classes: C.
         folds_L: the fold of each labeled image; -1 for those that always train.
+        units_L: number of each one's set of copies or group, which no fold divides.
         settings: how training images are augmented.
         seed: of the order of the images and of their augmentation.
         progress: called with 1 after each training.
@@ -90,7 +92,10 @@ def tune(
     assert source.tunable is not None, "only a network with a module is tuned"
     divided = divide(source.tunable, _normalized(source, images_LHWC[:BATCH]))
     inputs = _Inputs(source=source, divided=divided, images_LHWC=images_LHWC, settings=settings)
-    training = _Training(divided=divided, inputs=inputs.kept(seed), labels_L=np.asarray(labels_L), classes=classes)
+    labels = Labels(
+        rows=np.arange(len(labels_L)), labels_L=np.asarray(labels_L), units_L=np.asarray(units_L), classes=classes
+    )
+    training = _Training(divided=divided, inputs=inputs.kept(seed), labels=labels)
     scores_LC = np.zeros((len(labels_L), classes), dtype=np.float32)
     for fold in np.unique(folds_L[folds_L >= 0]):
         net = training.fit(np.flatnonzero(folds_L != fold), seed=(seed, int(fold) + 1))
@@ -210,12 +215,11 @@ class _Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Training:
-    """What the trainings of one source share: its net, what that takes, and the labels, of C classes."""
+    """What the trainings of one source share: its net, what that takes, and the labels."""
 
     divided: Divided
     inputs: _Inputs
-    labels_L: Rows
-    classes: int
+    labels: Labels
 
     def fit(self, rows: Rows, seed: tuple[int, int]) -> nn.ModuleDict:
         """Train a copy of the tail and a head on some of the labeled images: `tail` and `head`, in eval mode.
@@ -229,13 +233,13 @@ class _Training:
 
         device, random = default_device(), np.random.default_rng(seed)
         net = torch.nn.ModuleDict({"tail": copy.deepcopy(self.divided.tail)}).to(device).eval()
-        net["head"] = _ridge_head(self.features(net, rows), self.labels_L[rows], self.classes).to(device)
+        net["head"] = _ridge_head(self.features(net, rows), self.labels.at(rows)).to(device)
         parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
         batches = _batches(rows, random)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-        labels_L, weight_L = torch.from_numpy(self.labels_L).to(device), torch.zeros(len(self.labels_L))
-        weight_L[rows] = torch.from_numpy(_weights(self.labels_L[rows]).astype(np.float32))
+        labels_L, weight_L = torch.from_numpy(self.labels.labels_L).to(device), torch.zeros(len(self.labels.labels_L))
+        weight_L[rows] = torch.from_numpy(_weights(self.labels.labels_L[rows]).astype(np.float32))
         weight_L = weight_L.to(device)
         for batch in batches:
             features_BD = self.divided.features(net["tail"], self.inputs.view(batch, random)).flatten(1)
@@ -278,15 +282,22 @@ def head_scores(head: Mapping[str, Tensor], features_MD: Floats) -> Floats:
     return np.asarray(features_MD @ weight_CD.T + bias_C)
 
 
-def _ridge_head(features_RD: Floats, labels_R: Rows, classes: int) -> nn.Linear:
+def _ridge_head(features_RD: Floats, labels: Labels) -> nn.Linear:
     """The head that a ridge on the labels gives: a random one would spend the short training on finding its place."""
     import torch
 
-    scaled = scale(features_RD, labels_R)
-    scaled_RD, rows = scaled.scaled_MD.astype(np.float64), np.arange(len(labels_R))
-    ridge = probe_from_gram(scaled_RD @ scaled_RD.T, rows, labels_R, classes, mean_of_labeled=True)
-    linear = scaled.layer(scaled_RD.T @ ridge.duals_LC, np.zeros(classes))
-    head = torch.nn.Linear(features_RD.shape[1], classes, device="meta").to_empty(device="cpu")  # draws nothing
+    scaled = scale(features_RD, labels.labels_L)
+    scaled_RD = scaled.scaled_MD.astype(np.float64)
+    ridge = probe_from_gram(
+        scaled_RD @ scaled_RD.T,
+        labels.rows,
+        labels.labels_L,
+        labels.classes,
+        units_L=labels.units_L,
+        mean_of_labeled=True,
+    )
+    linear = scaled.layer(scaled_RD.T @ ridge.duals_LC, np.zeros(labels.classes))
+    head = torch.nn.Linear(features_RD.shape[1], labels.classes, device="meta").to_empty(device="cpu")  # draws nothing
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(linear.weight_KD))
         head.bias.copy_(torch.from_numpy(linear.bias_K))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgedistill.distill import tuning
-from edgedistill.distill.probes import softmax
+from edgedistill.distill.probes import Labels, softmax
 from edgedistill.distill.tuning import TunedSource, head_scores, tune, tuned_network
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Augment
@@ -23,8 +23,9 @@ FOLDS = np.arange(20) // 2 % 5
 
 
 def tuned(source: Network, labels_L: np.ndarray = LABELS, folds_L: np.ndarray = FOLDS, seed: int = 0) -> TunedSource:
+    settings = Augment(min_area=0.8, jitter=0.1)
     return tune(
-        source, squares(LABELS, 1), labels_L, 2, folds_L=folds_L, settings=Augment(min_area=0.8, jitter=0.1), seed=seed
+        source, squares(LABELS, 1), labels_L, 2, folds_L=folds_L, units_L=np.arange(20), settings=settings, seed=seed
     )
 
 
@@ -59,7 +60,8 @@ def test_labels_of_a_fold_change_nothing_that_is_held_out_there(
 def test_classes_with_more_labels_are_not_preferred(source: Network) -> None:
     images_LHWC = np.random.default_rng(3).integers(0, 255, (60, 16, 16, 3), dtype=np.uint8)
     labels = np.where(np.arange(60) % 5 == 0, 1, 0)
-    result = tune(source, images_LHWC, labels, 2, folds_L=np.arange(60) // 5 % 4, settings=Augment(), seed=0)
+    folds = np.arange(60) // 5 % 4
+    result = tune(source, images_LHWC, labels, 2, folds_L=folds, units_L=np.arange(60), settings=Augment(), seed=0)
     assert result.held_out_LC[:, 0].mean() == pytest.approx(0.5, abs=0.1)  # 0.8 of the labels are of this class
 
 
@@ -112,6 +114,20 @@ def test_net_that_is_no_chain_is_tuned_as_well(source: Network) -> None:
 
     whole = replace(source, tunable=Tunable(module=source.tunable.module, features=features))  # type: ignore[arg-type]
     assert tuned(whole).held_out_LC == pytest.approx(tuned(source).held_out_LC, abs=0.05)
+
+
+def test_head_begins_without_the_help_of_copies() -> None:
+    """Features of noise, each image twice: a copy tells its image's label, and nothing tells that of new images."""
+    features = np.repeat(np.random.default_rng(5).normal(size=(20, 64)), 2, axis=0)
+    labels = Labels(rows=np.arange(40), labels_L=np.arange(20).repeat(2) % 2, units_L=np.arange(40), classes=2)
+    alone, together = (
+        tuning._ridge_head(features, replace(labels, units_L=units)).weight.norm()
+        for units in (np.arange(40), np.arange(20).repeat(2))
+    )
+    assert together < 0.8 * alone
+    assert torch.equal(
+        tuning._ridge_head(features, replace(labels, units_L=None)).weight, tuning._ridge_head(features, labels).weight
+    )
 
 
 def test_temperature_is_part_of_the_head(source: Network) -> None:
