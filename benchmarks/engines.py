@@ -27,6 +27,7 @@ from edgedistill.devices import choice
 from edgedistill.devices.bundle import fitting, write_bundle
 from edgedistill.export import ncnn
 from edgedistill.export.graphs import record
+from edgedistill.export.guard import Witnesses
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.quantize import quantize
 from edgedistill.measurements import Device
@@ -57,7 +58,7 @@ def graphs(student: Path, out: Path) -> tuple[Shipped, bool]:
         images_NHWC=images_NHWC[:CALIBRATION],
         settings=Quantize(targets=("cpu",)),
         folder=out,
-        witnesses=(val, np.load(student / "val_labels.npy")),
+        witnesses=Witnesses(images_NHWC=val, labels_N=np.load(student / "val_labels.npy")),
     )
     guarded = out / "guard.json"
     holds = not guarded.is_file() or all(guard.holds for guard in read_record(guarded, tuple[Guarded, ...]))

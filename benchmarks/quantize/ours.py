@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill.export import graphs, quantize
+from edgedistill.export.guard import Witnesses
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Guarded
 from edgedistill.run.files import read_json, read_record
@@ -28,15 +29,13 @@ def make_models(folder: Path, out: Path) -> list[tuple[str, Path, str, bool, dic
         For each target (name, path, precision, whether it is simulated, facts); the fact `holds` is None without guard.
     """
     fp32, started = folder / "student.fp32.onnx", time.monotonic()
-    images_NHWC, val = (
-        np.load(folder / "calibration.npy"),
-        (np.load(folder / "val.npy"), np.load(folder / "val_labels.npy")),
-    )
+    images_NHWC = np.load(folder / "calibration.npy")
+    val = Witnesses(images_NHWC=np.load(folder / "val.npy"), labels_N=np.load(folder / "val_labels.npy"))
     parent = graphs.record(fp32, "fp32", "any", opset=0)
     models = quantize.quantize(fp32, parent, images_NHWC=images_NHWC, settings=Quantize(), folder=out, witnesses=val)
     seconds = round(time.monotonic() - started, 2)
     calibration = read_json(out / "calibration.json")
-    guards = {guard.target: guard for guard in _guards(out)} if len(val[1]) else {}
+    guards = {guard.target: guard for guard in _guards(out)} if len(val.labels_N) else {}
     return [
         (
             TARGETS[model.target],

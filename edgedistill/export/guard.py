@@ -53,6 +53,23 @@ class Outcome:
     sensitivity: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Witnesses:
+    """Images on which an int8 graph is compared with fp32; as far as possible they did not train.
+
+    Attributes:
+        images_NHWC: uint8 [N, px, px, 3].
+        labels_N: their labels, -1 for none, TRAINED for an image that trained.
+        units_N: the group or set of copies of each; None where each is alone.
+        temperature: of the fp32 graph's logits; None to fit it on those with a label.
+    """
+
+    images_NHWC: np.ndarray
+    labels_N: np.ndarray
+    units_N: np.ndarray | None = None
+    temperature: Temperature | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guard:
     """The fp32 graph, images and bound with which int8 graphs are compared.
@@ -61,9 +78,7 @@ class Guard:
         model: the fp32 graph.
         ranges: its calibrated ranges.
         calibration_NHWC: the calibration images.
-        witnesses_NHWC: images that did not train, as far as there are any.
-        witness_labels_N: their labels, -1 for none, TRAINED for an image that trained.
-        temperature: of the fp32 graph's logits; None to fit it on the witnesses with a label.
+        witnesses: the images of the comparison.
         max_drop: percentage points of accuracy that may be lost.
         score: "top1" or "balanced".
     """
@@ -71,11 +86,9 @@ class Guard:
     model: ModelProto
     ranges: Mapping[str, calibrate.Range]
     calibration_NHWC: np.ndarray
-    witnesses_NHWC: np.ndarray
-    witness_labels_N: np.ndarray
+    witnesses: Witnesses
     max_drop: float
     score: str
-    temperature: Temperature | None = None
 
     @cached_property
     def unlabeled_NHWC(self) -> np.ndarray:  # noqa: N802 - the shape suffix
@@ -87,32 +100,39 @@ class Guard:
     def fp32_logits(self) -> tuple[np.ndarray, np.ndarray]:
         """fp32's logits on the witnesses and on the unlabeled images."""
         graph = self.model.SerializeToString()
-        return predict_onnx(graph, self.witnesses_NHWC), predict_onnx(graph, self.unlabeled_NHWC)
+        return predict_onnx(graph, self.witnesses.images_NHWC), predict_onnx(graph, self.unlabeled_NHWC)
 
     @cached_property
     def fitted_temperature(self) -> Temperature:
         """The temperature of fp32's logits."""
-        if self.temperature is not None:
-            return self.temperature
-        labeled_N = self.witness_labels_N >= 0
-        return temperature_of(self.fp32_logits[0][labeled_N], self.witness_labels_N[labeled_N])
+        if self.witnesses.temperature is not None:
+            return self.witnesses.temperature
+        labeled_N = self.witnesses.labels_N >= 0
+        return temperature_of(self.fp32_logits[0][labeled_N], self.witnesses.labels_N[labeled_N])
 
     def measure_drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
         """Measure the accuracy that an int8 graph loses; with `screening`, on SCREENING_IMAGES witnesses only.
 
         A simulated graph is run on at most SIMULATED_IMAGES witnesses.
         """
-        serialized, simulate = graph.SerializeToString(), target != "cpu"
-        max_witnesses, max_unlabeled = len(self.witnesses_NHWC), len(self.unlabeled_NHWC)
+        serialized, simulate, witnesses = graph.SerializeToString(), target != "cpu", self.witnesses
+        max_witnesses, max_unlabeled = len(witnesses.images_NHWC), len(self.unlabeled_NHWC)
         if simulate or screening:
             max_witnesses = SCREENING_IMAGES if screening else SIMULATED_IMAGES
             max_unlabeled = max_witnesses // 4
-        rows = evenly_spaced(len(self.witnesses_NHWC), max_witnesses)
+        rows = evenly_spaced(len(witnesses.images_NHWC), max_witnesses)
         unlabeled_rows = evenly_spaced(len(self.unlabeled_NHWC), max_unlabeled)
-        int8_NC = predict_onnx(serialized, self.witnesses_NHWC[rows], simulate=simulate)
+        int8_NC = predict_onnx(serialized, self.witnesses.images_NHWC[rows], simulate=simulate)
         unlabeled_int8_N = predict_onnx(serialized, self.unlabeled_NHWC[unlabeled_rows], simulate=simulate).argmax(1)
         fp32_NC, unlabeled_fp32_N = self.fp32_logits[0][rows], self.fp32_logits[1][unlabeled_rows].argmax(1)
-        loss = estimated_loss(self.witness_labels_N[rows], fp32_NC, int8_NC, self.fitted_temperature, by=self.score)
+        loss = estimated_loss(
+            witnesses.labels_N[rows],
+            fp32_NC,
+            int8_NC,
+            self.fitted_temperature,
+            by=self.score,
+            units_N=None if witnesses.units_N is None else witnesses.units_N[rows],
+        )
         low, high = loss.interval
         differ_N = np.concatenate([int8_NC.argmax(1) != fp32_NC.argmax(1), unlabeled_int8_N != unlabeled_fp32_N])
         return Drop(
@@ -122,8 +142,8 @@ class Guard:
             n=len(rows),
             differ=100 * float(np.mean(differ_N)),
             images=len(rows) + len(unlabeled_rows),
-            unlabeled=int((self.witness_labels_N[rows] < 0).sum()),
-            trained=int((self.witness_labels_N[rows] == TRAINED).sum()),
+            unlabeled=int((witnesses.labels_N[rows] < 0).sum()),
+            trained=int((witnesses.labels_N[rows] == TRAINED).sum()),
             shown=100 * loss.shown,
         )
 

@@ -22,7 +22,6 @@ from edgedistill.export import calibrate, float16, graphs, guard, qdq
 from edgedistill.export.float_layers import Ratio
 from edgedistill.export.infer import check_images, predict_onnx
 from edgedistill.export.placement import make_plan
-from edgedistill.labels.calibration import Temperature
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import OnnxModel, Target
 from edgedistill.run import artifacts
@@ -67,11 +66,10 @@ def quantize(
     images_NHWC: np.ndarray,
     settings: Quantize,
     folder: Path,
-    witnesses: tuple[np.ndarray, np.ndarray] | None = None,
+    witnesses: guard.Witnesses | None = None,
     score: str = "top1",
     tune: Callable[[ModelProto, Mapping[str, calibrate.Range], Target], QatGraph] | None = None,
     half: bool = True,
-    temperature: Temperature | None = None,
     time: Time | None = None,
 ) -> list[OnnxModel]:
     """Calibrate once, and write `student.int8-<target>.onnx` for every target, and `calibration.json`.
@@ -82,12 +80,11 @@ def quantize(
         images_NHWC: uint8 [N, px, px, 3] of train; the first `settings.calibration_images` are used.
         settings: method, number of images, targets, and the bound on the loss of accuracy.
         folder: the folder for the files.
-        witnesses: images as above that did not train and their labels (-1 for none), for the accuracy guard, which
-            writes guard.json and sensitivity.json. Without them the graphs are not guarded.
+        witnesses: for the accuracy guard, which writes guard.json and sensitivity.json. Without them the graphs are not
+            guarded.
         score: "top1" or "balanced", the guard's measure of accuracy.
         tune: continues training for a target, in that target's arithmetic; used if its graph loses no more.
         half: whether float nodes are float16 for TensorRT.
-        temperature: of the fp32 graph's logits; None to fit it on the witnesses with a label.
         time: measures fp32's time over that of a target's int8 graph; None for a target that does not run here.
 
     Returns:
@@ -103,17 +100,15 @@ def quantize(
     large = float16.large_tensors(model, used_NHWC) if half and "tensorrt" in settings.targets else set()
     maker = partial(graph_maker, half=half, large=large)
     makers = {target: maker(model, calibration.ranges, target) for target in settings.targets}
-    if witnesses is None or not len(witnesses[1]):
+    if witnesses is None or not len(witnesses.labels_N):
         return [write(make(()), parent, target, folder) for target, make in makers.items()]
     accuracy_guard = guard.Guard(
         model=model,
         ranges=calibration.ranges,
         calibration_NHWC=used_NHWC,
-        witnesses_NHWC=witnesses[0],
-        witness_labels_N=witnesses[1],
+        witnesses=witnesses,
         max_drop=settings.max_drop,
         score=score,
-        temperature=temperature,
     )
     outcomes: dict[Target, guard.Outcome] = {}
     for target, make in makers.items():

@@ -19,6 +19,7 @@ from edgedistill.console import say
 from edgedistill.devices import bundle
 from edgedistill.export import graphs
 from edgedistill.export import quantize as int8
+from edgedistill.export.guard import Witnesses
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.precision import TIMING_BACKENDS, Ratio, choose_precision, higher_precision, speed_ratio
 from edgedistill.export.verify import accuracy
@@ -146,7 +147,7 @@ def _run(work: Work, model: ModelProto) -> None:
         images_NHWC=pictures.calibration_NHWC,
         settings=work.settings,
         folder=folder,
-        witnesses=(pictures.compared_NHWC, witness_labels_N),
+        witnesses=Witnesses(images_NHWC=pictures.compared_NHWC, labels_N=witness_labels_N),
         half=fp16 is not None,
         time=lambda graph, target: timing.graph_ratio(graph, floats, target, partial(_ratio, work)),
     )

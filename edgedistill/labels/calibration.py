@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 
 from edgedistill.agent import metrics
 from edgedistill.agent.metrics import Z95
+from edgedistill.labels.unit_intervals import rare_effect
 
 BOUNDS = (0.05, 20.0)  # of the temperature
 STEP = 0.05  # of the logarithm of the temperature, for the curvature
@@ -163,14 +164,30 @@ class Loss:
         return self.center - Z90 * self.true_sd
 
 
-def measured_loss(labels_N: np.ndarray, first_N: np.ndarray, other_N: np.ndarray, by: str = "top1") -> Loss:
-    """The loss of accuracy that labels show; `by` as in `metrics.drop`."""
+def measured_loss(
+    labels_N: np.ndarray,
+    first_N: np.ndarray,
+    other_N: np.ndarray,
+    by: str = "top1",
+    *,
+    units_N: np.ndarray | None = None,
+) -> Loss:
+    """The loss of accuracy that labels show; `by` as in `metrics.drop`, `units_N` as in `estimated_loss`."""
     mean, low, high = metrics.drop(labels_N, first_N, other_N, by)
-    sd = (high - low) / 2 / Z95
+    won_N = (first_N == labels_N).astype(np.float64) - (other_N == labels_N)
+    strata_N = labels_N if by == "balanced" else np.zeros_like(labels_N)
+    sd = (high - low) / 2 / Z95 * rare_effect(won_N, strata_N, units_N) ** 0.5
     return Loss(mean=mean, center=(low + high) / 2, sd=sd, true_sd=sd)
 
 
-def mean_expected_loss(logits_NC: np.ndarray, other_NC: np.ndarray, temperature: Temperature, by: str = "top1") -> Loss:
+def mean_expected_loss(
+    logits_NC: np.ndarray,
+    other_NC: np.ndarray,
+    temperature: Temperature,
+    by: str = "top1",
+    *,
+    units_N: np.ndarray | None = None,
+) -> Loss:
     """The mean of `expected_loss`: the loss of accuracy, with the expectation in the place of the labels.
 
     An image on which the nets part is won by one with its probability, by the other with the other's, or by none. The
@@ -181,8 +198,8 @@ def mean_expected_loss(logits_NC: np.ndarray, other_NC: np.ndarray, temperature:
         other_NC: of the other net on the same images.
         temperature: of the first net's logits.
         by: "top1", or "balanced" for the mean over the classes, whose shares are then those of the probabilities.
+        units_N: as in `estimated_loss`.
     """
-
     won_N, squares_N = _chances(logits_NC, other_NC, temperature, by)
     n, center = len(won_N), float(won_N.sum()) / (len(won_N) + 2)
     hotter, colder = (
@@ -191,11 +208,12 @@ def mean_expected_loss(logits_NC: np.ndarray, other_NC: np.ndarray, temperature:
     )
     calibration_variance = ((hotter - colder) / 2) ** 2
     label_variance = max(0.0, (float(squares_N.sum()) + 1) / (n + 2) ** 2 - center**2 / (n + 2))
+    effect = rare_effect(won_N, np.zeros(n, dtype=np.int64), units_N)
     return Loss(
         mean=float(won_N.mean()),
         center=center,
-        sd=float(np.sqrt(label_variance + calibration_variance)),
-        true_sd=float(np.sqrt(float(np.var(won_N)) / n + calibration_variance)),
+        sd=float(np.sqrt(effect * label_variance + calibration_variance)),
+        true_sd=float(np.sqrt(effect * float(np.var(won_N)) / n + calibration_variance)),
     )
 
 
@@ -235,15 +253,32 @@ def pooled_loss(measured: Loss, n_measured: int, expected: Loss, n_expected: int
 
 
 def estimated_loss(
-    labels_N: np.ndarray, first_NC: np.ndarray, other_NC: np.ndarray, temperature: Temperature, by: str = "top1"
+    labels_N: np.ndarray,
+    first_NC: np.ndarray,
+    other_NC: np.ndarray,
+    temperature: Temperature,
+    by: str = "top1",
+    *,
+    units_N: np.ndarray | None = None,
 ) -> Loss:
-    """The loss of accuracy of one net against another: measured on images with a label, expected on those with -1."""
+    """The loss of accuracy of one net against another: measured on images with a label, expected on those with -1.
+
+    Args:
+        labels_N: class of each image; negative for none.
+        first_NC: logits of the one net.
+        other_NC: logits of the other.
+        temperature: of the first net's logits.
+        by: "top1" or "balanced".
+        units_N: group or set of copies of each image: those of one are lost or kept together; None where each is alone.
+    """
     labeled, others = np.flatnonzero(labels_N >= 0), np.flatnonzero(labels_N < 0)
+    of_labeled, of_others = (None if units_N is None else units_N[rows] for rows in (labeled, others))
+
+    def expected() -> Loss:
+        return mean_expected_loss(first_NC[others], other_NC[others], temperature, by, units_N=of_others)
+
     if not len(labeled):
-        return mean_expected_loss(first_NC, other_NC, temperature, by)
-    measured = measured_loss(labels_N[labeled], first_NC[labeled].argmax(1), other_NC[labeled].argmax(1), by)
-    if not len(others):
-        return measured
-    return pooled_loss(
-        measured, len(labeled), mean_expected_loss(first_NC[others], other_NC[others], temperature, by), len(others)
-    )
+        return expected()
+    answers = (first_NC[labeled].argmax(axis=1), other_NC[labeled].argmax(axis=1))
+    measured = measured_loss(labels_N[labeled], *answers, by, units_N=of_labeled)
+    return pooled_loss(measured, len(labeled), expected(), len(others)) if len(others) else measured

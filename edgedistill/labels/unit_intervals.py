@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgedistill.agent.metrics import Z95, wilson
+from edgedistill.labels.units import several
 
 MOST_LEVERAGE = 0.5  # a unit that is a stratum of its own has no variance to correct
 
@@ -67,18 +68,39 @@ class Layout:
             excess_N: value of each image less the mean of its stratum.
             spread_N: standard deviation of each image's value, never 0.
         """
-        corrected_N = excess_N / np.sqrt(np.maximum(1.0 - self.leverage_N, MOST_LEVERAGE))
         one_more = self._of_units(np.ones(len(self.units_N)))  # its share among the effective number of units
-        together = self._of_units(corrected_N) + one_more * self._of_units(spread_N)
+        together = self.of_whole_units(excess_N) + one_more * self._of_units(spread_N)
         return max(1.0, together / (self.of_images(excess_N) + one_more * self.of_images(spread_N)))
 
     def of_images(self, excess_N: np.ndarray) -> float:
         """The variance of the weighted sum, if every image were drawn alone."""
         return float(((self.weights_N * excess_N) ** 2).sum())
 
+    def of_whole_units(self, excess_N: np.ndarray) -> float:
+        """The variance of the weighted sum, if whole units were drawn; few units hide a part of it, which is added."""
+        return self._of_units(excess_N / np.sqrt(np.maximum(1.0 - self.leverage_N, MOST_LEVERAGE)))
+
     def _of_units(self, excess_N: np.ndarray) -> float:
         """The variance of the weighted sum, if whole units were drawn."""
         return float((np.bincount(self.units_N, weights=self.weights_N * excess_N) ** 2).sum())
+
+
+def rare_effect(values_N: np.ndarray, strata_N: np.ndarray, units_N: np.ndarray | None) -> float:
+    """The design effect on the mean over strata of values that are 0 on nearly all images; 1 where each is alone.
+
+    No further unit is added. One whose images all had such a value would outweigh all that is seen.
+
+    Args:
+        values_N: value of each image.
+        strata_N: stratum of each image.
+        units_N: unit of each image; None where each is alone.
+    """
+    if units_N is None or not several(units_N):
+        return 1.0
+    layout = Layout.of(strata_N, units_N)
+    excess_N = values_N - layout.means(values_N)[layout.strata_N]
+    alone = layout.of_images(excess_N)
+    return max(1.0, layout.of_whole_units(excess_N) / alone) if alone else 1.0
 
 
 def share_interval(

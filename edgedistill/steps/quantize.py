@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgedistill.console import log_training, say
 from edgedistill.errors import InputError
@@ -24,9 +24,9 @@ from edgedistill.steps.step import Step
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from edgedistill.export.guard import Witnesses
     from edgedistill.export.qdq import Ranges
     from edgedistill.export.quantize import QatGraph
-    from edgedistill.labels.calibration import Temperature
 
 COMPARED = 1000  # images on which the trained graph is compared with the fake-quantized student
 
@@ -43,15 +43,13 @@ def work(context: Context) -> None:
     recipe, graphs = context.recipe, list[OnnxModel]()
     if recipe.quantize.enabled:
         px, fp32 = context.checkpoint.spec.input_px, context.exported[0]
-        images_NHWC, labels_N, temperature = witnesses(context, px)
         graphs = quantize(
             context.run / fp32.path,
             fp32,
             images_NHWC=context.calibration_images(px),
             settings=recipe.quantize,
             folder=artifacts.QUANTIZED.path_in(context.run).parent,
-            witnesses=(images_NHWC, labels_N),
-            temperature=temperature,
+            witnesses=witnesses(context, px),
             score=recipe.data.score,
             tune=tuner(context),
             half=len(context.exported) > 1,
@@ -60,27 +58,36 @@ def work(context: Context) -> None:
     artifacts.QUANTIZED.write(context.run, [replace(graph, path=f"quantize/{graph.path}") for graph in graphs])
 
 
-def witnesses(context: Context, px: int) -> tuple[Any, Any, Temperature | None]:
-    """The guard's images, uint8 [N, px, px, 3], their labels [N] (-1 for none), and a temperature.
+def witnesses(context: Context, px: int) -> Witnesses:
+    """The guard's images: val and the reserve; with folds, where val trains, too, the images that are compared.
 
-    They are val and the reserve; with folds, where val trains, too, the reserve alone, or images that trained where it
-    is small. The temperature is then that of the folds' students; otherwise it is None, to be fitted on val.
+    Those are the test images, or the reserve, or images that trained where it is small. The temperature is then that of
+    the folds' students.
     """
     import numpy as np
 
-    from edgedistill.export.guard import TRAINED
+    from edgedistill.export.guard import TRAINED, Witnesses
     from edgedistill.labels.calibration import temperature_of
 
     splits = context.splits
     if splits.protocol == "folds":
         images_NHWC, labels_N = context.compared_images(px)
+        units_N = splits.test_set.units_N if splits.n_test else splits.units_N[splits.witness_rows]
         if not splits.n_test:
             labels_N = np.where(np.isin(splits.witness_rows, splits.reserve_rows), labels_N, TRAINED)
         answers = artifacts.FOLD_ANSWERS.read(context.shipped.run)
-        return np.asarray(images_NHWC), labels_N, temperature_of(answers["fp32"], answers["labels"])
+        return Witnesses(
+            images_NHWC=np.asarray(images_NHWC),
+            labels_N=labels_N,
+            units_N=units_N,
+            temperature=temperature_of(answers["fp32"], answers["labels"]),
+        )
     rows = np.concatenate([splits.val_rows, splits.reserve_rows])
-    labels_N = np.concatenate([splits.val_labels, np.full(len(splits.reserve_rows), -1, dtype=np.int64)])
-    return np.asarray(splits.train.resized(px)[rows]), labels_N, None
+    return Witnesses(
+        images_NHWC=np.asarray(splits.train.resized(px)[rows]),
+        labels_N=np.concatenate([splits.val_labels, np.full(len(splits.reserve_rows), -1, dtype=np.int64)]),
+        units_N=splits.units_N[rows],
+    )
 
 
 def speed_ratio(context: Context, graph: ModelProto, target: Target) -> tuple[float, float, float] | None:
@@ -146,7 +153,7 @@ def source_heads(path: Path) -> dict[str, object] | None:
 
 STEP = Step(
     name="quantize",
-    version=3,
+    version=4,
     after=("distill", "export"),
     inputs=inputs,
     outputs=("quantize/*",),

@@ -108,8 +108,7 @@ def guarding(model: ModelProto, max_drop: float) -> guard.Guard:
         model=model,
         ranges=calibration.ranges,
         calibration_NHWC=images,
-        witnesses_NHWC=unseen,
-        witness_labels_N=labels,
+        witnesses=guard.Witnesses(images_NHWC=unseen, labels_N=labels),
         max_drop=max_drop,
         score="top1",
     )
@@ -191,8 +190,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[guard.Outcome
             model=model,
             ranges={},
             calibration_NHWC=IMAGES,
-            witnesses_NHWC=IMAGES,
-            witness_labels_N=np.zeros(10, int),
+            witnesses=guard.Witnesses(images_NHWC=IMAGES, labels_N=np.zeros(10, int)),
             max_drop=max_drop,
             score="top1",
         )
@@ -315,8 +313,7 @@ def test_bound_holds_when_one_of_few_val_labels_flips(
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(200, 1),
-        witnesses_NHWC=numbered(10, 0),
-        witness_labels_N=np.zeros(10, int),
+        witnesses=guard.Witnesses(images_NHWC=numbered(10, 0), labels_N=np.zeros(10, int)),
         max_drop=1.0,
         score="top1",
     )
@@ -347,16 +344,23 @@ def test_witnesses_without_a_label_are_judged_by_calibrated_probabilities(monkey
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(1, 1),
-        witnesses_NHWC=numbered(100, 0),
-        witness_labels_N=np.array([0] * 10 + [-1] * 70 + [guard.TRAINED] * 20),
+        witnesses=guard.Witnesses(
+            images_NHWC=numbered(100, 0),
+            labels_N=np.array([0] * 10 + [-1] * 70 + [guard.TRAINED] * 20),
+            temperature=Temperature(value=2.0),
+        ),
         max_drop=1.0,
         score="top1",
-        temperature=Temperature(value=2.0),
     )
     drop = accuracy_guard.measure_drop(FakeGraph(b"int8"), "cpu")
     assert (drop.n, drop.unlabeled, drop.trained) == (100, 90, 20)
     assert drop.points == pytest.approx(1 + 9 * 0.2)
     assert drop.low < 0 < drop.shown < drop.points < drop.high
+    units_N = np.arange(100)
+    units_N[20:29] = 20  # the images that are expected to lose are frames of one recording
+    in_groups = replace(accuracy_guard, witnesses=replace(accuracy_guard.witnesses, units_N=units_N))
+    grouped = in_groups.measure_drop(FakeGraph(b"int8"), "cpu")
+    assert grouped.points == drop.points and grouped.low < drop.low - 1 and grouped.shown < drop.shown
 
 
 def test_temperature_is_fitted_on_the_labels(set_labels: Callable[[np.ndarray, np.ndarray], None]) -> None:
@@ -365,8 +369,7 @@ def test_temperature_is_fitted_on_the_labels(set_labels: Callable[[np.ndarray, n
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(1, 1),
-        witnesses_NHWC=numbered(100, 0),
-        witness_labels_N=np.array([0] * 30 + [1] * 10 + [-1] * 60),
+        witnesses=guard.Witnesses(images_NHWC=numbered(100, 0), labels_N=np.array([0] * 30 + [1] * 10 + [-1] * 60)),
         max_drop=1.0,
         score="top1",
     )
@@ -383,8 +386,7 @@ def test_simulated_graph_is_run_on_fewer_images(
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(100, 1),
-        witnesses_NHWC=numbered(100, 0),
-        witness_labels_N=np.zeros(100, int),
+        witnesses=guard.Witnesses(images_NHWC=numbered(100, 0), labels_N=np.zeros(100, int)),
         max_drop=1.0,
         score="top1",
     )

@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from edgedistill.agent import graph_types
 from edgedistill.errors import EdgeDistillError, InputError
-from edgedistill.export import calibrate, float16, graphs, qdq
+from edgedistill.export import calibrate, float16, graphs, guard, qdq
 from edgedistill.export import quantize as quantization
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.quantize import quantize
@@ -203,7 +203,7 @@ def test_guard_reports_loss_of_each_target_with_val_images(exported: Callable[[s
         images_NHWC=student.images_NHWC,
         settings=settings,
         folder=tmp_path,
-        witnesses=(unseen, labels),
+        witnesses=guard.Witnesses(images_NHWC=unseen, labels_N=labels),
         score="balanced",
     )
     assert {path.name for path in tmp_path.iterdir()} >= {*GRAPHS, "calibration.json", "guard.json"}
@@ -232,7 +232,7 @@ def test_sensitivity_json_ranks_layers_when_bound_is_broken(
     int8_NC = predict_onnx(tmp_path / model.path, unseen, simulate=True)
     changed = fp32_NC.argmax(1) != int8_NC.argmax(1)
     assert changed.any()
-    val = unseen[changed], fp32_NC.argmax(1)[changed]
+    val = guard.Witnesses(images_NHWC=unseen[changed], labels_N=fp32_NC.argmax(1)[changed])
     (model,) = quantize(
         student.path, student.record, images_NHWC=student.images_NHWC, settings=settings, folder=tmp_path, witnesses=val
     )

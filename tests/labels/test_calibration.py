@@ -12,6 +12,7 @@ from edgedistill.labels.calibration import (
     Loss,
     Temperature,
     calibrated,
+    estimated_loss,
     expected_loss,
     fit_temperature,
     mean_expected_loss,
@@ -102,6 +103,28 @@ def test_true_loss_is_above_the_shown_one_in_nine_of_ten_draws(by: str) -> None:
     assert np.mean([truth > loss.shown for loss in losses]) >= 0.85
     assert np.mean([loss.mean - loss.shown for loss in losses]) < np.mean([loss.sd for loss in losses])
     assert np.mean([loss.mean for loss in losses]) == pytest.approx(truth, abs=0.004)
+
+
+@pytest.mark.parametrize("labeled", [0.0, 0.5, 1.0])
+def test_frames_of_a_recording_that_are_lost_together_widen_the_interval(labeled: float) -> None:
+    """30 recordings of 20 frames: all frames of one have the same logits, and are changed together."""
+    many_NC, many_N = answers(20_000, 2.0, seed=999)
+    truth = measured_loss(many_N, many_NC.argmax(1), noisy(many_NC, 999).argmax(1)).mean
+    frames, temperature, covered, alike = np.arange(30).repeat(20), Temperature(value=2.0), 0, 0
+    for seed in range(60):
+        logits_RC, labels_R = answers(30, 2.0, seed)
+        logits_NC, other_NC = logits_RC[frames], noisy(logits_RC, seed)[frames]
+        labels_N = np.where(np.random.default_rng(seed).random(30) < labeled, labels_R, -1)[frames]
+        loss, alone = (
+            estimated_loss(labels_N, logits_NC, other_NC, temperature, units_N=units_N)
+            for units_N in (frames, np.arange(600))
+        )
+        covered += loss.interval[0] <= truth <= loss.interval[1]
+        alike += alone.interval[0] <= truth <= alone.interval[1]
+        assert loss.mean == alone.mean and loss.shown <= alone.shown
+        assert alone == estimated_loss(labels_N, logits_NC, other_NC, temperature)
+    assert covered >= 54, covered
+    assert alike < 48 or not labeled, "as if frames told as much as images"
 
 
 def test_images_with_labels_and_without_count_once_each() -> None:

@@ -35,10 +35,12 @@ def test_witnesses_that_trained_are_marked(tmp_path: Path) -> None:
     (tmp_path / "folds").mkdir()
     save_arrays(artifacts.FOLD_ANSWERS.path_in(run), labels=np.arange(8) % 2, fp32=np.eye(2)[np.arange(8) % 2])
     splits = SimpleNamespace(protocol="folds", n_test=0, witness_rows=np.array([1, 4, 6]), reserve_rows=np.array([4]))
+    splits.units_N = np.array([0, 10, 11, 12, 13, 14, 13])
     context: Any = SimpleNamespace(splits=splits, shipped=SimpleNamespace(run=run))
     context.compared_images = lambda px: (np.zeros((3, px, px, 3), dtype=np.uint8), np.full(3, -1))
-    _, labels_N, temperature = quantize.witnesses(context, 8)
-    assert labels_N.tolist() == [TRAINED, -1, TRAINED] and temperature is not None
+    witnesses = quantize.witnesses(context, 8)
+    assert witnesses.labels_N.tolist() == [TRAINED, -1, TRAINED] and witnesses.temperature is not None
+    assert witnesses.units_N is not None and witnesses.units_N.tolist() == [10, 13, 13]
 
 
 @pytest.mark.parametrize("changed", ["picture", "label", "unlabeled"])
