@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from benchmarks.suite import contrasts, protocol, rankers, statistics
 from benchmarks.suite.board import Board, boards
@@ -34,6 +35,15 @@ def board_of(lines: list[dict[str, Any]]) -> Board:
 )
 def test_sign_flip_p_value_is_exact(differences: list[float], p: float) -> None:
     assert statistics.sign_flip(differences) == pytest.approx(p)
+
+
+def test_sign_flips_of_many_differences_are_drawn() -> None:
+    """Of 40 differences there are 10^12 flips; the drawn ones come near the normal approximation."""
+    differences = [*np.tile([1.0, -1.0], 12), *np.ones(16)]
+    p = statistics.sign_flip(differences)
+    assert p == statistics.sign_flip(differences)
+    # P(|S| >= 16) of 40 signs: 2 * P(Binomial(40, 1/2) >= 28)
+    assert p == pytest.approx(2 * binom.sf(27, 40, 0.5), rel=0.1)
 
 
 def test_paired_without_differences_is_an_error() -> None:
