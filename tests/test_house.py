@@ -121,7 +121,7 @@ def test_classes_inherit_only_from_what_they_must() -> None:
     """Protocols, errors, pydantic models, what torch wants subclassed and enums are the only bases."""
     allowed = re.compile(
         r"Protocol|Generic\[T\]|Exception|EdgeDistillError|InputError|ModuleType|BaseModel|Section|Open|Choice|nn\.Module|"
-        r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|str|Enum|"
+        r"torch\.nn\.Module|torch\.autograd\.Function|_BatchNorm|TorchDispatchMode|CalibrationDataReader|StrEnum|"
         r"NamedTuple|TypedDict"
     )
     others = {

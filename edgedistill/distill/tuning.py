@@ -233,7 +233,7 @@ class _Training:
 
         device, random = default_device(), np.random.default_rng(seed)
         net = torch.nn.ModuleDict({"tail": copy.deepcopy(self.divided.tail)}).to(device).eval()
-        net["head"] = _ridge_head(self.features(net, rows), self.labels.at(rows)).to(device)
+        net["head"] = ridge_head(self.features(net, rows), self.labels.at(rows)).to(device)
         parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
         batches = _batches(rows, random)
@@ -282,7 +282,7 @@ def head_scores(head: Mapping[str, Tensor], features_MD: Floats) -> Floats:
     return np.asarray(features_MD @ weight_CD.T + bias_C)
 
 
-def _ridge_head(features_RD: Floats, labels: Labels) -> nn.Linear:
+def ridge_head(features_RD: Floats, labels: Labels) -> nn.Linear:
     """The head that a ridge on the labels gives: a random one would spend the short training on finding its place."""
     import torch
 

@@ -121,12 +121,12 @@ def test_head_begins_without_the_help_of_copies() -> None:
     features = np.repeat(np.random.default_rng(5).normal(size=(20, 64)), 2, axis=0)
     labels = Labels(rows=np.arange(40), labels_L=np.arange(20).repeat(2) % 2, units_L=np.arange(40), classes=2)
     alone, together = (
-        tuning._ridge_head(features, replace(labels, units_L=units)).weight.norm()
+        tuning.ridge_head(features, replace(labels, units_L=units)).weight.norm()
         for units in (np.arange(40), np.arange(20).repeat(2))
     )
     assert together < 0.8 * alone
     assert torch.equal(
-        tuning._ridge_head(features, replace(labels, units_L=None)).weight, tuning._ridge_head(features, labels).weight
+        tuning.ridge_head(features, replace(labels, units_L=None)).weight, tuning.ridge_head(features, labels).weight
     )
 
 
