@@ -12,6 +12,8 @@ from benchmarks.search.replay import POLICIES, Line, columns
 
 MAX_REGRET, MAX_SHARE = 0.5, 1 / 3  # the claim: points below the best feasible student; share of the exhaustive cost
 RANDOM = ("random, briefly", "random, in full")
+# what a short training shows of a student, in words, and the sign of its correlation with the accuracy
+FIRST_LOOKS = {"value": ("score on val", 1), "loss": ("held-out loss", -1), "agreement": ("agreement", 1)}
 # replayed with the search of b7b863a, which did not yet begin with the largest of each family
 FORMER = ("8 trials, TPE from the first",)
 
@@ -98,11 +100,20 @@ def markdown() -> str:
                 f"| {pack} | {policy} | {figures['regret']:.1f} ({figures['p90']:.1f}) | {figures['reached']:.0%} | "
                 f"{figures['seconds']:.0%} ({figures['macs']:.0%}) | {claim} |"
             )
-    return "\n".join(out)
+    return "\n".join([*out, "", correlations()])
 
 
-def best(pack: str, count: int = 4) -> str:
-    """The best students of a pack, with their accuracies."""
-    accuracies = truth(pack)
-    order = sorted(accuracies, key=lambda name: -accuracies[name])[:count]
-    return "; ".join(f"`{name}` {accuracies[name]:.1f}" for name in order)
+def correlations() -> str:
+    """How well what a short training shows of the students orders them by their accuracy on test, in a sentence."""
+    from scipy.stats import spearmanr
+
+    phrases = []
+    for fact, (words, sign) in FIRST_LOOKS.items():
+        ranks = [
+            sign * spearmanr(*zip(*((line[fact], line["top1"]) for line in lines.values()), strict=True)).statistic
+            for lines in columns().values()
+            if all(fact in line for line in lines.values())
+        ]
+        if ranks:
+            phrases.append(f"{words} {min(ranks):.2f} to {max(ranks):.2f} ({len(ranks)} columns)")
+    return f"Rank correlation of the students' short trainings with the accuracy on test: {'; '.join(phrases)}."
