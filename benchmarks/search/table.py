@@ -107,12 +107,12 @@ def correlations() -> str:
     """How well what a short training shows of the students orders them by their accuracy on test, in a sentence."""
     from scipy.stats import spearmanr
 
-    phrases = []
+    phrases, table = [], [list(lines.values()) for lines in columns().values()]
     for fact, (words, sign) in FIRST_LOOKS.items():
         ranks = [
-            sign * spearmanr(*zip(*((line[fact], line["top1"]) for line in lines.values()), strict=True)).statistic
-            for lines in columns().values()
-            if all(fact in line for line in lines.values())
+            sign * spearmanr([line[fact] for line in lines], [line["top1"] for line in lines]).statistic
+            for lines in table
+            if all(fact in line for line in lines)
         ]
         if ranks:
             phrases.append(f"{words} {min(ranks):.2f} to {max(ranks):.2f} ({len(ranks)} columns)")

@@ -90,11 +90,8 @@ def begin(model: nn.Module, task: Task) -> dict[str, Tensor]:
     others = random.permutation(np.concatenate([np.delete(material.labeled, labeled), task.unlabeled]))
     rows = np.concatenate([material.labeled[labeled], others])[:MOST_IMAGES]
     labels = probes.Labels(
-        rows=np.arange(len(labeled)),
-        labels_L=material.labels[labeled],
-        units_L=None if material.units_L is None else material.units_L[labeled],
-        classes=task.spec.num_classes,
-    )
+        rows=material.labeled, labels_L=material.labels, units_L=material.units_L, classes=task.spec.num_classes
+    ).at(labeled)
     training, initial = (initial_features(model, task, rows, renewed=renewed) for renewed in (True, False))
     if not np.isfinite(training).all():
         return {}  # the first step says so
@@ -163,15 +160,17 @@ def held_out_likelihood(scaled: Scaled, labels: probes.Labels) -> float:
     """Mean log-likelihood of the labels of L images by a ridge on the others; 0 where a class has one label."""
     if not probes.at_least_two_per_class(labels.labels_L, labels.units_L):
         return 0.0
-    ridge = _ridge(_gram(scaled), labels)
-    return probes.log_likelihood(np.log(np.maximum(ridge.loo_probs_LC, 1e-300)), labels.labels_L)
+    left_out_LC = ridge(gram(scaled), labels).loo_probs_LC
+    return probes.log_likelihood(np.log(np.maximum(left_out_LC, 1e-300)), labels.labels_L)
 
 
-def _gram(scaled: Scaled) -> Floats:
+def gram(scaled: Scaled) -> Floats:
+    """Inner products of scaled features, [M, M]."""
     return np.asarray(scaled.scaled_MD @ scaled.scaled_MD.T)
 
 
-def _ridge(gram_LL: Floats, labels: probes.Labels) -> probes.Probe:
+def ridge(gram_LL: Floats, labels: probes.Labels) -> probes.Probe:
+    """The ridge on the labels of L images, whose mean is fitted, too."""
     return probes.probe_from_gram(
         gram_LL, labels.rows, labels.labels_L, labels.classes, units_L=labels.units_L, mean_of_labeled=True
     )
@@ -183,9 +182,9 @@ def target_head(scaled: Scaled, labels: probes.Labels, material: Material) -> Li
     The ridge counts all classes alike. The label loss does not where labels are unequal, weighted or shifted: the bias
     is that of the shares and the shift which the loss will see.
     """
-    gram_LL, classes = _gram(scaled), labels.classes
-    ridge = _ridge(gram_LL, labels)
-    weights_DC = scaled.scaled_MD.T @ ridge.duals_LC * (ridge.temperature / _temperature(ridge, gram_LL, labels))
+    gram_LL, classes = gram(scaled), labels.classes
+    probe = ridge(gram_LL, labels)
+    weights_DC = scaled.scaled_MD.T @ probe.duals_LC * (probe.temperature / _temperature(probe, gram_LL, labels))
     mass_C = np.bincount(material.labels, minlength=classes).astype(np.float64)
     if material.class_weights_C is not None:
         mass_C *= material.class_weights_C
@@ -195,12 +194,12 @@ def target_head(scaled: Scaled, labels: probes.Labels, material: Material) -> Li
     return scaled.layer(weights_DC, bias_C - bias_C.mean())
 
 
-def _temperature(ridge: probes.Probe, gram_LL: Floats, labels: probes.Labels) -> float:
+def _temperature(probe: probes.Probe, gram_LL: Floats, labels: probes.Labels) -> float:
     """What the ridge's scores are divided by: most likely on those left out, or on all where a class has one label."""
-    count, classes = ridge.loo_probs_LC.shape
-    scores_LC = gram_LL @ ridge.duals_LC * ridge.temperature
+    count, classes = probe.loo_probs_LC.shape
+    scores_LC = gram_LL @ probe.duals_LC * probe.temperature
     if probes.at_least_two_per_class(labels.labels_L, labels.units_L):
-        scores_LC = np.log(np.maximum(ridge.loo_probs_LC, 1e-300)) * ridge.temperature
+        scores_LC = np.log(np.maximum(probe.loo_probs_LC, 1e-300)) * probe.temperature
     targets_LC = np.eye(classes)[labels.labels_L] * (1.0 - 1.0 / (count + 1)) + 1.0 / (count + 1) / classes
     return max(probes.TEMPERATURES, key=lambda temperature: _mean_likelihood(scores_LC / temperature, targets_LC))
 

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from edgedistill.console import bar, say
-from edgedistill.distill.probes import Floats, Rows, softmax
+from edgedistill.distill.probes import Floats, Labels, Rows, softmax
 from edgedistill.distill.teachers import Column, Tuned
 from edgedistill.distill.tuning import VERSION, TunedSource, head_scores, tune, tuned_network
 from edgedistill.errors import InputError
@@ -107,7 +107,7 @@ class Tuner:
         """Hash of all that a tuned source depends on."""
         facts = [source.sha256, source.input_px, source.mean, source.std, self.store.pixels_hash]
         labels = [self.rows.tolist(), self.labels_L.tolist(), folds_L.tolist(), self.classes]
-        if several(self.units_L):
+        if several(self.units_L):  # without groups and copies, what is in the cache stays good
             labels.append(self.units_L.tolist())
         return digest([VERSION, *facts, *labels, self.settings.model_dump(mode="json"), self.seed])[:32]
 
@@ -127,14 +127,13 @@ class Tuner:
     def _train(self, name: str, folds_L: Rows) -> TunedSource:
         source, n_labels, started = self.network(name), len(self.rows), time.monotonic()
         trainings = len(np.unique(folds_L[folds_L >= 0])) + 1
+        labels = Labels(rows=np.arange(n_labels), labels_L=self.labels_L, units_L=self.units_L, classes=self.classes)
         with bar(f"tune {name} to {n_labels} labels", trainings) as progress:
             tuned = tune(
                 source,
                 self.store.resized(source.input_px)[self.rows],
-                self.labels_L,
-                self.classes,
+                labels,
                 folds_L=folds_L,
-                units_L=self.units_L,
                 settings=self.settings,
                 seed=self.seed,
                 progress=progress,

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.distill.augment import augment
-from edgedistill.distill.head_start import scale
-from edgedistill.distill.probes import Floats, Labels, Rows, log_likelihood, probe_from_gram, softmax
+from edgedistill.distill.head_start import gram, ridge, scale
+from edgedistill.distill.probes import Floats, Labels, Rows, log_likelihood, softmax
 from edgedistill.errors import InputError
 from edgedistill.labels.prior import balanced_weights
 from edgedistill.recipe.schema import Augment
@@ -59,11 +59,9 @@ class TunedSource:
 def tune(
     source: Network,
     images_LHWC: NDArray[np.uint8],
-    labels_L: Rows,
-    classes: int,
+    labels: Labels,
     *,
     folds_L: Rows,
-    units_L: Rows,
     settings: Augment,
     seed: int,
     progress: Callable[[int], object] = lambda trainings: None,
@@ -73,10 +71,8 @@ def tune(
     Args:
         source: a network with a module (`tunable`).
         images_LHWC: the labeled images at the source's input size, uint8.
-        labels_L: their classes.
-        classes: C.
-        folds_L: the fold of each labeled image; -1 for those that always train.
-        units_L: number of each one's set of copies or group, which no fold divides.
+        labels: theirs.
+        folds_L: the fold of each labeled image; -1 for those that always train. No fold divides a unit.
         settings: how training images are augmented.
         seed: of the order of the images and of their augmentation.
         progress: called with 1 after each training.
@@ -92,11 +88,8 @@ def tune(
     assert source.tunable is not None, "only a network with a module is tuned"
     divided = divide(source.tunable, _normalized(source, images_LHWC[:BATCH]))
     inputs = _Inputs(source=source, divided=divided, images_LHWC=images_LHWC, settings=settings)
-    labels = Labels(
-        rows=np.arange(len(labels_L)), labels_L=np.asarray(labels_L), units_L=np.asarray(units_L), classes=classes
-    )
-    training = _Training(divided=divided, inputs=inputs.kept(seed), labels=labels)
-    scores_LC = np.zeros((len(labels_L), classes), dtype=np.float32)
+    training, labels_L = _Training(divided=divided, inputs=inputs.kept(seed), labels=labels), labels.labels_L
+    scores_LC = np.zeros((len(labels_L), labels.classes), dtype=np.float32)
     for fold in np.unique(folds_L[folds_L >= 0]):
         net = training.fit(np.flatnonzero(folds_L != fold), seed=(seed, int(fold) + 1))
         rows = np.flatnonzero(folds_L == fold)
@@ -287,16 +280,9 @@ def ridge_head(features_RD: Floats, labels: Labels) -> nn.Linear:
     import torch
 
     scaled = scale(features_RD, labels.labels_L)
-    scaled_RD = scaled.scaled_MD.astype(np.float64)
-    ridge = probe_from_gram(
-        scaled_RD @ scaled_RD.T,
-        labels.rows,
-        labels.labels_L,
-        labels.classes,
-        units_L=labels.units_L,
-        mean_of_labeled=True,
-    )
-    linear = scaled.layer(scaled_RD.T @ ridge.duals_LC, np.zeros(labels.classes))
+    scaled = replace(scaled, scaled_MD=scaled.scaled_MD.astype(np.float64))
+    weights_DC = scaled.scaled_MD.T @ ridge(gram(scaled), labels).duals_LC
+    linear = scaled.layer(weights_DC, np.zeros(labels.classes))
     head = torch.nn.Linear(features_RD.shape[1], labels.classes, device="meta").to_empty(device="cpu")  # draws nothing
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(linear.weight_KD))

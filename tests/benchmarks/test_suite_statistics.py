@@ -38,7 +38,7 @@ def test_sign_flip_p_value_is_exact(differences: list[float], p: float) -> None:
 
 
 def test_sign_flips_of_many_differences_are_drawn() -> None:
-    """Of 40 differences there are 10^12 flips; the drawn ones come near the normal approximation."""
+    """Of 40 differences there are 10^12 flips; the drawn ones come near the binomial tail."""
     differences = [*np.tile([1.0, -1.0], 12), *np.ones(16)]
     p = statistics.sign_flip(differences)
     assert p == statistics.sign_flip(differences)

@@ -24,9 +24,13 @@ FOLDS = np.arange(20) // 2 % 5
 
 def tuned(source: Network, labels_L: np.ndarray = LABELS, folds_L: np.ndarray = FOLDS, seed: int = 0) -> TunedSource:
     settings = Augment(min_area=0.8, jitter=0.1)
-    return tune(
-        source, squares(LABELS, 1), labels_L, 2, folds_L=folds_L, units_L=np.arange(20), settings=settings, seed=seed
-    )
+    return tune(source, squares(LABELS, 1), alone(labels_L), folds_L=folds_L, settings=settings, seed=seed)
+
+
+def alone(labels_L: np.ndarray) -> Labels:
+    """Labels of two classes, each image a unit of its own."""
+    rows = np.arange(len(labels_L))
+    return Labels(rows=rows, labels_L=labels_L, units_L=rows, classes=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_classes_with_more_labels_are_not_preferred(source: Network) -> None:
     images_LHWC = np.random.default_rng(3).integers(0, 255, (60, 16, 16, 3), dtype=np.uint8)
     labels = np.where(np.arange(60) % 5 == 0, 1, 0)
     folds = np.arange(60) // 5 % 4
-    result = tune(source, images_LHWC, labels, 2, folds_L=folds, units_L=np.arange(60), settings=Augment(), seed=0)
+    result = tune(source, images_LHWC, alone(labels), folds_L=folds, settings=Augment(), seed=0)
     assert result.held_out_LC[:, 0].mean() == pytest.approx(0.5, abs=0.1)  # 0.8 of the labels are of this class
 
 
@@ -119,12 +123,12 @@ def test_net_that_is_no_chain_is_tuned_as_well(source: Network) -> None:
 def test_head_begins_without_the_help_of_copies() -> None:
     """Features of noise, each image twice: a copy tells its image's label, and nothing tells that of new images."""
     features = np.repeat(np.random.default_rng(5).normal(size=(20, 64)), 2, axis=0)
-    labels = Labels(rows=np.arange(40), labels_L=np.arange(20).repeat(2) % 2, units_L=np.arange(40), classes=2)
-    alone, together = (
+    labels = alone(np.arange(20).repeat(2) % 2)
+    single, together = (
         tuning.ridge_head(features, replace(labels, units_L=units)).weight.norm()
         for units in (np.arange(40), np.arange(20).repeat(2))
     )
-    assert together < 0.8 * alone
+    assert together < 0.8 * single
     assert torch.equal(
         tuning.ridge_head(features, replace(labels, units_L=None)).weight, tuning.ridge_head(features, labels).weight
     )
