@@ -6,6 +6,7 @@ N images, D features, K classes of a source.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.predict.student import Prediction, Student, load, of_run
+from edgedistill.recipe.options import listed_names
 from edgedistill.report import facts, render
 from edgedistill.run.directory import Run as RunDirectory
 from edgedistill.run.directory import find_run, run_directory
@@ -45,6 +47,7 @@ __all__ = [
     "train",
 ]
 
+Names = str | Sequence[str]
 LATEST = "runs/latest"
 FRAME = '<iframe srcdoc="{page}" style="width:100%;height:600px;border:0"></iframe>'
 
@@ -211,7 +214,7 @@ def run(
     device: str | None = None,
     latency_ms: float | None = None,
     labels_per_class: int | None = None,
-    sources: Sequence[str] = (),
+    sources: Names = (),
     minutes: float | None = None,
     download: bool = False,
     any_license: bool = False,
@@ -226,7 +229,7 @@ def run(
         device: for data: a device of the inventory to measure on.
         latency_ms: for data: bound on the latency of one image in int8, in milliseconds.
         labels_per_class: for data: labels of each class to use.
-        sources: for data: names of the catalog, or `none`; the run chooses by default.
+        sources: for data: names of the catalog, in a list or a text with commas, or `none`; the run chooses by default.
         minutes: for data: about how long it may take; 10 by default.
         download: for data: weights may be downloaded.
         any_license: for data: sources may forbid commercial use.
@@ -246,7 +249,7 @@ def run(
         device=device,
         latency_ms=latency_ms,
         labels_per_class=labels_per_class,
-        sources=tuple(sources),
+        sources=listed_names(sources),
         minutes=minutes,
         download=download,
         any_license=any_license,
@@ -298,14 +301,12 @@ def export(run: Run | str | Path = LATEST, *, int8: bool | None = None, qat: boo
     return Run(session.export(_path(run), int8=int8, qat=qat).run.path)
 
 
-def bench(
-    run: Run | str | Path = LATEST, *, devices: Sequence[str] = (), backends: Sequence[str] = (), again: bool = False
-) -> Run:
+def bench(run: Run | str | Path = LATEST, *, devices: Names = (), backends: Names = (), again: bool = False) -> Run:
     """Measure latency and accuracy of the exported graphs on devices.
 
     Args:
         run: a run, or its directory.
-        devices: names of the inventory; those of the recipe by default.
+        devices: names of the inventory; those of the recipe by default. As the backends, a list or a text with commas.
         backends: such as onnxruntime-cpu; those of the recipe by default.
         again: measure again even if nothing has changed.
 
@@ -315,7 +316,7 @@ def bench(
     """
     from edgedistill import pipeline, session
 
-    choices = {name: list(names) for name, names in (("devices", devices), ("backends", backends)) if names}
+    choices = {key: list(listed_names(names)) for key, names in (("devices", devices), ("backends", backends)) if names}
     context = session.reopen(_path(run), {"bench": choices})
     session.finish(context, pipeline.export_and_bench_steps, again=pipeline.bench_steps if again else pipeline.no_steps)
     return Run(context.run.path)
@@ -388,8 +389,6 @@ def _run(
 
 def _assignments(settings: Mapping[str, Any] | None) -> list[str]:
     """Settings as the command line's KEY=VALUE: the values as YAML in one line."""
-    import json
-
     return [f"{key}={json.dumps(setting)}" for key, setting in (settings or {}).items()]
 
 

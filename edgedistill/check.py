@@ -244,12 +244,9 @@ def _shards(recipe: Recipe, base: Path) -> list[str]:
     from edgedistill.data.images import View
 
     if recipe.unlabeled:
-        url = shards.addresses(recipe.unlabeled, base)[0]
         limits = None if recipe.data.range == "auto" else recipe.data.range
         view = View(px=recipe.data.store_px or 64, fit=recipe.data.fit, limits=limits)
-        _, name, square = next(shards.squares(url, view), (0, "", None))
-        if square is None:
-            return [f"{url}: {name or 'its first sample'} is no image; name shards with jpg, png or webp files"]
+        shards.require_image(shards.addresses(recipe.unlabeled, base)[0], view)
     return []
 
 

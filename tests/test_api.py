@@ -7,19 +7,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgedistill as ed
 from edgedistill import api
+from edgedistill.recipe.options import listed_names
 from edgedistill.run.directory import Run as RunDirectory
 from edgedistill.similarity.metrics import METRICS
 from tests.helpers.miniature import Project
 
 # what programs of others rely on
 SIGNATURES = """\
-bench(run: 'Run | str | Path' = 'runs/latest', *, devices: 'Sequence[str]' = (), backends: 'Sequence[str]' = (), again: 'bool' = False) -> 'Run'
+bench(run: 'Run | str | Path' = 'runs/latest', *, devices: 'Names' = (), backends: 'Names' = (), again: 'bool' = False) -> 'Run'
 export(run: 'Run | str | Path' = 'runs/latest', *, int8: 'bool | None' = None, qat: 'bool | None' = None) -> 'Run'
 load(path: 'str | Path' = 'runs/latest') -> 'Student'
 quantize(model: 'str | Path', images: 'str | Path', *, labels: 'str | Path | None' = None, out: 'str | Path | None' = None, preprocessing: 'Mapping[str, Any] | None' = None, classes: 'Sequence[str]' = (), output: 'str | None' = None, px: 'int | tuple[int, int] | None' = None, max_drop: 'float' = 1.0, calibration_images: 'int' = 300) -> 'Quantized'
@@ -130,3 +132,8 @@ def test_similarity_says_what_is_wrong(metric: str, options: dict[str, int], pro
         ed.similarity(features, None, labels, metric, **options)
     with pytest.raises(ed.InputError, match="do not fit"):
         ed.similarity(features[:3], None, labels)
+
+
+@pytest.mark.parametrize("names", ["a, b", ["a", "b"], ("a ", " b")])
+def test_names_are_a_list_or_a_text_with_commas(names: Any) -> None:
+    assert listed_names(names) == ("a", "b")

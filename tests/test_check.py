@@ -167,8 +167,13 @@ def test_pickled_code_in_weights_file_is_not_run(project: Project, verb: str) ->
     assert marker.exists()  # the file does run code when unpickled
 
 
-def test_broken_picture_in_first_batch_is_reported(project: Project) -> None:
-    (project.root / "pictures/train/lying/00.png").write_text("no picture")
+def test_broken_pictures_in_first_batch_are_reported(project: Project) -> None:
+    pictures = sorted((project.root / "pictures/train/lying").glob("*.png"))
+    pictures[0].write_text("no picture")
+    completed = miniature.edgedistill("check", project.recipe)
+    assert completed.code == 0 and "lying/00.png cannot be decoded" in completed.err, "a run leaves a few out, too"
+    for path in pictures:
+        path.write_text("no picture")
     lines = set(check(project))
     assert any("lying/00.png cannot be decoded" in line and line.endswith("repair or remove it") for line in lines)
 

@@ -13,6 +13,10 @@ bundle=${1:?usage: sh measure.sh BUNDLE [NAME]}
 name=${2:-$(hostname | tr -c 'A-Za-z0-9\n' '-' | cut -c 1-32)}
 python=${PYTHON:-python3}
 here=$(pwd)
+case $python in
+    /*) ;;
+    */*) python=$here/$python ;;
+esac
 
 cd "$bundle"
 sha256sum --check --quiet SHA256SUMS

@@ -67,6 +67,8 @@ def open_picture(source: Source) -> Image.Image:
     if isinstance(source, (str, Path)) and is_special(source):
         raise OSError(SPECIAL)
     image = Image.open(source)
+    # Pillow 12 and 13 map a file that they know by name, and turned TIFFs then come out sheared
+    image.filename = ""
     if image.format not in FORMATS:
         image.close()
         raise OSError(f"{image.format} is not a format that is read")
@@ -173,10 +175,16 @@ def _is_deep_gray(mode: str) -> bool:
 def _has_deep_color(image: Image.Image) -> bool:
     """Whether the file holds 16 bits for each color of a pixel, of which Pillow reads the upper 8."""
     tiles = getattr(image, "tile", None) or []
-    arguments = [tile[3] for tile in tiles[:1]]
-    raw_modes = [argument[0] if isinstance(argument, tuple) and argument else argument for argument in arguments]
+    return any(_is_deep_tile(tile[0], tile[3]) for tile in tiles[:1])
+
+
+def _is_deep_tile(codec: str, arguments: Any) -> bool:
+    """As Pillow names the parts of a file: the decoder, and its arguments, of which the raw mode is the first."""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if codec.startswith("ppm"):
+        return bool(raw == "RGB" and arguments[1] > 255)  # the file's largest value
     # BGR;16 is 16 bits for the three colors together
-    return any(isinstance(raw, str) and ";16" in raw and not raw.startswith(("I", "BGR")) for raw in raw_modes)
+    return isinstance(raw, str) and ";16" in raw and not raw.startswith(("I", "BGR"))
 
 
 def _loaded(image: Image.Image) -> Image.Image:

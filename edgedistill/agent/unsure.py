@@ -110,7 +110,8 @@ class Keeper:
         self.entries, self.thumbnails = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         self._write_list()
         for old in set(dropped) - {name}:
-            (self.folder / old).unlink()
+            with contextlib.suppress(FileNotFoundError):  # somebody took it away to label it
+                (self.folder / old).unlink()
 
     def add_drift(self, line: Mapping[str, Any]) -> None:
         """Add a line to drift.jsonl, which has the last WINDOWS.

@@ -119,7 +119,7 @@ class Page:
     def label(self, change: LabelChange) -> dict[str, Any]:
         """Label a suggested picture, or mark it as unusable."""
         how = {entry.path: entry.how for entry in self.batch.queue}[change.path]
-        label = Label(how="unusable") if change.unusable else Label(name=class_name(change.name), how=how)
+        label = Label(how="unusable") if change.unusable else Label(name=self.class_of(change.name), how=how)
         expected = Label(name=change.expected.name, how=change.expected.how)
         self.batch.answers.change(change.tab, {change.path: label}, {change.path: expected})
         return self.changed({change.path: label})
@@ -128,9 +128,13 @@ class Page:
         """Label pictures of a cluster at once."""
         if set(change.paths) - set(self.batch.clusters[change.cluster]):
             raise KeyError(change.cluster)
-        labels = dict.fromkeys(change.paths, Label(name=class_name(change.name), how="bulk"))
+        labels = dict.fromkeys(change.paths, Label(name=self.class_of(change.name), how="bulk"))
         self.batch.answers.change(change.tab, labels, {})
         return self.changed(labels)
+
+    def class_of(self, text: str) -> str:
+        """The class that was chosen by its key, as the labels spell it, or a new one that was typed."""
+        return text if text in self.batch.answers.classes else class_name(text)
 
     def undo(self, change: Undo) -> dict[str, Any]:
         """Take the last change of a tab back."""

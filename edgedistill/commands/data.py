@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def audit(
     from edgedistill.recipe.file import read_recipe
     from edgedistill.report import audit as page
     from edgedistill.run.directory import CACHE, require_usable_root
+    from edgedistill.run.files import usable_folder
 
     require_usable_root(runs)
     if path.is_dir():
@@ -42,7 +44,7 @@ def audit(
     else:
         document = read_recipe(path, [])
         subject = of_recipe(path, check.load(document), document.base, runs)
-    folder = page.usable_folder(out or runs / f"audit-{subject.name}")
+    folder = usable_folder(out or runs / f"audit-{subject.name}")
     record, store = collect(subject, runs / CACHE, compute_sources=sources)
     page_path = page.write(record, store.images_NHWC, folder)
     print(f"{page.text(record)}\nPage: {page_path}")
@@ -73,8 +75,8 @@ def suggest(
     from edgedistill.labeling import label_studio
     from edgedistill.labeling import suggest as suggestions
     from edgedistill.report import suggest as page
-    from edgedistill.report.audit import usable_folder
     from edgedistill.run.directory import require_usable_root
+    from edgedistill.run.files import usable_folder
 
     require_usable_root(runs)
     subject = suggestions.subject_of(path, runs)
@@ -166,6 +168,8 @@ def predict(
     from edgedistill.console import bar, say
     from edgedistill.predict import listing, output, student
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the names of files are bytes, and may be no UTF-8
     labeler = student.load(run)
     paths = listing.from_lines(sys.stdin) if images == [listing.STDIN] else listing.listed(images)
     unreadable = 0

@@ -30,7 +30,7 @@ from edgedistill.data.listing import (
     hash_lines,
     split_of,
 )
-from edgedistill.data.tables import UNUSABLE, Row, header, read_rows
+from edgedistill.data.tables import UNUSABLE, Row, header, read_rows, refuse_stand_ins
 from edgedistill.errors import InputError
 from edgedistill.labels.units import groups_by_pattern
 from edgedistill.recipe.data_section import Data
@@ -228,6 +228,8 @@ def table(
 
     if split is not None:
         _check_splits(file, rows, split)
+    if group:
+        refuse_stand_ins(file, rows, group, "leave the cell empty for no group")
     train = part("train")
     test, val = (None, None) if split is None else (part("test"), part("val"))
     notes = [f"data: {unusable} pictures that {file} calls unusable are left out"] if unusable else []

@@ -73,11 +73,15 @@ def hf(
     listed = {name: _hf_items(part, name, label, classes=classes, load=loads[name]) for name, part in parts.items()}
     if group:
         cells = {name: _column(part, group) for name, part in parts.items()}
-        groups = {name: [str(cell) if cell not in (None, "") else None for cell in cells[name]] for name in cells}
+        groups = {name: [None if _is_empty(cell) else str(cell) for cell in cells[name]] for name in cells}
         listed = {name: replace(items, groups=groups[name]) for name, items in listed.items()}
     options = {"image": image, "label": label, "train": train, "test": test, "val": val, "group": group}
     mark = hf_fingerprint(base, path=path, revision=revision, **options)
     unused = [name for name in dataset if split_of(name) == "val" and name not in splits]
+    notes = [f"data: the split {name} is not used; set data.val to it to validate on it" for name in unused]
+    unnamed = sum(_column(part, label).count(UNLABELED) for part in parts.values() if not _names(part, label))
+    if unnamed:  # with names -1 is no class; in other columns it may be meant as one
+        notes.append(f"data: {unnamed} rows with the label -1 count as unlabeled; a class needs another name")
     return Listing(
         classes=tuple(classes),
         train=listed[train],
@@ -85,7 +89,7 @@ def hf(
         licence=licence,
         fingerprint=mark,
         val=listed[val] if val is not None else None,
-        notes=tuple(f"data: the split {name} is not used; set data.val to it to validate on it" for name in unused),
+        notes=tuple(notes),
     )
 
 
@@ -124,9 +128,8 @@ def _hf_split(dataset: Any, name: str, columns: Sequence[str]) -> Any:
 
 
 def _hf_classes(part: Any, label: str) -> list[str]:
-    names = getattr(part.features[label], "names", None)
-    if names:
-        return list(names)
+    if names := _names(part, label):
+        return names
     cells = [cell for cell in _column(part, label) if not _is_missing(cell)]
     for cell in cells:
         if not isinstance(cell, str | int | float) or len(str(cell)) > MAX_LABEL:
@@ -137,9 +140,19 @@ def _hf_classes(part: Any, label: str) -> list[str]:
     return class_order(map(str, cells))
 
 
+def _names(part: Any, label: str) -> list[str]:
+    """The names of the classes that the column itself knows."""
+    return list(getattr(part.features[label], "names", None) or [])
+
+
 def _is_missing(cell: Any) -> bool:
-    """Whether a cell holds no label; in a column of numbers, pandas writes NaN for it."""
-    return cell in (None, "", UNLABELED) or (isinstance(cell, float) and math.isnan(cell))
+    """Whether a cell holds no label; the `datasets` library writes -1 for it."""
+    return cell == UNLABELED or _is_empty(cell)
+
+
+def _is_empty(cell: Any) -> bool:
+    """Whether a cell holds nothing; in a column of numbers, pandas writes NaN for it."""
+    return cell in (None, "") or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _column(part: Any, name: str) -> list[Any]:
@@ -147,7 +160,7 @@ def _column(part: Any, name: str) -> list[Any]:
 
 
 def _hf_items(part: Any, split: str, label: str, *, classes: list[str], load: Callable[[int], Image.Image]) -> Items:
-    named = bool(getattr(part.features[label], "names", None))
+    named = bool(_names(part, label))
     class_index = {name: index for index, name in enumerate(classes)}
     labels = []
     for row, cell in enumerate(_column(part, label)):

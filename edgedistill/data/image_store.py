@@ -300,8 +300,13 @@ def _in_order(work: Callable[[int], Any], n: int, desc: str) -> Generator[Any, N
                 bar.update()
 
 
+def allowed_corrupt(n: int, max_corrupt: float = MAX_CORRUPT) -> float:
+    """How many of so many images may be broken: they are then left out and named."""
+    return max(max_corrupt * n, min(FEW_CORRUPT, FEW_SHARE * n))
+
+
 def _refuse_too_many(corrupt: Sequence[dict[str, str]], n: int, max_corrupt: float) -> None:
-    allowed = max(max_corrupt * n, min(FEW_CORRUPT, FEW_SHARE * n))
+    allowed = allowed_corrupt(n, max_corrupt)
     if len(corrupt) <= allowed:
         return
     examples = "; ".join(f"{image['name']} ({image['reason']})" for image in corrupt[:MAX_LISTED])

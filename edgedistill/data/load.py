@@ -48,7 +48,7 @@ def load_splits(section: Data, base: Path, cache: Path, seed: int, *, px: int, f
     listing = datasets.listing(section, base)
     prior.require_all_classes(section.prior, listing.classes)
     train, val, test = _parts(listing)
-    choice = _protocol(listing, section)
+    choice = protocol_of(listing, section)
     if fold is None:
         log_notes(listing)
     left_C = refusals.trainable(train.labels_N, listing, section, choice)
@@ -135,7 +135,8 @@ def log_notes(listing: Listing) -> None:
         log.warning("%s", note)
 
 
-def _protocol(listing: Listing, section: Data) -> Protocol:
+def protocol_of(listing: Listing, section: Data) -> Protocol:
+    """How the accuracy of the student is measured, from the labels that there are and their groups."""
     labels_N, groups = listing.train.labels_N, listing.train.groups
     labeled = np.flatnonzero(labels_N != UNLABELED)
     hashes, has_budget = _stand_ins(0, len(labels_N)), section.labels_per_class is not None
@@ -330,7 +331,7 @@ def rehearse(listing: Listing, section: Data, seed: int) -> tuple[Protocol, Divi
     Raises:
         InputError: as `load_splits`, where it does not depend on pixels.
     """
-    choice, pool = _protocol(listing, section), _undecoded(listing)
+    choice, pool = protocol_of(listing, section), _undecoded(listing)
     left_C = refusals.trainable(listing.train.labels_N, listing, section, choice)
     refusals.refuse_small_classes(left_C, listing, section, choice)
     division = divide.divide(pool, division_rules(listing, section, choice, seed=seed, fold=None))
@@ -339,29 +340,32 @@ def rehearse(listing: Listing, section: Data, seed: int) -> tuple[Protocol, Divi
 
 
 def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np.ndarray, np.ndarray]:
-    """The listing and `n` of its labeled train images, evenly spaced: uint8 [n, px, px, 3], int64 [n].
+    """The listing and at most `n` of its labeled train images, evenly spaced: uint8 [n, px, px, 3], int64 [n].
 
     All checks that need no further decoding are made; nothing is written. `data.range: auto` is measured over these
-    images alone.
+    images alone. One that cannot be decoded is left out and named in the listing's notes.
 
     Raises:
-        InputError: as in `load_splits`, or one of the images cannot be decoded.
+        InputError: as in `load_splits`, or more of the images cannot be decoded than a run leaves out.
     """
     listing = datasets.listing(section, base)
     prior.require_all_classes(section.prior, listing.classes)
     train, _, _ = _parts(listing)
-    choice = _protocol(listing, section)
+    choice = protocol_of(listing, section)
     left_C = refusals.trainable(train.labels_N, listing, section, choice)
     refusals.refuse_small_classes(left_C, listing, section, choice)
     labeled_rows = np.flatnonzero(train.labels_N != UNLABELED)
     rows = labeled_rows[evenly_spaced(len(labeled_rows), n)]
     sample = train.take(rows)
     decoder = Decoder(sample, images.View(px=px, fit=section.fit), section.range)
-    return listing, np.stack([_decoded(sample, row, decoder) for row in range(len(sample))]), sample.labels_N
-
-
-def _decoded(items: Items, row: int, decoder: Decoder) -> np.ndarray:
-    square, reason = decoder(row)
-    if square is None:
-        raise InputError(f"data: {items.names[row]} cannot be decoded ({reason})", "repair or remove it")
-    return square
+    decoded = [decoder(row) for row in range(len(sample))]
+    problems = [
+        f"data: {sample.names[row]} cannot be decoded ({reason}); repair or remove it"
+        for row, (square, reason) in enumerate(decoded)
+        if square is None
+    ]
+    if len(problems) > image_store.allowed_corrupt(len(train)) or len(problems) == len(sample):
+        raise InputError(problems[0])
+    squares = [square for square, _ in decoded if square is not None]
+    kept = [row for row, (square, _) in enumerate(decoded) if square is not None]
+    return replace(listing, notes=(*listing.notes, *problems)), np.stack(squares), sample.labels_N[kept]

@@ -25,8 +25,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgedistill.agent.pictures import open_picture
-from edgedistill.data import image_store
+from edgedistill.agent.pictures import NeedsLimitsError, open_picture, reason
+from edgedistill.data import image_store, images
 from edgedistill.data.images import View
 from edgedistill.data.limits import Decoder
 from edgedistill.data.listing import RULES, SUFFIXES, UNLABELED, Items, hash_lines, stamp
@@ -38,6 +38,7 @@ Squares = NDArray[np.uint8]
 SCHEME = re.compile(r"^([a-z0-9]+):", re.IGNORECASE)
 REMOTE = ("http", "https", "gs", "hf")  # schemes that webdataset reads
 FIX = 'pip install "edgedistill[scale]"'
+FIX_NAMES = "name shards with jpg, png or webp files"
 MAX_SHARDS = 1_000_000
 MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 1 << 30, 1 << 36  # of a file in a shard
 META = re.compile(r"__[^/]*__($|/)")  # webdataset's own files in a shard
@@ -207,6 +208,24 @@ def squares(url: str, view: View, selected: Container[int] | None = None) -> Ite
             yield from ((number, name, square) for (number, name, _), (square, _) in zip(batch, decoded, strict=True))
 
 
+def require_image(url: str, view: View) -> None:
+    """Decode the first sample of a shard.
+
+    Raises:
+        InputError: it is no image. One of more than 8 bits is, also where the view has no limits yet.
+        EdgeDistillError: the shard cannot be read.
+    """
+    name, content = next(samples(url), ("its first sample", b""))
+    try:
+        with open_picture(io.BytesIO(content)) as image:
+            images.to_square(image, view)
+    except (MemoryError, NeedsLimitsError) as error:
+        if isinstance(error, MemoryError):
+            raise
+    except Exception as error:  # on broken bytes Pillow raises errors of many types
+        raise InputError(f"{url}: {name} is no image ({reason(error)})", FIX_NAMES) from None
+
+
 def _opened(encoded: Sequence[bytes], row: int) -> Image.Image:
     return open_picture(io.BytesIO(encoded[row]))
 
@@ -259,7 +278,7 @@ def _decoded(url: str, view: View) -> Decoded:
     numbered = list(squares(url, view))
     images = [(number, square) for number, _, square in numbered if square is not None]
     if not images:
-        raise InputError(f"{url}: holds no images", "name shards with jpg, png or webp files")
+        raise InputError(f"{url}: holds no images", FIX_NAMES)
     return Decoded(
         squares=np.stack([square for _, square in images]),
         sample_numbers=np.array([number for number, _ in images]),

@@ -61,7 +61,8 @@ def read_rows(file: Path, columns: Sequence[str], *, label: str, delimiter: str,
         rows.append(Row(line=line, cells=cells))
     if len(rows) < least:
         raise InputError(f"data.file: {file} has a header and no rows", "add a row an image")
-    _check_labels(file, rows, label)
+    _check_lengths(file, rows, label)
+    refuse_stand_ins(file, rows, label, "leave the cell empty for no label, or rename the class")
     return rows
 
 
@@ -70,7 +71,8 @@ def header(file: Path, delimiter: str = ",") -> list[str]:
     try:
         refuse_special(file)
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream, delimiter=delimiter), [])
+            rows = csv.reader(stream, delimiter=delimiter)
+            return next((fields for fields in rows if any(field.strip() for field in fields)), [])
     except (OSError, TypeError, ValueError, csv.Error):
         return []
 
@@ -153,7 +155,7 @@ def _check_width(place: str, fields: Sequence[str], width: int, delimiter: str) 
     raise InputError(f"{place}: {counts}", "complete the row (an empty field for no label), or set data.delimiter")
 
 
-def _check_labels(file: Path, rows: Sequence[Row], label: str) -> None:
+def _check_lengths(file: Path, rows: Sequence[Row], label: str) -> None:
     for row in rows:
         length = len(row.cells[label])
         if length > MAX_LABEL:
@@ -161,11 +163,18 @@ def _check_labels(file: Path, rows: Sequence[Row], label: str) -> None:
                 f"{file}:{row.line}: {label}: has {length} characters, and a label has {MAX_LABEL} at most",
                 "close a quote, or name another column in data.label",
             )
-    stand_ins = [row for row in rows if row.cells[label] in EMPTY_CELL_TEXTS]
+
+
+def refuse_stand_ins(file: Path, rows: Sequence[Row], column: str, fix: str) -> None:
+    """Refuse the text that other programs write for an empty cell.
+
+    Raises:
+        InputError: a cell of the column holds such a text; it names them, and how to mend it.
+    """
+    stand_ins = [row for row in rows if row.cells[column] in EMPTY_CELL_TEXTS]
     if stand_ins:
-        texts = ", ".join(sorted({row.cells[label] for row in stand_ins}))
+        texts = ", ".join(sorted({row.cells[column] for row in stand_ins}))
         count = f"{len(stand_ins)} row{'s' if len(stand_ins) > 1 else ''}"
         raise InputError(
-            f"{file}:{stand_ins[0].line}: {label}: {texts} in {count}, which is the text of an empty cell",
-            "leave the cell empty for no label, or rename the class",
+            f"{file}:{stand_ins[0].line}: {column}: {texts} in {count}, which is the text of an empty cell", fix
         )

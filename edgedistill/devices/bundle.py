@@ -32,6 +32,8 @@ SUMS, AGENT, DESCRIPTION, CARD = "SHA256SUMS", "agent.pyz", "bundle.json", "MODE
 EXAMPLE = ("label.py", "pictures.py", "unsure.py")  # of the agent's folder, beside the archive
 ARCHIVED_EXAMPLE = ("pictures.py",)  # also in the archive, which times what label.py does
 IMAGES, LABELS = "images.npy", "labels.npy"
+# of its files; others in the folder are their user's
+PATTERNS = ("student.*", AGENT, *EXAMPLE, IMAGES, LABELS, "host.*.npy", DESCRIPTION, CARD, SUMS)
 REQUIRED = frozenset({"classes", "input_px", "store_px", "fit"})
 # __main__.py of agent.pyz: any Python 3, and 2.7 too, must be able to print that it is too old
 ENTRY = """import sys

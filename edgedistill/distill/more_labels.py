@@ -1,10 +1,10 @@
 """Do more labels pay? What the next labels are worth, from fits on subsets of those that there are.
 
-The teacher (`stacked`) is fitted again and again on four fifths of the labels and on half of these, and both fits are
-scored on the last fifth. The difference tells how fast the error falls when labels double. It is continued as a power
-law of the number of labels, error = a * labels ** -b, as learning curves are (Hestness et al. 2017, arXiv 1712.00409).
-The interval is that of Nadeau and Bengio (2003, "Inference for the generalization error"), which knows that the fits
-share labels.
+The teacher (`stacked`) is fitted again and again without a fifth of the labels that may score, and on half of the
+others, and both fits are scored on that fifth. The difference tells how fast the error falls when labels double. It is
+continued as a power law of the number of labels, error = a * labels ** -b, as learning curves are (Hestness et al.
+2017, arXiv 1712.00409). The interval is that of Nadeau and Bengio (2003, "Inference for the generalization error"),
+which knows that the fits share labels.
 
 L labeled pictures, D features of a source, C classes, J repeats.
 """
@@ -50,15 +50,15 @@ def worth(
     record = MoreLabels(labels=n, next=NEXT, biased=biased)
     if n < LEAST or len(counts) < 2 or np.sort(counts)[-2] < 2:
         return record
-    pairs = [_accuracies(features, labels_L, units_L, is_scored_L=is_scored_L, seed=seed) for seed in range(REPEATS)]
-    accuracies_J2 = np.array([pair for pair in pairs if pair is not None])
-    if len(accuracies_J2) < 2:
+    fits = [_fits(features, labels_L, units_L, is_scored_L=is_scored_L, seed=seed) for seed in range(REPEATS)]
+    fits_J4 = np.array([fit for fit in fits if fit is not None])
+    if len(fits_J4) < 2:
         return record
-    gains_J = accuracies_J2[:, 1] - accuracies_J2[:, 0]
-    error = max(1.0 - float(accuracies_J2[:, 1].mean()), 0.5 / n)
-    deviation = float(gains_J.std(ddof=1)) * math.sqrt(1.0 / len(gains_J) + SCORED / (1.0 - SCORED))
+    gains_J = fits_J4[:, 1] - fits_J4[:, 0]
+    error = max(1.0 - float(fits_J4[:, 1].mean()), 0.5 / n)
+    trained, scored = (float(counts_J.mean()) for counts_J in (fits_J4[:, 2], fits_J4[:, 3]))
+    deviation = float(gains_J.std(ddof=1)) * math.sqrt(1.0 / len(gains_J) + scored / trained)
     half = float(t.ppf(0.975, len(gains_J) - 1)) * deviation
-    trained = min(n, MOST / (1.0 - SCORED)) * (1.0 - SCORED)
     gain, low, high = (
         100.0 * _continued(error, doubling, trained=trained, labels=n)
         for doubling in (gains_J.mean(), gains_J.mean() - half, gains_J.mean() + half)
@@ -66,10 +66,14 @@ def worth(
     return MoreLabels(labels=n, next=NEXT, biased=biased, gain=gain, low=low, high=high)
 
 
-def _accuracies(
+def _fits(
     features: Mapping[str, Floats], labels_L: Rows, units_L: Rows, *, is_scored_L: np.ndarray, seed: int
-) -> tuple[float, float] | None:
-    """Accuracy on a fifth of the labels of the teachers from half and from all of the others; None without classes."""
+) -> tuple[float, float, int, int] | None:
+    """Fit teachers on half and on all of the labels but a fifth of those to score on; None if one has a single class.
+
+    Returns:
+        The accuracy of both on that fifth; the number of labels of the larger fit, and of those that it is scored on.
+    """
     random = np.random.default_rng(seed)
     rank_U = random.permutation(int(units_L.max()) + 1)
     order = np.argsort(rank_U[units_L], kind="stable")
@@ -88,9 +92,10 @@ def _accuracies(
             labels_L=labels_L[rows],
             classes=int(labels_L.max()) + 1,
             level=OFF,
+            units_L=units_L[rows],
         )
         accuracies.append(float((teacher.probs_NC[len(rows) :].argmax(axis=1) == labels_L[scored]).mean()))
-    return accuracies[0], accuracies[1]
+    return accuracies[0], accuracies[1], len(others), len(scored)
 
 
 def _continued(error: float, doubling: float, *, trained: float, labels: int) -> float:

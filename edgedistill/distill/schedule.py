@@ -21,18 +21,16 @@ SHOWN = 0.02  # least fall of the loss over them that is worth a word, as a shar
 CERTAIN = 2.6  # standard errors of the slope
 
 
-def steps_for(settings: Distill, images: int, macs_m: float, workers: float) -> int:
-    """The number of training steps: as set, or for `auto` PASSES over the images, within the time budget.
+def automatic_steps(settings: Distill, images: int, batch: int, *, macs_m: float, workers: float) -> int:
+    """The number of training steps of `steps: auto`: PASSES over the images, within the time budget.
 
     Args:
         settings: the recipe's `distill` section.
-        images: images that are trained on.
+        images: images of train, and of the shards if there are some.
+        batch: images that a step sees.
         macs_m: millions of multiply-accumulates of the student for one image.
         workers: speed of this machine in CPU cores; see `speed`.
     """
-    if settings.steps != "auto":
-        return settings.steps
-    batch = settings.batch_labeled + settings.batch_unlabeled
     wanted = min(MOST, max(LEAST, math.ceil(PASSES * images / batch)))
     seconds_per_step = batch * macs_m * 1e6 * (1.0 + BACKWARD) / (workers * CORE)
     return min(wanted, max(LEAST_IN_TIME, int(60 * settings.minutes / seconds_per_step)))

@@ -21,6 +21,7 @@ from edgedistill.recipe.schema import Recipe
 from edgedistill.similarity.metrics import METRICS
 from edgedistill.sources.registry import SOURCES
 from edgedistill.students.families import FAMILIES
+from edgedistill.students.space import LEAST_PX, MAX_PX
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 Schema = dict[str, Any]
@@ -135,7 +136,7 @@ def _type(annotation: Any) -> Schema:
 
 def _family(function: Callable[..., Any]) -> Schema:
     """A family's options: each takes a value or a list of choices; every family takes `input_px`."""
-    options = {"input_px": {"type": "integer", "minimum": 1}, **_options(function)}
+    options = {"input_px": {"type": "integer", "minimum": LEAST_PX, "maximum": MAX_PX}, **_options(function)}
     several = {
         name: {"anyOf": [option, {"type": "array", "items": option}], "description": option.get("description", "")}
         for name, option in options.items()

@@ -19,9 +19,10 @@ from edgedistill.errors import InputError
 from edgedistill.recipe.file import Document, parse_recipe, read_recipe
 from edgedistill.recipe.schema import Recipe
 from edgedistill.run.directory import require_usable_root, run_directory
-from edgedistill.run.files import atomic
+from edgedistill.run.files import atomic, digest
 from edgedistill.sources import chosen
 
+DRAFTED = "\n# as drafted: "  # before the hash of the text above
 WIDTH = 118  # where a comment goes above its key
 SCHEMA = Path(__file__).with_name("recipe.schema.json")  # by docs/generate.py from json_schema.py
 
@@ -79,19 +80,28 @@ def write(draft: Draft, path: Path) -> None:
 def into_run(draft: Draft, root: Path, sets: Sequence[str] = ()) -> Document:
     """Write a drafted recipe into the run directory that it leads to under `root`, and read it there.
 
+    It ends with its own hash. An earlier draft there is replaced: pictures, or the settings of a measurement, which do
+    not enter the directory's name, may have changed.
+
     Raises:
-        InputError: the recipe there is another one: somebody has edited it.
+        InputError: somebody has edited the recipe there.
     """
     document = parse_recipe(draft.text, Path(f"{draft.name}.yaml"), sets)
     target = run_directory(check.load(document), root).path / "recipe.yaml"
-    if target.is_file() and parse_recipe(target.read_text(encoding="utf-8"), target, sets).raw != document.raw:
+    text = target.read_text(encoding="utf-8") if target.is_file() else draft.text
+    if _was_edited(text) and parse_recipe(text, target, sets).raw != document.raw:
         raise InputError(
             f"{target}: was edited", f"run it: `edgedistill run {target}`; or move it away to start from the data again"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
-        temporary.write_text(draft.text, encoding="utf-8")
+        temporary.write_text(f"{draft.text}{DRAFTED}{digest(draft.text)}\n", encoding="utf-8")
     return read_recipe(target, sets)
+
+
+def _was_edited(text: str) -> bool:
+    draft, mark, stated = text.rpartition(DRAFTED)
+    return not mark or digest(draft) != stated.strip()
 
 
 def load_or_draft(
@@ -145,9 +155,9 @@ def _text(subject: Look, choices: Plan, base: Path | None) -> str:
 
 def _portable(setting: Setting, base: Path | None) -> Setting:
     """The setting with its path as text: relative to `base` if it is below it."""
-    if not isinstance(setting.value, Path):
+    if not isinstance(setting.value, str | Path) or not Path(setting.value).is_absolute():
         return setting
-    if base is not None and setting.value.is_relative_to(base.resolve()):
+    if base is not None and Path(setting.value).is_relative_to(base.resolve()):
         return replace(setting, value=os.path.relpath(setting.value, base.resolve()))
     return replace(setting, value=str(setting.value))
 

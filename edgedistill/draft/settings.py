@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgedistill.agent.backends import target_of
+from edgedistill.data import load
 from edgedistill.devices import inventory
 from edgedistill.distill import schedule
 from edgedistill.distributed.device import has_gpu
 from edgedistill.draft.look import Look
 from edgedistill.errors import InputError
 from edgedistill.labels import protocol
-from edgedistill.labels.divide import holdout_counts
 from edgedistill.measurements import Device
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.schema import Student
@@ -190,15 +188,8 @@ def _rounded(steps: float) -> int:
 
 
 def _protocol(look: Look, wishes: Wishes) -> protocol.Protocol:
-    counts_C = np.array(look.counts_C)
-    left_C = counts_C - holdout_counts(counts_C, Data.model_fields["test_fraction"].default)
-    return protocol.resolve(
-        "auto",
-        counts_C,
-        has_test=look.listing.test is not None,
-        has_budget=wishes.labels_per_class is not None,
-        leaves_budget=bool((left_C >= (wishes.labels_per_class or 0)).all()),
-    )
+    section = Data.model_validate({**look.section, "labels_per_class": wishes.labels_per_class})
+    return load.protocol_of(look.listing, section)
 
 
 def _measured(choice: protocol.Protocol, look: Look) -> str:

@@ -36,6 +36,6 @@ Yes = Annotated[bool, typer.Option("--yes", help="Download without a question.")
 def wishes(*, sources: str | None, **others: Any) -> Wishes:
     """The options as wishes; `sources` are names with commas between them."""
     from edgedistill.draft.settings import Wishes
+    from edgedistill.recipe.options import listed_names
 
-    names = tuple(name.strip() for name in (sources or "").split(",") if name.strip())
-    return Wishes(sources=names, **others)
+    return Wishes(sources=listed_names(sources or ""), **others)

@@ -293,7 +293,7 @@ def _set_size(file: Path, image: onnx.ValueInfoProto, px: int | Size | None) -> 
     spatial = dims[2:] if channels_first else dims[1:3]
     fixed = [dim.dim_value for dim in spatial]
     if not any(fixed) and px is None:
-        raise InputError(f"{file}: takes images of any size", "state one with --px, such as --px 224 or --px 224x320")
+        raise InputError(f"{file}: takes images of any size", f"state one: `edgedistill quantize {file} --px 224`")
     height, width = (px, px) if isinstance(px, int) else px or (side or max(fixed) for side in fixed)
     problem = f"{file}: its input is {' x '.join(str(side or '?') for side in fixed)} px, "
     if any(own not in (0, side) for own, side in zip(fixed, (height, width), strict=True)):

@@ -18,10 +18,12 @@ from edgedistill.agent.pictures import Size, UnreadableError
 from edgedistill.console import bar, say
 from edgedistill.data import images
 from edgedistill.data.label_file import read_labels
+from edgedistill.data.listing import class_order
 from edgedistill.errors import InputError
 from edgedistill.export.calibrate import image_hash
 from edgedistill.predict import listing
 
+ORDER = "name the model's classes in their order with --classes"
 MOST_IMAGES = 2000  # the others are passed over; at 224 px they take 300 MB
 LEAST_IMAGES = 16
 METADATA_KEYS = ("classes", "names", "labels", "class_names")
@@ -47,24 +49,25 @@ def class_names(
     """The names of the classes: as listed, of the model's metadata, of the labels, or numbers from 0.
 
     Raises:
-        InputError: as many names are listed as there are no classes; or the labels are neither numbers nor as many
-            names as there are classes.
+        InputError: there are more or fewer names than classes; the labels' names have no plain order; or labels are to
+            be compared, and the model gives two classes one name.
     """
     if listed:
         if len(listed) != classes:
             raise InputError(f"--classes: {len(listed)} names, and the model has {classes} classes", "name every class")
         return tuple(listed)
     if stated := _metadata_names(metadata, classes):
+        if labels and len(set(stated)) < classes:
+            raise InputError(f"{labels}: the model gives two of its classes one name", ORDER)
         return stated
     numbers = tuple(str(index) for index in range(classes))
     names = sorted({label.name for label in read_labels(labels).values() if label.name}) if labels else []
     if not names or set(names) <= set(numbers):
         return numbers
     if len(names) != classes:
-        raise InputError(
-            f"{labels}: has {len(names)} classes, and the model has {classes}",
-            "name the model's classes in their order with --classes",
-        )
+        raise InputError(f"{labels}: has {len(names)} classes, and the model has {classes}", ORDER)
+    if names != class_order(names):
+        raise InputError(f"{labels}: its numbers have one order as numbers and another as text", ORDER)
     return tuple(names)
 
 

@@ -30,9 +30,8 @@ from edgedistill.imported.student import Preprocessing
 from edgedistill.measurements import HOST_TO_HOST, Device
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Drop, Guarded, Kept, OnnxModel, Rung, Target
-from edgedistill.report.audit import usable_folder
 from edgedistill.run import artifacts, interrupts
-from edgedistill.run.files import write_json
+from edgedistill.run.files import usable_folder, write_json
 from edgedistill.steps import keep, timing
 
 RECORD, BUNDLE = "quantized.json", "bundle"

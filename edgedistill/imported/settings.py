@@ -70,7 +70,7 @@ def names(file: Path) -> tuple[str, ...]:
         InputError: it cannot be read, or a name stands twice.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
     if doubled := [name for name in lines if lines.count(name) > 1]:

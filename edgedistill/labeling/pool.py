@@ -87,9 +87,9 @@ def task(subject: Subject, cache: Path) -> Task:
         InputError: the data set cannot be listed, none of its images can be read, or a source cannot be loaded.
         EdgeDistillError: the disk is full.
     """
-    labels_file = _labels_file(subject)
-    labels = label_file.read_labels(labels_file) if labels_file else {}
-    listing = _listing(subject, labels_file)
+    file = labels_file(subject)
+    labels = label_file.read_labels(file) if file else {}
+    listing = _listing(subject, file)
     _refuse_names(listing)
     px = images.store_px(subject, {})
     splits, notes = images.recipe_splits(subject, cache / "images", px)
@@ -173,7 +173,7 @@ def given_labels(subject: Subject, file: Path, pictures: Sequence[str]) -> dict[
     }
 
 
-def _labels_file(subject: Subject) -> Path | None:
+def labels_file(subject: Subject) -> Path | None:
     """The labels.csv of a folder, or of a recipe that reads one; None without."""
     if subject.run is None:
         file = Path(subject.data.options["root"]) / label_file.NAME
@@ -196,7 +196,7 @@ def labels_target(subject: Subject) -> Path:
     """
     if subject.run is None:
         return Path(subject.data.options["root"]) / label_file.NAME
-    file = _labels_file(subject)
+    file = labels_file(subject)
     if file is None:
         raise InputError(
             f"{subject.path}: its data is no {label_file.NAME}",
@@ -253,9 +253,12 @@ def candidates(job: Task, seed: int) -> Candidates:
     kept = np.concatenate([np.flatnonzero(is_labeled), _one_a_unit(np.flatnonzero(is_open), units, keys_N[rows])])
     kept = kept[np.argsort(keys_N[rows[kept]], kind="stable")]
     rows_M = rows[kept]
+    if not len(rows_M):
+        raise InputError(f"{job.subject.path}: all pictures are of one brightness", "add some that show something")
     joint_MD = joint_features([_at(read, rows_M) for read in job.readers()], len(rows_M), DIMS)
     labels_M = job.labels_N[rows_M]
-    pool = Pool(features_MD=joint_MD, labels_M=labels_M, seed=seed, probs_MC=_teacher_probs(job, rows_M))
+    probs_MC = _teacher_probs(job, rows_M, units[kept])
+    pool = Pool(features_MD=joint_MD, labels_M=labels_M, seed=seed, probs_MC=probs_MC)
     blank = int((is_blank & ~is_labeled).sum())
     notes = [_never(blank, "of one brightness")] if blank else []
     copied = int(job.open_N.sum()) - blank - int((labels_M == UNLABELED).sum())
@@ -288,7 +291,7 @@ def _at(read: Callable[[Rows], Floats], rows_M: Rows) -> Callable[[Rows], Floats
     return lambda positions: read(rows_M[positions])
 
 
-def _teacher_probs(job: Task, rows_M: Rows) -> Floats | None:
+def _teacher_probs(job: Task, rows_M: Rows, units_M: Rows) -> Floats | None:
     """The class probabilities of a teacher that was fitted to the labels, [M, C]; None if two classes have none."""
     labels_M = job.labels_N[rows_M]
     labeled = np.flatnonzero(labels_M != UNLABELED)
@@ -305,6 +308,7 @@ def _teacher_probs(job: Task, rows_M: Rows) -> Floats | None:
         labels_L=labels_M[labeled],
         classes=len(job.classes),
         level=OFF,
+        units_L=units_M[labeled],
     )
     blocks = [np.arange(start, min(start + BLOCK, len(rows_M))) for start in range(0, len(rows_M), BLOCK)]
     return np.concatenate([teacher.predict({name: read(rows) for name, read in readers.items()}) for rows in blocks])

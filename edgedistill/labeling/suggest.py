@@ -9,18 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
+from edgedistill import check
 from edgedistill.collection.subject import Subject, of_folder, of_recipe, of_run
 from edgedistill.console import say
 from edgedistill.data import label_file
 from edgedistill.data.image_store import ImageStore
 from edgedistill.data.label_file import Label
+from edgedistill.data.tables import UNUSABLE
 from edgedistill.distill.more_labels import worth
 from edgedistill.errors import InputError
 from edgedistill.labeling import label_studio
-from edgedistill.labeling.pool import NO_CLASSES, Candidates, Task, candidates, given_labels, labels_target, task
+from edgedistill.labeling.pool import (
+    NO_CLASSES,
+    Candidates,
+    Task,
+    candidates,
+    given_labels,
+    labels_file,
+    labels_target,
+    task,
+)
 from edgedistill.labels.suggestions import DEFAULT, LEAST_MEMBERS, STRATEGIES, UNLABELED, Pick, clustered, suggested
 from edgedistill.labels.to_label import Suggestion, Suggestions
-from edgedistill.recipe.file import read_recipe, validate_recipe
+from edgedistill.recipe.file import read_recipe
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.records import MoreLabels
 from edgedistill.run import artifacts
@@ -55,10 +66,7 @@ def subject_of(path: Path, runs: Path = Path("runs")) -> Subject:
     if path.is_dir():
         return of_folder(path)
     document = read_recipe(path)
-    recipe, problems = validate_recipe(document)
-    if problems or recipe is None:
-        raise document.error(problems)
-    return of_recipe(path, recipe, document.base, runs)
+    return of_recipe(path, check.load(document), document.base, runs)
 
 
 def suggest(path: Path, n: int = 50, *, runs: Path = Path("runs"), strategy: str = DEFAULT, seed: int = 0) -> Suggested:
@@ -155,9 +163,15 @@ def refuse_loss(subject: Subject, table: Path) -> None:
         taken = label_file.read_labels(file) if file.exists() else {}
     except InputError:  # its data set takes no answers
         taken = {}
-    lost = [path for path, label in filled.items() if label.name and taken.get(path, Label()).name != label.name]
+    lost = [path for path, label in filled.items() if _is_lost(label, taken.get(path, Label()))]
     if lost:
         raise InputError(f"{table}: {len(lost)} labels were filled in, and would be lost", fix)
+
+
+def _is_lost(answer: Label, taken: Label) -> bool:
+    if answer.name:
+        return answer.name != taken.name
+    return answer.how == UNUSABLE and taken.how != UNUSABLE
 
 
 def more_labels(job: Task, choice: Candidates) -> MoreLabels | None:
@@ -222,6 +236,6 @@ def _why_none(job: Task) -> str:
 
 
 def _fix(job: Task) -> str:
-    if job.subject.run is None and (job.labels_N != UNLABELED).any():
+    if labels_file(job.subject) is None and job.subject.run is None and (job.labels_N != UNLABELED).any():
         return NO_CLASSES
     return "add pictures"

@@ -115,7 +115,7 @@ class Student:
             batch: pictures that go through the graph at once.
 
         Raises:
-            InputError: there is no picture, or one cannot be read.
+            InputError: there is no picture, one cannot be read, or `batch` is less than 1.
         """
         predictions = []
         for answer in self.stream(source, batch=batch):
@@ -134,8 +134,10 @@ class Student:
             batch: pictures that go through the graph at once.
 
         Raises:
-            InputError: a folder or a pattern has no pictures.
+            InputError: a folder or a pattern has no pictures, or `batch` is less than 1.
         """
+        if batch < 1:
+            raise InputError(f"batch: {batch} pictures go through no graph", "1 is the least")
         pending: deque[tuple[Path | None, Future[np.ndarray | str]]] = deque()
         remaining = _pictures(source)
         pool = ThreadPoolExecutor(os.cpu_count())

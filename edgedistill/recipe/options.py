@@ -54,6 +54,12 @@ class Problem:
     line: int | None = None
 
 
+def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Names in a list, or in a text with commas between them."""
+    listed = names.split(",") if isinstance(names, str) else names
+    return tuple(name.strip() for name in listed if name.strip())
+
+
 def shortened(text: str, most: int = 80) -> str:
     """A name or a value for a message: on one line, and cut off behind `most` characters."""
     return printable(text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)")

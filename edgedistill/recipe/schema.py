@@ -91,10 +91,17 @@ class Budget(Section):
     """Latency of one image in milliseconds, measured before a candidate trains: a number, or the keys below."""
 
 
+def _or_none(options: Any) -> Any:
+    """The options of a family: in YAML `micro:` alone has none."""
+    return {} if options is None else options
+
+
 class Student(Section):
     """The space that the search looks through."""
 
-    families: dict[str, dict[str, Any]] = Field(default={"efficientnet_lite": {}}, min_length=1)
+    families: dict[str, Annotated[dict[str, Any], BeforeValidator(_or_none)]] = Field(
+        default={"efficientnet_lite": {}}, min_length=1
+    )
     """Family -> its options; an option takes one value or a list of choices. Every family also takes `input_px`, the
     input size in pixels (default `[64, 96, 128]`)."""
     budget: Budget = Budget()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedistill.errors import InputError
 from edgedistill.labels.findings import KINDS, Audit, AuditedImage, Finding
 from edgedistill.labels.to_label import Suggestions
 from edgedistill.report import plots
@@ -79,18 +78,6 @@ def write(audit: Audit, images_NHWC: np.ndarray, folder: Path) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def usable_folder(folder: Path) -> Path:
-    """The folder itself.
-
-    Raises:
-        InputError: it cannot be a folder, because it, or what should be above it, is a file.
-    """
-    nearest = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--out {folder}: {nearest} is not a folder", "name a folder for the page")
-    return folder
 
 
 def text(audit: Audit) -> str:

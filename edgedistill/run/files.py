@@ -127,3 +127,15 @@ def _record_error(path: Path, kind: Any, command: str, error: ValidationError) -
         return InputError(f"{path}: is not a {of} ({field or 'the whole'}: {first['msg']})", command)
     fix = "use that version" + (f", or delete the file and {command}" if command else "")
     return InputError(f"{path}: was written by another version of edgedistill: it lacks the field {field} of {of}", fix)
+
+
+def usable_folder(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        InputError: it cannot be a folder, because it, or what should be above it, is a file.
+    """
+    nearest = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out {folder}: {nearest} is not a folder", "name another folder")
+    return folder

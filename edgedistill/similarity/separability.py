@@ -226,7 +226,7 @@ def held_out_scores(features_ND: Floats, labels_N: Ints, l2: float = 1.0) -> Flo
     Raises:
         InputError: the probe holds a single class, or the features are not finite numbers.
     """
-    features_ND, index_N = checked("rsa", features_ND, labels_N)
+    features_ND, index_N = checked("held-out scores", features_ND, labels_N)
     inverse_NN = np.linalg.inv(_ridge_system(features_ND, index_N, l2))
     targets_NC = one_hot(index_N)
     return np.asarray(targets_NC - inverse_NN @ targets_NC / np.diag(inverse_NN)[:, None])

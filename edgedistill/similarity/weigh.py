@@ -156,7 +156,8 @@ def weigh_sources(
     }
     chosen, names = settings.metric.name, list(outputs)
     if chosen not in scores:
-        return _record(outputs, np.full(len(names), 1.0 / len(names)), {}, settings=settings, n_images=len(labels_N))
+        even_S = np.full(len(names), 1.0 / len(names))
+        return _record(outputs, even_S, scores, settings=settings, n_images=len(labels_N))
     require_scores(chosen, scored=scores[chosen])
     alphas = {
         name: _alphas(name, scores[name], settings, labels_N=labels_N, names=names) for name in scores if scores[name]

@@ -1,9 +1,11 @@
-"""What an ONNX graph's structure says about its outputs."""
+"""What an ONNX graph's structure says about its outputs, and the files that it consists of."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgedistill.run.files import digest, sha256_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -18,6 +20,27 @@ FEATURE_OPERATORS = {
     *("AveragePool", "BatchNormalization", "Clip", "Concat", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool"),
     *("HardSwish", "LayerNormalization", "LpNormalization", "MaxPool", "ReduceMax", "ReduceMean", "Relu", "Slice"),
 }
+
+
+def weight_files(file: Path) -> list[Path]:
+    """The files beside a graph that hold its weights ("external data"), sorted; none where it holds them itself."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except Exception:  # of a broken file, which the runtime names when it loads it
+        return []
+    tensors = [tensor for tensor in graph.initializer if uses_external_data(tensor)]
+    return [
+        file.parent / location for location in sorted({str(ExternalDataInfo(tensor).location) for tensor in tensors})
+    ]
+
+
+def sha256_graph(file: Path) -> str:
+    """The sha256 of a graph; with weights in other files, of all of them."""
+    others = weight_files(file)
+    return digest([sha256_file(path) for path in (file, *others)]) if others else sha256_file(file)
 
 
 def feature_operator(file: Path, output: str) -> str:

@@ -24,10 +24,10 @@ from edgedistill.recipe.options import LATER, bound_options, did_you_mean, optio
 from edgedistill.recipe.schema import Source
 from edgedistill.run import artifacts
 from edgedistill.run.directory import find_run
-from edgedistill.run.files import digest, sha256_file
+from edgedistill.run.files import digest
 from edgedistill.sources import chosen, text
 from edgedistill.sources.checks import checked_network, classifier_of, is_published_headless
-from edgedistill.sources.graphs import feature_operator
+from edgedistill.sources.graphs import feature_operator, sha256_graph, weight_files
 from edgedistill.sources.outputs import Network, Tunable
 from edgedistill.students.build import load_student
 from edgedistill.students.checkpoints import fit_state, hash_state, read_state
@@ -172,7 +172,7 @@ def onnx(
         probs_BK = scores.softmax(dim=1) if softmax and scores.ndim > 1 else scores
         return rest[0] if rest else probs_BK.clamp(min=1e-8).log(), probs_BK
 
-    px = image.shape[2]
+    px, sha256 = image.shape[2], sha256_graph(file)
     # a graph that takes bytes contains the normalization, as the graphs that edgedistill exports
     mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if raw else (IMAGENET_MEAN, IMAGENET_STD)
     bare = Network(
@@ -180,12 +180,12 @@ def onnx(
         input_px=px if isinstance(px, int) else 224,
         mean=mean,
         std=std,
-        sha256=digest([sha256_file(file), output_names, "headless" if headless else False]),
+        sha256=digest([sha256, output_names, "headless" if headless else False]),
         has_classes=not headless,
     )
     if headless or not logits:
         return bare
-    identity = digest([sha256_file(file), output_names, True])
+    identity = digest([sha256, output_names, True])
     return replace(bare, forward=partial(forward, softmax=True), sha256=identity, without_softmax=bare)
 
 
@@ -380,7 +380,8 @@ def fingerprint(section: Source, base: Path) -> str:
         if isinstance(option, Path) and option.is_dir():
             parts.append([name, artifacts.RESULT.read(artifacts.shipped(find_run(option))).sha256])
         elif isinstance(option, Path):
-            parts.append([name, option.name, option.stat().st_size, option.stat().st_mtime_ns])
+            files = [option, *(weight_files(option) if section.kind == "onnx" else [])]
+            parts += [[name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         elif name == "package":
             parts.append([name, package_fingerprint(option), package_file(option).stat().st_size])
     return digest(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from edgedistill.devices.bundle import PATTERNS
 from edgedistill.records import OnnxModel
 from edgedistill.run import artifacts
 from edgedistill.run.files import digest
@@ -87,7 +88,7 @@ STEP = Step(
     version=4,
     after=("weigh", "search", "folds", "distill", "export", "quantize", "keep", "verify", "unknown"),
     inputs=inputs,
-    outputs=("bundle/*",),
+    outputs=tuple(f"{artifacts.BUNDLE}/{pattern}" for pattern in PATTERNS),
     work=work,
     commits=True,
 )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from edgedistill.console import bar
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Recipe
-from edgedistill.recipe.section import Choice
 from edgedistill.records import Checkpoint, Guarded, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import artifacts, environment
 from edgedistill.run.directory import Run
@@ -81,8 +80,9 @@ class Context:
 
     def labels_alone(self) -> Context:
         """The context of the baseline: the same student and settings on labels alone; its run is a part of this one."""
-        distill = self.recipe.distill.model_copy(update={"method": Choice(name="transfer")})
-        recipe = self.recipe.model_copy(update={"distill": distill})
+        from edgedistill.steps.lengths import on_labels_alone
+
+        recipe = self.recipe.model_copy(update={"distill": on_labels_alone(self)})
         context = self._with_shared_inputs(replace(self, recipe=recipe, run=artifacts.labels_alone(self.run)))
         vars(context).update({name: vars(self)[name] for name in ("splits", "shards") if name in vars(self)})
         return context

@@ -9,7 +9,7 @@ from edgedistill.console import log_training, say
 from edgedistill.records import Accuracy, Checkpoint, StudentSpec, TeacherScore
 from edgedistill.run import artifacts
 from edgedistill.run.files import atomic, json_lines, sha256_file, write_json
-from edgedistill.steps import workers
+from edgedistill.steps import lengths, workers
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
@@ -31,7 +31,7 @@ def work(context: Context) -> None:
     context = context.shipping()
     recipe = context.recipe
     spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.path_in(context.run)
-    steps = training_steps(context, spec)
+    steps = lengths.training_steps(context, spec)
     if recipe.distill.steps == "auto":
         say(f"  {steps} steps for {context.splits.train.n} images")
     model, task = workers.prepare_training(context, spec, steps=steps, seed=recipe.seed, folder=weights.parent)
@@ -60,13 +60,6 @@ def work(context: Context) -> None:
     )
     summary = {"top1": test.top1, "n_test": test.n, "ci95": test.top1_ci95}
     write_json(artifacts.RESULT.path_in(context.run), {**asdict(record), **summary})
-
-
-def training_steps(context: Context, spec: StudentSpec) -> int:
-    """The number of steps of a training; the same for every fold, and for the baseline."""
-    from edgedistill.distill import schedule
-
-    return schedule.steps_for(context.recipe.distill, context.splits.train.n, spec.cost.macs_m, schedule.speed())
 
 
 def at_prior(context: Context, fitted: TrainedStudent, spec: StudentSpec) -> TrainedStudent:

@@ -18,7 +18,7 @@ from edgedistill.run import artifacts, interrupts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
 from edgedistill.run.files import digest
-from edgedistill.steps import candidate, distill, fold_workers, search, weigh
+from edgedistill.steps import candidate, distill, fold_workers, lengths, search, weigh
 from edgedistill.steps.context import Context
 from edgedistill.steps.fold_workers import FoldOutcome
 from edgedistill.steps.step import Step, run_steps
@@ -138,7 +138,7 @@ def predicted_time(context: Context, count: int) -> str:
     seconds = [float(trial["seconds"]) for trial in trials if trial.get("seconds")]
     if not seconds:
         return ""
-    steps = distill.training_steps(context, artifacts.STUDENT.read(context.run))
+    steps = lengths.training_steps(context, artifacts.STUDENT.read(context.run))
     training = max(seconds) * steps / context.recipe.search.steps
     return duration(count * (sum(seconds) + training))
 

@@ -114,6 +114,7 @@ def _run_step(context: Context, step: Step) -> None:
         step.work(context)
     seconds = time.monotonic() - started
     outputs = [path for pattern in step.outputs for path in run.path.glob(pattern)]
-    run.record_step(step.name, key, [path for path in outputs if not path.name.startswith(".")], seconds)
+    files = [path for path in outputs if path.is_file() and not path.name.startswith(".")]
+    run.record_step(step.name, key, files, seconds)
     run.log(step.name, "done", seconds=seconds)
     say(f"{step.name:<10} done in {seconds:.1f} s")

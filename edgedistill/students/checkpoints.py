@@ -24,6 +24,7 @@ EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 AVERAGE_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts its updates beside the weights
 MAX_NESTED = 4  # a pickled mapping can hold itself
 BATCH_COUNTER = "num_batches_tracked"
+LEAVES = {"weight", "bias", "running_mean", "running_var"}  # tensors of one module that may have the same shape
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -124,6 +125,7 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], where: str, headles
         own, loaded = named, tensors
     if pairs is None or any(own[name].shape != loaded[other].shape for name, other in pairs):
         raise _misfit(model, own, loaded, where=where, headless=headless)
+    _refuse_other_order(pairs, where)
     real_names = dict(zip(own, named, strict=True))
     model.load_state_dict({real_names[name]: loaded[other] for name, other in pairs}, strict=False)
 
@@ -139,6 +141,17 @@ def _pairs(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], headless: bo
 def _pairs_in_order(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], headless: bool) -> Pairs | None:
     agree = len(own) == len(loaded) or (headless and len(own) < len(loaded))
     return list(zip(own, loaded, strict=not headless)) if agree else None
+
+
+def _refuse_other_order(pairs: Pairs, where: str) -> None:
+    """Refuse tensors that agree in shape and not in meaning: safetensors files are sorted by name."""
+    for name, other in pairs:
+        own_leaf, leaf = name.rpartition(".")[2], other.rpartition(".")[2]
+        if own_leaf != leaf and {own_leaf, leaf} <= LEAVES:
+            raise InputError(
+                f"{where}: its tensors have other names and another order than the net's: {name} would be {other}",
+                "save the state dict by torch.save, which keeps the order, or rename its tensors as the net's",
+            )
 
 
 def _misfit(

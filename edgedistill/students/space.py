@@ -20,7 +20,7 @@ from edgedistill.students import cost
 from edgedistill.students.families import FAMILIES
 
 DEFAULT_INPUT_PX = (64, 96, 128)
-MAX_PX = 4096
+LEAST_PX, MAX_PX = 8, 4096
 MAX_CANDIDATES = 2000  # of a family: each is built to count its cost
 # an ONNX file holds less than 2 GB; more than that is no net for a device, and may not fit in memory here
 MAX_WEIGHTS_MB, MAX_ACTIVATION_MB = 2000.0, 2000.0
@@ -38,9 +38,10 @@ def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
             continue
         choices = dict(options) if isinstance(options, Mapping) else {}  # other types are the schema's problem
         for px in _choices(choices.get("input_px", DEFAULT_INPUT_PX)):
-            if not isinstance(px, int) or isinstance(px, bool) or not 8 <= px <= MAX_PX:
+            if not isinstance(px, int) or isinstance(px, bool) or not LEAST_PX <= px <= MAX_PX:
                 message = (
-                    f"must be whole numbers of pixels, 8 at least and {MAX_PX} at most (got {shortened(repr(px))})"
+                    f"must be whole numbers of pixels, {LEAST_PX} at least and {MAX_PX} at most "
+                    f"(got {shortened(repr(px))})"
                 )
                 problems.append(Problem(key=(*place, "input_px"), message=message))
         count = math.prod(len(_choices(choice)) for choice in choices.values())
@@ -57,7 +58,10 @@ def problems(section: Mapping[str, Any], key: Key) -> list[Problem]:
 
 
 def _choices(choice: Any) -> tuple[Any, ...]:
-    return tuple(choice) if isinstance(choice, list | tuple) else (choice,)
+    """The choices of a list, each once."""
+    if not isinstance(choice, list | tuple):
+        return (choice,)
+    return tuple(option for place, option in enumerate(choice) if option not in choice[:place])
 
 
 def _combinations(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

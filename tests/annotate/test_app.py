@@ -194,3 +194,15 @@ def test_no_picture_left_to_label_is_said(tmp_path: Path) -> None:
         path.write_bytes((folder / "bolt/0-00.png").read_bytes())
     with pytest.raises(InputError, match=r"no picture is left to label: .*counted once: 12 pictures"):
         batch(folder, 5, tmp_path / "runs")
+
+
+def test_key_of_a_class_writes_the_name_that_the_labels_have(folder: Path) -> None:
+    names = ["Mu\u0308ll", "\u30cf\u30c8\u3000\u30e1\u30b9"]  # decomposed, and with a space that is not printable
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    write_labels(folder / "labels.csv", {path: Label(name=name) for path, name in zip(pictures, names, strict=False)})
+    with served(batch(folder, 4, folder.parent / "runs")) as client:
+        client.enter()
+        queue = client.get("/state").json["queue"]
+        for entry, name in zip(queue, names, strict=False):
+            assert client.label(entry["path"], name).status == 200
+    assert {label.name for label in read_labels(folder / "labels.csv").values()} == {"", *names}

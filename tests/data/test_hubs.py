@@ -257,3 +257,15 @@ def test_torchvision_split_options_follow_the_constructor() -> None:
     assert splits("EMNIST", split="letters") == [{"train": True}, {"train": False}]
     assert splits("Food101") == [{"split": "train"}, {"split": "test"}]
     assert splits("EuroSAT") == splits("Caltech101") == [{}]
+
+
+def test_hf_cells_that_hold_nothing_are_no_label_and_no_group(hub: Any, tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": png(f"{row}"), "path": None} for row in range(6)]}
+    rows |= {"label": [0, 1, -1, 0, 1, 1], "patient": [1.0, float("nan"), float("nan"), 2.0, None, 2.0]}
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("int64"), "patient": hub.Value("float64")})
+    (tmp_path / "scans").mkdir()
+    hub.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "scans/train-00000-of-00001.parquet")
+    dataset = datasets.listing(section("hf", path="scans", test=None, group="patient"), tmp_path)
+    assert dataset.train.labels_N.tolist() == [0, 1, listing.UNLABELED, 0, 1, 1] and dataset.classes == ("0", "1")
+    assert dataset.train.groups == ["1.0", None, None, "2.0", None, "2.0"]
+    assert any("1 rows with the label -1 count as unlabeled" in note for note in dataset.notes)

@@ -27,6 +27,7 @@ PX = 8
 RAMP = np.arange(PX * PX, dtype=np.uint8).reshape(PX, PX) * 4  # 0 to 252
 DEEP = RAMP.astype(np.uint16) * 16  # 12 of 16 bits, 0 to 4,032
 DEEP_LIMITS = (0.0, 4080.0)  # 16 values a level: DEEP is RAMP
+TALL = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10  # not square: a memory map would shear it when it is turned
 FULL_LIMITS = (0.0, 65535.0)
 COLOR = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=-1)
 HALF = np.zeros((PX, PX), dtype=np.uint8)
@@ -172,7 +173,24 @@ CASES: dict[str, Case] = {
         expected=gray(RAMP),
         suffix=".gif",
     ),
+    **{
+        f"{mode} tiff, turned": Case(
+            content=turned(Image.fromarray(TALL).convert(mode), "TIFF"),
+            expected=images.to_square(Image.fromarray(TALL).convert(mode), View(px=PX, fit="crop")),
+            suffix=".tif",
+        )
+        for mode in ("L", "P", "CMYK")
+    },
     # more than 8 bits, or float
+    "RGB of 16 bits in a ppm": Case(
+        content=b"P6 8 8 65535\n" + (COLOR.astype(">u2") * 257).tobytes(),
+        expected=COLOR,
+        suffix=".ppm",
+        limits=FULL_LIMITS,
+    ),
+    "RGB of 16 bits in a ppm, without limits": Case(
+        content=b"P6 8 8 65535\n" + (COLOR.astype(">u2") * 257).tobytes(), expected=UNKNOWN_LIMITS, suffix=".ppm"
+    ),
     "I;16": Case(content=DEEP_PNG, expected=gray(RAMP), limits=DEEP_LIMITS),
     "I;16, other limits": Case(
         content=DEEP_PNG, expected=gray(np.minimum(RAMP.astype(int) * 2, 255)), limits=(0.0, 2040.0)

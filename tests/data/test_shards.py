@@ -9,6 +9,7 @@ import io
 import itertools
 import subprocess
 import sys
+import tarfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -359,3 +360,16 @@ print("done")
 """
     process = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=60, check=False)
     assert process.returncode == 0 and process.stdout == "done\n", process.stderr
+
+
+def test_first_sample_must_be_an_image_and_may_have_more_than_8_bits(tmp_path: Path) -> None:
+    deep = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(deep, "PNG")
+    for name, content in (("deep", deep.getvalue()), ("broken", b"no picture")):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            member = tarfile.TarInfo("0.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    shards.require_image(str(tmp_path / "deep.tar"), View(px=8, fit="crop"))
+    with pytest.raises(InputError, match=r"broken.tar: 0 is no image \(is not a picture.*; name shards with jpg"):
+        shards.require_image(str(tmp_path / "broken.tar"), View(px=8, fit="crop"))

@@ -329,6 +329,11 @@ def test_glance_writes_nothing_and_names_broken_image(tmp_path: Path) -> None:
     listing, squares, labels = preview(section(), tmp_path, 12, n=4)
     assert squares.shape == (4, 12, 12, 3) and labels.tolist() == [0, 0, 1, 1] and listing.classes == ("ant", "bee")
     (root / "train/ant/000.png").write_bytes(b"no picture")
+    listing, squares, labels = preview(section(), tmp_path, 12, n=4)
+    assert len(squares) == len(labels) == 3, "a run leaves a broken one out, too"
+    assert "ant/000.png cannot be decoded (is not a picture" in listing.notes[-1]
+    for path in root.glob("train/ant/*.png"):
+        path.write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"ant/000.png cannot be decoded \(is not a picture"):
         preview(section(), tmp_path, 12)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -130,3 +130,15 @@ def test_a_delimiter_is_one_character(tmp_path: Path) -> None:
 def test_an_invalid_split_is_named_by_its_line(tmp_path: Path) -> None:
     text = "path,label,part\na.png,cat,train\n\nb.png,dog,tset\n"
     assert refusal(tmp_path, text, split="part").startswith("list.csv:4: part: must be train, test or val (got 'tset')")
+
+
+def test_group_that_is_the_text_of_an_empty_cell_is_refused(tmp_path: Path) -> None:
+    text = "path,label,patient\na.png,cat,p1\nb.png,dog,NaN\nc.png,dog,NA\n"
+    problem = "patient: NA, NaN in 2 rows, which is the text of an empty cell; leave the cell empty for no group"
+    assert problem in refusal(tmp_path, text, group="patient")
+
+
+def test_pictures_called_unusable_are_left_out_also_below_a_blank_line(tmp_path: Path) -> None:
+    for blank in ("", "\n"):
+        dataset = listed(tmp_path, f"{blank}path,label,how\na.png,cat,\nb.png,dog,\nc.png,,unusable\n")
+        assert list(dataset.train.names) == ["a.png", "b.png"] and "1 pictures" in dataset.notes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import shutil
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedistill.devices.bundle import agent_archive, model_name, verify_bundle, write_bundle
+from edgedistill.devices.bundle import PATTERNS, agent_archive, model_name, verify_bundle, write_bundle
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.records import OnnxModel
+from tests.helpers.miniature import Project
 
 Models = list[tuple[Path, OnnxModel]]
 FILES = {
@@ -143,3 +145,10 @@ def test_graph_with_another_hash_than_its_record_is_refused(
             host_predictions={},
         )
     assert not (tmp_path / "new").exists()
+
+
+def test_step_owns_the_files_of_the_bundle_and_no_others(finished_project: Project) -> None:
+    names = [path.name for path in (finished_project.run / "bundle").iterdir()]
+    owned = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PATTERNS)]
+    assert sorted(owned) == sorted(names) and "SHA256SUMS" in owned
+    assert not any(fnmatch.fnmatch("notes.txt", pattern) for pattern in PATTERNS), "a file of the user"

@@ -242,3 +242,12 @@ def test_wrong_keep_is_one_line(bundle: Path, tmp_path: Path) -> None:
         process = run_label(bundle, *arguments)
         assert process.returncode == 2 and message in process.stderr, process.stderr
         assert "Traceback" not in process.stderr and not Path(folder).exists()
+
+
+def test_kept_frame_that_was_taken_away_is_no_error(tmp_path: Path) -> None:
+    keeper = Keeper(str(tmp_path), 1)
+    keeper.offer(scene(0), "cat", Answer(0, 0.9, False))
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    keeper.offer(scene(1), "cat", Answer(0, 0.5, False))
+    assert kept(tmp_path) == [0.5]

@@ -70,3 +70,12 @@ def test_scored_on_random_labels_alone_where_there_are_enough() -> None:
     few = worth(features, labels_L, units_L, is_random_L=np.arange(80) < 3)
     assert few.biased
     assert "not drawn at random" in few.text
+
+
+def test_interval_follows_the_labels_that_score() -> None:
+    """Where a fifth of the labels may score, the fits have 96 of 100, and the interval is that of four scored ones."""
+    features, labels_L = task(200, 3.0)
+    many = worth(features, labels_L, np.arange(200))
+    few = worth(features, labels_L, np.arange(200), is_random_L=np.arange(200) % 5 == 0)
+    assert few.gain is not None and many.gain is not None and few.low is not None and few.high is not None
+    assert few.high - few.low > 0 and not few.biased

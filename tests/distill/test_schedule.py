@@ -5,17 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgedistill.distill.schedule import steps_for, still_falling
+from edgedistill.distill.schedule import automatic_steps, still_falling
 from edgedistill.recipe.schema import Distill
 
 
 def steps(images: int, macs_m: float = 1.0, workers: float = 2.0, minutes: float = 60.0) -> int:
     settings = Distill(steps="auto", batch_labeled=16, batch_unlabeled=48, minutes=minutes)
-    return steps_for(settings, images, macs_m, workers)
-
-
-def test_steps_as_set() -> None:
-    assert steps_for(Distill(steps=7), 1000, 1.0, 1.0) == 7
+    return automatic_steps(settings, images, 64, macs_m=macs_m, workers=workers)
 
 
 def test_twenty_passes_within_bounds() -> None:

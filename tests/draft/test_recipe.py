@@ -156,6 +156,10 @@ def test_run_of_a_folder_drafts_and_runs_its_recipe(photos: Path, monkeypatch: p
     assert choice["sources"] == [] and len(choice["catalog"]) >= 20
     again = miniature.call(*command)
     assert again.code == 0 and "distill    up to date" in again.err
+    pictures(photos.parent / "more", each=13)
+    (photos.parent / "more/class0/12.png").rename(photos / "class0/12.png")
+    again = miniature.call(*command)
+    assert again.code == 0, "one picture more is another draft, in the same run: nobody has edited it"
     text = (run / "recipe.yaml").read_text(encoding="utf-8")
     (run / "recipe.yaml").write_text(text.replace("jitter: 0.2", "jitter: 0.3"), encoding="utf-8")
     edited = miniature.call(*command)

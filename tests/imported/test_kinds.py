@@ -63,7 +63,9 @@ def test_names_may_be_those_of_the_product(tmp_path: Path) -> None:
 
 def test_any_size_needs_a_size(tmp_path: Path) -> None:
     file = KINDS["any size"](tmp_path / "model.onnx")
-    with pytest.raises(InputError, match=r"takes images of any size; state one with --px"):
+    with pytest.raises(
+        InputError, match=r"images of any size; state one: `edgedistill quantize .*model.onnx --px 224`"
+    ):
         graph.read(file)
     file = KINDS["torch, TorchScript"](tmp_path / "model.onnx")
     with pytest.raises(InputError, match=rf"its input is {PX} x {PX} px, not 64 px"):

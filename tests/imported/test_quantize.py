@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import edgedistill as ed
 from benchmarks.own_models import CLASSES, Net, scripted, textures
 from edgedistill.cli import app
+from edgedistill.errors import InputError
 from edgedistill.export.infer import predict_onnx
 from edgedistill.imported import bench, images, settings
 from edgedistill.steps import timing
@@ -223,3 +224,25 @@ def test_speed_guard_times_both_graphs(place: Path, tmp_path: Path) -> None:
 )
 def test_class_names_of_a_mapping_are_in_the_order_of_the_indices(text: str) -> None:
     assert images.class_names({"names": text}, 12, (), None) == tuple(f"c{index}" for index in range(12))
+
+
+def labels_of(folder: Path, *names: str) -> Path:
+    lines = [f"{index}.png,{name}" for index, name in enumerate(names)]
+    (folder / "labels.csv").write_text("\n".join(["path,label", *lines, ""]), encoding="utf-8")
+    return folder / "labels.csv"
+
+
+def test_names_whose_order_is_unclear_are_refused(tmp_path: Path) -> None:
+    assert images.class_names({}, 2, (), labels_of(tmp_path, "dog", "cat")) == ("cat", "dog")
+    counted = labels_of(tmp_path, *(str(number) for number in range(1, 13)))
+    with pytest.raises(InputError, match=r"one order as numbers and another as text; name .* with --classes"):
+        images.class_names({}, 12, (), counted)
+    cranes = {"names": "['crane', 'dog', 'crane']"}
+    assert images.class_names(cranes, 3, (), None) == ("crane", "dog", "crane")
+    with pytest.raises(InputError, match="the model gives two of its classes one name"):
+        images.class_names(cranes, 3, (), labels_of(tmp_path, "crane", "dog"))
+
+
+def test_names_in_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    assert settings.names(tmp_path / "classes.txt") == ("cat", "dog")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from edgedistill.data.label_file import Label, read_labels, write_labels
-from edgedistill.errors import InputError
+from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.labeling import sources
 from edgedistill.labeling.suggest import Suggested, answer, subject_of, suggest
 from tests.helpers import miniature, textures
@@ -262,4 +262,42 @@ def test_name_that_is_not_in_utf8_is_said(tmp_path: Path) -> None:
     save(np.zeros((PX, PX, 3), dtype=np.uint8), folder / "plain.png")
     (folder / "plain.png").rename(folder / os.fsdecode(b"\xe9.png"))
     with pytest.raises(InputError, match="the name is not in UTF-8; rename it"):
+        chosen(folder)
+
+
+def test_list_with_unusable_pictures_is_not_written_over(tmp_path: Path) -> None:
+    folder, out = sorted_tree(tmp_path / "photos"), tmp_path / "out"
+    arguments = ("suggest", folder, "--runs", tmp_path / "runs", "--out", out, "--n", "2")
+    assert miniature.call(*arguments).code == 0
+    with (out / "suggestions.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    rows[0]["how"] = "unusable"
+    with (out / "suggestions.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    completed = miniature.call(*arguments)
+    assert completed.code == 2 and "1 labels were filled in, and would be lost" in completed.err
+
+
+def test_blank_pictures_alone_are_said(tmp_path: Path) -> None:
+    for level in (0, 100, 200):
+        save(np.full((PX, PX, 3), level, dtype=np.uint8), tmp_path / f"photos/{level}.png")
+    with pytest.raises(InputError, match=r"photos: all pictures are of one brightness; add some"):
+        chosen(tmp_path / "photos")
+
+
+def test_misspelled_source_of_a_recipe_is_named(tmp_path: Path) -> None:
+    folder = sorted_tree(tmp_path / "photos")
+    recipe = f"data: {{kind: folder, root: {folder}}}\nsources: [{{name: s, kind: onxx, file: a.onnx}}]\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    with pytest.raises(EdgeDistillError, match=r"onxx.*did you mean onnx"):
+        subject_of(tmp_path / "recipe.yaml")
+
+
+def test_table_whose_pictures_all_have_a_label_wants_more_pictures(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    write_labels(folder / "labels.csv", {name: Label(name=str(row % 2)) for row, name in enumerate(names)})
+    with pytest.raises(InputError, match=r"every picture that can be labeled has a label; add pictures$"):
         chosen(folder)

@@ -19,7 +19,7 @@ from PIL import Image
 from edgedistill.data import images
 from edgedistill.data.images import View
 from edgedistill.errors import InputError
-from edgedistill.predict.student import AHEAD, Prediction, load
+from edgedistill.predict.student import AHEAD, Prediction, load, of_run
 from edgedistill.run.directory import Run
 from edgedistill.run.files import sha256_file
 from tests.helpers import miniature
@@ -207,3 +207,9 @@ def test_pictures_are_decoded_a_few_batches_ahead(finished_project: Project) -> 
     assert isinstance(next(answers), Prediction)
     answers.close()  # type: ignore[attr-defined]
     assert len(drawn) <= 2 * AHEAD
+
+
+def test_batch_below_one_is_refused(finished_project: Project) -> None:
+    student = of_run(Run(path=finished_project.run))
+    with pytest.raises(InputError, match="batch: 0 pictures go through no graph"):
+        student.predict(next(finished_project.root.rglob("*.png")), batch=0)

@@ -11,6 +11,7 @@ import pytest
 from edgedistill.errors import InputError
 from edgedistill.labels.findings import KINDS, Audit, AuditedImage, Finding
 from edgedistill.report import audit as page
+from edgedistill.run.files import usable_folder
 from tests.report.test_html import Page
 
 HOSTILE = "<script>alert(1)</script>"
@@ -94,13 +95,13 @@ def test_terminal_names_the_worst(audit: Audit) -> None:
 
 
 def test_page_and_record_are_written(audit: Audit, tmp_path: Path) -> None:
-    path = page.write(audit, IMAGES, page.usable_folder(tmp_path / "new/folder"))
+    path = page.write(audit, IMAGES, usable_folder(tmp_path / "new/folder"))
     assert path == tmp_path / "new/folder/audit.html" and path.is_file()
     assert json.loads((tmp_path / "new/folder/audit.json").read_text(encoding="utf-8"))["images"] == 1234
 
 
-def test_a_file_is_no_folder_for_the_page(tmp_path: Path) -> None:
+def test_a_file_is_no_folder_to_write_into(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for folder in (tmp_path / "file", tmp_path / "file/inner"):
-        with pytest.raises(InputError, match="is not a folder; name a folder for the page"):
-            page.usable_folder(folder)
+        with pytest.raises(InputError, match="is not a folder; name another folder"):
+            usable_folder(folder)

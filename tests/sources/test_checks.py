@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Source
+from edgedistill.run.files import sha256_file
 from edgedistill.sources import registry
 from edgedistill.sources.checks import checked_network
 from edgedistill.sources.outputs import Network, infer
@@ -158,7 +159,7 @@ def test_graph_of_logits_keeps_its_softmax_and_hash(tmp_path: Path, caplog: pyte
     file = graph(tmp_path / "net.onnx", softmax=False)
     section = source(kind="onnx", file="net.onnx")
     net = load(section, tmp_path)
-    assert net.sha256 == registry.digest([registry.sha256_file(file), ["probs"], True]) and caplog.messages == []
+    assert net.sha256 == registry.digest([sha256_file(file), ["probs"], True]) and caplog.messages == []
     np.testing.assert_allclose(infer(net, images())[1].sum(axis=1), 1.0, atol=1e-5)
     with pytest.raises(
         InputError, match=r"sources\.birds: its classes \(2, 3\) are no probabilities: .*`logits: true`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -357,3 +358,26 @@ def test_source_that_cannot_take_its_size_raises_one_line_error(tmp_path: Path) 
     ) as caught:
         load(source(kind="onnx", file="net.onnx", input_px=12), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_beside_a_graph_are_part_of_it(tmp_path: Path) -> None:
+    file, digests, marks = tmp_path / "net.onnx", set(), set()
+    for scale in (1.0, 2.0):
+        graph = helper.make_graph(
+            [
+                helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+                helper.make_node("Flatten", ["pooled"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "matrix"], ["scores"]),
+            ],
+            "net",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, 8, 8])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", 4])],
+            [numpy_helper.from_array(np.full((3, 4), scale, dtype=np.float32), "matrix")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (tmp_path / "net.data").unlink(missing_ok=True)
+        onnx.save(model, file, save_as_external_data=True, location="net.data", size_threshold=0)
+        digests.add(load(source(kind="onnx", file="net.onnx"), tmp_path).sha256)
+        os.utime(file, ns=(7, 7))
+        marks.add(fingerprint(source(kind="onnx", file="net.onnx"), tmp_path))
+    assert len(digests) == len(marks) == 2

@@ -11,9 +11,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from edgedistill import check
 from edgedistill.agent import metrics
 from edgedistill.labels.prior import Prior
 from edgedistill.recipe import presets
+from edgedistill.recipe.file import read_recipe
 from edgedistill.recipe.section import Choice
 from edgedistill.records import Gain
 from edgedistill.report import bought, facts
@@ -113,6 +115,10 @@ def test_same_student_is_trained_on_labels_alone(finished_project: Project) -> N
     assert (other.method, other.spec, other.steps) == ("transfer", record.spec, record.steps)
     assert list(artifacts.METRICS.read(alone)[-1]["terms"]) == ["labels"]
     assert other.sha256 != record.sha256 and artifacts.shipped(run) == run
+    document = read_recipe(finished_project.recipe)
+    context = Context(recipe=check.load(document), base=document.base, run=run)
+    distill, on_labels = context.recipe.distill, context.labels_alone().recipe.distill
+    assert on_labels.batch_labeled == distill.batch_labeled + distill.batch_unlabeled, "as many images a step"
     compared, answers = artifacts.BASELINE.read(run), artifacts.BASELINE_ANSWERS.read(run)
     assert (compared.distilled, compared.labels_alone) == (record.test, other.test) and compared.source == "first"
     for name, shown in (("labels_alone", compared.over_labels_alone), ("probe", compared.over_probe)):

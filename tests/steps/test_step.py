@@ -164,3 +164,9 @@ def test_key_of_weigh_follows_a_source_whatever_it_is_called(context: Context, n
         (context.base / "birds.pth").write_bytes(content)
         keys.add(TRAIN[0].key(own))
     assert len(keys) == 2
+
+
+def test_folder_that_matches_is_no_output(context: Context) -> None:
+    (context.run / "first/__pycache__").mkdir(parents=True)
+    run_steps(context, STEPS)
+    assert list(context.run.hashes("first")) == ["first/a.txt"]

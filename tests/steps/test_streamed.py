@@ -93,7 +93,8 @@ def test_check_reads_first_shard(tmp_path: Path) -> None:
     assert miniature.call("check", project.recipe).code == 0
     tars.write(project.root / "shards/00.tar", {"a.txt": b"x"})
     outcome = miniature.call("check", project.recipe)
-    assert outcome.code == 2 and "00.tar: a is no image; name shards with jpg, png or webp files" in outcome.err
+    assert outcome.code == 2 and "00.tar: a is no image (is not a picture" in outcome.err
+    assert "; name shards with jpg, png or webp files" in outcome.err
     (project.root / "shards/03.tar").unlink()
     outcome = miniature.call("check", project.recipe)
     assert outcome.code == 2 and "03.tar: No such file or directory; bring the file back" in outcome.err

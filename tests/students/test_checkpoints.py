@@ -264,3 +264,11 @@ def test_mapping_that_holds_itself_is_no_state_dict(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(InputError, match="not a state dict"):
         read_state(tmp_path / "model.pth")
+
+
+def test_sorted_tensors_with_other_names_are_refused() -> None:
+    """safetensors files are sorted by name: the tensors of a batch norm then come in another order than the net's."""
+    state = net(classes=None).state_dict()
+    renamed_state = {f"backbone.{name}": state[name] for name in sorted(state)}
+    with pytest.raises(InputError, match=r"file: its tensors have other names and another order than the net's"):
+        fit_state(net(classes=None), renamed_state, "file")

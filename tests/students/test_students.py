@@ -255,3 +255,12 @@ def test_missing_package_is_named_with_its_install_command(monkeypatch: pytest.M
 def test_random_weights_need_no_download() -> None:
     blueprint = FAMILIES["micro"](**bound_options(FAMILIES["micro"], {"width": "24"}))
     assert blueprint.initialize is None and blueprint.weights_problem() == ""
+
+
+def test_choice_that_is_listed_twice_is_one_candidate() -> None:
+    section = Section(families={"micro": {"width": [16, 16], "input_px": [32, 32]}})
+    assert len(candidates(section, 2)) == 1
+
+
+def test_family_without_options_may_be_left_empty() -> None:
+    assert Section.model_validate({"families": {"micro": None}}).families == {"micro": {}}

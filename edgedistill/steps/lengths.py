@@ -1,0 +1,43 @@
+"""How long a training is: its steps, and the images of a step for labels alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgedistill.recipe.schema import Distill
+from edgedistill.recipe.section import Choice
+from edgedistill.records import StudentSpec
+from edgedistill.run import artifacts
+
+if TYPE_CHECKING:
+    from edgedistill.steps.context import Context
+
+
+def training_steps(context: Context, spec: StudentSpec) -> int:
+    """The number of steps of a training; the same for every fold, and for the baseline."""
+    from edgedistill.distill import schedule
+
+    distill = context.recipe.distill
+    if distill.steps != "auto":
+        return distill.steps
+    images, batch = context.splits.train.n, distill.batch_labeled
+    if context.method.needs - {"frozen"}:  # it learns from images without a label, too
+        images += sum(len(labeled.rows) for labeled in context.shards)
+        batch += _unlabeled_a_step(context)
+    return schedule.automatic_steps(distill, images, batch, macs_m=spec.cost.macs_m, workers=schedule.speed())
+
+
+def on_labels_alone(context: Context) -> Distill:
+    """The settings of the baseline: as many steps, and as many images a step, all of them labeled."""
+    distill = context.recipe.distill
+    update = {
+        "method": Choice(name="transfer"),
+        "batch_labeled": distill.batch_labeled + _unlabeled_a_step(context),
+        "steps": training_steps(context, artifacts.STUDENT.read(context.run)),
+    }
+    return distill.model_copy(update=update)
+
+
+def _unlabeled_a_step(context: Context) -> int:
+    has_unlabeled = len(context.splits.unlabeled_rows) > 0 or context.recipe.unlabeled is not None
+    return context.recipe.distill.batch_unlabeled if has_unlabeled else 0
