@@ -288,7 +288,8 @@ def _bench(wishes: Wishes) -> list[Setting]:
 def _batches(look: Look, wishes: Wishes) -> tuple[int, int]:
     """Labeled and unlabeled images in a step."""
     has_unlabeled = look.unlabeled > 0 or wishes.labels_per_class is not None
-    return (16, 32) if has_unlabeled else (32, 0)
+    learns_from_them = has_unlabeled and wishes.sources != ("none",)  # without sources from labels alone
+    return (16, 32) if learns_from_them else (32, 0)
 
 
 def _flips(look: Look) -> tuple[bool, str]:

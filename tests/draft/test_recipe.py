@@ -81,6 +81,7 @@ def test_drafted_recipe_is_complete_and_the_same_each_time(photos: Path) -> None
         ({"labels_per_class": 5}, "data.labels_per_class", 5),
         ({"labels_per_class": 5}, "distill.batch_unlabeled", 32),
         ({"sources": ("none",)}, "distill.method.name", "transfer"),
+        ({"sources": ("none",), "labels_per_class": 6}, "distill.batch_labeled", 32),
         (
             {"sources": ("dinov2", "inat21")},
             "sources.1.options.model",
