@@ -28,7 +28,8 @@ from edgedistill.recipe.options import Problem, keyword_only, option_problems
 from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
 from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
-from edgedistill.run.files import digest
+from edgedistill.run import artifacts
+from edgedistill.run.files import digest, sha256_file
 from edgedistill.similarity.weigh import weigh_sources
 from edgedistill.sources import registry
 from edgedistill.students import space
@@ -257,6 +258,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
         "labels_per_class": profile.labels(draw.target),
         **({"times_the_labels": profile.times(method)} if profile.times(method) > 1 else {}),
         "student": space.describe(draw.spec),
+        **({"initial": _initial_hash(draw)} if profile.initial else {}),
         "top1": round(score.top1, 6),
         "balanced_accuracy": round(score.balanced, 6),
         "n_test": score.n,
@@ -282,12 +284,19 @@ def settings_problems(settings: Distill) -> list[Problem]:
     ]
 
 
+def _initial_hash(draw: Draw) -> str:
+    """Of the weights that every student of the profile begins with: only students that share them are compared."""
+    run = draw.bank.initial_run()
+    assert run is not None, "the profile trains them"
+    return sha256_file(run / artifacts.STUDENT_WEIGHTS.path)[:16]
+
+
 def initial_student(draw: Draw) -> Any:
     """The student before its first step: the profile's initial weights and a head that the seed initializes."""
     initial_run = draw.bank.initial_run()
     model = build_student(draw.spec, draw.seed, initialize=initial_run is None)
     if initial_run:
-        state = read_state(initial_run / "distill/student.safetensors")
+        state = read_state(initial_run / artifacts.STUDENT_WEIGHTS.path)
         backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
         backbone = {name.removeprefix("backbone."): tensor for name, tensor in backbone.items()}
         model.backbone.load_state_dict(backbone)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.suite import contrasts, rankers
 from benchmarks.suite.board import Board
 from benchmarks.suite.contrasts import Claim, Contrast
-from benchmarks.suite.protocol import HERE, load
+from benchmarks.suite.protocol import HERE, OWN_KEYS, load
 from benchmarks.suite.statistics import Paired, Summary
 from edgedistill.distill.methods import METHODS
 from edgedistill.recipe.presets import AUTO
@@ -293,12 +293,15 @@ def recipe_names(profile: str, name: str) -> tuple[str, str]:
     """What a row of a profile is called, and what a recipe says for it; the row of the default is called `auto`."""
     if not (HERE / f"{profile}.yaml").is_file():
         return f"`{name}`", ABSENT
-    settings = load(profile).settings(name, "", 0)
+    rules = load(profile)
+    settings, own = rules.settings(name, "", 0), rules.methods[name.partition(":")[0]]
     method, teacher = METHODS[settings.method.name], settings.teacher.name
-    steps = f", {settings.steps} steps" if name.endswith("-long") else ""
-    shown = f"`{settings.method.name}`" + (f", teacher `{teacher}`" if "teacher" in method.needs else "") + steps
+    shown = f"`{settings.method.name}`" + (f", teacher `{teacher}`" if "teacher" in method.needs else "")
+    others = {key: own[key] for key in ("steps", "head_start", *OWN_KEYS) if key in own}
+    others |= {"tuned": settings.teacher.options["tuned"]} if settings.teacher.options.get("tuned") else {}
     default = (AUTO["method"]["name"], AUTO["teacher"]["name"])
-    return ("`auto`" if default == (settings.method.name, teacher) and not steps else f"`{name}`"), shown
+    shown += "".join(f", {key} {setting}" for key, setting in others.items())
+    return ("`auto`" if default == (settings.method.name, teacher) and not others else f"`{name}`"), shown
 
 
 def _over_transfer(board: Board, method: str) -> list[str]:

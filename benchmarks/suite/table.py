@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.lines import read
@@ -94,8 +94,34 @@ def _config(name: str, kind: str) -> str:
 
 
 def tuning_lines(lines: Iterable[Line]) -> list[Line]:
-    """The lines of the profiles for tuning."""
-    return [line for line in lines if str(line.get("profile", "")).endswith(TUNING)]
+    """The lines of the profiles for tuning, in rows that these profiles have."""
+    return [line for line in lines if str(line.get("profile", "")).endswith(TUNING) and _has_row(line)]
+
+
+def _has_row(line: Line) -> bool:
+    name = str(line["profile"])
+    is_known = (protocol.HERE / f"{name}.yaml").is_file()
+    return not is_known or line.get("kind") == "draw" or line.get("method") in _profile(name).methods
+
+
+def older_rows(trials: Sequence[Line]) -> dict[str, list[str]]:
+    """Profile -> the rows whose newest line of a target has another configuration than the profile now gives."""
+    newest = {(line["profile"], line["method"], line["target"]): line for line in trials if line.get("kind") == "run"}
+    older: dict[str, list[str]] = {}
+    for (name, method, _), line in newest.items():
+        is_known = (protocol.HERE / f"{name}.yaml").is_file()
+        if is_known and line.get("config") != _config(name, method) and method not in older.setdefault(name, []):
+            older[name].append(method)
+    return older
+
+
+def _with_older(older: Mapping[str, list[str]], board: Board) -> str:
+    """The table of a profile's rows, and which of them are of an older configuration."""
+    rows = ", ".join(f"`{method}`" for method in sorted(older.get(board.profile, [])))
+    note = (
+        f"\n\nRows of an older configuration, such as an earlier version of the better start: {rows}." if rows else ""
+    )
+    return markdown.methods(board) + note
 
 
 def confirming_lines(lines: Iterable[Line]) -> list[Line]:
@@ -111,12 +137,14 @@ def page(text: str, lines: Sequence[Line], plot_names: Sequence[str]) -> str:
     """
     every = {score: reported_boards(lines, score) for score in SCORES}
     by_score = {score: [board for board in every[score] if not natural.is_natural(board)] for score in SCORES}
+    first = {score: [board for board in by_score[score] if board.profile not in evidence.CLAIMS] for score in SCORES}
     for name, table in markdown.SECTIONS.items():
-        text = replace_section(text, name, section(table, by_score))
+        text = replace_section(text, name, section(table, by_score if name == "methods" else first))
     as_they_come = {score: [board for board in every[score] if natural.is_natural(board)] for score in SCORES}
     text = replace_section(text, "natural", section(natural.tables, as_they_come))
     trials = {score: boards(tuning_lines(lines), score) for score in SCORES}
-    text = replace_section(text, "tuning", section(markdown.methods, trials))
+    older = older_rows(tuning_lines(lines))
+    text = replace_section(text, "tuning", section(functools.partial(_with_older, older), trials))
     further = {score: boards(confirming_lines(lines), score) for score in SCORES}
     text = replace_section(text, "confirm", section(markdown.methods, further))
     return replace_section(text, "plots", _images(plot_names))

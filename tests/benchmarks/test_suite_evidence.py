@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import nct, t
 
 from benchmarks.suite import evidence, figures, protocol
-from benchmarks.suite.board import Board
+from benchmarks.suite.board import SCORES, Board
 
 
 def board(rows: dict[str, float], seeds: int = 2) -> Board:
@@ -45,10 +45,17 @@ def test_verdicts_and_errors_saved() -> None:
     texts = evidence.sections([first, Board(**{**first.__dict__, "score": "balanced_accuracy"})])
     lines = [line for line in texts["deploy-claims"].splitlines() if line.startswith("| D1")]
     assert "+8.0" in lines[0] and "**holds**" in lines[0] and "+6.0" in lines[1]
-    assert "not measured" in texts["deploy-claims"] and texts["cpu-claims"] == evidence.NO_LINE
+    assert "not measured" in texts["deploy-claims"] and texts["cpu_evidence-claims"] == evidence.NO_LINE
     saved = sum(6 / (50 - target - 0.05) for target in range(8)) / 8
     assert f"| {100 * saved:.0f} % |" in texts["deploy-methods"]
     assert texts["deploy-sources"] == texts["deploy-labels"] == evidence.NO_LINE
+
+
+def test_detectable_difference_is_that_of_the_score() -> None:
+    first = board({"transfer-ridge": 0.0, "auto-ridge": 6.0})
+    boards = [Board(**{**first.__dict__, "profile": "cpu_evidence", "score": score}) for score in SCORES]
+    top1, balanced = evidence.sections(boards)["cpu_evidence-claims"].split("<details>")
+    assert "| 11.0 |" in top1 and "| 8.0 |" in balanced and "| 11.0 |" not in balanced
 
 
 def test_target_that_is_harmed_is_named() -> None:
@@ -64,8 +71,10 @@ def test_labels_saved_are_in_a_table_and_a_plot() -> None:
     first.methods["transfer-4x"] = {"t0": {0: 57.0, 1: 57.1}}
     second = Board(**{**first.__dict__, "score": "balanced_accuracy"})
     text = evidence.sections([first, second])["deploy-labels"]
-    assert "| transfer with 2 times the labels | 57.6 | +4.0" in text and "transfer with 8" not in text
+    assert "| transfer with 2 times the labels | +2.0" in text and "transfer with 8" not in text
+    assert "| transfer with 4 times the labels | -1.0" in text, "auto is compared on the one target that both have"
     assert text.count("plots/labels_deploy.svg)") == 1
     svg = figures.draw(first)["labels_deploy.svg"]
-    assert ">auto, 8 targets</text>" in svg and ">transfer with 4 times the labels, 1 target</text>" in svg
+    assert ">transfer with these labels, 8 targets</text>" in svg
+    assert ">transfer with 4 times the labels, 1 target</text>" in svg
     assert "labels_deploy.svg" not in figures.draw(board({"transfer-ridge": 0.0, "auto-ridge": 6.0}))

@@ -60,6 +60,7 @@ def bank(packs: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = protocol.load("cpu").model_dump()
     settings |= {
+        "methods": settings["methods"] | protocol.load("cpu_evidence").methods,
         "store_px": 32,
         "initial": "",
         "finetuned": {},

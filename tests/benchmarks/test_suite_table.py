@@ -228,7 +228,7 @@ def test_headline_lists_methods_of_profile(results: Path) -> None:
 def test_row_of_the_default_is_called_auto() -> None:
     assert markdown.recipe_names("cpu", "selftrained") == ("`auto`", "`adapted`, teacher `selftrained`")
     assert markdown.recipe_names("cpu", "adapted") == ("`adapted`", "`adapted`, teacher `similarity`")
-    assert markdown.recipe_names("cpu", "weighted-long") == ("`weighted-long`", "`weighted`, 1200 steps")
+    assert markdown.recipe_names("cpu", "weighted-long") == ("`weighted-long`", "`weighted`, steps 1200")
 
 
 def test_plots_are_reproducible_and_have_their_hash() -> None:
