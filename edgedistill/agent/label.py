@@ -235,7 +235,7 @@ def main() -> None:
     model_help = "by its name in bundle.json, such as fp32; else the bundle's default, which is for the cpu, or the "
     parser.add_argument("--model", help=model_help + "first one for any target")
     arguments = parser.parse_args()
-    if bool(arguments.pictures) == bool(arguments.camera) or (arguments.frames or 1) < 1:
+    if bool(arguments.pictures) == bool(arguments.camera) or (arguments.frames is not None and arguments.frames < 1):
         parser.error("name pictures, or else a --camera, and no --frames below 1")
     if arguments.keep and not arguments.camera:
         parser.error("--keep goes with --camera")

@@ -71,8 +71,9 @@ class Keeper:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.entries: List[Dict[str, Any]] = []
         self.thumbnails: List[np.ndarray] = []
-        for entry in sorted(_lines(self.folder / LIST), key=_probability)[:most]:
-            self._remember(entry)
+        for entry in sorted(_lines(self.folder / LIST), key=_probability):
+            if len(self.entries) < most:
+                self._remember(entry)
         self._write_list()
         names = {entry["file"] for entry in self.entries}
         for path in self.folder.iterdir():  # of a session that was killed between two files

@@ -110,6 +110,8 @@ def minmax(statistics: TensorStatistics) -> Range:
 def percentile(statistics: TensorStatistics) -> Range:
     """The range without the outermost ten-thousandth of the values, half of it at each end."""
     tail = (100.0 - PERCENTILE) / 2
+    if not statistics.values.any():  # the others are rarer than the sample tells
+        return statistics.low, statistics.high
     low, high = np.percentile(statistics.values, [tail, 100.0 - tail])
     return float(low), float(high)
 
@@ -121,7 +123,7 @@ def entropy(statistics: TensorStatistics) -> Range:
     values beyond it count into the last bin of the reference distribution, but not into the levels.
     """
     largest = max(-statistics.low, statistics.high)
-    if largest <= 0:
+    if largest < np.finfo(np.float32).tiny or not statistics.values.any():  # no bins, or no value to count
         return statistics.low, statistics.high
     values = np.abs(
         statistics.values[statistics.values != 0.0]
@@ -151,6 +153,8 @@ def mse(statistics: TensorStatistics) -> Range:
     """The range with the least squared error of rounding and clipping to 256 steps; searched one end at a time."""
     values = statistics.values[:: max(1, len(statistics.values) // SEARCH_VALUES)].astype(np.float64)
     ends = [min(statistics.low, 0.0), max(statistics.high, 0.0)]
+    if not values.any():
+        return ends[0], ends[1]
     for end in (1, 0, 1):
         candidates = [(*ends[:end], ends[end] * fraction, *ends[end + 1 :]) for fraction in FRACTIONS]
         ends = list(min(candidates, key=lambda pair: _squared_error(values, *pair)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgedistill.errors import EdgeDistillError
 from edgedistill.export import graphs, integer_kernels, qdq
-from edgedistill.export.operators import OPERATORS
+from edgedistill.export.operators import OPERATORS, is_computed
 from edgedistill.export.placement import Plan, make_plan
 from edgedistill.records import Target
 
@@ -249,9 +249,11 @@ def student(model: ModelProto, ranges: qdq.Ranges, target: Target, learned: bool
     plan = make_plan(prepared, target)
     preprocessing_nodes = set(graphs.preprocessing(prepared))
     nodes = [node for node in prepared.graph.node if node.name not in preprocessing_nodes]
-    unknown = sorted({node.op_type for node in nodes} - set(OPERATORS))
+    unknown = sorted({node.op_type for node in nodes if not is_computed(node)})
     if unknown or nodes[-1].op_type != "Gemm":
-        reason = f"has the operators {', '.join(unknown)}" if unknown else "does not end in one linear layer"
+        listed = ", ".join(unknown)
+        reason = f"has the operators {listed}, or attributes of theirs, that training does not compute"
+        reason = reason if unknown else "does not end in one linear layer"
         raise EdgeDistillError(f"quantize.qat: this student {reason}", "leave qat out, or choose another family")
     input_name = next(node.output[0] for node in reversed(prepared.graph.node) if node.name in preprocessing_nodes)
     bounds = qdq.bounds(prepared, plan, ranges)

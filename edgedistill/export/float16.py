@@ -89,6 +89,8 @@ class _Converter:
         ]
         if not stays_float:
             rewired.output[:] = [self._stored(name) for name in node.output]
+            if node.op_type == "ConstantOfShape" and not node.attribute:  # of float32 zeros
+                rewired.attribute.append(helper.make_attribute("value", _half_tensor(np.zeros(1, np.float32), "")))
             for attribute in rewired.attribute:
                 if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.FLOAT16

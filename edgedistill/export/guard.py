@@ -246,7 +246,7 @@ def sensitivity(
                 weights=frozenset({name}),
                 absorbed=frozenset(),
             )
-            graph = graphs.without_unread(qdq.quantize_graph(prepared, layer_plan, affines))
+            graph = qdq.quantize_graph(prepared, layer_plan, affines)
             int8_NC = predict_onnx(graph.SerializeToString(), ranking_NHWC)
             noise[name] = float(np.sqrt(np.mean((int8_NC - float_NC) ** 2))) / scale
             advance(1)

@@ -69,20 +69,18 @@ def make_grid(affine: qdq.Affine, device: torch.device) -> Grid:
 def quantize_layer(
     node: NodeProto, weight: np.ndarray, bias: np.ndarray | None, input_affine: qdq.Affine, device: torch.device
 ) -> IntegerLayer:
-    """The integers that qdq.py writes for a layer; computed in NumPy as well, so that they are equal.
+    """The integers that qdq.py writes for a layer, as tensors on a device.
 
     `input_affine` is the step and zero point of the pair on the layer's input.
     """
     axis = qdq.output_axis(node)
-    min_scale = 0.0 if bias is None else np.abs(bias) / (qdq.MAX_BIAS_STEPS * input_affine.scale)
-    scales = qdq.weight_scales(weight, axis, "cpu", min_scale)
-    integers = np.rint(weight / scales.reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])).clip(
-        -127, 127
+    integers, scales, integer_bias = qdq.layer_integers(
+        weight, bias, axis, target="cpu", input_scale=input_affine.scale
     )
-    steps = (scales * np.float32(input_affine.scale)).astype(np.float64)
-    integer_bias = None if bias is None else torch.from_numpy(np.rint(bias / steps).astype(np.int32)).to(device)
     return IntegerLayer(
-        weight=torch.from_numpy(integers).to(device), bias=integer_bias, steps=torch.from_numpy(scales).to(device)
+        weight=torch.from_numpy(integers.astype(np.float32)).to(device),
+        bias=None if integer_bias is None else torch.from_numpy(integer_bias).to(device),
+        steps=torch.from_numpy(scales).to(device),
     )
 
 

@@ -42,7 +42,13 @@ def _max_pool(node: NodeProto, values: Tensor) -> Tensor:
     pads = options.get("pads", [0, 0, 0, 0])
     lowest = torch.finfo(values.dtype).min
     padded = functional.pad(values, (pads[1], pads[3], pads[0], pads[2]), value=lowest) if any(pads) else values
-    return functional.max_pool2d(padded, options["kernel_shape"], options.get("strides", 1))
+    return functional.max_pool2d(
+        padded,
+        options["kernel_shape"],
+        options.get("strides", 1),
+        dilation=options.get("dilations", 1),
+        ceil_mode=bool(options.get("ceil_mode", 0)),
+    )
 
 
 def _average_pool(node: NodeProto, values: Tensor) -> Tensor:
@@ -61,6 +67,23 @@ def _average_pool(node: NodeProto, values: Tensor) -> Tensor:
 
 def _clip(node: NodeProto, values: Tensor, low: Any = None, high: Any = None) -> Tensor:
     return values.clamp(*(None if bound is None else float(bound) for bound in (low, high)))
+
+
+def is_computed(node: NodeProto) -> bool:
+    """Whether OPERATORS computes a node with its attributes: what torch has no word for is refused, not left out."""
+    options = attributes(node)
+    if options.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    if node.op_type == "AveragePool":
+        top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
+        return (top, left) == (bottom, right) and set(options.get("dilations", [1])) == {1}
+    if node.op_type == "Gemm":
+        return bool(options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0) and not options.get("transA", 0)
+    if node.op_type == "HardSigmoid":
+        return graphs.is_hard_sigmoid(node)
+    if node.op_type == "Clip":  # absent inputs are left out, and the upper bound would be taken for the lower
+        return "" not in node.input
+    return node.op_type in OPERATORS
 
 
 OPERATORS: Mapping[str, Callable[..., Tensor]] = {

@@ -6,7 +6,7 @@ A plan depends only on the float graph and the target. From a plan and the tenso
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +139,11 @@ def layers(model: ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if _has_constant_weight(node, constants)]
 
 
-def _has_constant_weight(node: NodeProto, constants: Collection[str]) -> bool:
-    return node.op_type in graphs.WEIGHTED and node.input[1] in constants and node.input[0] not in constants
+def _has_constant_weight(node: NodeProto, constants: Mapping[str, np.ndarray]) -> bool:
+    if node.op_type not in graphs.WEIGHTED or node.input[1] not in constants or node.input[0] in constants:
+        return False
+    bias = node.input[2] if len(node.input) > 2 else ""
+    return not bias or (bias in constants and constants[bias].ndim == 1)  # a Gemm may add an activation
 
 
 def _index(model: ModelProto, floats: Collection[str], op_types: Collection[str]) -> _GraphIndex:

@@ -197,18 +197,12 @@ class _Writer:
         """Store a node's weight in int8, and for a CPU its bias in int32, in steps of input step * weight step."""
         axis, weight = output_axis(node), initializers[node.input[1]]
         biased = self.target == "cpu" and len(node.input) > 2 and bool(node.input[2])
-        # if batch norm nearly switched off a channel, its weights may be rounded to 0, but its bias may not
-        min_scale = (
-            np.abs(initializers[node.input[2]]) / (MAX_BIAS_STEPS * tensor_affines[node.input[0]].scale)
-            if biased
-            else 0.0
-        )
-        scales = weight_scales(weight, axis, self.target, min_scale)
-        rewired.input[1] = self._behind(node.input[1], quantize_weight(weight, scales, axis), scales, axis)
-        if biased:
-            steps = scales * np.float32(tensor_affines[node.input[0]].scale)
-            bias = np.rint(initializers[node.input[2]] / steps.astype(np.float64))
-            rewired.input[2] = self._behind(f"{node.name}_bias", bias.astype(np.int32), steps, 0)
+        bias, input_scale = (initializers[node.input[2]] if biased else None), tensor_affines[node.input[0]].scale
+        integers, scales, integer_bias = layer_integers(weight, bias, axis, target=self.target, input_scale=input_scale)
+        rewired.input[1] = self._behind(node.input[1], integers, scales, axis)
+        if integer_bias is not None:
+            steps = scales * np.float32(input_scale)
+            rewired.input[2] = self._behind(f"{node.name}_bias", integer_bias, steps, 0)
 
     def _behind(self, name: str, stored: np.ndarray, scales: np.ndarray, axis: int) -> str:
         inputs = [
@@ -220,11 +214,31 @@ class _Writer:
         return f"{name}_dq"
 
 
-def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
-    """Quantize a weight to symmetric int8 from -127 to 127, with one scale per output channel, which is `axis`."""
+def layer_integers(
+    weight: np.ndarray, bias: np.ndarray | None, axis: int, *, target: Target, input_scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """What an int8 graph stores of a layer.
+
+    Args:
+        weight: float; its output channels are `axis`.
+        bias: float [C], or None.
+        axis: of the output channels.
+        target: "cpu" or "tensorrt".
+        input_scale: the step of the pair on the layer's input.
+
+    Returns:
+        The weight in symmetric int8 from -127 to 127, its steps, float32 [C], and the bias in int32, in steps of
+        `input_scale` times these.
+    """
+    # if batch norm nearly switched off a channel, its weights may be rounded to 0, but its bias may not
+    min_scale = 0.0 if bias is None else np.abs(bias) / (MAX_BIAS_STEPS * input_scale)
+    scales = weight_scales(weight, axis, target, min_scale)
     shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
-    stored: np.ndarray = np.rint(weight / scales.reshape(shape)).clip(-127, 127).astype(np.int8)
-    return stored
+    integers = np.rint(weight / scales.reshape(shape)).clip(-127, 127).astype(np.int8)
+    if bias is None:
+        return integers, scales, None
+    steps = (scales * np.float32(input_scale)).astype(np.float64)
+    return integers, scales, np.rint(bias / steps).astype(np.int32)
 
 
 def refuse_for_tensorrt(model: ModelProto, where: str) -> None:

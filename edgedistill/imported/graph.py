@@ -265,7 +265,7 @@ def _optimized(file: Path, model: ModelProto) -> ModelProto:
         if not node.name or node.name in names:
             node.name = f"{node.op_type}_{index}_{node.output[0]}"
         names.add(node.name)
-    return graphs.unshare_weights(tidied)
+    return graphs.flat_biases(graphs.unshare_weights(tidied))
 
 
 def _image_input(file: Path, model: ModelProto) -> onnx.ValueInfoProto:

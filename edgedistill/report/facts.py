@@ -240,7 +240,10 @@ def headline(facts: Facts) -> Headline:
     reports = [
         report
         for report in facts.bench
-        if report.device == facts.bench[0].device and report.artefact not in refused and report.mode == HOST_TO_HOST
+        if report.device == facts.bench[0].device
+        and report.artefact not in refused
+        and report.mode == HOST_TO_HOST
+        and report.latency.samples_ms  # none where the device answers otherwise than the host
     ]
     quantized = [report for report in reports if report.precision == "int8"]
     bench = min(quantized or reports, key=p50, default=None)

@@ -130,7 +130,12 @@ def test_invalid_arguments_are_reported(bundle: Path, picture: Path) -> None:
     assert process.returncode == 2
     assert "cannot be read as a picture" in process.stderr
     assert "one of: fp32, int8-cpu" in run_label(bundle, str(picture), "--model", "fp23").stderr
-    for arguments in ([], [str(picture), "--camera", "0"], ["--camera", "0", "--frames", "-1"]):
+    for arguments in (
+        [],
+        [str(picture), "--camera", "0"],
+        ["--camera", "0", "--frames", "-1"],
+        ["--camera", "0", "--frames", "0"],
+    ):
         process = run_label(bundle, *arguments)
         assert process.returncode == 2 and "name pictures, or else a --camera" in process.stderr
 

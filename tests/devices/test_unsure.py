@@ -251,3 +251,13 @@ def test_kept_frame_that_was_taken_away_is_no_error(tmp_path: Path) -> None:
         path.unlink()
     keeper.offer(scene(1), "cat", Answer(0, 0.5, False))
     assert kept(tmp_path) == [0.5]
+
+
+def test_fewer_frames_are_kept_of_those_that_are_there(tmp_path: Path) -> None:
+    keeper = Keeper(str(tmp_path), 6)
+    for seed in range(6):
+        keeper.offer(scene(seed), "cat", Answer(0, 0.1 + 0.1 * seed, False))
+    for entry in keeper.entries[:3]:
+        (tmp_path / entry["file"]).unlink()  # taken away to be labeled
+    Keeper(str(tmp_path), 3)
+    assert len(kept(tmp_path)) == 3

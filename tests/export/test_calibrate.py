@@ -175,3 +175,15 @@ def test_ranges_never_exceed_observed_extremes_and_zero(method: str, values: np.
     low, high = METHODS[method](sample_of_array(values))
     assert np.isfinite([low, high]).all()
     assert min(0.0, float(values.min())) - 1e-4 <= low <= high <= max(0.0, float(values.max())) + 1e-4
+
+
+@pytest.mark.parametrize("rule", sorted(METHODS))
+@pytest.mark.parametrize("high", [8.0, 1e-42])
+def test_tensor_whose_sample_is_zero_has_its_extremes(rule: str, high: float) -> None:
+    statistics = TensorStatistics(low=0.0, high=high, values=np.zeros(100, np.float32))
+    assert METHODS[rule](statistics) == (0.0, high)
+
+
+def test_denormal_values_end_no_rule() -> None:
+    statistics = TensorStatistics(low=0.0, high=1e-42, values=np.full(100, 1e-42, np.float32))
+    assert all(np.isfinite(rule(statistics)).all() for rule in METHODS.values())

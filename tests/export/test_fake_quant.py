@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
 from edgedistill.data.pixels import normalize
 from edgedistill.errors import EdgeDistillError
-from edgedistill.export import calibrate, fake_quant, graphs, qdq
+from edgedistill.export import calibrate, fake_quant, graphs, operators, qdq
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import make_plan
 from edgedistill.records import Target
@@ -193,3 +195,38 @@ def test_untrainable_operator_is_refused_by_name(exported: Callable[[str], Expor
     relu.op_type = "Softplus"
     with pytest.raises(EdgeDistillError, match=r"quantize\.qat: this student has the operators Softplus"):
         fake_quant.student(model, ranges_of(student), "cpu", learned=True)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes"),
+    [
+        ("AveragePool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
+        ("Gemm", {"alpha": 0.5}),
+        ("Gemm", {"beta": 3.0}),
+        ("HardSigmoid", {"alpha": 0.1}),
+        ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ],
+)
+def test_attribute_that_torch_does_not_compute_is_refused(op_type: str, attributes: dict[str, Any]) -> None:
+    assert not operators.is_computed(helper.make_node(op_type, ["a", "b"], ["c"], **attributes))
+    kept = {name: attribute for name, attribute in attributes.items() if name == "kernel_shape"}
+    assert operators.is_computed(helper.make_node(op_type, ["a", "b"], ["c"], **kept)) == (op_type != "HardSigmoid")
+
+
+def test_upper_bound_alone_is_not_taken_for_the_lower() -> None:
+    assert not operators.is_computed(helper.make_node("Clip", ["a", "", "high"], ["b"]))
+    assert operators.is_computed(helper.make_node("Clip", ["a", "low", "high"], ["b"]))
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"ceil_mode": 1}, {"dilations": [2, 2]}, {"pads": [0, 0, 1, 1], "ceil_mode": 1}]
+)
+def test_max_pool_is_that_of_onnxruntime(attributes: dict[str, Any]) -> None:
+    node = helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[3, 3], strides=[2, 2], **attributes)
+    values = np.random.default_rng(0).normal(size=(2, 3, 12, 14)).astype(np.float32)
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("a", "b")]
+    model = helper.make_model(
+        helper.make_graph([node], "pool", info[:1], info[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"a": values})
+    np.testing.assert_array_equal(operators.OPERATORS["MaxPool"](node, torch.from_numpy(values)).numpy(), expected)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -214,3 +215,17 @@ def test_large_tensors_are_those_beyond_half_of_float16(tmp_path: Path) -> None:
     names = [name for node in model.graph.node for name in node.output if name not in graphs.not_float(model)]
     peaks = calibrate.peaks(model, images_NHWC, names)
     assert len(large) == 2 and large == {name for name, peak in peaks.items() if peak > 32752}
+
+
+def test_constant_of_shape_without_a_value_gives_half_zeros() -> None:
+    nodes = [
+        helper.make_node("Shape", ["images"], ["shape"], name="shape"),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"], name="zeros"),
+        helper.make_node("Add", ["images", "zeros"], ["logits"], name="add"),
+    ]
+    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3]) for name in ("images", "logits")]
+    made = helper.make_graph(nodes, "net", entries[:1], entries[1:])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    session = onnxruntime.InferenceSession(float16.half(model).SerializeToString())
+    np.testing.assert_array_equal(session.run(None, {"images": values})[0], values)

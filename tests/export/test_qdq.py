@@ -62,9 +62,8 @@ def test_all_zero_tensor_has_positive_step(target: Target) -> None:
 def test_weights_are_rounded_within_half_a_step_of_their_channel(seed: int, size: float, target: Target) -> None:
     generator = np.random.default_rng(seed)
     weight = (generator.normal(size=(4, 3, 2, 2)) * size * np.array([1, 10, 1e-3, 0]).reshape(-1, 1, 1, 1)).astype("f4")
-    scales = qdq.weight_scales(weight, 0, target)
-    assert (scales.dtype, scales.shape) == (np.float32, (4,))
-    stored = qdq.quantize_weight(weight, scales, 0)
+    stored, scales, bias = qdq.layer_integers(weight, None, 0, target=target, input_scale=1.0)
+    assert (scales.dtype, scales.shape) == (np.float32, (4,)) and bias is None
     assert stored.dtype == np.int8 and stored.min() >= -127
     assert np.all(np.abs(stored * scales.reshape(-1, 1, 1, 1) - weight) <= 0.501 * scales.reshape(-1, 1, 1, 1))
     min_step = qdq.MIN_STEP if target == "cpu" else 2.0**-14

@@ -10,12 +10,12 @@ from typing import cast
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from benchmarks.own_models import KINDS, PX, ChannelsLast, Net, answers, scripted, textures
 from edgedistill.errors import GateError, InputError
-from edgedistill.export import qdq
+from edgedistill.export import calibrate, placement, qdq
 from edgedistill.export.infer import predict_onnx
 from edgedistill.imported import graph, settings, student
 from edgedistill.imported.student import Preprocessing
@@ -225,3 +225,68 @@ def test_fixed_batch_in_a_constant_is_refused(tmp_path: Path) -> None:
     imported = graph.read(tmp_path / "model.onnx")
     with pytest.raises((InputError, GateError), match="fixed"):
         student.check(imported, student.as_student(imported, Preprocessing()), Preprocessing(), textures(8, seed=5)[0])
+
+
+CHANNELS, OUTPUTS = 8, 5
+
+
+def with_head(file: Path, nodes: list[onnx.NodeProto], **constants: np.ndarray) -> Path:
+    """A convolution, its pooled features `flat` [B, CHANNELS], and these nodes up to `scores`."""
+    random = np.random.default_rng(0)
+    constants["kernel"] = random.normal(size=(CHANNELS, 3, 3, 3))
+    body = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["conv"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["conv"], ["r1"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r1"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"),
+    ]
+    made = helper.make_graph(
+        [*body, *nodes],
+        "net",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["B", 3, PX, PX])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", OUTPUTS])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+def head(*inputs: str) -> onnx.NodeProto:
+    return helper.make_node("Gemm", [*inputs], ["scores"], name="head")
+
+
+RANDOM = np.random.default_rng(1)
+WEIGHT, SQUARE = RANDOM.normal(size=(CHANNELS, OUTPUTS)), RANDOM.normal(size=(CHANNELS, CHANNELS))
+HEADS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]] = {
+    "bias [1, C]": ([head("flat", "w", "b")], {"w": WEIGHT, "b": RANDOM.normal(size=(1, OUTPUTS))}),
+    "scalar bias": ([head("flat", "w", "b")], {"w": WEIGHT, "b": np.array(0.7)}),
+    "MatMul and Add of [1, C]": (
+        [helper.make_node("MatMul", ["flat", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["scores"])],
+        {"w": WEIGHT, "b": RANDOM.normal(size=(1, OUTPUTS))},
+    ),
+    "an activation as the bias": (
+        [
+            helper.make_node("MatMul", ["flat", "s"], ["m"]),
+            helper.make_node("Add", ["m", "flat"], ["z"]),
+            head("z", "w"),
+        ],
+        {"w": WEIGHT, "s": SQUARE},
+    ),
+    "names that int8 graphs give": (
+        [head("flat", "w", "r1_scale")],
+        {"w": WEIGHT, "r1_scale": RANDOM.normal(size=OUTPUTS)},
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_every_form_are_quantized(name: str, target: Target, tmp_path: Path) -> None:
+    nodes, constants = HEADS[name]
+    file, images_NHWC = with_head(tmp_path / "model.onnx", nodes, **constants), textures(12, seed=6)[0]
+    model = student.as_student(graph.read(file), Preprocessing())
+    prepared = qdq.prepare(model, target)
+    statistics = calibrate.collect(prepared, images_NHWC, placement.make_plan(prepared, target).ranged_tensors())
+    int8 = qdq.int8_graph(model, calibrate.ranges(statistics, "minmax"), target)
+    float_NC, int8_NC = (predict_onnx(part.SerializeToString(), images_NHWC) for part in (model, int8))
+    assert np.abs(int8_NC - float_NC).max() < 0.1 * np.abs(float_NC).max()

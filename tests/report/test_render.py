@@ -235,6 +235,15 @@ def test_summary_describes_speed_ratio(tmp_path: Path, ratio: tuple[float, float
     assert render.collect(run)["summary"].endswith(f"{sentence}.")
 
 
+def test_graph_that_answers_otherwise_on_the_device_has_no_latency_in_the_summary(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    measured = int8_bench(run)
+    latency = dataclasses.replace(measured.latency, samples_ms=())
+    write_int8_bench(run, dataclasses.replace(measured, latency=latency, agreement_with_host=0.98))
+    summary = render.collect(run)["summary"]
+    assert "inf" not in summary and "p50 3.00 ms in fp32 on local" in summary
+
+
 def test_measurement_of_earlier_artifact_is_a_warning(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_int8_bench(run, dataclasses.replace(int8_bench(run), sha256="9" * 64, warnings=()))
