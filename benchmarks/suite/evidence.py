@@ -116,7 +116,9 @@ def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -
         mean = f"{contrasts.mean(board, method):.1f}"
         lines.append([label, mean, *cells, str(len(board.methods[method])), seeds])
     titles = (*head, "mean", "points over transfer, better start [95 %]", "errors fewer", "targets", "seeds")
-    return markdown.grid(titles, lines) if lines else NO_LINE
+    counts = {len(board.methods[method]) for method in rows if method in board.methods}
+    note = "\n\nThe mean of a row with fewer targets is that of these targets alone." if len(counts) > 1 else ""
+    return markdown.grid(titles, lines) + note if lines else NO_LINE
 
 
 def _errors_saved(board: Board, method: str) -> float | None:

@@ -58,6 +58,15 @@ def test_detectable_difference_is_that_of_the_score() -> None:
     assert "| 11.0 |" in top1 and "| 8.0 |" in balanced and "| 11.0 |" not in balanced
 
 
+def test_rows_of_fewer_targets_are_said_to_be_so() -> None:
+    note, rows = "The mean of a row with fewer targets", {"transfer-ridge": 0.0, "auto-ridge": 6.0}
+    first = board(rows)
+    second = Board(**{**first.__dict__, "score": "balanced_accuracy"})
+    assert note not in evidence.sections([first, second])["deploy-methods"]
+    first.methods["weighted-ridge"] = {"t0": {0: 57.0}}
+    assert note in evidence.sections([first, second])["deploy-methods"]
+
+
 def test_target_that_is_harmed_is_named() -> None:
     harmed = board({"transfer-ridge": 0.0, "auto-ridge": 5.0})
     harmed.methods["auto-ridge"]["t3"] = {0: 44.0, 1: 44.2}
