@@ -67,7 +67,7 @@ def open_picture(source: Source) -> Image.Image:
     if isinstance(source, (str, Path)) and is_special(source):
         raise OSError(SPECIAL)
     image = Image.open(source)
-    # Pillow 12 and 13 map a file that they know by name, and turned TIFFs then come out sheared
+    # Pillow maps a file that it knows by name into memory, and versions of it then shear turned TIFFs
     image.filename = ""
     if image.format not in FORMATS:
         image.close()
