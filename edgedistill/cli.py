@@ -291,6 +291,8 @@ def _run_command() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the names of files are bytes, and may be no UTF-8
     try:
         app()
     except (EdgeDistillError, OSError) as error:

@@ -15,6 +15,7 @@ from benchmarks.pages import replace_section
 from benchmarks.suite import contrasts, markdown
 from benchmarks.suite.board import SCORES, Board
 from benchmarks.suite.contrasts import Claim
+from benchmarks.suite.statistics import Summary
 
 NO_LINE = "No line yet."
 TARGETS = 8
@@ -146,16 +147,21 @@ def more_labels(board: Board) -> dict[str, str]:
     return {name: f"transfer with {count} times the labels" for name, count in LABELS.items() if name in board.methods}
 
 
+def auto_beside_labels(board: Board) -> dict[str, Summary]:
+    """Label -> auto over transfer with these labels, and with more, on the targets and seeds that both have."""
+    rows = {"transfer-ridge": "transfer with these labels", **more_labels(board)}
+    differences = {label: contrasts.difference(board, "auto-ridge", name) for name, label in rows.items()}
+    return {label: over for label, over in differences.items() if over is not None}
+
+
 def _labels(board: Board) -> str:
     """Auto beside transfer with so many times the labels, each on the targets and seeds that both have."""
     if not more_labels(board):
         return NO_LINE
-    lines = []
-    for name, label in {"transfer-ridge": "transfer with these labels", **more_labels(board)}.items():
-        over = contrasts.difference(board, "auto-ridge", name)
-        if over is not None:
-            targets, seeds = str(len(over.by_target)), markdown.span(*over.seeds)
-            lines.append([label, markdown.interval(over), str(over.wins[0]), targets, seeds])
+    lines = [
+        [label, markdown.interval(over), str(over.wins[0]), str(len(over.by_target)), markdown.span(*over.seeds)]
+        for label, over in auto_beside_labels(board).items()
+    ]
     table = markdown.grid(("auto beside", "points of auto over it [95 %]", "targets won", "targets", "seeds"), lines)
     if board.score != SCORES[0]:
         return table

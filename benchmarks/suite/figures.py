@@ -83,12 +83,10 @@ def labels_saved(board: Board) -> str | None:
     if not evidence.more_labels(board):
         return None
     rows = []
-    for name, label in {"transfer-ridge": "transfer with these labels", **evidence.more_labels(board)}.items():
-        summary = contrasts.difference(board, "auto-ridge", name)
-        if summary is not None:
-            targets = len(summary.by_target)
-            shown = f"{label}, {targets} target{'s' if targets > 1 else ''}"
-            rows.append((shown, summary.mean, summary.low, summary.high))
+    for label, summary in evidence.auto_beside_labels(board).items():
+        targets = len(summary.by_target)
+        shown = f"{label}, {targets} target{'s' if targets > 1 else ''}"
+        rows.append((shown, summary.mean, summary.low, summary.high))
     return _figure({"labels": rows}, "points of auto over it, 95 % interval") if rows else None
 
 

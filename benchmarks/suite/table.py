@@ -75,12 +75,16 @@ def reported(lines: Sequence[Line]) -> list[Line]:
 
 def _current_line(line: Line) -> bool:
     name = str(line.get("profile", ""))
-    if not (protocol.HERE / f"{name}.yaml").is_file():
+    if not _has_file(name):
         return True
     profile = _profile(name)
     kind = "draw" if line.get("kind") == "draw" else str(line.get("method", "")).partition(":")[0]
     exists = kind == "draw" or kind in profile.methods
     return exists and line.get("target") not in profile.tuning and line.get("config") == _config(name, kind)
+
+
+def _has_file(profile: str) -> bool:
+    return (protocol.HERE / f"{profile}.yaml").is_file()
 
 
 @functools.cache
@@ -100,24 +104,22 @@ def tuning_lines(lines: Iterable[Line]) -> list[Line]:
 
 def _has_row(line: Line) -> bool:
     name = str(line["profile"])
-    is_known = (protocol.HERE / f"{name}.yaml").is_file()
-    return not is_known or line.get("kind") == "draw" or line.get("method") in _profile(name).methods
+    return not _has_file(name) or line.get("kind") == "draw" or line.get("method") in _profile(name).methods
 
 
-def older_rows(trials: Sequence[Line]) -> dict[str, list[str]]:
+def older_rows(trials: Sequence[Line]) -> dict[str, set[str]]:
     """Profile -> the rows whose newest line of a target has another configuration than the profile now gives."""
     newest = {(line["profile"], line["method"], line["target"]): line for line in trials if line.get("kind") == "run"}
-    older: dict[str, list[str]] = {}
+    older: dict[str, set[str]] = {}
     for (name, method, _), line in newest.items():
-        is_known = (protocol.HERE / f"{name}.yaml").is_file()
-        if is_known and line.get("config") != _config(name, method) and method not in older.setdefault(name, []):
-            older[name].append(method)
+        if _has_file(name) and line.get("config") != _config(name, method):
+            older.setdefault(name, set()).add(method)
     return older
 
 
-def _with_older(older: Mapping[str, list[str]], board: Board) -> str:
+def _with_older(older: Mapping[str, set[str]], board: Board) -> str:
     """The table of a profile's rows, and which of them are of an older configuration."""
-    rows = ", ".join(f"`{method}`" for method in sorted(older.get(board.profile, [])))
+    rows = ", ".join(f"`{method}`" for method in sorted(older.get(board.profile, ())))
     note = (
         f"\n\nRows of an older configuration, such as an earlier version of the better start: {rows}." if rows else ""
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -168,8 +167,6 @@ def predict(
     from edgedistill.console import bar, say
     from edgedistill.predict import listing, output, student
 
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # the names of files are bytes, and may be no UTF-8
     labeler = student.load(run)
     paths = listing.from_lines(sys.stdin) if images == [listing.STDIN] else listing.listed(images)
     unreadable = 0

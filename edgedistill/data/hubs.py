@@ -9,7 +9,7 @@ import inspect
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,9 +79,6 @@ def hf(
     mark = hf_fingerprint(base, path=path, revision=revision, **options)
     unused = [name for name in dataset if split_of(name) == "val" and name not in splits]
     notes = [f"data: the split {name} is not used; set data.val to it to validate on it" for name in unused]
-    unnamed = sum(_column(part, label).count(UNLABELED) for part in parts.values() if not _names(part, label))
-    if unnamed:  # with names -1 is no class; in other columns it may be meant as one
-        notes.append(f"data: {unnamed} rows with the label -1 count as unlabeled; a class needs another name")
     return Listing(
         classes=tuple(classes),
         train=listed[train],
@@ -89,8 +86,15 @@ def hf(
         licence=licence,
         fingerprint=mark,
         val=listed[val] if val is not None else None,
-        notes=tuple(notes),
+        notes=(*notes, *_minus_one_notes(parts, listed, label)),
     )
+
+
+def _minus_one_notes(parts: Mapping[str, Any], listed: Mapping[str, Items], label: str) -> list[str]:
+    """A line if -1 stands for no label in a column whose classes have no names, where it may be meant as a class."""
+    suspects = [part for name, part in parts.items() if (listed[name].labels_N == UNLABELED).any()]
+    rows = sum(_column(part, label).count(UNLABELED) for part in suspects if not _names(part, label))
+    return [f"data: {rows} rows with the label -1 count as unlabeled; a class needs another name"] if rows else []
 
 
 def _hf_loaded(base: Path, path: str, local: bool, revision: str | None) -> Any:

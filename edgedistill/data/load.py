@@ -358,14 +358,14 @@ def preview(section: Data, base: Path, px: int, n: int = 8) -> tuple[Listing, np
     rows = labeled_rows[evenly_spaced(len(labeled_rows), n)]
     sample = train.take(rows)
     decoder = Decoder(sample, images.View(px=px, fit=section.fit), section.range)
-    decoded = [decoder(row) for row in range(len(sample))]
-    problems = [
-        f"data: {sample.names[row]} cannot be decoded ({reason}); repair or remove it"
-        for row, (square, reason) in enumerate(decoded)
-        if square is None
-    ]
-    if len(problems) > image_store.allowed_corrupt(len(train)) or len(problems) == len(sample):
+    squares, kept, problems = list[np.ndarray](), list[int](), list[str]()
+    for row, name in enumerate(sample.names):
+        square, reason = decoder(row)
+        if square is None:
+            problems.append(f"data: {name} cannot be decoded ({reason}); repair or remove it")
+        else:
+            squares.append(square)
+            kept.append(row)
+    if len(problems) > image_store.allowed_corrupt(len(train)) or not kept:
         raise InputError(problems[0])
-    squares = [square for square, _ in decoded if square is not None]
-    kept = [row for row, (square, _) in enumerate(decoded) if square is not None]
     return replace(listing, notes=(*listing.notes, *problems)), np.stack(squares), sample.labels_N[kept]

@@ -219,9 +219,10 @@ def require_image(url: str, view: View) -> None:
     try:
         with open_picture(io.BytesIO(content)) as image:
             images.to_square(image, view)
-    except (MemoryError, NeedsLimitsError) as error:
-        if isinstance(error, MemoryError):
-            raise
+    except NeedsLimitsError:
+        return
+    except MemoryError:
+        raise
     except Exception as error:  # on broken bytes Pillow raises errors of many types
         raise InputError(f"{url}: {name} is no image ({reason(error)})", FIX_NAMES) from None
 

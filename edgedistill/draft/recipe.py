@@ -88,20 +88,22 @@ def into_run(draft: Draft, root: Path, sets: Sequence[str] = ()) -> Document:
     """
     document = parse_recipe(draft.text, Path(f"{draft.name}.yaml"), sets)
     target = run_directory(check.load(document), root).path / "recipe.yaml"
-    text = target.read_text(encoding="utf-8") if target.is_file() else draft.text
-    if _was_edited(text) and parse_recipe(text, target, sets).raw != document.raw:
-        raise InputError(
-            f"{target}: was edited", f"run it: `edgedistill run {target}`; or move it away to start from the data again"
-        )
+    if target.is_file():
+        _refuse_edited(target, document, sets)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
         temporary.write_text(f"{draft.text}{DRAFTED}{digest(draft.text)}\n", encoding="utf-8")
     return read_recipe(target, sets)
 
 
-def _was_edited(text: str) -> bool:
+def _refuse_edited(target: Path, document: Document, sets: Sequence[str]) -> None:
+    text = target.read_text(encoding="utf-8")
     draft, mark, stated = text.rpartition(DRAFTED)
-    return not mark or digest(draft) != stated.strip()
+    is_draft = bool(mark) and digest(draft) == stated.strip()
+    if not is_draft and parse_recipe(text, target, sets).raw != document.raw:
+        raise InputError(
+            f"{target}: was edited", f"run it: `edgedistill run {target}`; or move it away to start from the data again"
+        )
 
 
 def load_or_draft(

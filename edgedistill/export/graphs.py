@@ -103,25 +103,6 @@ def unshare_weights(model: ModelProto) -> ModelProto:
     return model
 
 
-def flat_biases(model: ModelProto) -> ModelProto:
-    """Give every Gemm whose constant bias is broadcast a bias [C] of its own, in place, and return the model.
-
-    ONNX allows [1, C], [1] and a scalar, and ONNX Runtime makes such a Gemm from MatMul and Add.
-    """
-    tensors = constants(model)
-    for node in model.graph.node:
-        bias = tensors.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
-        weight = tensors.get(node.input[1]) if bias is not None else None
-        if bias is None or weight is None or (bias.ndim == 1 and len(bias) > 1) or bias.shape[:-1] not in ((), (1,)):
-            continue
-        channels = weight.shape[0 if attribute(node, "transB", 0) else 1]
-        name = f"{node.input[2]}_{node.name}"
-        flat = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
-        model.graph.initializer.append(numpy_helper.from_array(flat, name))
-        node.input[2] = name
-    return model
-
-
 def tidy(model: ModelProto) -> ModelProto:
     """Turn Constant nodes into initializers, and remove doc strings and metadata.
 

@@ -16,7 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from edgedistill.data.images import size_text
 from edgedistill.errors import InputError
-from edgedistill.export import graphs, infer
+from edgedistill.export import graphs, infer, qdq
 from edgedistill.run import interrupts
 from edgedistill.run.files import sha256_file
 from edgedistill.sources.graphs import features_from
@@ -265,7 +265,26 @@ def _optimized(file: Path, model: ModelProto) -> ModelProto:
         if not node.name or node.name in names:
             node.name = f"{node.op_type}_{index}_{node.output[0]}"
         names.add(node.name)
-    return graphs.flat_biases(graphs.unshare_weights(tidied))
+    return _with_flat_biases(graphs.unshare_weights(tidied))
+
+
+def _with_flat_biases(model: ModelProto) -> ModelProto:
+    """Give every Gemm whose constant bias is broadcast a bias [C] of its own, in place, and return the model.
+
+    ONNX allows [1, C], [1] and a scalar, and ONNX Runtime makes such a Gemm from MatMul and Add.
+    """
+    tensors = graphs.constants(model)
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not {node.input[1], node.input[2]} <= tensors.keys():
+            continue
+        bias, channels = tensors[node.input[2]], tensors[node.input[1]].shape[qdq.output_axis(node)]
+        if bias.shape == (channels,) or any(side != 1 for side in bias.shape[:-1]):
+            continue
+        name = f"{node.input[2]}_{node.name}"
+        flat = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
+        model.graph.initializer.append(numpy_helper.from_array(flat, name))
+        node.input[2] = name
+    return model
 
 
 def _image_input(file: Path, model: ModelProto) -> onnx.ValueInfoProto:

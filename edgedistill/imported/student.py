@@ -25,7 +25,7 @@ from edgedistill.students.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
 Triple = tuple[float, float, float]
 # ends of names that graphs in int8 and float16 give to tensors of their own
-GIVEN = ("_scale", "_zero_point", "_stored", "_q", "_dq", "_half", "_float")
+RESERVED_ENDINGS = ("_scale", "_zero_point", "_stored", "_q", "_dq", "_half", "_float")
 BOUNDS = (1.0, 1e-3)  # least agreement and greatest relative error, as of a student's fp32 graph with torch
 HALF_BOUNDS = (0.9, 0.05)  # of a float16 file, which rounds its input as well
 
@@ -110,7 +110,7 @@ def as_student(imported: Imported, preprocessing: Preprocessing) -> ModelProto:
 
 def own_name(name: str) -> str:
     """The name of a tensor of the imported graph; those that the product gives are left to it."""
-    return f"own_{name}" if name == "logits" or name.startswith("images") or name.endswith(GIVEN) else name
+    return f"own_{name}" if name == "logits" or name.startswith("images") or name.endswith(RESERVED_ENDINGS) else name
 
 
 def _rename(model: ModelProto) -> None:

@@ -91,7 +91,7 @@ class Budget(Section):
     """Latency of one image in milliseconds, measured before a candidate trains: a number, or the keys below."""
 
 
-def _or_none(options: Any) -> Any:
+def _or_empty(options: Any) -> Any:
     """The options of a family: in YAML `micro:` alone has none."""
     return {} if options is None else options
 
@@ -99,7 +99,7 @@ def _or_none(options: Any) -> Any:
 class Student(Section):
     """The space that the search looks through."""
 
-    families: dict[str, Annotated[dict[str, Any], BeforeValidator(_or_none)]] = Field(
+    families: dict[str, Annotated[dict[str, Any], BeforeValidator(_or_empty)]] = Field(
         default={"efficientnet_lite": {}}, min_length=1
     )
     """Family -> its options; an option takes one value or a list of choices. Every family also takes `input_px`, the
