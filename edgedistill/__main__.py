@@ -6,10 +6,15 @@ import contextlib
 import os
 import signal
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
-    """Run the command line; after a signal exit at once, without waiting for threads that are still at work."""
+    """Run the command line; exit at once after a signal, and where several processes trained together.
+
+    After a signal nothing waits for threads that are still at work. Where several processes trained together, the
+    threads of gloo free the tensors of the last message, and one that meets an interpreter that ends aborts the process.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # until the command line handles it: nothing has begun yet, and half an import is no traceback to show
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -18,12 +23,22 @@ def main() -> None:
 
     try:
         cli.main()
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(end.code, int):
+            _exit(end.code)
+        raise
     finally:
         code = interrupts.exit_code()
         if code is not None:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-            os._exit(code)
+            _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process without the end of the interpreter."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,19 @@ def test_wrong_usage_exits_with_2() -> None:
         assert completed.code == 2 and "Traceback" not in completed.err and completed.err
 
 
+@pytest.mark.parametrize(("processes", "finalized"), [("1", "finalized\n"), ("2", "")])
+def test_process_of_several_exits_without_the_end_of_the_interpreter(processes: str, finalized: str) -> None:
+    # threads of gloo that meet the end of the interpreter abort the process
+    script = (
+        "import atexit, sys\nfrom edgedistill import __main__, cli\natexit.register(print, 'finalized')\n"
+        "def end() -> None:\n    print('the last words')\n    sys.exit(3)\n"
+        "cli.main = end\n__main__.main()"
+    )
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, f"the last words\n{finalized}", "")
+
+
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     for verb in ("check", "train", "run"):
         line = error_line(miniature.call(verb, tmp_path / "none.yaml"), 2)
