@@ -12,8 +12,8 @@ from typing import NoReturn
 def main() -> None:
     """Run the command line; exit at once after a signal, and where several processes trained together.
 
-    After a signal nothing waits for threads that are still at work. Where several processes trained together, the
-    threads of gloo free the tensors of the last message, and one that meets an interpreter that ends aborts the process.
+    After a signal nothing waits for threads that are still at work. Where several processes trained together, threads
+    of gloo may still free the tensors of the last message: one that meets the end of the interpreter aborts it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # until the command line handles it: nothing has begun yet, and half an import is no traceback to show

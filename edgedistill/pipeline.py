@@ -1,6 +1,6 @@
 """The steps of the pipeline, in order.
 
-    recipe -> choose -> weigh -> search -> folds -> distill -> baseline
+    recipe -> choose -> weigh -> search -> folds -> peer -> distill -> baseline
            -> export -> quantize -> keep -> engines -> verify -> unknown -> bundle -> bench -> choice -> report
 
 Each step is a file in `steps/`: its inputs, version, outputs and work. Its key (steps/step.py) decides whether it must
@@ -20,6 +20,7 @@ from edgedistill.steps import (
     export,
     folds,
     keep,
+    peer,
     quantize,
     report,
     search,
@@ -31,7 +32,7 @@ from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
 CHOOSE = (choose.STEP,)
-TRAIN = (weigh.STEP, search.STEP, folds.STEP, distill.STEP, baseline.STEP)
+TRAIN = (weigh.STEP, search.STEP, folds.STEP, peer.STEP, distill.STEP, baseline.STEP)
 EXPORT = (export.STEP, quantize.STEP, keep.STEP, engines.STEP, verify.STEP, unknown.STEP, bundle.STEP)
 
 

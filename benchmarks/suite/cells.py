@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.suite.bank import Bank
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
-from edgedistill.distill import batches, evaluate, loop, methods, teachers
+from edgedistill.distill import batches, evaluate, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
 from edgedistill.distill.probes import probe
 from edgedistill.distill.tuner import Tuner
@@ -228,6 +228,18 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     profile, draw = draw.bank.profile, draw.of_row(method)
     settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
     material = draw.material(settings, knowledge, profile.weighing(method))
+    if settings.peer:
+        assert material.teacher_NC is not None, "the method has a teacher"
+        alone = peer.on_labels_alone(settings, settings.batch_unlabeled)
+        model = _fit(draw, alone, draw.material(alone, knowledge), knowledge)[0].model
+        logits_NC = evaluate.logits(model, draw.spec, material.images_NHWC, batch=256)
+        material = replace(material, teacher_NC=peer.averaged(material.teacher_NC, logits_NC).astype(np.float32))
+    return _fit(draw, settings, material, knowledge)
+
+
+def _fit(
+    draw: Draw, settings: Distill, material: batches.Material, knowledge: Knowledge
+) -> tuple[loop.TrainedStudent, batches.Task]:
     task = draw.task(settings, material)
     fitted = loop.fit(initial_student(draw), task)
     tell_prior(
@@ -246,9 +258,10 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
     logits_NC = evaluate.logits(fitted.model, draw.spec, np.asarray(test.store.resized(draw.spec.input_px)), batch=256)
     score = evaluate.score(logits_NC, test.labels_N)
     views = 2 if "weak" in task.needs else 1
-    samples = settings.steps * (
-        settings.batch_labeled + views * (settings.batch_unlabeled if len(task.unlabeled) else 0)
-    )
+    batch_unlabeled = settings.batch_unlabeled if len(task.unlabeled) else 0
+    samples = task.steps * (settings.batch_labeled + views * batch_unlabeled)
+    if settings.peer:
+        samples += task.steps * (settings.batch_labeled + batch_unlabeled)
     return {
         "kind": "run",
         "profile": profile.name,
@@ -262,7 +275,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
         "top1": round(score.top1, 6),
         "balanced_accuracy": round(score.balanced, 6),
         "n_test": score.n,
-        "steps": settings.steps,
+        "steps": task.steps,
         "samples": samples,
         "train_seconds": round(seconds, 2),
         "pack": digest(draw.bank.pack_hashes(draw.target))[:16],

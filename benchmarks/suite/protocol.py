@@ -29,7 +29,7 @@ from edgedistill.similarity.metrics import METRICS
 
 HERE = Path(__file__).parent
 # what a row means that is older than a default: its lines stay what they are
-FORMER = {"head_start": "random"}
+FORMER: dict[str, Any] = {"head_start": "random", "peer": False}
 FORMER_LEVEL = OFF
 OWN_KEYS = ("prior", "level", "weigh", "sources", "labels")  # of a row, beside those of a recipe's `distill`
 Knowledge = Literal["none", "labels", "shares"]

@@ -160,6 +160,9 @@ class Distill(Section):
     without sources it is `transfer`."""
     teacher: NamedChoice = Choice(name="selftrained")
     """How the sources' probes are mixed into a teacher, for `adapted`, `consistent` and `combined`."""
+    peer: Annotated[bool, LATER] = False
+    """Average the teacher's answers with those of the same student trained on labels alone, which is trained first and
+    is the run's baseline, too. It helps most where the sources' features tell the classes poorly."""
     steps: PositiveInt | Literal["auto"] = 1000
     """Training steps; `auto`: twenty passes over the images, 400 steps at least, within the budget of `minutes`."""
     minutes: Annotated[PositiveFloat, LATER] = 60.0

@@ -209,6 +209,8 @@ TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
 OUT_OF_FOLD = _record("folds/folds.json", OutOfFold)
 FOLD_ANSWERS = Artifact(path="folds/answers.npz", load=_read_arrays)
 FOLD_UNLABELED = Artifact(path="folds/unlabeled.npz", load=_read_arrays)  # "rows", fp32, int8
+# peer: the logits of the same student, trained on labels alone, of every train image
+PEER = Artifact(path="peer/logits.npz", load=partial(_read_arrays, names=("logits",)))
 # distill
 LAST_CHECKPOINT = Artifact(path="distill/last.pt", load=Path.read_bytes)
 METRICS = Artifact(path="distill/metrics.jsonl", load=_read_steps)
@@ -284,9 +286,15 @@ def read_bench(run: Run) -> list[BenchReport]:
     return [read_record(path, BenchReport, command(BENCH)) for path in sorted((run / BENCH).glob("*/*.json"))]
 
 
+def whole(run: Run) -> Run:
+    """The run that a run is a part of, or itself."""
+    return Run(path=run.shared) if run.shared else run
+
+
 def labels_alone(run: Run) -> Run:
-    """The part of a run in which the same student is trained on labels alone."""
-    return replace(run, path=run / "baseline", shared=run.shared or run.path)
+    """The part of a run in which the same student is trained on labels alone; that of a fold is that part's fold."""
+    root = whole(run).path
+    return replace(run, path=root / "baseline" / run.path.relative_to(root), shared=root)
 
 
 def shipped(run: Run) -> Run:

@@ -7,7 +7,6 @@ N images that are scored, C classes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -16,17 +15,15 @@ from edgedistill.recipe import presets
 from edgedistill.records import Accuracy, Baseline, Gain
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
-from edgedistill.run.directory import Run
-from edgedistill.steps import distill, folds
+from edgedistill.steps import folds
 from edgedistill.steps.context import Context
+from edgedistill.steps.peer import TRAINING, take_over
 from edgedistill.steps.step import Step, run_steps
 
 if TYPE_CHECKING:
     import numpy as np
 
 Score = Literal["top1", "balanced"]
-SHARED = ("weigh", "search")  # steps whose files the baseline takes over: it trains the same student
-TRAINING = (distill.STEP,)
 ONLY_OWN_FOLDS = (
     "with search.storage each worker has the files of its own folds alone, so that no student is trained on labels "
     "alone for each fold, and method: auto cannot fall back to labels alone"
@@ -73,17 +70,6 @@ def work(context: Context) -> None:
     save_arrays(artifacts.BASELINE_ANSWERS.path_in(context.run), **answers)
     artifacts.BASELINE.write(context.run, record)
     say(f"  {record.why}")
-
-
-def take_over(run: Run, part: Run) -> None:
-    """Copy the files of the steps that the baseline shares, and their entries in the manifest."""
-    entries = run.manifest()["steps"]
-    with part.lock():
-        for step in SHARED:
-            for name in entries[step]["outputs"]:
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(run / name, part / name)
-            part.enter_step(step, entries[step])
 
 
 def compare_on_test(context: Context, part: Context) -> tuple[Baseline, dict[str, np.ndarray]]:
@@ -299,7 +285,12 @@ def test_features(context: Context) -> np.ndarray:
 
 
 def predicted_time(context: Context, trainings: int) -> str:
-    """`: about 12 min in all`, from the training that has just run, which had as many images a step."""
+    """`: about 12 min in all`, from the training that has just run, which had as many images a step.
+
+    Empty where the student on labels alone was trained before, as the peer.
+    """
+    if context.has_peer:
+        return ""
     return duration(trainings * artifacts.RESULT.read(context.run).train_seconds)
 
 
@@ -307,7 +298,7 @@ STEP = Step(
     name="baseline",
     version=3,
     sections=("seed", "data", "unlabeled", "distill", "baseline"),
-    after=("weigh", "search", "folds", "distill"),
+    after=("weigh", "search", "folds", "peer", "distill"),
     inputs=inputs,
     outputs=(artifacts.BASELINE.path, artifacts.BASELINE_ANSWERS.path, artifacts.NO_BASELINE.path),
     work=work,

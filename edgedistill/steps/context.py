@@ -31,19 +31,6 @@ SMALLEST_PX = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """The leader's order to the other processes: a key of workers.WORK, the run, and the work's arguments."""
-
-    recipe: Recipe
-    base: Path
-    run: Run
-    fold: int | None
-    ships: bool
-    work: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Context:
     """A recipe and its run directory. The recipe's paths are relative to `base`.
 
@@ -53,6 +40,7 @@ class Context:
         run: the run directory.
         fold: with folds, the fold that is the test set of this context; None for the student that ships.
         ships: whether val trains, too: with folds, in the last training of each student.
+        peer: whether the peer teaches, too: in the last training of each student (steps/peer.py).
     """
 
     recipe: Recipe
@@ -60,6 +48,7 @@ class Context:
     run: Run
     fold: int | None = None
     ships: bool = False
+    peer: bool = False
 
     def of_fold(self, fold: int) -> Context:
         """The context in which a fold of the labels is the test set; its run is a part of this one.
@@ -83,36 +72,35 @@ class Context:
         from edgedistill.steps.lengths import on_labels_alone
 
         recipe = self.recipe.model_copy(update={"distill": on_labels_alone(self)})
-        context = self._with_shared_inputs(replace(self, recipe=recipe, run=artifacts.labels_alone(self.run)))
-        vars(context).update({name: vars(self)[name] for name in ("splits", "shards") if name in vars(self)})
-        return context
+        context = replace(self, recipe=recipe, run=artifacts.labels_alone(self.run))
+        return self._with_shared_inputs(context, "splits", "shards")
+
+    def taught_by_peer(self) -> Context:
+        """The context of a training whose teacher is joined by the peer."""
+        return self._with_shared_inputs(replace(self, peer=True), "splits", "shards")
 
     @property
     def shipped(self) -> Context:
         """The context of the student that is exported: this one, or that of the baseline."""
         return self if artifacts.shipped(self.run) == self.run else self.labels_alone()
 
-    def _with_shared_inputs(self, context: Context) -> Context:
-        """Another context of the same images, with the sources that this one has loaded."""
-        shared = ("candidates", "networks", "source_outputs")
+    def _with_shared_inputs(self, context: Context, *more: str) -> Context:
+        """Another context of the same images, with the sources that this one has loaded, and `more` of it."""
+        shared = ("candidates", "networks", "source_outputs", *more)
         vars(context).update({name: vars(self)[name] for name in shared if name in vars(self)})
         return context
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether a peer teaches: the recipe wants one, and its method has a teacher."""
+        return self.recipe.distill.peer and "teacher" in self.method.needs
 
     def order(self, work: str, **arguments: Any) -> None:
         """Order the other processes, if there are any, to take part in `work`, a key of workers.WORK."""
         from edgedistill.distributed import processes
 
-        processes.send_order(
-            Order(
-                recipe=self.recipe,
-                base=self.base,
-                run=self.run,
-                fold=self.fold,
-                ships=self.ships,
-                work=work,
-                arguments=arguments,
-            )
-        )
+        # a copy has nothing but the fields: what is loaded stays in this process
+        processes.send_order(Order(context=replace(self), work=work, arguments=arguments))
 
     @cached_property
     def candidates(self) -> list[StudentSpec]:
@@ -395,3 +383,12 @@ class Context:
         device = devices.find(devices.load(self.inventory), name)
         settings = {key: setting for key, setting in asdict(device).items() if key != "backends"}
         return [settings, environment.machine() if device.transport == "local" else []]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The leader's order to the other processes: a key of workers.WORK, a context, and the work's arguments."""
+
+    context: Context
+    work: str
+    arguments: dict[str, Any]

@@ -10,6 +10,7 @@ from edgedistill.records import Accuracy, Checkpoint, StudentSpec, TeacherScore
 from edgedistill.run import artifacts
 from edgedistill.run.files import atomic, json_lines, sha256_file, write_json
 from edgedistill.steps import lengths, workers
+from edgedistill.steps.candidate import chance
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
@@ -29,6 +30,8 @@ def work(context: Context) -> None:
     if note := headless.method_note(context.recipe.distill.method.name, context.weights.features_only):
         say(f"  {note}")
     context = context.shipping()
+    if context.has_peer:
+        context = context.taught_by_peer()
     recipe = context.recipe
     spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.path_in(context.run)
     steps = lengths.training_steps(context, spec)
@@ -77,13 +80,17 @@ def at_prior(context: Context, fitted: TrainedStudent, spec: StudentSpec) -> Tra
 
 
 def test_accuracy(context: Context, model: nn.Module, spec: StudentSpec) -> Accuracy:
-    """The accuracy on the test images; with folds, for the student that ships, that out of fold."""
+    """The accuracy on the test images; with folds, for the student that ships, that out of fold.
+
+    It is unknown for a peer on all labels where workers share the folds: each has the files of its own folds alone.
+    """
     from edgedistill.distill import evaluate
     from edgedistill.labels.protocol import unit_accuracy
 
     images_NHWC, labels_N = context.test_images(spec.input_px)
     if not len(labels_N):
-        return artifacts.OUT_OF_FOLD.read(context.run).fp32
+        out_of_fold = artifacts.OUT_OF_FOLD.find(context.run)
+        return out_of_fold.fp32 if out_of_fold else chance(len(context.splits.classes))
     predicted_N = evaluate.logits(model, spec, images_NHWC).argmax(axis=1)
     return unit_accuracy(labels_N, predicted_N, context.splits.test_set.units_N)
 
@@ -111,7 +118,7 @@ STEP = Step(
     name="distill",
     version=2,
     sections=("seed", "data", "unlabeled", "distill"),
-    after=("weigh", "search", "folds"),
+    after=("weigh", "search", "folds", "peer"),
     outputs=(artifacts.STUDENT_WEIGHTS.path, artifacts.RESULT.path, artifacts.METRICS.path),
     scratch=(artifacts.LAST_CHECKPOINT.path, f"{artifacts.TENSORBOARD}/*"),
     work=work,

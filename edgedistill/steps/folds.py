@@ -18,7 +18,7 @@ from edgedistill.run import artifacts, interrupts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
 from edgedistill.run.files import digest
-from edgedistill.steps import candidate, distill, fold_workers, lengths, search, weigh
+from edgedistill.steps import candidate, distill, fold_workers, lengths, peer, search, weigh
 from edgedistill.steps.context import Context
 from edgedistill.steps.fold_workers import FoldOutcome
 from edgedistill.steps.step import Step, run_steps
@@ -26,7 +26,7 @@ from edgedistill.steps.step import Step, run_steps
 if TYPE_CHECKING:
     import numpy as np
 
-STEPS = (weigh.STEP, search.STEP, distill.STEP)
+STEPS = (weigh.STEP, search.STEP, peer.STEP, distill.STEP)
 ANSWERS = "answers.npz"  # of one fold, in its folder
 UNLABELED = "unlabeled_"  # before the graph's name: its answers to images without a label
 
@@ -65,6 +65,9 @@ def work(context: Context) -> None:
     say(f"  {folds.count} folds, each a search and a training{predicted_time(context, folds.count)}")
     pooled = out_of_fold(context, STEPS)
     pooled.write(context.run)
+    if context.has_peer and not context.recipe.search.storage:
+        part = context.labels_alone()
+        out_of_fold(part, peer.TRAINING, ships=False).write(part.run)  # what the peer on all labels is judged by
     fp32, score = pooled.record.fp32, context.recipe.data.score
     low, high = fp32.interval(score)
     say(f"  out of fold: {fp32.score(score):.1%} [{low:.1%}, {high:.1%}] over {fp32.n} images")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgedistill.recipe.schema import Distill
-from edgedistill.recipe.section import Choice
 from edgedistill.records import StudentSpec
 from edgedistill.run import artifacts
 
@@ -29,13 +28,11 @@ def training_steps(context: Context, spec: StudentSpec) -> int:
 
 def on_labels_alone(context: Context) -> Distill:
     """The settings of the baseline: as many steps, and as many images a step, all of them labeled."""
-    distill = context.recipe.distill
-    update = {
-        "method": Choice(name="transfer"),
-        "batch_labeled": distill.batch_labeled + _unlabeled_a_step(context),
-        "steps": training_steps(context, artifacts.STUDENT.read(context.run)),
-    }
-    return distill.model_copy(update=update)
+    from edgedistill.distill import peer
+
+    settings = peer.on_labels_alone(context.recipe.distill, _unlabeled_a_step(context))
+    student = artifacts.STUDENT.read(artifacts.whole(context.run))  # also in a fold: the folds have one length
+    return settings.model_copy(update={"steps": training_steps(context, student)})
 
 
 def _unlabeled_a_step(context: Context) -> int:

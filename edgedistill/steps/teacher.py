@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgedistill.console import say
+from edgedistill.distill import peer
 from edgedistill.distill.teachers import TEACHERS, Teacher, adjusted
 from edgedistill.distill.tuner import Tuner
 from edgedistill.recipe.options import bound_options
+from edgedistill.run import artifacts
 from edgedistill.sources.outputs import Network
+from edgedistill.students.build import load_student
 
 if TYPE_CHECKING:
     from edgedistill.steps.context import Context
@@ -65,4 +68,29 @@ def fit_teacher(context: Context) -> FittedTeacher:
         teacher = adjusted(teacher, context.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
     probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
     probs_NC[split_rows] = teacher.probs_NC
-    return FittedTeacher(teacher=replace(teacher, probs_NC=probs_NC), networks=tuner.networks)
+    fitted = FittedTeacher(teacher=replace(teacher, probs_NC=probs_NC), networks=tuner.networks)
+    return with_peer(context, fitted) if context.peer else fitted
+
+
+def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:
+    """The teacher joined by the peer that the step peer trained, and its network among those that answer shards."""
+    logits_NC = artifacts.PEER.read(context.run)["logits"]
+    networks = {**fitted.networks, **({peer.PEER: peer_network(context)} if context.recipe.unlabeled else {})}
+    return FittedTeacher(teacher=peer.joined(fitted.teacher, logits_NC), networks=networks)
+
+
+def peer_network(context: Context) -> Network:
+    """The peer as a headless source whose features are its logits."""
+    from edgedistill.distributed.device import default_device
+
+    run = artifacts.labels_alone(context.run)
+    record = artifacts.RESULT.read(run)
+    student = load_student(record.spec, run / record.path).requires_grad_(False).to(default_device())
+    return Network(
+        forward=lambda images_BCHW: (student(images_BCHW), None),
+        input_px=record.spec.input_px,
+        mean=record.spec.mean,
+        std=record.spec.std,
+        sha256=record.sha256,
+        has_classes=False,
+    )

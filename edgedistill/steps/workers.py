@@ -101,9 +101,8 @@ def _serve() -> None:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         while (order := processes.receive_order()) is not None:
             # a context holds loaded images and outputs: the next order of the same run reuses it
-            ordered = Context(recipe=order.recipe, base=order.base, run=order.run, fold=order.fold, ships=order.ships)
-            if context != ordered:
-                context = ordered
+            if context != order.context:
+                context = order.context
             try:
                 WORK[order.work](context, **order.arguments)
             except processes.WorkAbortedError:
