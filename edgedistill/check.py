@@ -107,12 +107,26 @@ def _distill(raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             key=("distill", "method"), message=f"{name} learns from sources, and the recipe lists none; add `sources:`"
         )
+    elif section.get("peer") is True and not _has_teacher(name, raw):
+        have = ", ".join(other for other, method in METHODS.items() if "teacher" in method.needs)
+        yield Problem(
+            key=("distill", "peer"), message=f"a peer joins a teacher: use it with {have}, or auto with sources"
+        )
     elif method and isinstance(choice, dict):
         listed = raw.get("sources")
         sections = listed if isinstance(listed, list) else []
         sources = [str(source.get("name")) for source in sections if isinstance(source, dict)]
         if problem := method.problem(choice, sources):
             yield Problem(key=("distill", "method"), message=problem)
+
+
+def _has_teacher(name: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a method has a teacher; what is no method is reported elsewhere."""
+    from edgedistill.distill.methods import METHODS
+
+    if name == "auto":
+        return bool(raw.get("sources"))
+    return name not in METHODS or "teacher" in METHODS[name].needs
 
 
 def _bench(raw: Mapping[str, Any]) -> Iterator[Problem]:

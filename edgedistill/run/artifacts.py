@@ -288,7 +288,7 @@ def read_bench(run: Run) -> list[BenchReport]:
 
 def whole(run: Run) -> Run:
     """The run that a run is a part of, or itself."""
-    return Run(path=run.shared) if run.shared else run
+    return replace(run, path=run.shared, shared=None) if run.shared else run
 
 
 def labels_alone(run: Run) -> Run:

@@ -27,8 +27,8 @@ class Callback:
         """Called for each step of a training: after it without a GPU, else for some steps at once, in their order.
 
         Args:
-            stage: what is trained: `distill` is the student, `baseline/distill` the one on labels alone, `quantize` its
-                int8 variant, `NAME/distill` a source that is trained first.
+            stage: what is trained: `distill` is the student, `baseline/distill` or `peer/distill` the one on labels
+                alone, `quantize` its int8 variant, `NAME/distill` a source that is trained first.
             step: from 1; a resumed training begins behind its checkpoint.
             scalars: the loss, and its terms as `terms/NAME`.
         """

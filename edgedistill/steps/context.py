@@ -77,7 +77,8 @@ class Context:
 
     def taught_by_peer(self) -> Context:
         """The context of a training whose teacher is joined by the peer."""
-        return self._with_shared_inputs(replace(self, peer=True), "splits", "shards")
+        # without its shards: the other processes have none of this context, and label them by the same order
+        return self._with_shared_inputs(replace(self, peer=True), "splits")
 
     @property
     def shipped(self) -> Context:

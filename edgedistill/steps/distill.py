@@ -105,13 +105,14 @@ def teacher_score(context: Context, student: Accuracy | None) -> TeacherScore | 
         return None
     if blind := [name for name, share in context.teacher.weights.items() if not share]:
         say(f"  teacher: no share for {', '.join(blind)}, not told from chance on the labels")
+    kind = f"{distill.teacher.name} with a peer" if context.peer else distill.teacher.name
     if student is None:
-        return TeacherScore(kind=distill.teacher.name, val=None, weights=context.teacher.weights)
+        return TeacherScore(kind=kind, val=None, weights=context.teacher.weights)
     val = evaluate.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)
     say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
     if val.balanced < student.balanced_ci95[0]:
         say("  the student is better than its teacher: add better sources, or choose transfer")
-    return TeacherScore(kind=distill.teacher.name, val=val, weights=context.teacher.weights)
+    return TeacherScore(kind=kind, val=val, weights=context.teacher.weights)
 
 
 STEP = Step(

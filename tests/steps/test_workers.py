@@ -94,8 +94,9 @@ def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     alone, both = (
         tars.add_shards(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}") for name in ("alone", "both")
     )
-    train(alone, 1)
-    train(both, 2)
+    with_peer = ("--set", "distill.peer=true")  # it answers the shards, too
+    train(alone, 1, *with_peer)
+    train(both, 2, *with_peer)
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
 

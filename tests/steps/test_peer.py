@@ -1,0 +1,128 @@
+"""A peer: the same student, trained on labels alone, teaches beside the sources."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgedistill.distill import peer
+from edgedistill.distill.probes import softmax
+from edgedistill.distill.teachers import Teacher
+from edgedistill.recipe.schema import Distill
+from edgedistill.run import artifacts
+from edgedistill.run.directory import Run
+from edgedistill.steps.context import Context
+from tests.helpers import miniature, tars
+from tests.helpers.miniature import Project
+from tests.steps.test_folds import few_labels
+
+ADAPTED = "{name: adapted, lam: 0.5}"
+SHORT = ("--set", "search.trials=1", "--set", "search.steps=1", "--set", "distill.steps=6")
+
+
+def train(project: Project, *options: str) -> str:
+    outcome = miniature.call("train", project.recipe, "--runs", project.runs, *SHORT, *options)
+    assert outcome.code == 0, outcome.err
+    return outcome.err
+
+
+def losses(run: Run) -> list[float]:
+    return [step["loss"] for step in artifacts.METRICS.read(run)]
+
+
+def context_of(project: Project) -> Context:
+    run = Run(path=project.run)
+    recipe, base = run.recipe()
+    return Context(recipe=recipe, base=base, run=run)
+
+
+def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
+    probs_NC = np.array([[0.8, 0.2], [0.5, 0.5]])
+    logits_NC = np.array([[0.0, 0.0], [0.0, 4.0]])
+    teacher = Teacher(
+        probs_NC=probs_NC, weights={"first": 1.0}, accuracy=0.7, predict=lambda features: features["first"]
+    )
+    joined = peer.joined(teacher, logits_NC)
+    expected_NC = [[0.65, 0.35], [(0.5 + 1 / (1 + np.exp(2))) / 2, (0.5 + 1 / (1 + np.exp(-2))) / 2]]
+    np.testing.assert_allclose(joined.probs_NC, expected_NC)
+    assert (joined.weights, joined.accuracy) == (teacher.weights, teacher.accuracy)
+    others = {"first": probs_NC[::-1], peer.PEER: logits_NC[::-1]}
+    np.testing.assert_allclose(joined.predict(others), expected_NC[::-1])
+
+
+def test_peer_has_as_many_images_a_step_all_of_them_labeled() -> None:
+    settings = Distill(batch_labeled=16, batch_unlabeled=32, peer=True, lr=0.003)
+    alone = peer.on_labels_alone(settings, 32)
+    assert (alone.method.name, alone.peer, alone.batch_labeled, alone.lr) == ("transfer", False, 48, 0.003)
+
+
+def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
+    without, project = (miniature.write(tmp_path / name) for name in ("without", "with"))
+    method = ("--set", f"distill.method={ADAPTED}")
+    train(without, *method)
+    err = train(project, *method, "--set", "distill.peer=true")
+    steps = [line.split()[0] for line in err.splitlines() if line.endswith(("...", "up to date"))]
+    assert steps[-6:-1] == ["peer", "distill", "distill", "baseline", "distill"], "the peer is trained before, and once"
+    assert err.count("distill    up to date") == 1, "as the baseline: the peer has trained it"
+    run = Run(path=project.run)
+    assert losses(run)[0] != losses(Run(path=without.run))[0], "the teacher is another from the first step on"
+    again = train(project, *method, "--set", "distill.peer=true")
+    assert again.count("up to date") == len(("weigh", "search", "peer", "distill", "baseline", "report"))
+    context = context_of(project)
+    taught, logits_NC = context.taught_by_peer(), artifacts.PEER.read(run)["logits"]
+    rows = context.splits.unlabeled_rows
+    np.testing.assert_allclose(
+        taught.teacher.probs_NC[rows], (context.teacher.probs_NC[rows] + softmax(logits_NC[rows] / 2)) / 2, rtol=1e-6
+    )
+    record = artifacts.RESULT.read(run)
+    assert record.teacher is not None and record.teacher.kind == "selftrained with a peer"
+    assert "teacher selftrained with a peer: " in miniature.call("report", project.run).out
+
+
+def test_peer_answers_shards_too(tmp_path: Path) -> None:
+    project = tars.add_shards(miniature.write(tmp_path), ADAPTED)
+    train(project, "--set", "distill.peer=true", "--set", "baseline=false")
+    taught = context_of(project).taught_by_peer()
+    (shard, *_) = taught.streamed_shards
+    logits_MC = shard.outputs[peer.PEER].features_ND
+    assert logits_MC.shape[1] == 2 and shard.outputs[peer.PEER].probs_NK is None
+    features = {name: outputs.features_ND for name, outputs in shard.outputs.items()}
+    plain = context_of(project).teacher.predict(features)
+    np.testing.assert_allclose(taught.teacher.predict(features), peer.averaged(plain, logits_MC), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (("distill.method={name: weighted, lam: 0.8}",), True),
+        (("distill.method=auto", "sources=[]"), True),
+        (("distill.method=auto",), False),
+        ((f"distill.method={ADAPTED}",), False),
+    ],
+)
+def test_method_without_a_teacher_takes_no_peer(tmp_path: Path, settings: tuple[str, ...], problem: bool) -> None:
+    project = miniature.write(tmp_path)
+    options = [part for setting in (*settings, "distill.peer=true") for part in ("--set", setting)]
+    outcome = miniature.call("check", project.recipe, *options)
+    assert ("a peer joins a teacher: use it with adapted, " in outcome.err) == problem, outcome.err
+    assert (outcome.code == 2) == problem, outcome.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_fold_has_a_peer_and_each_is_trained_once(tmp_path: Path) -> None:
+    project = few_labels(tmp_path)
+    err = train(project, "--set", f"distill.method={ADAPTED}", "--set", "distill.peer=true")
+    run = Run(path=project.run)
+    alone = artifacts.labels_alone(run)
+    for fold in range(5):
+        part = Run(path=run / artifacts.fold_folder(fold), shared=run.path)
+        of_fold = artifacts.labels_alone(part)
+        assert of_fold.path == alone / artifacts.fold_folder(fold) and artifacts.RESULT.find(of_fold) is not None
+        assert "peer" in json.loads((part / "manifest.json").read_text())["steps"]
+    assert artifacts.BASELINE.read(run).labels_alone == artifacts.RESULT.read(alone).test
+    # 6 peers and 6 students; the pool of the peers, and the baseline, train none
+    assert err.count("distill    done in") == 12, err
