@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.suite.bank import Bank
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
-from edgedistill.distill import batches, evaluate, loop, methods, peer, teachers
+from edgedistill.distill import batches, evaluate, head_start, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
 from edgedistill.distill.probes import probe
 from edgedistill.distill.tuner import Tuner
@@ -29,7 +29,7 @@ from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
 from edgedistill.recipe.section import Choice
 from edgedistill.records import SourceWeights, StudentSpec
 from edgedistill.run import artifacts
-from edgedistill.run.files import digest, sha256_file
+from edgedistill.run.files import atomic, digest, sha256_file
 from edgedistill.similarity.weigh import weigh_sources
 from edgedistill.sources import registry
 from edgedistill.students import space
@@ -231,9 +231,11 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     if settings.peer:
         assert material.teacher_NC is not None, "the method has a teacher"
         alone = peer.on_labels_alone(settings, settings.batch_unlabeled)
-        model = _fit(draw, alone, draw.material(alone, knowledge), knowledge)[0].model
-        logits_NC = evaluate.logits(model, draw.spec, material.images_NHWC, batch=256)
-        material = replace(material, teacher_NC=peer.averaged(material.teacher_NC, logits_NC).astype(np.float32))
+        kept = _peer_file(draw, alone, knowledge)
+        if not kept.is_file():
+            _fit(draw, alone, draw.material(alone, knowledge), knowledge)
+        teacher_NC = peer.averaged(material.teacher_NC, np.load(kept)).astype(np.float32)
+        material = replace(material, teacher_NC=teacher_NC)
     return _fit(draw, settings, material, knowledge)
 
 
@@ -245,7 +247,22 @@ def _fit(
     tell_prior(
         fitted.model, draw.spec, draw.prior(knowledge), images_NHWC=material.images_NHWC, rows=material.unlabeled
     )
+    if settings.method.name == "transfer":  # it may be the peer of another row
+        kept = _peer_file(draw, settings, knowledge)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(kept) as temporary, temporary.open("wb") as stream:
+            np.save(stream, evaluate.logits(fitted.model, draw.spec, material.images_NHWC, batch=256))
     return fitted, task
+
+
+def _peer_file(draw: Draw, settings: Distill, knowledge: Knowledge) -> Path:
+    """Where the logits of a student on labels alone are kept, of every train image: two rows train the same one."""
+    bank = draw.bank
+    initial = _initial_hash(draw) if bank.profile.initial else ""
+    labels = [draw.times * bank.profile.labels(draw.target), bank.profile.labeled, knowledge]
+    identity = [bank.pack_hashes(draw.target), draw.seed, labels, settings.for_key(), asdict(draw.spec), initial]
+    versions = {"transfer": methods.METHODS["transfer"].version, "head start": head_start.VERSION}
+    return bank.runs / "cache/peers" / f"{digest([*identity, versions])}.npy"
 
 
 def run_cell(draw: Draw, method: str) -> dict[str, Any]:
