@@ -19,6 +19,7 @@ from benchmarks.suite import bank as banks
 from benchmarks.suite import cells, protocol, runner
 from benchmarks.suite.__main__ import arguments, main
 from benchmarks.suite.subsets import Subset
+from edgedistill.distill import peer
 from edgedistill.errors import InputError
 from edgedistill.labels import prior
 
@@ -341,6 +342,24 @@ def test_rows_with_part_of_the_sources(bank: banks.Bank) -> None:
     own = draw.of_row("a-own").features[cells.OWN]
     assert own.shape == (len(draw.splits.train.hashes), cells.initial_student(draw).head.in_features)
     assert all(0.0 <= cells.run_cell(draw, name)["top1"] <= 1.0 for name in rows)
+
+
+def test_row_with_a_peer_learns_from_the_student_of_transfer(bank: banks.Bank) -> None:
+    distill = bank.profile.distill
+    transfer = {"method": "transfer", "batch_labeled": distill["batch_labeled"] + distill["batch_unlabeled"]}
+    auto = {"method": "adapted", "teacher": {"name": "selftrained"}, "level": 0.05}
+    rows = {"transfer": transfer, "auto": auto, "auto-peer": {**auto, "peer": True}}
+    draw = cells.Draw(bank=with_rows(bank, rows), target="squares", seed=0)
+    profile, kept = draw.bank.profile, bank.runs / "cache/peers"
+    assert profile.config("auto-peer") != profile.config("auto")
+    cells.run_cell(draw, "transfer")
+    before = list(kept.iterdir())
+    apart, joined = (cells.train_student(draw, name)[1] for name in ("auto", "auto-peer"))
+    assert list(kept.iterdir()) == before, "its peer is the student of transfer, which is trained once"
+    pair = [task.material.teacher_NC for task in (apart, joined)]
+    logits = [np.load(file) for file in before if len(np.load(file)) == len(draw.splits.train.hashes)]
+    assert any(np.allclose(pair[1], peer.averaged(pair[0], logits_NC)) for logits_NC in logits)
+    assert cells.run_cell(draw, "auto-peer")["samples"] == 2 * cells.run_cell(draw, "auto")["samples"]
 
 
 def test_rows_with_more_labels_run_where_the_pack_has_them(bank: banks.Bank) -> None:
