@@ -111,7 +111,8 @@ def teacher_score(context: Context, student: Accuracy | None) -> TeacherScore | 
     val = evaluate.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)
     say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
     if val.balanced < student.balanced_ci95[0]:
-        say("  the student is better than its teacher: add better sources, or choose transfer")
+        fix = "add better sources, or choose transfer" if context.peer else "try distill.peer: true, or better sources"
+        say(f"  the student is better than its teacher: {fix}")
     return TeacherScore(kind=kind, val=val, weights=context.teacher.weights)
 
 
