@@ -21,7 +21,7 @@ from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
 from edgedistill.distill import batches, evaluate, head_start, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
-from edgedistill.distill.probes import probe
+from edgedistill.distill.probes import Labels, probe
 from edgedistill.distill.tuner import Tuner
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
 from edgedistill.recipe.options import Problem, keyword_only, option_problems
@@ -136,6 +136,19 @@ class Draw:
 
     def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
         """The teacher's probabilities of the target's classes on every train image, float32 [N, C]."""
+        return self._fitted(choice, knowledge, level).probs_NC.astype(np.float32)
+
+    def peer_share(self, choice: Choice, knowledge: Knowledge, level: float) -> float:
+        """The share of a peer beside this teacher."""
+        rows, labels = self.labeled
+        backbone = initial_student(self).get_submodule("backbone")
+        features_LD = evaluate.logits(
+            backbone, self.spec, np.asarray(self.splits.train.resized(self.spec.input_px))[rows]
+        )
+        known = Labels(rows=np.arange(len(rows)), labels_L=labels, units_L=None, classes=len(self.splits.classes))
+        return peer.share(self._fitted(choice, knowledge, level), features_LD, known)
+
+    def _fitted(self, choice: Choice, knowledge: Knowledge, level: float) -> teachers.Teacher:
         cached = self.__dict__.setdefault("teachers", {})
         key, prior = (choice.model_dump_json(), knowledge, level), self.prior(knowledge)
         if key not in cached:
@@ -154,8 +167,9 @@ class Draw:
             )
             if prior:
                 teacher = teachers.adjusted(teacher, prior, self.splits.unlabeled_rows)
-            cached[key] = teacher.probs_NC.astype(np.float32)
-        return np.asarray(cached[key])
+            cached[key] = teacher
+        fitted: teachers.Teacher = cached[key]
+        return fitted
 
     @property
     def tuner(self) -> Tuner:
@@ -234,7 +248,8 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
         kept = _peer_file(draw, alone, knowledge)
         if not kept.is_file():
             _fit(draw, alone, draw.material(alone, knowledge), knowledge)
-        teacher_NC = peer.averaged(material.teacher_NC, np.load(kept)).astype(np.float32)
+        share = draw.peer_share(settings.teacher, knowledge, profile.level(method))
+        teacher_NC = peer.averaged(material.teacher_NC, np.load(kept), share).astype(np.float32)
         material = replace(material, teacher_NC=teacher_NC)
     return _fit(draw, settings, material, knowledge)
 

@@ -15,7 +15,7 @@ from benchmarks.pages import replace_section
 from benchmarks.suite import contrasts, markdown
 from benchmarks.suite.board import SCORES, Board
 from benchmarks.suite.contrasts import Claim
-from benchmarks.suite.statistics import Summary
+from benchmarks.suite.statistics import Summary, Targets
 
 NO_LINE = "No line yet."
 TARGETS = 8
@@ -210,7 +210,7 @@ def _claims(board: Board) -> str:
 
 def from_seed(board: Board, first: int) -> Board:
     """The board without the seeds before `first`."""
-    methods = {
+    methods: dict[str, Targets] = {
         method: {
             target: kept
             for target, seeds in targets.items()

@@ -62,12 +62,15 @@ class Teacher:
             predictions: with many sources and few labels it is optimistic (0.76 on pure noise with 16 sources and 40
             labels).
         predict: applies the same mixture to other images: from each source's features [M, D] to [M, C].
+        held_out_LC: the predictions that `accuracy` scores; rows of images that were not scored are nan. None where the
+            teacher has none.
     """
 
     probs_NC: Floats
     weights: dict[str, float]
     accuracy: float
     predict: Callable[[Features], Floats]
+    held_out_LC: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +247,11 @@ def _mixed_teacher(
 
     scored = np.arange(len(labels_L)) if scored is None else scored
     accuracy = metrics.balanced(labels_L[scored], held_out_LC[scored].argmax(axis=1))[0]
-    return Teacher(probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, predict=predict)
+    scored_LC = np.full_like(held_out_LC, np.nan)
+    scored_LC[scored] = held_out_LC[scored]
+    return Teacher(
+        probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, predict=predict, held_out_LC=scored_LC
+    )
 
 
 def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> Floats:
@@ -321,7 +328,7 @@ def selftrained(
         projected_MD = _joined(_projected(other_features, reduced), first.weights)
         return np.asarray(softmax(projected_MD @ weights_DC / temperature), dtype=np.float32)
 
-    return Teacher(probs_NC=probs_NC, weights=first.weights, accuracy=first.accuracy, predict=predict)
+    return replace(first, probs_NC=probs_NC, predict=predict)
 
 
 def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dict[str, tuple[Floats, Floats, Floats]]:

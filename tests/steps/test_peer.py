@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgedistill.distill import peer
-from edgedistill.distill.probes import softmax
+from edgedistill.distill.probes import Labels, softmax
 from edgedistill.distill.teachers import Teacher
 from edgedistill.recipe.schema import Distill
 from edgedistill.run import artifacts
@@ -39,18 +39,41 @@ def context_of(project: Project) -> Context:
     return Context(recipe=recipe, base=base, run=run)
 
 
-def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
-    probs_NC = np.array([[0.8, 0.2], [0.5, 0.5]])
-    logits_NC = np.array([[0.0, 0.0], [0.0, 4.0]])
-    teacher = Teacher(
-        probs_NC=probs_NC, weights={"first": 1.0}, accuracy=0.7, predict=lambda features: features["first"]
+def teacher_of(probs_NC: np.ndarray, held_out_LC: np.ndarray | None = None) -> Teacher:
+    return Teacher(
+        probs_NC=probs_NC,
+        weights={"first": 1.0},
+        accuracy=0.7,
+        predict=lambda features: features["first"],
+        held_out_LC=held_out_LC,
     )
-    joined = peer.joined(teacher, logits_NC)
-    expected_NC = [[0.65, 0.35], [(0.5 + 1 / (1 + np.exp(2))) / 2, (0.5 + 1 / (1 + np.exp(-2))) / 2]]
+
+
+def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
+    teacher, logits_NC = teacher_of(np.array([[0.8, 0.2], [0.5, 0.5]])), np.array([[0.0, 0.0], [0.0, 4.0]])
+    joined = peer.joined(teacher, logits_NC, 0.25)
+    sure = 1 / (1 + np.exp(-2))  # of logits 4 apart, at a temperature of 2
+    expected_NC = [[0.75 * 0.8 + 0.25 * 0.5, 0.75 * 0.2 + 0.25 * 0.5], [0.375 + 0.25 * (1 - sure), 0.375 + 0.25 * sure]]
     np.testing.assert_allclose(joined.probs_NC, expected_NC)
     assert (joined.weights, joined.accuracy) == (teacher.weights, teacher.accuracy)
-    others = {"first": probs_NC[::-1], peer.PEER: logits_NC[::-1]}
+    others = {"first": teacher.probs_NC[::-1], peer.PEER: logits_NC[::-1]}
     np.testing.assert_allclose(joined.predict(others), expected_NC[::-1])
+
+
+def test_share_follows_what_the_students_initial_features_tell() -> None:
+    random, labels_L = np.random.default_rng(0), np.repeat(np.arange(2), 20)
+    labels = Labels(rows=np.arange(40), labels_L=labels_L, units_L=None, classes=2)
+    noise_LD = random.normal(size=(40, 8))
+    informed_LD = noise_LD + 4.0 * np.eye(8)[labels_L]
+    good_LC, blind_LC = np.where(np.eye(2)[labels_L] == 1, 0.9, 0.1), np.full((40, 2), 0.5)
+    good, blind = teacher_of(good_LC, good_LC), teacher_of(blind_LC, blind_LC)
+    assert peer.share(good, noise_LD, labels) < 0.1 < peer.share(good, informed_LD, labels)
+    assert peer.share(blind, informed_LD, labels) > 0.9
+    assert peer.share(teacher_of(good_LC), noise_LD, labels) == peer.EQUAL, "a teacher without held-out predictions"
+    one_each = Labels(rows=np.arange(2), labels_L=np.arange(2), units_L=None, classes=2)
+    assert peer.share(teacher_of(good_LC, good_LC[[0, 20]]), noise_LD[:2], one_each) == peer.EQUAL
+    unscored_LC = np.where(np.arange(40)[:, None] % 2, np.nan, good_LC)
+    assert peer.share(teacher_of(good_LC, unscored_LC), noise_LD, labels) < 0.2, "half of the images are enough"
 
 
 def test_peer_has_as_many_images_a_step_all_of_them_labeled() -> None:
@@ -73,13 +96,16 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     assert again.count("up to date") == len(("weigh", "search", "peer", "distill", "baseline", "report"))
     context = context_of(project)
     taught, logits_NC = context.taught_by_peer(), artifacts.PEER.read(run)["logits"]
-    rows = context.splits.unlabeled_rows
+    rows, share = context.splits.unlabeled_rows, taught.fitted.peer
+    assert share is not None and 0.0 < share < 1.0
     np.testing.assert_allclose(
-        taught.teacher.probs_NC[rows], (context.teacher.probs_NC[rows] + softmax(logits_NC[rows] / 2)) / 2, rtol=1e-6
+        taught.teacher.probs_NC[rows],
+        (1 - share) * context.teacher.probs_NC[rows] + share * softmax(logits_NC[rows] / 2),
+        rtol=1e-5,
     )
     record = artifacts.RESULT.read(run)
-    assert record.teacher is not None and record.teacher.kind == "selftrained with a peer"
-    assert "teacher selftrained with a peer: " in miniature.call("report", project.run).out
+    assert record.teacher is not None and record.teacher.kind == f"selftrained with a peer whose share is {share:.2f}"
+    assert "teacher selftrained with a peer whose share is" in miniature.call("report", project.run).out
 
 
 def test_peer_answers_shards_too(tmp_path: Path) -> None:
@@ -90,8 +116,9 @@ def test_peer_answers_shards_too(tmp_path: Path) -> None:
     logits_MC = shard.outputs[peer.PEER].features_ND
     assert logits_MC.shape[1] == 2 and shard.outputs[peer.PEER].probs_NK is None
     features = {name: outputs.features_ND for name, outputs in shard.outputs.items()}
-    plain = context_of(project).teacher.predict(features)
-    np.testing.assert_allclose(taught.teacher.predict(features), peer.averaged(plain, logits_MC), rtol=1e-5)
+    assert taught.fitted.peer is not None
+    expected_MC = peer.averaged(context_of(project).teacher.predict(features), logits_MC, taught.fitted.peer)
+    np.testing.assert_allclose(taught.teacher.predict(features), expected_MC, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
