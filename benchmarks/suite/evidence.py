@@ -62,8 +62,8 @@ def expected(
 
 
 # The spreads of cpu_evidence: selftrained, weighted, transfer and fixmatch of cpu, with random heads, on these targets.
-# Those of deploy: a pilot on three other targets in top-1, with the first version of the better start; it knows its
-# spread to a factor of four.
+# Those of D1 to D5: a pilot on three other targets in top-1, with the first version of the better start; it knows its
+# spread to a factor of four. Those of D6 to D8: auto-ridge with seed 0.
 CLAIMS: Mapping[str, tuple[Expected, ...]] = {
     "deploy": (
         expected("D1a", "auto-ridge", "transfer", (1.5, 1.5), at_least=5.0),
@@ -72,6 +72,9 @@ CLAIMS: Mapping[str, tuple[Expected, ...]] = {
         expected("D3", "weighted-ridge", "transfer-ridge", (1.5, 1.5)),
         expected("D4", "weighted-ridge", "transfer-ridge", (1.5, 1.5), at_least=5.6),
         expected("D5", "weighted-ridge", "fixmatch-ridge", (5.7, 5.7), at_least=4.5),
+        expected("D6", "auto-peer", "transfer", (11.9, 11.2), at_least=5.0, first_seed=1),
+        expected("D7", "auto-peer", "transfer-ridge", (8.4, 7.8), at_least=5.0, first_seed=1),
+        expected("D8", "auto-peer", "fixmatch-ridge", (6.4, 6.6), first_seed=1),
     ),
     "cpu_evidence": (
         expected("C1a", "auto-ridge", "transfer", (9.5, 6.9), at_least=10.0),
