@@ -145,8 +145,8 @@ class Draw:
         features_LD = evaluate.logits(
             backbone, self.spec, np.asarray(self.splits.train.resized(self.spec.input_px))[rows]
         )
-        known = Labels(rows=np.arange(len(rows)), labels_L=labels, units_L=None, classes=len(self.splits.classes))
-        return peer.share(self._fitted(choice, knowledge, level), features_LD, known)
+        labeled = Labels(rows=np.arange(len(rows)), labels_L=labels, units_L=None, classes=len(self.splits.classes))
+        return peer.share(self._fitted(choice, knowledge, level), features_LD, labeled)
 
     def _fitted(self, choice: Choice, knowledge: Knowledge, level: float) -> teachers.Teacher:
         cached = self.__dict__.setdefault("teachers", {})
@@ -245,11 +245,11 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
     if settings.peer:
         assert material.teacher_NC is not None, "the method has a teacher"
         alone = peer.on_labels_alone(settings, settings.batch_unlabeled)
-        kept = _peer_file(draw, alone, knowledge)
-        if not kept.is_file():
+        peer_file = _peer_file(draw, alone, knowledge)
+        if not peer_file.is_file():
             _fit(draw, alone, draw.material(alone, knowledge), knowledge)
         share = draw.peer_share(settings.teacher, knowledge, profile.level(method))
-        teacher_NC = peer.averaged(material.teacher_NC, np.load(kept), share).astype(np.float32)
+        teacher_NC = peer.averaged(material.teacher_NC, np.load(peer_file), share).astype(np.float32)
         material = replace(material, teacher_NC=teacher_NC)
     return _fit(draw, settings, material, knowledge)
 
@@ -262,10 +262,10 @@ def _fit(
     tell_prior(
         fitted.model, draw.spec, draw.prior(knowledge), images_NHWC=material.images_NHWC, rows=material.unlabeled
     )
-    if settings.method.name == "transfer":  # it may be the peer of another row
-        kept = _peer_file(draw, settings, knowledge)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(kept) as temporary, temporary.open("wb") as stream:
+    if settings.method.name == "transfer" and draw.bank.profile.has_peers:  # it may be the peer of another row
+        peer_file = _peer_file(draw, settings, knowledge)
+        peer_file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(peer_file) as temporary, temporary.open("wb") as stream:
             np.save(stream, evaluate.logits(fitted.model, draw.spec, material.images_NHWC, batch=256))
     return fitted, task
 

@@ -215,9 +215,9 @@ def from_seed(board: Board, first: int) -> Board:
     """The board without the seeds before `first`."""
     methods: dict[str, Targets] = {
         method: {
-            target: kept
+            target: later
             for target, seeds in targets.items()
-            if (kept := {seed: points for seed, points in seeds.items() if seed >= first})
+            if (later := {seed: points for seed, points in seeds.items() if seed >= first})
         }
         for method, targets in board.methods.items()
     }

@@ -178,6 +178,11 @@ class Profile(BaseModel):
         )
 
     @property
+    def has_peers(self) -> bool:
+        """Whether the teacher of a row has a peer."""
+        return any(row.get("peer") for row in self.methods.values())
+
+    @property
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Every teacher that a method learns from, by name, without the sources that it may tune."""
         choices = [settings["teacher"] for settings in self.methods.values() if "teacher" in settings]

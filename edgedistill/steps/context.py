@@ -72,13 +72,12 @@ class Context:
         from edgedistill.steps.lengths import on_labels_alone
 
         recipe = self.recipe.model_copy(update={"distill": on_labels_alone(self)})
-        context = replace(self, recipe=recipe, run=artifacts.labels_alone(self.run))
-        return self._with_shared_inputs(context, "splits", "shards")
+        run = artifacts.labels_alone(self.run)
+        return self._with_shared_inputs(replace(self, recipe=recipe, run=run), "splits", "shards")
 
     def taught_by_peer(self) -> Context:
-        """The context of a training whose teacher is joined by the peer."""
-        # without its shards: the other processes have none of this context, and label them by the same order
-        return self._with_shared_inputs(replace(self, peer=True), "splits")
+        """The context of a training whose teacher the peer joins; the other processes label its shards by an order."""
+        return self._with_shared_inputs(replace(self, peer=True), "splits", "fitted_on_sources")
 
     @property
     def shipped(self) -> Context:
@@ -100,8 +99,7 @@ class Context:
         """Order the other processes, if there are any, to take part in `work`, a key of workers.WORK."""
         from edgedistill.distributed import processes
 
-        # a copy has nothing but the fields: what is loaded stays in this process
-        processes.send_order(Order(context=replace(self), work=work, arguments=arguments))
+        processes.send_order(Order(context=replace(self), work=work, arguments=arguments))  # a copy: the fields alone
 
     @cached_property
     def candidates(self) -> list[StudentSpec]:
@@ -242,11 +240,18 @@ class Context:
         return replace(self.weights, features_only=tuple(self.headless)).class_alphas
 
     @cached_property
-    def fitted(self) -> FittedTeacher:
-        """The teacher, fitted on the labeled images, and its tuned sources."""
+    def fitted_on_sources(self) -> FittedTeacher:
+        """The teacher without a peer, fitted on the labeled images, and its tuned sources."""
         from edgedistill.steps.teacher import fit_teacher
 
         return fit_teacher(self)
+
+    @cached_property
+    def fitted(self) -> FittedTeacher:
+        """The teacher of this training, joined by the peer where it teaches."""
+        from edgedistill.steps.teacher import with_peer
+
+        return with_peer(self, self.fitted_on_sources) if self.peer else self.fitted_on_sources
 
     @property
     def teacher(self) -> Teacher:

@@ -71,8 +71,7 @@ def fit_teacher(context: Context) -> FittedTeacher:
         teacher = adjusted(teacher, context.prior, np.searchsorted(split_rows, splits.unlabeled_rows))
     probs_NC = np.full((splits.train.n, classes), 1.0 / classes, dtype=np.float32)
     probs_NC[split_rows] = teacher.probs_NC
-    fitted = FittedTeacher(teacher=replace(teacher, probs_NC=probs_NC), networks=tuner.networks)
-    return with_peer(context, fitted) if context.peer else fitted
+    return FittedTeacher(teacher=replace(teacher, probs_NC=probs_NC), networks=tuner.networks)
 
 
 def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:

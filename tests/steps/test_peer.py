@@ -14,10 +14,9 @@ from edgedistill.distill.teachers import Teacher
 from edgedistill.recipe.schema import Distill
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
-from edgedistill.steps.context import Context
 from tests.helpers import miniature, tars
 from tests.helpers.miniature import Project
-from tests.steps.test_folds import few_labels
+from tests.steps.test_folds import context_of, few_labels
 
 ADAPTED = "{name: adapted, lam: 0.5}"
 SHORT = ("--set", "search.trials=1", "--set", "search.steps=1", "--set", "distill.steps=6")
@@ -31,12 +30,6 @@ def train(project: Project, *options: str) -> str:
 
 def losses(run: Run) -> list[float]:
     return [step["loss"] for step in artifacts.METRICS.read(run)]
-
-
-def context_of(project: Project) -> Context:
-    run = Run(path=project.run)
-    recipe, base = run.recipe()
-    return Context(recipe=recipe, base=base, run=run)
 
 
 def teacher_of(probs_NC: np.ndarray, held_out_LC: np.ndarray | None = None) -> Teacher:
