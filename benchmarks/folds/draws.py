@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.suite.bank import Bank
-from benchmarks.suite.cells import Draw, initial_student
+from benchmarks.suite.draws import Draw, initial_student
 from edgedistill.data.image_store import Selection
 from edgedistill.data.splits import LabeledImages, Splits, evenly_spaced
 from edgedistill.distill import batches, loop

@@ -20,7 +20,8 @@ import onnx
 
 from benchmarks.lines import append, read
 from benchmarks.suite.bank import Bank
-from benchmarks.suite.cells import Draw, train_student
+from benchmarks.suite.cells import train_student
+from benchmarks.suite.draws import Draw
 from benchmarks.suite.protocol import load
 from benchmarks.suite.runner import use_one_thread
 from benchmarks.suite.statistics import Summary, paired_differences, summarize

@@ -18,6 +18,7 @@ from benchmarks.suggest import draws
 from benchmarks.suggest.draws import PER_CLASS
 from benchmarks.suite import cells
 from benchmarks.suite.bank import Bank
+from benchmarks.suite.draws import Draw
 from edgedistill.data.splits import Splits
 from edgedistill.errors import InputError
 from edgedistill.labels.suggestions import DEFAULT
@@ -29,7 +30,7 @@ BUDGET = PER_CLASS.index(5)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ChosenLabels(cells.Draw):
+class ChosenLabels(Draw):
     """A target whose labeled images are stated.
 
     Attributes:

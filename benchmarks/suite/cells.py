@@ -1,240 +1,24 @@
-"""One cell of the table: a target, a method and a seed; and the draw that all methods of a target and seed share.
-
-The seed fixes the label draw, the initial weights of the head, the order of the images and their augmentation; every
-method starts from the same weights. Labels beyond the drawn ones are not read before the last step.
-"""
+"""One cell of the table: a target, a method and a seed; and the line about a draw's sources."""
 
 from __future__ import annotations
 
-import functools
 import time
-import zlib
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.suite.bank import Bank
-from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
-from edgedistill.data.splits import Splits
+from benchmarks.suite.draws import Draw, initial_hash, initial_student
+from benchmarks.suite.protocol import Knowledge
 from edgedistill.distill import batches, evaluate, head_start, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
-from edgedistill.distill.probes import Labels, probe
-from edgedistill.distill.tuner import Tuner
-from edgedistill.labels.prior import Prior, estimated_shares, label_terms
-from edgedistill.recipe.options import Problem, keyword_only, option_problems
-from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
+from edgedistill.distill.probes import probe
+from edgedistill.recipe.options import Problem, option_problems
+from edgedistill.recipe.schema import Distill
 from edgedistill.recipe.section import Choice
-from edgedistill.records import SourceWeights, StudentSpec
-from edgedistill.run import artifacts
-from edgedistill.run.files import atomic, digest, sha256_file
-from edgedistill.similarity.weigh import weigh_sources
-from edgedistill.sources import registry
+from edgedistill.run.files import atomic, digest
 from edgedistill.students import space
-from edgedistill.students.build import build_student
-from edgedistill.students.checkpoints import read_state
-
-OWN = "the student"  # as a source: its own initial backbone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """A target with the label draw of one seed, of `times` the profile's labels; `only` names the sources, if not all.
-
-    The source OWN is the student's own initial backbone.
-    """
-
-    bank: Bank
-    target: str
-    seed: int
-    times: int = 1
-    only: tuple[str, ...] | None = None
-
-    def of_row(self, method: str) -> Draw:
-        """The draw that a row of the profile trains on: itself, unless the row has other sources or more labels."""
-        times, choice = self.bank.profile.times(method), self.bank.profile.sources(method)
-        names = self.bank.sources_for(self.target)
-        if choice == "best":
-            only: tuple[str, ...] | None = (max(names, key=lambda name: self.weights.alphas[name]),)
-        elif choice == "own":
-            only = (OWN,)
-        elif choice == "all":
-            only = None
-        else:
-            order = np.random.default_rng([self.seed, zlib.crc32(self.target.encode())]).permutation(sorted(names))
-            only = tuple(order[:choice].tolist())
-        return self if (times, only) == (1, None) else replace(self, times=times, only=only)
-
-    @cached_property
-    def splits(self) -> Splits:
-        """The splits of the target's pack."""
-        profile = self.bank.profile
-        if profile.labeled == "natural":
-            labels = self.times * profile.labels(self.target)
-            return natural_draw(self.bank.splits(self.target, 0), labels, self.seed)
-        return self.bank.splits(self.target, self.seed, self.times * profile.labels(self.target))
-
-    @cached_property
-    def labeled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and classes of all labeled images; none are reserved for validation, as it would select nothing."""
-        rows = np.concatenate([self.splits.labeled_rows, self.splits.val_rows])
-        return rows, np.concatenate([self.splits.labeled_labels, self.splits.val_labels])
-
-    @cached_property
-    def spec(self) -> StudentSpec:
-        """The profile's student for this target."""
-        options = dict(self.bank.profile.student)
-        section = Student(families={options.pop("family"): options})
-        return space.candidates(section, len(self.splits.classes))[0]
-
-    @cached_property
-    def outputs(self) -> dict[str, Any]:
-        """Each source's outputs on every train image."""
-        names = self.bank.sources_for(self.target) if self.only is None else self.only
-        return {name: self.bank.outputs(name, self.target) for name in names if name != OWN}
-
-    @cached_property
-    def features(self) -> dict[str, np.ndarray]:
-        """Each source's features of every train image, in memory."""
-        if self.only == (OWN,):
-            backbone = initial_student(self).get_submodule("backbone")
-            images_NHWC = np.asarray(self.splits.train.resized(self.spec.input_px))
-            return {OWN: evaluate.logits(backbone, self.spec, images_NHWC, batch=256)}
-        return {name: np.asarray(source_outputs.features_ND) for name, source_outputs in self.outputs.items()}
-
-    @cached_property
-    def weights(self) -> SourceWeights:
-        """The scores of every metric on the labeled images, and the source weights, as before there was a test."""
-        return self.weights_by(self._former)
-
-    @property
-    def _former(self) -> Weigh:
-        return self.bank.profile.weigh.model_copy(update={"level": FORMER_LEVEL})
-
-    def weights_by(self, settings: Weigh) -> SourceWeights:
-        """As `weights`, by these settings."""
-        rows, labels = self.labeled
-        evidence = {
-            name: (self.features[name][rows], np.asarray(source_outputs.probs_NK)[rows])
-            for name, source_outputs in self.outputs.items()
-        }
-        return weigh_sources(evidence, labels, settings, self.seed)
-
-    def prior(self, knowledge: Knowledge) -> Prior | None:
-        """The prior that a method knows: none, that of its labels, or the shares of all train images of the pack."""
-        if knowledge == "none":
-            return None
-        classes = len(self.splits.classes)
-        if knowledge == "labels":
-            counts_C = np.bincount(self.labeled[1], minlength=classes)
-            return Prior(shares_C=estimated_shares(counts_C), score="top1", stated=False)
-        truth = self.bank.truth(self.target)
-        counts_C = np.bincount(truth[truth >= 0], minlength=classes)
-        return Prior(shares_C=counts_C / counts_C.sum(), score="top1")
-
-    def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
-        """The teacher's probabilities of the target's classes on every train image, float32 [N, C]."""
-        return self._fitted(choice, knowledge, level).probs_NC.astype(np.float32)
-
-    def peer_share(self, choice: Choice, knowledge: Knowledge, level: float) -> float:
-        """The share of a peer beside this teacher."""
-        rows, labels = self.labeled
-        backbone = initial_student(self).get_submodule("backbone")
-        features_LD = evaluate.logits(
-            backbone, self.spec, np.asarray(self.splits.train.resized(self.spec.input_px))[rows]
-        )
-        labeled = Labels(rows=np.arange(len(rows)), labels_L=labels, units_L=None, classes=len(self.splits.classes))
-        return peer.share(self._fitted(choice, knowledge, level), features_LD, labeled)
-
-    def _fitted(self, choice: Choice, knowledge: Knowledge, level: float) -> teachers.Teacher:
-        cached = self.__dict__.setdefault("teachers", {})
-        key, prior = (choice.model_dump_json(), knowledge, level), self.prior(knowledge)
-        if key not in cached:
-            rows, labels = self.labeled
-            kind = teachers.TEACHERS[choice.name]
-            options = choice.options | ({"level": level} if "level" in keyword_only(kind.fit) else {})
-            if kind.tunes and self.only != (OWN,):  # the student is no source that can be tuned
-                options["tune"] = self.tuner.tune
-            teacher = kind.fit(
-                features=self.features,
-                alphas=self.weights.alphas if self.only is None else dict.fromkeys(self.features, 1.0),
-                rows=rows,
-                labels_L=labels,
-                classes=len(self.splits.classes),
-                **options,
-            )
-            if prior:
-                teacher = teachers.adjusted(teacher, prior, self.splits.unlabeled_rows)
-            cached[key] = teacher
-        fitted: teachers.Teacher = cached[key]
-        return fitted
-
-    @property
-    def tuner(self) -> Tuner:
-        """What tunes sources to the labels; what it trains is kept in the bank's cache."""
-        rows, labels = self.labeled
-        return Tuner(
-            network=functools.cache(lambda name: registry.load(self.bank.source_section(name), Path())),
-            store=self.splits.train,
-            rows=rows,
-            labels_L=labels,
-            units_L=self.splits.units_N[rows],
-            classes=len(self.splits.classes),
-            answered=np.arange(self.splits.train.n),
-            settings=Augment.model_validate(self.bank.profile.distill["augment"]),
-            seed=self.seed,
-            cache=self.bank.runs / "cache",
-        )
-
-    def material(
-        self, settings: Distill, knowledge: Knowledge = "none", weighing: Weigh | None = None
-    ) -> batches.Material:
-        """The training material of a student under these settings; val is the labeled images, as none are reserved."""
-        weighing = weighing or self._former
-        rows, labels = self.labeled
-        counts_C = np.bincount(labels, minlength=len(self.splits.classes))
-        weights_C, shift_C = label_terms(settings.class_weights, counts_C, self.prior(knowledge), "top1")
-        needs = methods.METHODS[settings.method.name].needs
-        outputs = self.outputs if "sources" in needs else {}
-        alphas = (self.weights if weighing == self._former else self.weights_by(weighing)).alphas if outputs else {}
-        return batches.Material(
-            images_NHWC=np.asarray(self.splits.train.resized(self.spec.input_px)),
-            labeled=rows,
-            labels=labels,
-            unlabeled=self.splits.unlabeled_rows,
-            val=rows,
-            val_labels=labels,
-            source_probs={name: np.asarray(source_outputs.probs_NK) for name, source_outputs in outputs.items()},
-            alphas=alphas,
-            teacher_NC=self.teacher(settings.teacher, knowledge, weighing.level) if "teacher" in needs else None,
-            class_weights_C=weights_C,
-            label_shift_C=shift_C,
-        )
-
-    def task(self, settings: Distill, material: batches.Material, steps: int | None = None) -> batches.Task:
-        """The training of the student; without `steps` for as many as the profile names."""
-        assert settings.steps != "auto", "a profile names them"
-        return batches.Task(
-            spec=self.spec, material=material, settings=settings, steps=steps or settings.steps, seed=self.seed
-        )
-
-
-def natural_draw(splits: Splits, per_class: int, seed: int) -> Splits:
-    """As many labels as a balanced draw has, drawn as they come from all of `splits`; the other images have none."""
-    rows = np.concatenate([splits.labeled_rows, splits.val_rows])
-    labels = np.concatenate([splits.labeled_labels, splits.val_labels])
-    order = np.argsort(rows)
-    drawn = np.sort(np.random.default_rng([seed, len(rows)]).permutation(len(rows))[: per_class * len(splits.classes)])
-    return replace(
-        splits,
-        labeled_rows=rows[order][drawn],
-        labeled_labels=labels[order][drawn],
-        val_rows=rows[:0],
-        val_labels=labels[:0],
-        unlabeled_rows=np.setdiff1d(np.concatenate([rows, splits.unlabeled_rows]), rows[order][drawn]),
-    )
 
 
 def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches.Task]:
@@ -273,7 +57,7 @@ def _fit(
 def _peer_file(draw: Draw, settings: Distill, knowledge: Knowledge) -> Path:
     """Where the logits of a student on labels alone are kept, of every train image: two rows train the same one."""
     bank = draw.bank
-    initial = _initial_hash(draw) if bank.profile.initial else ""
+    initial = initial_hash(draw) if bank.profile.initial else ""
     labels = [draw.times * bank.profile.labels(draw.target), bank.profile.labeled, knowledge]
     identity = [bank.pack_hashes(draw.target), draw.seed, labels, settings.for_key(), asdict(draw.spec), initial]
     versions = {"transfer": methods.METHODS["transfer"].version, "head start": head_start.VERSION}
@@ -303,7 +87,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
         "labels_per_class": profile.labels(draw.target),
         **({"times_the_labels": profile.times(method)} if profile.times(method) > 1 else {}),
         "student": space.describe(draw.spec),
-        **({"initial": _initial_hash(draw)} if profile.initial else {}),
+        **({"initial": initial_hash(draw)} if profile.initial else {}),
         "top1": round(score.top1, 6),
         "balanced_accuracy": round(score.balanced, 6),
         "n_test": score.n,
@@ -327,25 +111,6 @@ def settings_problems(settings: Distill) -> list[Problem]:
         *option_problems(methods.METHODS[method.name].loss, method.options, (method.name,)),
         *option_problems(teachers.TEACHERS[teacher.name].fit, teacher.options, (teacher.name,)),
     ]
-
-
-def _initial_hash(draw: Draw) -> str:
-    """Of the weights that every student of the profile begins with: only students that share them are compared."""
-    run = draw.bank.initial_run()
-    assert run is not None, "the profile trains them"
-    return sha256_file(run / artifacts.STUDENT_WEIGHTS.path)[:16]
-
-
-def initial_student(draw: Draw) -> Any:
-    """The student before its first step: the profile's initial weights and a head that the seed initializes."""
-    initial_run = draw.bank.initial_run()
-    model = build_student(draw.spec, draw.seed, initialize=initial_run is None)
-    if initial_run:
-        state = read_state(initial_run / artifacts.STUDENT_WEIGHTS.path)
-        backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
-        backbone = {name.removeprefix("backbone."): tensor for name, tensor in backbone.items()}
-        model.backbone.load_state_dict(backbone)  # type: ignore[union-attr]
-    return model
 
 
 def draw_line(draw: Draw) -> dict[str, Any]:

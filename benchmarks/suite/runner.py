@@ -100,10 +100,10 @@ def use_one_thread() -> None:
 
 
 def _run_job(job: tuple[Bank, str, int, list[str], float]) -> None:
-    from benchmarks.suite import cells
+    from benchmarks.suite import cells, draws
 
     bank, target, seed, methods, deadline = job
-    draw = cells.Draw(bank=bank, target=target, seed=seed)
+    draw = draws.Draw(bank=bank, target=target, seed=seed)
     for method in methods:
         parent = multiprocessing.parent_process()
         if time.time() > deadline or (parent is not None and not parent.is_alive()):
@@ -123,10 +123,10 @@ def rerun(bank: Bank, target: str, method: str, seed: int) -> int:
     Raises:
         InputError: no line of the cell is committed.
     """
-    from benchmarks.suite import cells
+    from benchmarks.suite import cells, draws
 
     use_one_thread()
-    line = cells.run_cell(cells.Draw(bank=bank, target=target, seed=seed), method)
+    line = cells.run_cell(draws.Draw(bank=bank, target=target, seed=seed), method)
     committed = sorted(
         (other for other in read("suite") if key_of(other) == key_of(line)),
         key=lambda other: (other["cpu"] == environment.processor(), other["measured"]),

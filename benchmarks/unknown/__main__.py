@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.lines import append, read, run_program
 from benchmarks.suite.bank import Bank
-from benchmarks.suite.cells import Draw
+from benchmarks.suite.draws import Draw
 from benchmarks.suite.runner import use_one_thread
 from benchmarks.unknown.figures import CHOSEN, figures
 from benchmarks.unknown.students import METHOD, answers, profile

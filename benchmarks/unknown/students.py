@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.suite.cells import Draw, initial_student
+from benchmarks.suite.draws import Draw, initial_student
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge, Profile, load
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.distill import loop

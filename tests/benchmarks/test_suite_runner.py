@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from benchmarks import lines
 from benchmarks.suite import bank as banks
-from benchmarks.suite import cells, protocol, runner
+from benchmarks.suite import cells, draws, protocol, runner
 from benchmarks.suite.__main__ import arguments, main
 from benchmarks.suite.subsets import Subset
 from edgedistill.distill import peer
@@ -120,7 +120,7 @@ def test_row_with_a_tuned_source_learns_from_another_teacher(bank: banks.Bank) -
     profile = bank.profile.model_copy(update={"methods": bank.profile.methods | {"auto-tuned": tuned}})
     assert profile.config("auto-tuned") != profile.config("auto-ridge") == bank.profile.config("auto-ridge")
     assert profile.config("draw") == bank.profile.config("draw")
-    draw = cells.Draw(bank=replace(bank, profile=profile), target="squares", seed=0)
+    draw = draws.Draw(bank=replace(bank, profile=profile), target="squares", seed=0)
     line = cells.run_cell(draw, "auto-tuned")
     assert line["method"] == "auto-tuned" and 0.0 <= line["top1"] <= 1.0
     (entry,) = (bank.runs / "cache/tuned").glob("*.safetensors")
@@ -160,7 +160,7 @@ def test_lines_of_a_profile_are_in_a_file_of_its_own(bank: banks.Bank) -> None:
 
 
 def test_draw_line_has_scores_weights_and_teachers(bank: banks.Bank) -> None:
-    line = cells.draw_line(cells.Draw(bank=bank, target="squares", seed=0))
+    line = cells.draw_line(draws.Draw(bank=bank, target="squares", seed=0))
     assert line["n_labeled"] == 8 and set(line["scores"]) == {"probe", "parc"}
     assert set(line["alphas"]) == set(line["source_probes"]) == {"net0", "net1"}
     assert sum(line["alphas"].values()) == pytest.approx(1.0, abs=1e-5)
@@ -170,11 +170,11 @@ def test_draw_line_has_scores_weights_and_teachers(bank: banks.Bank) -> None:
 
 
 def test_methods_of_a_draw_share_labels_weights_and_order(bank: banks.Bank) -> None:
-    first, second = cells.Draw(bank=bank, target="squares", seed=0), cells.Draw(bank=bank, target="squares", seed=1)
+    first, second = draws.Draw(bank=bank, target="squares", seed=0), draws.Draw(bank=bank, target="squares", seed=1)
     assert set(first.labeled[0].tolist()) != set(second.labeled[0].tolist())
     weights, same_weights = (
-        cells.initial_student(first).state_dict(),
-        cells.initial_student(cells.Draw(bank=bank, target="squares", seed=0)).state_dict(),
+        draws.initial_student(first).state_dict(),
+        draws.initial_student(draws.Draw(bank=bank, target="squares", seed=0)).state_dict(),
     )
     assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
     materials = [
@@ -191,17 +191,17 @@ def natural_bank(bank: banks.Bank) -> banks.Bank:
 
 
 def test_natural_draw_has_as_many_labels_and_no_image_twice(natural_bank: banks.Bank, bank: banks.Bank) -> None:
-    draws = [cells.Draw(bank=natural_bank, target="squares", seed=seed) for seed in range(6)]
+    six = [draws.Draw(bank=natural_bank, target="squares", seed=seed) for seed in range(6)]
     truth = bank.truth("squares")
-    for draw in draws:
+    for draw in six:
         rows, labels = draw.labeled
         assert len(rows) == 8 and np.array_equal(truth[rows], labels)
         assert sorted([*rows, *draw.splits.unlabeled_rows]) == list(range(40))
-    assert len({tuple(np.bincount(draw.labeled[1], minlength=2)) for draw in draws}) > 1
+    assert len({tuple(np.bincount(draw.labeled[1], minlength=2)) for draw in six}) > 1
 
 
 def test_class_with_a_single_label_has_weights_and_a_teacher(natural_bank: banks.Bank) -> None:
-    draw = cells.Draw(bank=natural_bank, target="squares", seed=0)
+    draw = draws.Draw(bank=natural_bank, target="squares", seed=0)
     truth = natural_bank.truth("squares")
     rows = np.concatenate([np.flatnonzero(truth == 0)[:5], np.flatnonzero(truth == 1)[:1]])
     splits = replace(draw.splits, labeled_rows=rows, labeled_labels=truth[rows])
@@ -214,7 +214,7 @@ def test_class_with_a_single_label_has_weights_and_a_teacher(natural_bank: banks
 
 
 def test_every_method_of_a_draw_has_the_same_prior(natural_bank: banks.Bank) -> None:
-    draw, profile = cells.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
+    draw, profile = draws.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
     shares = draw.prior("shares")
     assert shares is not None and shares.stated and shares.shares_C == pytest.approx([0.5, 0.5])
     labels = draw.prior("labels")
@@ -235,9 +235,9 @@ def test_prior_enters_the_configuration_and_the_student(
     natural_bank: banks.Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prior, "LEAST_IMAGES", 10)
-    monkeypatch.setattr(cells.Draw, "prior", lambda draw, knowledge: tilted if knowledge == "shares" else None)
+    monkeypatch.setattr(draws.Draw, "prior", lambda draw, knowledge: tilted if knowledge == "shares" else None)
     tilted = prior.Prior(shares_C=np.array([0.999, 0.001]), score="top1")
-    draw, profile = cells.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
+    draw, profile = draws.Draw(bank=natural_bank, target="squares", seed=0), natural_bank.profile
     assert len({profile.config(method) for method in profile.methods}) == len(profile.methods)
     line = cells.run_cell(draw, "transfer-shares")
     assert line["balanced_accuracy"] == 0.5 != cells.run_cell(draw, "transfer")["balanced_accuracy"]
@@ -334,13 +334,13 @@ def with_rows(bank: banks.Bank, rows: dict[str, dict[str, Any]]) -> banks.Bank:
 def test_rows_with_part_of_the_sources(bank: banks.Bank) -> None:
     auto = {"method": "adapted", "teacher": {"name": "selftrained"}, "head_start": "ridge", "level": 0.05}
     rows = {name: {**auto, "sources": choice} for name, choice in {"a-best": "best", "a-own": "own", "a-1": 1}.items()}
-    draw = cells.Draw(bank=with_rows(bank, {"auto": auto, **rows}), target="squares", seed=0)
+    draw = draws.Draw(bank=with_rows(bank, {"auto": auto, **rows}), target="squares", seed=0)
     assert draw.of_row("auto") is draw
     best = max(draw.weights.alphas, key=lambda name: draw.weights.alphas[name])
     assert list(draw.of_row("a-best").features) == [best]
-    assert [len(cells.Draw(bank=draw.bank, target="squares", seed=seed).of_row("a-1").features) for seed in (0, 1)]
-    own = draw.of_row("a-own").features[cells.OWN]
-    assert own.shape == (len(draw.splits.train.hashes), cells.initial_student(draw).head.in_features)
+    assert [len(draws.Draw(bank=draw.bank, target="squares", seed=seed).of_row("a-1").features) for seed in (0, 1)]
+    own = draw.of_row("a-own").features[draws.OWN]
+    assert own.shape == (len(draw.splits.train.hashes), draws.initial_student(draw).head.in_features)
     assert all(0.0 <= cells.run_cell(draw, name)["top1"] <= 1.0 for name in rows)
 
 
@@ -349,7 +349,7 @@ def test_row_with_a_peer_learns_from_the_student_of_transfer(bank: banks.Bank) -
     transfer = {"method": "transfer", "batch_labeled": distill["batch_labeled"] + distill["batch_unlabeled"]}
     auto = {"method": "adapted", "teacher": {"name": "selftrained"}, "level": 0.05}
     rows = {"transfer": transfer, "auto": auto, "auto-peer": {**auto, "peer": True}}
-    draw = cells.Draw(bank=with_rows(bank, rows), target="squares", seed=0)
+    draw = draws.Draw(bank=with_rows(bank, rows), target="squares", seed=0)
     profile, kept = draw.bank.profile, bank.runs / "cache/peers"
     assert profile.config("auto-peer") != profile.config("auto")
     cells.run_cell(draw, "transfer")
@@ -370,7 +370,7 @@ def test_rows_with_more_labels_run_where_the_pack_has_them(bank: banks.Bank) -> 
     runner.run(more, runner.Selection(targets=("squares",), methods=("transfer", *rows), seeds=(0,)), processes=1)
     assert [line["method"] for line in suite_lines()] == ["transfer", "transfer-2x"]
     assert "times_the_labels" not in suite_lines()[0] and suite_lines()[1]["times_the_labels"] == 2
-    draw = cells.Draw(bank=more, target="squares", seed=0)
+    draw = draws.Draw(bank=more, target="squares", seed=0)
     assert (len(draw.labeled[0]), len(draw.of_row("transfer-2x").labeled[0])) == (8, 16)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.suite import bank as banks
-from benchmarks.suite.cells import Draw
+from benchmarks.suite.draws import Draw
 from benchmarks.unknown import figures, students, table
 from edgedistill.export.infer import predict_onnx
 from tests.benchmarks.test_suite_runner import pack
