@@ -14,6 +14,7 @@ from benchmarks.suite.protocol import Knowledge
 from edgedistill.distill import batches, evaluate, head_start, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
 from edgedistill.distill.probes import probe
+from edgedistill.errors import InputError
 from edgedistill.recipe.options import Problem, option_problems
 from edgedistill.recipe.schema import Distill
 from edgedistill.recipe.section import Choice
@@ -32,13 +33,47 @@ def train_student(draw: Draw, method: str) -> tuple[loop.TrainedStudent, batches
         peer_file = _peer_file(draw, alone, knowledge)
         if not peer_file.is_file():
             _fit(draw, alone, draw.material(alone, knowledge), knowledge)
-        share = draw.peer_share(settings.teacher, knowledge, profile.level(method))
+        share = peer_share(draw, method)
         teacher_NC = peer.averaged(material.teacher_NC, np.load(peer_file), share).astype(np.float32)
         material = replace(material, teacher_NC=teacher_NC)
     return _fit(draw, settings, material, knowledge)
 
 
+def peer_share(draw: Draw, method: str) -> peer.Share:
+    """The share of a row's peer: what it and the teacher say of each half of the labels when trained without it."""
+    profile = draw.bank.profile
+    settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
+    alone = peer.on_labels_alone(settings, settings.batch_unlabeled)
+    assert alone.steps != "auto", "a profile names them"
+    alone = alone.model_copy(update={"steps": peer.on_half_the_labels(alone.steps)})
+    try:
+        halves = draw.halves()
+    except InputError:
+        return peer.UNJUDGED
+    teacher, students, labels = [], [], []
+    for half in range(halves.count):
+        part, rows = draw.without_half(half), draw.labeled[0][halves.folds_N == half]
+        material = part.material(alone, knowledge)
+        fitted, _ = _trained(part, alone, material, knowledge)
+        teacher.append(part.teacher(settings.teacher, knowledge, profile.level(method))[rows])
+        students.append(evaluate.logits(fitted.model, draw.spec, material.images_NHWC[rows], batch=256))
+        labels.append(draw.labeled[1][halves.folds_N == half])
+    return peer.judge(np.concatenate(teacher), np.concatenate(students), np.concatenate(labels))
+
+
 def _fit(
+    draw: Draw, settings: Distill, material: batches.Material, knowledge: Knowledge
+) -> tuple[loop.TrainedStudent, batches.Task]:
+    fitted, task = _trained(draw, settings, material, knowledge)
+    if settings.method.name == "transfer" and draw.bank.profile.has_peers:  # it may be the peer of another row
+        peer_file = _peer_file(draw, settings, knowledge)
+        peer_file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(peer_file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, evaluate.logits(fitted.model, draw.spec, material.images_NHWC, batch=256))
+    return fitted, task
+
+
+def _trained(
     draw: Draw, settings: Distill, material: batches.Material, knowledge: Knowledge
 ) -> tuple[loop.TrainedStudent, batches.Task]:
     task = draw.task(settings, material)
@@ -46,11 +81,6 @@ def _fit(
     tell_prior(
         fitted.model, draw.spec, draw.prior(knowledge), images_NHWC=material.images_NHWC, rows=material.unlabeled
     )
-    if settings.method.name == "transfer" and draw.bank.profile.has_peers:  # it may be the peer of another row
-        peer_file = _peer_file(draw, settings, knowledge)
-        peer_file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(peer_file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, evaluate.logits(fitted.model, draw.spec, material.images_NHWC, batch=256))
     return fitted, task
 
 
@@ -76,8 +106,8 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
     views = 2 if "weak" in task.needs else 1
     batch_unlabeled = settings.batch_unlabeled if len(task.unlabeled) else 0
     samples = task.steps * (settings.batch_labeled + views * batch_unlabeled)
-    if settings.peer:
-        samples += task.steps * (settings.batch_labeled + batch_unlabeled)
+    if settings.peer:  # it and its halves, which are half as many steps each
+        samples += (task.steps + 2 * peer.on_half_the_labels(task.steps)) * (settings.batch_labeled + batch_unlabeled)
     return {
         "kind": "run",
         "profile": profile.name,

@@ -18,10 +18,11 @@ import numpy as np
 from benchmarks.suite.bank import Bank
 from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
-from edgedistill.distill import batches, evaluate, methods, peer, teachers
-from edgedistill.distill.probes import Labels
+from edgedistill.distill import batches, evaluate, methods, teachers
 from edgedistill.distill.tuner import Tuner
+from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
+from edgedistill.labels.protocol import Folds, assign_folds
 from edgedistill.recipe.options import keyword_only
 from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
 from edgedistill.recipe.section import Choice
@@ -80,6 +81,22 @@ class Draw:
         rows = np.concatenate([self.splits.labeled_rows, self.splits.val_rows])
         return rows, np.concatenate([self.splits.labeled_labels, self.splits.val_labels])
 
+    def halves(self) -> Folds:
+        """The labels in two halves, as a training with a peer divides them.
+
+        Raises:
+            InputError: fewer than two classes have labels in both halves.
+        """
+        rows, labels = self.labeled
+        return assign_folds(labels, self.splits.units_N[rows], TEST_SEED, most=2)
+
+    def without_half(self, half: int) -> Draw:
+        """The draw without the labels of one half, with the images and features that this one has loaded."""
+        (rows, labels), has_label_L = self.labeled, self.halves().folds_N != half
+        draw = replace(self)
+        vars(draw).update(splits=self.splits, features=self.features, labeled=(rows[has_label_L], labels[has_label_L]))
+        return draw
+
     @cached_property
     def spec(self) -> StudentSpec:
         """The profile's student for this target."""
@@ -134,19 +151,6 @@ class Draw:
 
     def teacher(self, choice: Choice, knowledge: Knowledge = "none", level: float = FORMER_LEVEL) -> np.ndarray:
         """The teacher's probabilities of the target's classes on every train image, float32 [N, C]."""
-        return self._fitted(choice, knowledge, level).probs_NC.astype(np.float32)
-
-    def peer_share(self, choice: Choice, knowledge: Knowledge, level: float) -> float:
-        """The share of a peer beside this teacher."""
-        rows, labels = self.labeled
-        backbone = initial_student(self).get_submodule("backbone")
-        features_LD = evaluate.logits(
-            backbone, self.spec, np.asarray(self.splits.train.resized(self.spec.input_px))[rows]
-        )
-        labeled = Labels(rows=np.arange(len(rows)), labels_L=labels, units_L=None, classes=len(self.splits.classes))
-        return peer.share(self._fitted(choice, knowledge, level), features_LD, labeled)
-
-    def _fitted(self, choice: Choice, knowledge: Knowledge, level: float) -> teachers.Teacher:
         cached = self.__dict__.setdefault("teachers", {})
         key, prior = (choice.model_dump_json(), knowledge, level), self.prior(knowledge)
         if key not in cached:
@@ -165,9 +169,9 @@ class Draw:
             )
             if prior:
                 teacher = teachers.adjusted(teacher, prior, self.splits.unlabeled_rows)
-            cached[key] = teacher
-        fitted: teachers.Teacher = cached[key]
-        return fitted
+            cached[key] = teacher.probs_NC.astype(np.float32)
+        probs_NC: np.ndarray = cached[key]
+        return probs_NC
 
     @property
     def tuner(self) -> Tuner:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_validator
 
 from benchmarks.suite.subsets import Subset
-from edgedistill.distill import head_start, tuning
+from edgedistill.distill import head_start, peer, tuning
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS
 from edgedistill.errors import InputError
@@ -165,6 +165,8 @@ class Profile(BaseModel):
                 versions["tuning"] = tuning.VERSION
         if settings.head_start != FORMER["head_start"]:
             versions["head start"] = head_start.VERSION
+        if settings.peer:
+            versions["peer"] = peer.VERSION
         newer = {name: getattr(settings, name) for name, former in FORMER.items() if getattr(settings, name) != former}
         if method.uses_sources and self.level(cell) != FORMER_LEVEL:
             newer["level"] = self.level(cell)

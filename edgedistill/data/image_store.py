@@ -155,6 +155,13 @@ class Selection:
         return images_NHWC if len(self.rows) == len(images_NHWC) else PickedImages(images_NHWC, self.rows)
 
 
+def select(store: ImageStore | Selection, rows: np.ndarray) -> Selection:
+    """Some images of a store or of a selection; `rows` (int64 [M], ascending) index it."""
+    if isinstance(store, Selection):
+        return Selection(store=store.store, rows=store.rows[rows])
+    return Selection(store=store, rows=rows)
+
+
 def build(
     items: Items,
     folder: Path,

@@ -5,64 +5,83 @@ the sources tell the target's classes poorly, it is the fine-tuned net that know
 COLT 1998; averaged pseudo-labels of several fine-tuned nets, Zhang, Mai, Nguyen and Chao, NeurIPS 2025, arXiv
 2503.09707).
 
-What the peer knows cannot be told on the labels that it was trained on. It knows at least what the student's initial
-features tell: its share is what a probe of these would have beside the teacher, by the likelihood of left-out labels.
-So a student whose features are poor, whatever its fine-tuning makes of them, does not spoil a good teacher.
+What the peer knows cannot be told on the labels that it was trained on. So it is trained twice more, without one half
+of the labels each time, and so is the teacher: what both say of the labels that they have not seen gives the share.
 
-N images, L of them labeled, D features of the student, C target classes.
+N images, H of them with a label that was held out, C target classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgedistill.distill.probes import Floats, Labels, at_least_two_per_class, probe, softmax
+from edgedistill.distill.probes import Floats, Rows, softmax
 from edgedistill.distill.teachers import Features, Teacher, mixing_weights
+from edgedistill.labels.calibration import fit_temperature
 from edgedistill.recipe.schema import Distill
 from edgedistill.recipe.section import Choice
 
 PEER = "the peer"  # the name under which a teacher knows the peer's logits, beside the features of sources
-TEMPERATURE = 2.0  # a net that was trained on few labels is too sure of what it says
-EQUAL = 0.5  # the share where left-out labels tell nothing
-SHRINK = 0.1  # as of the sources of a teacher
+VERSION = 2  # of its share; 2: by halves of the labels, where 1 asked a probe of the student's initial features
+SHRINK = 0.1  # towards equal shares, as of the sources of a teacher
 
 
-def share(teacher: Teacher, features_LD: Floats, labels: Labels) -> float:
-    """The peer's share, from 0 to 1; EQUAL where no label can be left out.
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A peer's share.
+
+    Attributes:
+        share: weight of its probabilities beside the teacher's, from 0 to 1.
+        temperature: what its logits are divided by.
+        judged: number of held-out labels that it was judged by.
+    """
+
+    share: float
+    temperature: float
+    judged: int
+
+
+# where no label can be held out; a net that was trained on few labels is too sure of what it says
+UNJUDGED = Share(share=0.5, temperature=2.0, judged=0)
+
+
+def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
+    """The share under which held-out labels are most likely, after the peer's answers are calibrated on them.
+
+    The temperature is that of Guo et al. (ICML 2017), the share that of a mixture of two (stacking, Wolpert 1992).
 
     Args:
-        teacher: with its held-out predictions.
-        features_LD: the student's initial features of the labeled images.
-        labels: theirs, the rows of `features_LD`.
+        teacher_HC: the teacher's probabilities of the images, fitted without their labels.
+        logits_HC: the peer's logits, trained without them.
+        labels_H: the labels.
     """
-    if teacher.held_out_LC is None or not at_least_two_per_class(labels.labels_L, labels.units_L):
-        return EQUAL
-    own_LC = probe(features_LD, labels.rows, labels.labels_L, labels.classes, units_L=labels.units_L).loo_probs_LC
-    each = np.arange(len(labels.labels_L)), labels.labels_L
-    likelihood_LS = np.stack([teacher.held_out_LC[each], own_LC[each]], axis=1)
-    return float(mixing_weights(likelihood_LS[np.isfinite(likelihood_LS).all(axis=1)], SHRINK)[1])
+    temperature = fit_temperature(logits_HC, labels_H)
+    each = np.arange(len(labels_H)), labels_H
+    likelihood_HS = np.stack([teacher_HC[each], softmax(logits_HC / temperature)[each]], axis=1)
+    share = float(mixing_weights(likelihood_HS, SHRINK)[1])
+    return Share(share=share, temperature=temperature, judged=len(labels_H))
 
 
-def averaged(probs_NC: Floats, logits_NC: Floats, share: float) -> Floats:
-    """The mean of a teacher's probabilities and a peer's, which are softened and have this share."""
-    return np.asarray((1.0 - share) * probs_NC + share * softmax(logits_NC / TEMPERATURE))
+def averaged(probs_NC: Floats, logits_NC: Floats, peer: Share) -> Floats:
+    """The mean of a teacher's probabilities and a peer's, by the peer's share."""
+    return np.asarray((1.0 - peer.share) * probs_NC + peer.share * softmax(logits_NC / peer.temperature))
 
 
-def joined(teacher: Teacher, logits_NC: Floats, share: float) -> Teacher:
+def joined(teacher: Teacher, logits_NC: Floats, peer: Share) -> Teacher:
     """The teacher with a peer; for other images it takes the peer's logits as the features of PEER.
 
     Args:
         teacher: shares and accuracy are those of its sources.
         logits_NC: the peer's logits of the images that the teacher answers.
-        share: the peer's.
+        peer: its share.
     """
 
     def predict(features: Features) -> Floats:
-        return averaged(teacher.predict(features), features[PEER], share)
+        return averaged(teacher.predict(features), features[PEER], peer)
 
-    return replace(teacher, probs_NC=averaged(teacher.probs_NC, logits_NC, share), predict=predict)
+    return replace(teacher, probs_NC=averaged(teacher.probs_NC, logits_NC, peer), predict=predict)
 
 
 def on_labels_alone(settings: Distill, batch_unlabeled: int) -> Distill:
@@ -78,3 +97,8 @@ def on_labels_alone(settings: Distill, batch_unlabeled: int) -> Distill:
         "batch_labeled": settings.batch_labeled + batch_unlabeled,
     }
     return settings.model_copy(update=update)
+
+
+def on_half_the_labels(steps: int) -> int:
+    """The steps of a training on half of the labels: as many passes over them as `steps` make over all."""
+    return max(1, steps // 2)

@@ -62,15 +62,12 @@ class Teacher:
             predictions: with many sources and few labels it is optimistic (0.76 on pure noise with 16 sources and 40
             labels).
         predict: applies the same mixture to other images: from each source's features [M, D] to [M, C].
-        held_out_LC: the predictions that `accuracy` scores; rows of images that were not scored are nan. None where the
-            teacher has none.
     """
 
     probs_NC: Floats
     weights: dict[str, float]
     accuracy: float
     predict: Callable[[Features], Floats]
-    held_out_LC: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +244,7 @@ def _mixed_teacher(
 
     scored = np.arange(len(labels_L)) if scored is None else scored
     accuracy = metrics.balanced(labels_L[scored], held_out_LC[scored].argmax(axis=1))[0]
-    scored_LC = np.full_like(held_out_LC, np.nan)
-    scored_LC[scored] = held_out_LC[scored]
-    return Teacher(
-        probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, predict=predict, held_out_LC=scored_LC
-    )
+    return Teacher(probs_NC=np.asarray(probs_NC), weights=shares, accuracy=accuracy, predict=predict)
 
 
 def mixing_weights(likelihood_LS: Floats, shrink: float, rounds: int = 200) -> Floats:

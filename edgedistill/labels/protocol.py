@@ -91,8 +91,8 @@ class Folds:
         return np.flatnonzero(self.folds_N == fold)
 
 
-def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
-    """Divide the labeled images into at most MAX_FOLDS folds of whole units, each class spread over them.
+def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: int = MAX_FOLDS) -> Folds:
+    """Divide the labeled images into at most `most` folds of whole units, each class spread over them.
 
     A class that is in one unit alone is never scored, and its unit always trains; where that leaves another class one
     unit, that class is not scored either. There are fewer folds where the rarest scored class is in fewer units. Every
@@ -103,6 +103,7 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
         labels_N: class of each image, -1 for none.
         units_N: unit of each image.
         seed: seed of the division.
+        most: number of folds where no class is in fewer units.
 
     Raises:
         InputError: fewer than two classes can be scored.
@@ -115,7 +116,7 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int) -> Folds:
         scored = labeled[~np.isin(units_N[labeled], always)]
         if len(np.unique(labels_N[scored])) < 2:
             raise _unmeasurable(grouped=len(np.unique(units_N[labeled])) < len(labeled))
-        folds_M, redrawn, undivided = _spread(labels_N[scored], units_N[scored], seed)
+        folds_M, redrawn, undivided = _spread(labels_N[scored], units_N[scored], seed, most)
         if undivided is None:
             break
         unscored.add(undivided)
@@ -151,13 +152,13 @@ def _unscored(pairs: np.ndarray, unscored: set[int]) -> tuple[set[int], np.ndarr
         unscored = unscored | more
 
 
-def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> tuple[np.ndarray, int, int | None]:
+def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int, most: int) -> tuple[np.ndarray, int, int | None]:
     """The fold of each of M scored images, int64 [M]; how many divisions were passed over; and None.
 
     Where every division puts all of a class into one fold: the class that most of them treat so, instead of None.
     """
     undivided_counts = Counter[int]()
-    for attempt, folds_M in enumerate(divisions(labels_M, units_M, seed)):
+    for attempt, folds_M in enumerate(divisions(labels_M, units_M, seed, most)):
         pairs = np.unique(np.stack([labels_M, folds_M], axis=1), axis=0)
         classes, fold_counts = np.unique(pairs[:, 0], return_counts=True)
         if fold_counts.min() > 1:
@@ -166,12 +167,12 @@ def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> tuple[np.nd
     return folds_M, attempt, max(sorted(undivided_counts), key=undivided_counts.__getitem__)
 
 
-def divisions(labels_M: np.ndarray, units_M: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Divisions into folds, int64 [M]: stratified ones, which may all be alike, and then as many by chance."""
+def divisions(labels_M: np.ndarray, units_M: np.ndarray, seed: int, most: int) -> Iterator[np.ndarray]:
+    """Divisions into at most `most` folds, int64 [M]: stratified ones, which may be alike, then as many by chance."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     pairs = np.unique(np.stack([labels_M, units_M], axis=1), axis=0)
-    n_splits = int(min(MAX_FOLDS, np.unique(pairs[:, 0], return_counts=True)[1].min()))
+    n_splits = int(min(most, np.unique(pairs[:, 0], return_counts=True)[1].min()))
     for attempt in range(SEEDS):
         splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed + attempt)
         divided = splitter.split(np.zeros((len(labels_M), 1)), labels_M, groups=units_M)

@@ -162,7 +162,7 @@ class Distill(Section):
     """How the sources' probes are mixed into a teacher, for `adapted`, `consistent` and `combined`."""
     peer: Annotated[bool, LATER] = False
     """Average the teacher's answers with those of the same student trained on labels alone, which is trained first and
-    is the run's baseline, too; by the weight that a probe of the student's initial features has beside the teacher."""
+    is the run's baseline, too. Two more trainings, each without one half of the labels, decide its share."""
     steps: PositiveInt | Literal["auto"] = 1000
     """Training steps; `auto`: twenty passes over the images, 400 steps at least, within the budget of `minutes`."""
     minutes: Annotated[PositiveFloat, LATER] = 60.0

@@ -41,6 +41,7 @@ class Context:
         fold: with folds, the fold that is the test set of this context; None for the student that ships.
         ships: whether val trains, too: with folds, in the last training of each student.
         peer: whether the peer teaches, too: in the last training of each student (steps/peer.py).
+        half: the half of the labeled images that is the test set of this context, to judge the peer by; None for all.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Context:
     fold: int | None = None
     ships: bool = False
     peer: bool = False
+    half: int | None = None
 
     def of_fold(self, fold: int) -> Context:
         """The context in which a fold of the labels is the test set; its run is a part of this one.
@@ -57,13 +59,13 @@ class Context:
         """
         run = Run(path=self.run / artifacts.fold_folder(fold), shared=self.run.shared or self.run.path)
         recipe = self.recipe.model_copy(update={"search": self.recipe.search.model_copy(update={"storage": None})})
-        return self._with_shared_inputs(replace(self, recipe=recipe, run=run, fold=fold))
+        return self.with_shared_inputs(replace(self, recipe=recipe, run=run, fold=fold))
 
     def shipping(self) -> Context:
         """The context of the last training: with folds all labels train."""
         if self.ships or self.splits.protocol != "folds":
             return self
-        context = self._with_shared_inputs(replace(self, ships=True))
+        context = self.with_shared_inputs(replace(self, ships=True))
         vars(context)["splits"] = self.splits.shipping()  # divided once: what the division warns of is said once
         return context
 
@@ -73,18 +75,18 @@ class Context:
 
         recipe = self.recipe.model_copy(update={"distill": on_labels_alone(self)})
         run = artifacts.labels_alone(self.run)
-        return self._with_shared_inputs(replace(self, recipe=recipe, run=run), "splits", "shards")
+        return self.with_shared_inputs(replace(self, recipe=recipe, run=run), "splits", "shards")
 
     def taught_by_peer(self) -> Context:
         """The context of a training whose teacher the peer joins; the other processes label its shards by an order."""
-        return self._with_shared_inputs(replace(self, peer=True), "splits", "fitted_on_sources")
+        return self.with_shared_inputs(replace(self, peer=True), "splits", "fitted_on_sources")
 
     @property
     def shipped(self) -> Context:
         """The context of the student that is exported: this one, or that of the baseline."""
         return self if artifacts.shipped(self.run) == self.run else self.labels_alone()
 
-    def _with_shared_inputs(self, context: Context, *more: str) -> Context:
+    def with_shared_inputs(self, context: Context, *more: str) -> Context:
         """Another context of the same images, with the sources that this one has loaded, and `more` of it."""
         shared = ("candidates", "networks", "source_outputs", *more)
         vars(context).update({name: vars(self)[name] for name in shared if name in vars(self)})
@@ -98,6 +100,7 @@ class Context:
     def order(self, work: str, **arguments: Any) -> None:
         """Order the other processes, if there are any, to take part in `work`, a key of workers.WORK."""
         from edgedistill.distributed import processes
+        from edgedistill.steps.orders import Order
 
         processes.send_order(Order(context=replace(self), work=work, arguments=arguments))  # a copy: the fields alone
 
@@ -131,7 +134,8 @@ class Context:
         px = max([SMALLEST_PX, *sizes])
         cache = self.run.cache / "images"
         splits = load_splits(self.recipe.data, self.base, cache, self.recipe.seed, px=px, fold=self.fold)
-        return splits.shipping() if self.ships else splits
+        splits = splits.shipping() if self.ships else splits
+        return splits if self.half is None else splits.without_half(self.half)
 
     @cached_property
     def source_outputs(self) -> dict[str, SourceOutputs]:
@@ -389,12 +393,3 @@ class Context:
         device = devices.find(devices.load(self.inventory), name)
         settings = {key: setting for key, setting in asdict(device).items() if key != "backends"}
         return [settings, environment.machine() if device.transport == "local" else []]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """The leader's order to the other processes: a key of workers.WORK, a context, and the work's arguments."""
-
-    context: Context
-    work: str
-    arguments: dict[str, Any]

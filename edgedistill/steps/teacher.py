@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgedistill.console import say
-from edgedistill.distill import evaluate, peer
-from edgedistill.distill.probes import Labels
+from edgedistill.distill import peer
 from edgedistill.distill.teachers import TEACHERS, Teacher, adjusted
 from edgedistill.distill.tuner import Tuner
 from edgedistill.distributed.device import default_device
 from edgedistill.recipe.options import bound_options
 from edgedistill.run import artifacts
 from edgedistill.sources.outputs import Network
-from edgedistill.students.build import build_student, load_student
+from edgedistill.students.build import load_student
 
 if TYPE_CHECKING:
     from edgedistill.steps.context import Context
@@ -31,7 +30,7 @@ class FittedTeacher:
 
     teacher: Teacher
     networks: dict[str, Network]
-    peer: float | None = None
+    peer: peer.Share | None = None
 
 
 def fit_teacher(context: Context) -> FittedTeacher:
@@ -76,19 +75,12 @@ def fit_teacher(context: Context) -> FittedTeacher:
 
 def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:
     """The teacher joined by the peer that the step peer trained, and its network among those that answer shards."""
-    splits, spec = context.splits, artifacts.STUDENT.read(context.run)
-    student = build_student(spec, context.recipe.seed, initialize=True).to(default_device())
-    labels = Labels(
-        rows=np.arange(len(splits.labeled_rows)),
-        labels_L=splits.labeled_labels,
-        units_L=splits.units_N[splits.labeled_rows],
-        classes=len(splits.classes),
+    arrays = artifacts.PEER.read(context.run)
+    share = peer.Share(
+        share=float(arrays["share"]), temperature=float(arrays["temperature"]), judged=int(arrays["judged"])
     )
-    images_LHWC = splits.train.resized(spec.input_px)[splits.labeled_rows]
-    share = peer.share(fitted.teacher, evaluate.logits(student.get_submodule("backbone"), spec, images_LHWC), labels)
     networks = {**fitted.networks, **({peer.PEER: peer_network(context)} if context.recipe.unlabeled else {})}
-    logits_NC = artifacts.PEER.read(context.run)["logits"]
-    return FittedTeacher(teacher=peer.joined(fitted.teacher, logits_NC, share), networks=networks, peer=share)
+    return FittedTeacher(teacher=peer.joined(fitted.teacher, arrays["logits"], share), networks=networks, peer=share)
 
 
 def peer_network(context: Context) -> Network:

@@ -358,9 +358,10 @@ def test_row_with_a_peer_learns_from_the_student_of_transfer(bank: banks.Bank) -
     assert list(kept.iterdir()) == before, "its peer is the student of transfer, which is trained once"
     pair = [task.material.teacher_NC for task in (apart, joined)]
     logits = [np.load(file) for file in before if len(np.load(file)) == len(draw.splits.train.hashes)]
-    share = draw.peer_share(profile.settings("auto", "squares", 0).teacher, "none", 0.05)
+    share = cells.peer_share(draw, "auto-peer")
     assert any(np.allclose(pair[1], peer.averaged(pair[0], logits_NC, share)) for logits_NC in logits)
-    assert cells.run_cell(draw, "auto-peer")["samples"] == 2 * cells.run_cell(draw, "auto")["samples"]
+    samples = {method: cells.run_cell(draw, method)["samples"] for method in ("auto", "auto-peer")}
+    assert samples == {"auto": 3 * 8, "auto-peer": (3 + 3 + 1 + 1) * 8}, "the student, its peer, and two halves"
 
 
 def test_rows_with_more_labels_run_where_the_pack_has_them(bank: banks.Bank) -> None:

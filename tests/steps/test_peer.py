@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgedistill.distill import peer
-from edgedistill.distill.probes import Labels, softmax
+from edgedistill.distill.probes import softmax
 from edgedistill.distill.teachers import Teacher
 from edgedistill.recipe.schema import Distill
 from edgedistill.run import artifacts
@@ -32,19 +32,15 @@ def losses(run: Run) -> list[float]:
     return [step["loss"] for step in artifacts.METRICS.read(run)]
 
 
-def teacher_of(probs_NC: np.ndarray, held_out_LC: np.ndarray | None = None) -> Teacher:
-    return Teacher(
-        probs_NC=probs_NC,
+def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
+    teacher = Teacher(
+        probs_NC=np.array([[0.8, 0.2], [0.5, 0.5]]),
         weights={"first": 1.0},
         accuracy=0.7,
         predict=lambda features: features["first"],
-        held_out_LC=held_out_LC,
     )
-
-
-def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
-    teacher, logits_NC = teacher_of(np.array([[0.8, 0.2], [0.5, 0.5]])), np.array([[0.0, 0.0], [0.0, 4.0]])
-    joined = peer.joined(teacher, logits_NC, 0.25)
+    logits_NC = np.array([[0.0, 0.0], [0.0, 4.0]])
+    joined = peer.joined(teacher, logits_NC, peer.Share(share=0.25, temperature=2.0, judged=0))
     sure = 1 / (1 + np.exp(-2))  # of logits 4 apart, at a temperature of 2
     expected_NC = [[0.75 * 0.8 + 0.25 * 0.5, 0.75 * 0.2 + 0.25 * 0.5], [0.375 + 0.25 * (1 - sure), 0.375 + 0.25 * sure]]
     np.testing.assert_allclose(joined.probs_NC, expected_NC)
@@ -53,20 +49,45 @@ def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
     np.testing.assert_allclose(joined.predict(others), expected_NC[::-1])
 
 
-def test_share_follows_what_the_students_initial_features_tell() -> None:
-    random, labels_L = np.random.default_rng(0), np.repeat(np.arange(2), 20)
-    labels = Labels(rows=np.arange(40), labels_L=labels_L, units_L=None, classes=2)
-    noise_LD = random.normal(size=(40, 8))
-    informed_LD = noise_LD + 4.0 * np.eye(8)[labels_L]
-    good_LC, blind_LC = np.where(np.eye(2)[labels_L] == 1, 0.9, 0.1), np.full((40, 2), 0.5)
-    good, blind = teacher_of(good_LC, good_LC), teacher_of(blind_LC, blind_LC)
-    assert peer.share(good, noise_LD, labels) < 0.1 < peer.share(good, informed_LD, labels)
-    assert peer.share(blind, informed_LD, labels) > 0.9
-    assert peer.share(teacher_of(good_LC), noise_LD, labels) == peer.EQUAL, "a teacher without held-out predictions"
-    one_each = Labels(rows=np.arange(2), labels_L=np.arange(2), units_L=None, classes=2)
-    assert peer.share(teacher_of(good_LC, good_LC[[0, 20]]), noise_LD[:2], one_each) == peer.EQUAL
-    unscored_LC = np.where(np.arange(40)[:, None] % 2, np.nan, good_LC)
-    assert peer.share(teacher_of(good_LC, unscored_LC), noise_LD, labels) < 0.2, "half of the images are enough"
+def test_share_follows_what_held_out_labels_say() -> None:
+    random, labels_H = np.random.default_rng(0), np.repeat(np.arange(2), 20)
+    noise_HC = random.normal(size=(40, 2))
+    informed_HC = noise_HC + 4.0 * np.eye(2)[labels_H]
+    good_HC, blind_HC = np.where(np.eye(2)[labels_H] == 1, 0.9, 0.1), np.full((40, 2), 0.5)
+    shares = {
+        (name, logits): peer.judge(teacher_HC, logits_HC, labels_H).share
+        for name, teacher_HC in (("good", good_HC), ("blind", blind_HC))
+        for logits, logits_HC in (("noise", noise_HC), ("informed", informed_HC))
+    }
+    assert shares["good", "noise"] < 0.1 < shares["good", "informed"] < shares["blind", "informed"]
+    assert shares["blind", "informed"] > 0.9
+    assert peer.judge(good_HC, noise_HC, labels_H).judged == 40
+
+
+def test_peer_that_is_too_sure_is_softened() -> None:
+    labels_H = np.repeat(np.arange(2), 20)
+    answers_H = np.where(np.arange(40) % 5, labels_H, 1 - labels_H)  # a fifth is wrong
+    sure_HC = 20.0 * np.eye(2)[answers_H]
+    share = peer.judge(np.full((40, 2), 0.5), sure_HC, labels_H)
+    expected = 20.0 / np.log(0.8 / 0.2)  # under which the answers have a probability of 0.8
+    assert share.temperature == pytest.approx(expected, rel=0.2)
+
+
+def test_half_trains_without_its_labels_and_tests_on_them(tmp_path: Path) -> None:
+    project = miniature.write(tmp_path)
+    train(project, "--set", "distill.method=transfer", "--set", "baseline=false")
+    splits = context_of(project).splits
+    halves = splits.halves()
+    assert sorted(set(halves.folds_N)) == [0, 1]
+    for half in range(2):
+        without = splits.without_half(half)
+        is_out_L = halves.folds_N == half
+        np.testing.assert_array_equal(without.labeled_rows, splits.labeled_rows[~is_out_L])
+        np.testing.assert_array_equal(without.labeled_labels, splits.labeled_labels[~is_out_L])
+        assert set(without.unlabeled_rows) == {*splits.unlabeled_rows, *splits.labeled_rows[is_out_L]}
+        test = without.open_test()
+        np.testing.assert_array_equal(test.labels_N, splits.labeled_labels[is_out_L])
+        np.testing.assert_array_equal(test.store.hashes, splits.train.hashes[splits.labeled_rows[is_out_L]])
 
 
 def test_peer_has_as_many_images_a_step_all_of_them_labeled() -> None:
@@ -81,7 +102,8 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     train(without, *method)
     err = train(project, *method, "--set", "distill.peer=true")
     steps = [line.split()[0] for line in err.splitlines() if line.endswith(("...", "up to date"))]
-    assert steps[-6:-1] == ["peer", "distill", "distill", "baseline", "distill"], "the peer is trained before, and once"
+    trained = ["peer", "distill", "distill", "distill", "distill", "baseline", "distill"]
+    assert steps[-8:-1] == trained, "the peer is trained before the student, once on all labels and without each half"
     assert err.count("distill    up to date") == 1, "as the baseline: the peer has trained it"
     run = Run(path=project.run)
     assert losses(run)[0] != losses(Run(path=without.run))[0], "the teacher is another from the first step on"
@@ -90,14 +112,21 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     context = context_of(project)
     taught, logits_NC = context.taught_by_peer(), artifacts.PEER.read(run)["logits"]
     rows, share = context.splits.unlabeled_rows, taught.fitted.peer
-    assert share is not None and 0.0 < share < 1.0
+    assert share is not None and 0.0 < share.share < 1.0
+    assert share.judged == len(context.splits.labeled_rows)
+    halves = [Run(path=artifacts.labels_alone(run) / artifacts.half_folder(half)) for half in range(2)]
+    assert [artifacts.RESULT.read(half).steps for half in halves] == [3, 3], "as many passes over half of the labels"
+    assert sum(artifacts.RESULT.read(half).test.n for half in halves) == share.judged
     np.testing.assert_allclose(
         taught.teacher.probs_NC[rows],
-        (1 - share) * context.teacher.probs_NC[rows] + share * softmax(logits_NC[rows] / 2),
+        (1 - share.share) * context.teacher.probs_NC[rows] + share.share * softmax(logits_NC[rows] / share.temperature),
         rtol=1e-5,
     )
     record = artifacts.RESULT.read(run)
-    assert record.teacher is not None and record.teacher.kind == f"selftrained with a peer whose share is {share:.2f}"
+    assert (
+        record.teacher is not None
+        and record.teacher.kind == f"selftrained with a peer whose share is {share.share:.2f}"
+    )
     assert "teacher selftrained with a peer whose share is" in miniature.call("report", project.run).out
 
 
@@ -144,5 +173,5 @@ def test_every_fold_has_a_peer_and_each_is_trained_once(tmp_path: Path) -> None:
         assert of_fold.path == alone / artifacts.fold_folder(fold) and artifacts.RESULT.find(of_fold) is not None
         assert "peer" in json.loads((part / "manifest.json").read_text())["steps"]
     assert artifacts.BASELINE.read(run).labels_alone == artifacts.RESULT.read(alone).test
-    # 6 peers and 6 students; the pool of the peers, and the baseline, train none
-    assert err.count("distill    done in") == 12, err
+    # 6 peers, each with two halves, and 6 students; the pool of the peers, and the baseline, train none
+    assert err.count("distill    done in") == 24, err
