@@ -6,7 +6,8 @@ COLT 1998; averaged pseudo-labels of several fine-tuned nets, Zhang, Mai, Nguyen
 2503.09707).
 
 What the peer knows cannot be told on the labels that it was trained on. So it is trained twice more, without one half
-of the labels each time, and so is the teacher: what both say of the labels that they have not seen gives the share.
+of the labels each time, and so is the teacher. What both say of the labels that they have not seen gives the share: the
+peer has as much as is shown.
 
 N images, H of them with a label that was held out, C target classes.
 """
@@ -18,14 +19,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgedistill.distill.probes import Floats, Rows, softmax
-from edgedistill.distill.teachers import Features, Teacher, mixing_weights
+from edgedistill.distill.teachers import Features, Teacher
 from edgedistill.labels.calibration import fit_temperature
 from edgedistill.recipe.schema import Distill
 from edgedistill.recipe.section import Choice
 
 PEER = "the peer"  # the name under which a teacher knows the peer's logits, beside the features of sources
-VERSION = 2  # of its share; 2: by halves of the labels, where 1 asked a probe of the student's initial features
-SHRINK = 0.1  # towards equal shares, as of the sources of a teacher
+VERSION = 2  # of its share; 2: by halves of the labels; 1 asked a probe of the student's initial features
+BELOW_BEST = 1.645**2 / 2  # log-likelihood: a share this far below the best one is refused at a level of 5 %, one-sided
+GRID = np.linspace(0.0, 1.0, 1001)  # of shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +45,16 @@ class Share:
     judged: int
 
 
-# where no label can be held out; a net that was trained on few labels is too sure of what it says
-UNJUDGED = Share(share=0.5, temperature=2.0, judged=0)
+UNJUDGED = Share(share=0.0, temperature=1.0, judged=0)  # where no label can be held out, nothing is shown
 
 
 def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
-    """The share under which held-out labels are most likely, after the peer's answers are calibrated on them.
+    """The least share that held-out labels do not refuse, after the peer's answers are calibrated on them.
 
-    The temperature is that of Guo et al. (ICML 2017), the share that of a mixture of two (stacking, Wolpert 1992).
+    The mixture of the two is that of stacking (Wolpert 1992); its likelihood is concave in the share, so that the
+    shares that are not refused by a likelihood ratio (Wilks 1938) are an interval. Its lower end is taken: few labels
+    tell little, and the teacher is not given up for what may be chance. The temperature is that of Guo et al. (ICML
+    2017).
 
     Args:
         teacher_HC: the teacher's probabilities of the images, fitted without their labels.
@@ -59,9 +63,11 @@ def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
     """
     temperature = fit_temperature(logits_HC, labels_H)
     each = np.arange(len(labels_H)), labels_H
-    likelihood_HS = np.stack([teacher_HC[each], softmax(logits_HC / temperature)[each]], axis=1)
-    share = float(mixing_weights(likelihood_HS, SHRINK)[1])
-    return Share(share=share, temperature=temperature, judged=len(labels_H))
+    teacher_H, peer_H = teacher_HC[each], softmax(logits_HC / temperature)[each]
+    mixed_HG = np.outer(teacher_H, 1.0 - GRID) + np.outer(peer_H, GRID)
+    likelihood_G = np.log(np.maximum(mixed_HG, 1e-12)).sum(axis=0)
+    least = np.flatnonzero(likelihood_G >= likelihood_G.max() - BELOW_BEST)[0]
+    return Share(share=float(GRID[least]), temperature=temperature, judged=len(labels_H))
 
 
 def averaged(probs_NC: Floats, logits_NC: Floats, peer: Share) -> Floats:

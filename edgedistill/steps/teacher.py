@@ -79,6 +79,8 @@ def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:
     share = peer.Share(
         share=float(arrays["share"]), temperature=float(arrays["temperature"]), judged=int(arrays["judged"])
     )
+    if not share.share:
+        return replace(fitted, peer=share)
     networks = {**fitted.networks, **({peer.PEER: peer_network(context)} if context.recipe.unlabeled else {})}
     return FittedTeacher(teacher=peer.joined(fitted.teacher, arrays["logits"], share), networks=networks, peer=share)
 
