@@ -27,6 +27,7 @@ from edgedistill.recipe.section import Choice
 PEER = "the peer"  # the name under which a teacher knows the peer's logits, beside the features of sources
 VERSION = 2  # of its share; 2: by halves of the labels; 1 asked a probe of the student's initial features
 BELOW_BEST = 1.645**2 / 2  # log-likelihood: a share this far below the best one is refused at a level of 5 %, one-sided
+SMALLEST = 1e-6  # probability
 GRID = np.linspace(0.0, 1.0, 1001)  # of shares
 
 
@@ -49,7 +50,7 @@ UNJUDGED = Share(share=0.0, temperature=1.0, judged=0)  # where no label can be 
 
 
 def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
-    """The least share that held-out labels do not refuse, after the peer's answers are calibrated on them.
+    """The least share that held-out labels do not refuse, after the answers of both are calibrated on them.
 
     The mixture of the two is that of stacking (Wolpert 1992); its likelihood is concave in the share, so that the
     shares that are not refused by a likelihood ratio (Wilks 1938) are an interval. Its lower end is taken: few labels
@@ -61,9 +62,11 @@ def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
         logits_HC: the peer's logits, trained without them.
         labels_H: the labels.
     """
-    temperature = fit_temperature(logits_HC, labels_H)
-    each = np.arange(len(labels_H)), labels_H
-    teacher_H, peer_H = teacher_HC[each], softmax(logits_HC / temperature)[each]
+    each, temperature = (np.arange(len(labels_H)), labels_H), fit_temperature(logits_HC, labels_H)
+    teacher_logits_HC = np.log(np.maximum(teacher_HC, SMALLEST))
+    # calibrated for the comparison alone: a teacher that is too sure would seem to know less than a calibrated peer
+    teacher_H = softmax(teacher_logits_HC / fit_temperature(teacher_logits_HC, labels_H))[each]
+    peer_H = softmax(logits_HC / temperature)[each]
     mixed_HG = np.outer(teacher_H, 1.0 - GRID) + np.outer(peer_H, GRID)
     likelihood_G = np.log(np.maximum(mixed_HG, 1e-12)).sum(axis=0)
     least = np.flatnonzero(likelihood_G >= likelihood_G.max() - BELOW_BEST)[0]

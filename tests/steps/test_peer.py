@@ -54,7 +54,8 @@ def test_share_follows_what_held_out_labels_say() -> None:
     random, labels_H = np.random.default_rng(0), np.repeat(np.arange(2), 20)
     noise_HC = random.normal(size=(40, 2))
     informed_HC = noise_HC + 4.0 * np.eye(2)[labels_H]
-    good_HC, blind_HC = np.where(np.eye(2)[labels_H] == 1, 0.9, 0.1), np.full((40, 2), 0.5)
+    answers_H = np.where(np.arange(40) % 4, labels_H, 1 - labels_H)  # a quarter is wrong
+    good_HC, blind_HC = np.where(np.eye(2)[answers_H] == 1, 0.99, 0.01), np.full((40, 2), 0.5)
     shares = {
         (name, logits): peer.judge(teacher_HC, logits_HC, labels_H).share
         for name, teacher_HC in (("good", good_HC), ("blind", blind_HC))
