@@ -47,18 +47,19 @@ def peer_share(draw: Draw, method: str) -> peer.Share:
     assert alone.steps != "auto", "a profile names them"
     alone = alone.model_copy(update={"steps": peer.on_half_the_labels(alone.steps)})
     try:
-        halves = draw.halves()
+        half_L = draw.halves()
     except InputError:
         return peer.UNJUDGED
-    teacher, students, labels = [], [], []
-    for half in range(halves.count):
-        part, rows = draw.without_half(half), draw.labeled[0][halves.folds_N == half]
+    rows, labels = draw.labeled
+    teacher, students = (np.zeros((len(rows), len(draw.splits.classes)), dtype=np.float32) for _ in range(2))
+    for half in range(2):
+        part, is_out_L = draw.without_half(half), half_L == half
         material = part.material(alone, knowledge)
         fitted, _ = _trained(part, alone, material, knowledge)
-        teacher.append(part.teacher(settings.teacher, knowledge, profile.level(method))[rows])
-        students.append(evaluate.logits(fitted.model, draw.spec, material.images_NHWC[rows], batch=256))
-        labels.append(draw.labeled[1][halves.folds_N == half])
-    return peer.judge(np.concatenate(teacher), np.concatenate(students), np.concatenate(labels))
+        teacher[is_out_L] = part.teacher(settings.teacher, knowledge, profile.level(method))[rows[is_out_L]]
+        students[is_out_L] = evaluate.logits(fitted.model, draw.spec, material.images_NHWC[rows[is_out_L]], batch=256)
+    scored = np.flatnonzero(half_L >= 0)
+    return peer.judge(teacher[scored], students[scored], labels[scored], draw.splits.units_N[rows[scored]])
 
 
 def _fit(

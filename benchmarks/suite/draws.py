@@ -22,7 +22,7 @@ from edgedistill.distill import batches, evaluate, methods, teachers
 from edgedistill.distill.tuner import Tuner
 from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
-from edgedistill.labels.protocol import Folds, assign_folds
+from edgedistill.labels.protocol import divide_in_halves
 from edgedistill.recipe.options import keyword_only
 from edgedistill.recipe.schema import Augment, Distill, Student, Weigh
 from edgedistill.recipe.section import Choice
@@ -81,18 +81,18 @@ class Draw:
         rows = np.concatenate([self.splits.labeled_rows, self.splits.val_rows])
         return rows, np.concatenate([self.splits.labeled_labels, self.splits.val_labels])
 
-    def halves(self) -> Folds:
-        """The labels in two halves, as a training with a peer divides them.
+    def halves(self) -> np.ndarray:
+        """The half of each labeled image, as a training with a peer divides them.
 
         Raises:
-            InputError: fewer than two classes have labels in both halves.
+            InputError: fewer than two classes can be divided.
         """
         rows, labels = self.labeled
-        return assign_folds(labels, self.splits.units_N[rows], TEST_SEED, most=2)
+        return divide_in_halves(labels, self.splits.units_N[rows], TEST_SEED)
 
     def without_half(self, half: int) -> Draw:
         """The draw without the labels of one half, with the images and features that this one has loaded."""
-        (rows, labels), has_label_L = self.labeled, self.halves().folds_N != half
+        (rows, labels), has_label_L = self.labeled, self.halves() != half
         draw = replace(self)
         vars(draw).update(splits=self.splits, features=self.features, labeled=(rows[has_label_L], labels[has_label_L]))
         return draw

@@ -14,7 +14,7 @@ from edgedistill.agent.pictures import Limits
 from edgedistill.data.image_store import ImageStore, Selection, select
 from edgedistill.labels import divide
 from edgedistill.labels.draws import UNLABELED, keyed_hashes
-from edgedistill.labels.protocol import Folds, Protocol, assign_folds
+from edgedistill.labels.protocol import Folds, Protocol, divide_in_halves
 
 log = logging.getLogger(__name__)
 
@@ -141,23 +141,26 @@ class Splits:
             beside_val_labels=self.beside_val_labels[:0],
         )
 
-    def halves(self) -> Folds:
-        """The labeled images in two halves of whole units; `folds_N` is the half of each of them, not of a row.
+    def halves(self) -> np.ndarray:
+        """The half of each labeled image, int64 [L]; see labels.protocol.divide_in_halves.
 
         Raises:
-            InputError: fewer than two classes have labels in both halves.
+            InputError: fewer than two classes can be divided.
         """
-        return assign_folds(self.labeled_labels, self.units_N[self.labeled_rows], divide.TEST_SEED, most=2)
+        return divide_in_halves(self.labeled_labels, self.units_N[self.labeled_rows], divide.TEST_SEED)
 
     def without_half(self, half: int) -> Splits:
-        """The splits in which a half of the labeled images is the test set, and trains without its labels."""
-        is_out_L = self.halves().folds_N == half
+        """The splits in which a half of the labeled images is the test set, and does not train.
+
+        Raises:
+            InputError: fewer than two classes can be divided.
+        """
+        is_out_L = self.halves() == half
         rows, labels_H = self.labeled_rows[is_out_L], self.labeled_labels[is_out_L]
         return replace(
             self,
             labeled_rows=self.labeled_rows[~is_out_L],
             labeled_labels=self.labeled_labels[~is_out_L],
-            unlabeled_rows=np.sort(np.concatenate([self.unlabeled_rows, rows])),
             test_set=LabeledImages(store=select(self.train, rows), labels_N=labels_H, units_N=self.units_N[rows]),
         )
 

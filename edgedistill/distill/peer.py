@@ -27,8 +27,8 @@ from edgedistill.recipe.section import Choice
 PEER = "the peer"  # the name under which a teacher knows the peer's logits, beside the features of sources
 VERSION = 2  # of its share; 2: by halves of the labels; 1 asked a probe of the student's initial features
 BELOW_BEST = 1.645**2 / 2  # log-likelihood: a share this far below the best one is refused at a level of 5 %, one-sided
-SMALLEST = 1e-6  # probability
-GRID = np.linspace(0.0, 1.0, 1001)  # of shares
+SMALLEST = 1e-6  # probability: a wrong answer that is quite sure does not decide alone
+WEIGHTS = np.linspace(0.0, 1.0, 1001)  # that are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +36,20 @@ class Share:
     """A peer's share.
 
     Attributes:
-        share: weight of its probabilities beside the teacher's, from 0 to 1.
+        weight: of its probabilities beside the teacher's, from 0 to 1.
         temperature: what its logits are divided by.
         judged: number of held-out labels that it was judged by.
     """
 
-    share: float
+    weight: float
     temperature: float
     judged: int
 
 
-UNJUDGED = Share(share=0.0, temperature=1.0, judged=0)  # where no label can be held out, nothing is shown
+UNJUDGED = Share(weight=0.0, temperature=1.0, judged=0)  # where no label can be held out, nothing is shown
 
 
-def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
+def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows, units_H: Rows) -> Share:
     """The least share that held-out labels do not refuse, after the answers of both are calibrated on them.
 
     The mixture of the two is that of stacking (Wolpert 1992); its likelihood is concave in the share, so that the
@@ -61,36 +61,38 @@ def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows) -> Share:
         teacher_HC: the teacher's probabilities of the images, fitted without their labels.
         logits_HC: the peer's logits, trained without them.
         labels_H: the labels.
+        units_H: the unit of each image: those of one are right or wrong together, and count as one.
     """
-    each, temperature = (np.arange(len(labels_H)), labels_H), fit_temperature(logits_HC, labels_H)
+    labels_of_each, temperature = (np.arange(len(labels_H)), labels_H), fit_temperature(logits_HC, labels_H)
     teacher_logits_HC = np.log(np.maximum(teacher_HC, SMALLEST))
     # calibrated for the comparison alone: a teacher that is too sure would seem to know less than a calibrated peer
-    teacher_H = softmax(teacher_logits_HC / fit_temperature(teacher_logits_HC, labels_H))[each]
-    peer_H = softmax(logits_HC / temperature)[each]
-    mixed_HG = np.outer(teacher_H, 1.0 - GRID) + np.outer(peer_H, GRID)
-    likelihood_G = np.log(np.maximum(mixed_HG, 1e-12)).sum(axis=0)
+    teacher_H = softmax(teacher_logits_HC / fit_temperature(teacher_logits_HC, labels_H))[labels_of_each]
+    peer_H = softmax(logits_HC / temperature)[labels_of_each]
+    mixed_HG = np.outer(teacher_H, 1.0 - WEIGHTS) + np.outer(peer_H, WEIGHTS)
+    _, unit_H, size_U = np.unique(units_H, return_inverse=True, return_counts=True)
+    likelihood_G = np.log(np.maximum(mixed_HG, SMALLEST)).T @ (1.0 / size_U[unit_H])
     least = np.flatnonzero(likelihood_G >= likelihood_G.max() - BELOW_BEST)[0]
-    return Share(share=float(GRID[least]), temperature=temperature, judged=len(labels_H))
+    return Share(weight=float(WEIGHTS[least]), temperature=temperature, judged=len(labels_H))
 
 
-def averaged(probs_NC: Floats, logits_NC: Floats, peer: Share) -> Floats:
+def averaged(probs_NC: Floats, logits_NC: Floats, share: Share) -> Floats:
     """The mean of a teacher's probabilities and a peer's, by the peer's share."""
-    return np.asarray((1.0 - peer.share) * probs_NC + peer.share * softmax(logits_NC / peer.temperature))
+    return np.asarray((1.0 - share.weight) * probs_NC + share.weight * softmax(logits_NC / share.temperature))
 
 
-def joined(teacher: Teacher, logits_NC: Floats, peer: Share) -> Teacher:
+def joined(teacher: Teacher, logits_NC: Floats, share: Share) -> Teacher:
     """The teacher with a peer; for other images it takes the peer's logits as the features of PEER.
 
     Args:
         teacher: shares and accuracy are those of its sources.
         logits_NC: the peer's logits of the images that the teacher answers.
-        peer: its share.
+        share: the peer's.
     """
 
     def predict(features: Features) -> Floats:
-        return averaged(teacher.predict(features), features[PEER], peer)
+        return averaged(teacher.predict(features), features[PEER], share)
 
-    return replace(teacher, probs_NC=averaged(teacher.probs_NC, logits_NC, peer), predict=predict)
+    return replace(teacher, probs_NC=averaged(teacher.probs_NC, logits_NC, share), predict=predict)
 
 
 def on_labels_alone(settings: Distill, batch_unlabeled: int) -> Distill:

@@ -26,6 +26,7 @@ Score = Literal["top1", "balanced"]
 Choice = Literal["auto", "test", "holdout", "folds"]
 HOLDOUT_IMAGES, HOLDOUT_PER_CLASS = 400, 20  # with fewer labels a hold-out is too small to measure by
 MAX_FOLDS = 5
+LEAST_IN_HALF = 2  # units of a class: with one, a probe has no penalty of its own
 SEEDS = 30  # of divisions into folds, until each class is in two folds at least
 RESAMPLES = 2000
 
@@ -123,6 +124,27 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: 
     folds_N = np.full(len(labels_N), -1, dtype=np.int64)
     folds_N[scored] = folds_M
     return Folds(folds_N=folds_N, count=int(folds_M.max()) + 1, unscored=tuple(sorted(unscored)), redrawn=redrawn)
+
+
+def divide_in_halves(labels_L: np.ndarray, units_L: np.ndarray, seed: int) -> np.ndarray:
+    """The half, 0 or 1, of each of L labeled images, int64 [L]: whole units, each class spread over both.
+
+    It is -1 for an image in neither half: of a class in fewer than four units, which a half would leave with one, or of
+    a unit that holds an image of such a class.
+
+    Args:
+        labels_L: class of each image.
+        units_L: unit of each image.
+        seed: seed of the division.
+
+    Raises:
+        InputError: fewer than two classes can be divided.
+    """
+    pairs = np.unique(np.stack([labels_L, units_L], axis=1), axis=0)
+    classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
+    is_rare_L = np.isin(labels_L, classes[unit_counts < 2 * LEAST_IN_HALF])
+    divided_L = np.where(np.isin(units_L, units_L[is_rare_L]), UNLABELED, labels_L)
+    return assign_folds(divided_L, units_L, seed, most=2).folds_N
 
 
 def _unmeasurable(grouped: bool) -> InputError:

@@ -207,9 +207,12 @@ STUDENT = _record("search/student.json", StudentSpec)
 TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
 
 
-def half_folder(half: int) -> str:
-    """Folder of a training without one half of the labels, relative to the run of the training on all of them."""
-    return f"halves/{half}"
+def half_folder(half: int, division: str) -> str:
+    """Folder of a training without one half of the labels, relative to the run of the training on all of them.
+
+    `division` is a hash of how they are divided: a student that was trained in another division has seen the half.
+    """
+    return f"halves/{half}-{division[:8]}"
 
 
 # folds; a fold's folder holds weigh/, search/ and distill/ as a run does
@@ -217,7 +220,7 @@ OUT_OF_FOLD = _record("folds/folds.json", OutOfFold)
 FOLD_ANSWERS = Artifact(path="folds/answers.npz", load=_read_arrays)
 FOLD_UNLABELED = Artifact(path="folds/unlabeled.npz", load=_read_arrays)  # "rows", fp32, int8
 # peer: the logits of the same student, trained on labels alone, of every train image; and its share
-PEER = Artifact(path="peer/logits.npz", load=partial(_read_arrays, names=("logits", "share", "temperature", "judged")))
+PEER = Artifact(path="peer/logits.npz", load=partial(_read_arrays, names=("logits", "weight", "temperature", "judged")))
 # distill
 LAST_CHECKPOINT = Artifact(path="distill/last.pt", load=Path.read_bytes)
 METRICS = Artifact(path="distill/metrics.jsonl", load=_read_steps)

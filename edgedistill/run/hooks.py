@@ -28,7 +28,8 @@ class Callback:
 
         Args:
             stage: what is trained: `distill` is the student, `baseline/distill` or `peer/distill` the one on labels
-                alone, `quantize` its int8 variant, `NAME/distill` a source that is trained first.
+                alone, `peer/half 1/distill` the one that lacks a half of them, `quantize` its int8 variant,
+                `NAME/distill` a source that is trained first.
             step: from 1; a resumed training begins behind its checkpoint.
             scalars: the loss, and its terms as `terms/NAME`.
         """

@@ -106,7 +106,7 @@ def teacher_score(context: Context, student: Accuracy | None) -> TeacherScore | 
     if blind := [name for name, share in context.teacher.weights.items() if not share]:
         say(f"  teacher: no share for {', '.join(blind)}, not told from chance on the labels")
     kind, share = distill.teacher.name, context.fitted.peer
-    kind = kind if share is None else f"{kind} with a peer whose share is {share.share:.2f}"
+    kind = kind if share is None else f"{kind} with a peer whose share is {share.weight:.2f}"
     if student is None:
         return TeacherScore(kind=kind, val=None, weights=context.teacher.weights)
     val = evaluate.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)

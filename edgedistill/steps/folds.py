@@ -52,6 +52,11 @@ class Pooled:
         artifacts.OUT_OF_FOLD.write(run, self.record)
 
 
+def inputs(context: Context) -> dict[str, str]:
+    """Hashes of what the folds read from outside the run, and the version of the peer, where there is one."""
+    return search.inputs(context) | ({"peer": str(peer.STEP.version)} if context.has_peer else {})
+
+
 def applies(context: Context) -> bool:
     """Whether the labels are divided into folds, by the step weigh's facts about the data."""
     return artifacts.DATA.read(context.run).get("protocol") == "folds"
@@ -143,7 +148,8 @@ def predicted_time(context: Context, count: int) -> str:
         return ""
     steps = lengths.training_steps(context, artifacts.STUDENT.read(context.run))
     training = max(seconds) * steps / context.recipe.search.steps
-    return duration(count * (sum(seconds) + training))
+    trainings = 3 if context.has_peer else 1  # the peer's, and its halves, which are as long together
+    return duration(count * (sum(seconds) + trainings * training))
 
 
 def fold_answers(
@@ -210,7 +216,7 @@ STEP = Step(
     version=5,
     sections=("seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill", "quantize"),
     after=("weigh", "search"),
-    inputs=search.inputs,
+    inputs=inputs,
     outputs=(artifacts.OUT_OF_FOLD.path, artifacts.FOLD_ANSWERS.path, artifacts.FOLD_UNLABELED.path),
     work=work,
     applies=applies,

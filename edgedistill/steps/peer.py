@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from edgedistill.console import say
 from edgedistill.errors import InputError
-from edgedistill.run import artifacts
+from edgedistill.run import artifacts, hooks
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
+from edgedistill.run.files import digest
 from edgedistill.steps import distill
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step, run_steps
@@ -63,14 +64,15 @@ def without_half(context: Context, half: int) -> Context:
     """The context of a training on labels alone without one half of them; its run is a part of the baseline's."""
     from edgedistill.distill import peer
 
-    alone = context.labels_alone()
+    alone, splits = context.labels_alone(), context.splits.without_half(half)
     settings = alone.recipe.distill
     assert settings.steps != "auto", "the baseline has as many as the student"
     settings = settings.model_copy(update={"steps": peer.on_half_the_labels(settings.steps)})
     recipe = alone.recipe.model_copy(update={"distill": settings})
-    run = replace(alone.run, path=alone.run / artifacts.half_folder(half))
+    division = digest([splits.test_set.store.pixels_hash, splits.test_set.labels_N.tolist()])
+    run = replace(alone.run, path=alone.run / artifacts.half_folder(half, division))
     part = context.with_shared_inputs(replace(alone, recipe=recipe, run=run, half=half))
-    vars(part)["splits"] = context.splits.without_half(half)
+    vars(part)["splits"] = splits
     return part
 
 
@@ -83,26 +85,41 @@ def judge(context: Context) -> Share:
     import numpy as np
 
     from edgedistill.distill import peer
+
+    splits = context.splits
+    try:
+        half_L = splits.halves()
+    except InputError:
+        say("  the peer has no share: it is judged by halves of the labels, which takes four of each of two classes")
+        return peer.UNJUDGED
+    teacher, students = (np.zeros((len(half_L), len(splits.classes)), dtype=np.float32) for _ in range(2))
+    for half in range(2):
+        is_out_L = half_L == half
+        teacher[is_out_L], students[is_out_L] = held_out_answers(context, half, splits.labeled_rows[is_out_L])
+    scored = np.flatnonzero(half_L >= 0)
+    units_H = splits.units_N[splits.labeled_rows[scored]]
+    share = peer.judge(teacher[scored], students[scored], splits.labeled_labels[scored], units_H)
+    say(f"  the peer has a share of {share.weight:.2f}, by {share.judged} labels that it and the teacher had not seen")
+    return share
+
+
+def held_out_answers(context: Context, half: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's probabilities and the peer's logits, [H, C], of a half of the labels that both are trained without.
+
+    Args:
+        context: of the training that the peer joins.
+        half: which half.
+        rows: of its images in train, [H].
+    """
     from edgedistill.steps.teacher import fit_teacher
 
-    try:
-        halves = context.splits.halves()
-    except InputError:  # too few labels to leave one out
-        return peer.UNJUDGED
-    teacher, students, labels = [], [], []
-    for half in range(halves.count):
-        part = without_half(context, half)
-        say(f"  without half {half + 1} of the labels, to judge the peer")
+    part = without_half(context, half)
+    say(f"  without half {half + 1} of the labels, to judge the peer")
+    with hooks.stage(f"half {half + 1}"):
         train(context, part)
-        px = artifacts.RESULT.read(part.run).spec.input_px
-        images_HHWC, labels_H = part.test_images(px)
-        rows = context.splits.labeled_rows[halves.folds_N == half]
-        teacher.append(fit_teacher(part).teacher.probs_NC[rows])
-        students.append(logits(part, images_HHWC))
-        labels.append(labels_H)
-    share = peer.judge(np.concatenate(teacher), np.concatenate(students), np.concatenate(labels))
-    say(f"  the peer has a share of {share.share:.2f}, by {share.judged} labels that it and the teacher had not seen")
-    return share
+    px = artifacts.RESULT.read(part.run).spec.input_px
+    teacher_NC = fit_teacher(part, rows).teacher.probs_NC
+    return teacher_NC[rows], logits(part, context.splits.train.resized(px)[rows])
 
 
 def take_over(run: Run, part: Run) -> None:
@@ -118,7 +135,7 @@ def take_over(run: Run, part: Run) -> None:
 
 STEP = Step(
     name="peer",
-    version=2,
+    version=3,
     sections=("seed", "data", "unlabeled", "distill"),
     after=("weigh", "search", "folds"),
     outputs=(artifacts.PEER.path,),

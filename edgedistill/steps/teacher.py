@@ -33,15 +33,20 @@ class FittedTeacher:
     peer: peer.Share | None = None
 
 
-def fit_teacher(context: Context) -> FittedTeacher:
+def fit_teacher(context: Context, more: np.ndarray | None = None) -> FittedTeacher:
     """Fit the recipe's teacher: class probabilities of every train image.
 
     Train images with the pixels of a test image are excluded; their rows are uniform. With a prior its answers are
     shifted to it by those on the unlabeled images.
+
+    Args:
+        context: whose labeled images it is fitted to.
+        more: rows of train images that are in none of its splits and are answered, too; int64.
     """
     distill, splits = context.recipe.distill, context.splits
     kind, classes = TEACHERS[distill.teacher.name], len(splits.classes)
-    split_rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows]))
+    more = splits.labeled_rows[:0] if more is None else more
+    split_rows = np.sort(np.concatenate([splits.labeled_rows, splits.val_rows, splits.unlabeled_rows, more]))
     tuner = Tuner(
         network=context.networks.__getitem__,
         store=splits.train,
@@ -77,9 +82,9 @@ def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:
     """The teacher joined by the peer that the step peer trained, and its network among those that answer shards."""
     arrays = artifacts.PEER.read(context.run)
     share = peer.Share(
-        share=float(arrays["share"]), temperature=float(arrays["temperature"]), judged=int(arrays["judged"])
+        weight=float(arrays["weight"]), temperature=float(arrays["temperature"]), judged=int(arrays["judged"])
     )
-    if not share.share:
+    if not share.weight:
         return replace(fitted, peer=share)
     networks = {**fitted.networks, **({peer.PEER: peer_network(context)} if context.recipe.unlabeled else {})}
     return FittedTeacher(teacher=peer.joined(fitted.teacher, arrays["logits"], share), networks=networks, peer=share)

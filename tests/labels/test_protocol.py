@@ -15,6 +15,7 @@ from edgedistill.labels import protocol
 from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.protocol import (
     assign_folds,
+    divide_in_halves,
     pooled_accuracy,
     pooled_gain,
     resolve,
@@ -304,3 +305,16 @@ def test_classes_that_are_surely_right_and_wrong_still_contribute_doubt() -> Non
     accuracy = unit_accuracy(labels_N, np.zeros_like(labels_N), units_N)
     low, high = accuracy.balanced_ci95
     assert accuracy.balanced == 0.5 and low < 0.36 and high > 0.64
+
+
+def test_halves_have_whole_units_and_leave_two_of_each_class() -> None:
+    labels_L = np.repeat(np.arange(4), [8, 9, 3, 5])
+    units_L = np.arange(25)
+    units_L[1], units_L[20] = units_L[0], units_L[17]  # two frames of one board; a frame of a rare class, and another
+    half_L = divide_in_halves(labels_L, units_L, seed=0)
+    assert half_L[0] == half_L[1] and half_L[17] == half_L[20] == -1
+    assert set(half_L[labels_L == 2]) == {-1}, "of three labels a half would leave one"
+    for label in (0, 1, 3):
+        assert min(np.bincount(half_L[(labels_L == label) & (half_L >= 0)], minlength=2)) >= 2
+    with pytest.raises(InputError, match="fewer than two classes"):
+        divide_in_halves(np.repeat(np.arange(2), [8, 3]), np.arange(11), seed=0)

@@ -15,8 +15,11 @@ from edgedistill.distill.teachers import Teacher
 from edgedistill.recipe.schema import Distill
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
+from edgedistill.steps.peer import logits, without_half
+from edgedistill.steps.teacher import fit_teacher
 from tests.helpers import miniature, tars
 from tests.helpers.miniature import Project
+from tests.helpers.with_share import WEIGHT, with_share
 from tests.steps.test_folds import context_of, few_labels
 
 ADAPTED = "{name: adapted, lam: 0.5}"
@@ -41,7 +44,7 @@ def test_answers_are_the_mean_of_both_and_the_peer_is_softened() -> None:
         predict=lambda features: features["first"],
     )
     logits_NC = np.array([[0.0, 0.0], [0.0, 4.0]])
-    joined = peer.joined(teacher, logits_NC, peer.Share(share=0.25, temperature=2.0, judged=0))
+    joined = peer.joined(teacher, logits_NC, peer.Share(weight=0.25, temperature=2.0, judged=0))
     sure = 1 / (1 + np.exp(-2))  # of logits 4 apart, at a temperature of 2
     expected_NC = [[0.75 * 0.8 + 0.25 * 0.5, 0.75 * 0.2 + 0.25 * 0.5], [0.375 + 0.25 * (1 - sure), 0.375 + 0.25 * sure]]
     np.testing.assert_allclose(joined.probs_NC, expected_NC)
@@ -57,28 +60,32 @@ def test_share_follows_what_held_out_labels_say() -> None:
     answers_H = np.where(np.arange(40) % 4, labels_H, 1 - labels_H)  # a quarter is wrong
     good_HC, blind_HC = np.where(np.eye(2)[answers_H] == 1, 0.99, 0.01), np.full((40, 2), 0.5)
     shares = {
-        (name, logits): peer.judge(teacher_HC, logits_HC, labels_H).share
+        (name, logits): peer.judge(teacher_HC, logits_HC, labels_H, np.arange(40)).weight
         for name, teacher_HC in (("good", good_HC), ("blind", blind_HC))
         for logits, logits_HC in (("noise", noise_HC), ("informed", informed_HC))
     }
     assert shares["good", "noise"] == 0.0 < shares["good", "informed"] < shares["blind", "informed"]
     assert shares["blind", "informed"] > 0.7
-    assert peer.judge(good_HC, noise_HC, labels_H).judged == 40
+    assert peer.judge(good_HC, noise_HC, labels_H, np.arange(40)).judged == 40
 
 
 def test_few_labels_show_a_smaller_share() -> None:
     labels_H = np.repeat(np.arange(2), 60)
     teacher_HC, logits_HC = np.full((120, 2), 0.5), np.where(np.eye(2)[labels_H] == 1, 1.0, 0.0)
     few = [0, 1, 60, 61]
-    share = peer.judge(teacher_HC[few], logits_HC[few], labels_H[few]).share
-    assert 0.0 <= share < peer.judge(teacher_HC, logits_HC, labels_H).share
+    share = peer.judge(teacher_HC[few], logits_HC[few], labels_H[few], np.arange(4))
+    assert share.weight < 0.5
+    assert peer.judge(teacher_HC, logits_HC, labels_H, np.arange(120)).weight > 0.9
+    frames = np.repeat(few, 50)
+    repeated = peer.judge(teacher_HC[frames], logits_HC[frames], labels_H[frames], frames)
+    assert repeated.weight < 0.5, "the frames of one recording count as one"
 
 
 def test_peer_that_is_too_sure_is_softened() -> None:
     labels_H = np.repeat(np.arange(2), 20)
     answers_H = np.where(np.arange(40) % 5, labels_H, 1 - labels_H)  # a fifth is wrong
     sure_HC = 20.0 * np.eye(2)[answers_H]
-    share = peer.judge(np.full((40, 2), 0.5), sure_HC, labels_H)
+    share = peer.judge(np.full((40, 2), 0.5), sure_HC, labels_H, np.arange(40))
     expected = 20.0 / np.log(0.8 / 0.2)  # under which the answers have a probability of 0.8
     assert share.temperature == pytest.approx(expected, rel=0.2)
 
@@ -87,14 +94,14 @@ def test_half_trains_without_its_labels_and_tests_on_them(tmp_path: Path) -> Non
     project = miniature.write(tmp_path)
     train(project, "--set", "distill.method=transfer", "--set", "baseline=false")
     splits = context_of(project).splits
-    halves = splits.halves()
-    assert sorted(set(halves.folds_N)) == [0, 1]
+    half_L = splits.halves()
+    assert sorted(set(half_L)) == [0, 1]
     for half in range(2):
         without = splits.without_half(half)
-        is_out_L = halves.folds_N == half
+        is_out_L = half_L == half
         np.testing.assert_array_equal(without.labeled_rows, splits.labeled_rows[~is_out_L])
         np.testing.assert_array_equal(without.labeled_labels, splits.labeled_labels[~is_out_L])
-        assert set(without.unlabeled_rows) == {*splits.unlabeled_rows, *splits.labeled_rows[is_out_L]}
+        np.testing.assert_array_equal(without.unlabeled_rows, splits.unlabeled_rows)
         test = without.open_test()
         np.testing.assert_array_equal(test.labels_N, splits.labeled_labels[is_out_L])
         np.testing.assert_array_equal(test.store.hashes, splits.train.hashes[splits.labeled_rows[is_out_L]])
@@ -109,8 +116,7 @@ def test_peer_has_as_many_images_a_step_all_of_them_labeled() -> None:
 @pytest.fixture
 def has_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that has a share, whatever the labels of the miniature say."""
-    judge = peer.judge
-    monkeypatch.setattr(peer, "judge", lambda *answers: replace(judge(*answers), share=0.4))
+    monkeypatch.setattr(peer, "judge", with_share(peer.judge))
 
 
 def test_peer_without_a_share_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,22 +144,53 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     context = context_of(project)
     taught, logits_NC = context.taught_by_peer(), artifacts.PEER.read(run)["logits"]
     rows, share = context.splits.unlabeled_rows, taught.fitted.peer
-    assert share is not None and share.share == 0.4
+    assert share is not None and share.weight == WEIGHT
     assert share.judged == len(context.splits.labeled_rows)
-    halves = [Run(path=artifacts.labels_alone(run) / artifacts.half_folder(half)) for half in range(2)]
+    halves = [Run(path=path) for path in sorted((artifacts.labels_alone(run) / "halves").iterdir())]
     assert [artifacts.RESULT.read(half).steps for half in halves] == [3, 3], "as many passes over half of the labels"
     assert sum(artifacts.RESULT.read(half).test.n for half in halves) == share.judged
     np.testing.assert_allclose(
         taught.teacher.probs_NC[rows],
-        (1 - share.share) * context.teacher.probs_NC[rows] + share.share * softmax(logits_NC[rows] / share.temperature),
+        (1 - share.weight) * context.teacher.probs_NC[rows]
+        + share.weight * softmax(logits_NC[rows] / share.temperature),
         rtol=1e-5,
     )
     record = artifacts.RESULT.read(run)
     assert (
         record.teacher is not None
-        and record.teacher.kind == f"selftrained with a peer whose share is {share.share:.2f}"
+        and record.teacher.kind == f"selftrained with a peer whose share is {share.weight:.2f}"
     )
     assert "teacher selftrained with a peer whose share is" in miniature.call("report", project.run).out
+
+
+def test_peer_is_judged_by_labels_that_neither_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[np.ndarray, ...]] = []
+    monkeypatch.setattr(peer, "judge", lambda *answers: judged.append(answers) or peer.UNJUDGED)
+    project = miniature.write(tmp_path)
+    train(project, "--set", f"distill.method={ADAPTED}", "--set", "baseline=false", "--set", "distill.peer=true")
+    context = context_of(project)
+    ((teacher_HC, logits_HC, labels_H, units_H),) = judged
+    np.testing.assert_array_equal(labels_H, context.splits.labeled_labels)
+    np.testing.assert_array_equal(units_H, context.splits.units_N[context.splits.labeled_rows])
+    for half in range(2):
+        is_out_L = context.splits.halves() == half
+        part, rows = without_half(context, half), context.splits.labeled_rows[is_out_L]
+        assert not set(part.splits.labeled_rows) & set(rows)
+        np.testing.assert_allclose(fit_teacher(part, rows).teacher.probs_NC[rows], teacher_HC[is_out_L], rtol=1e-5)
+        record = artifacts.RESULT.read(part.run)
+        images_HHWC = part.test_images(record.spec.input_px)[0]
+        np.testing.assert_allclose(logits(part, images_HHWC), logits_HC[is_out_L], rtol=1e-4, atol=1e-5)
+        in_another_process = replace(part)
+        np.testing.assert_array_equal(in_another_process.splits.labeled_rows, part.splits.labeled_rows)
+
+
+def test_too_few_labels_judge_nothing(tmp_path: Path) -> None:
+    project = miniature.write(tmp_path)
+    few = ("--set", "data.labels_per_class=4", "--set", "baseline=false")
+    err = train(project, "--set", f"distill.method={ADAPTED}", "--set", "distill.peer=true", *few)
+    assert "the peer has no share: it is judged by halves of the labels, which takes four" in err
+    share = context_of(project).taught_by_peer().fitted.peer
+    assert share == peer.UNJUDGED
 
 
 @pytest.mark.usefixtures("has_share")

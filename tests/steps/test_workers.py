@@ -20,13 +20,15 @@ from tests.helpers import miniature, tars
 from tests.steps.test_folds import few_labels
 
 
-def start_training(project: miniature.Project, processes: int, *more: str) -> subprocess.Popen[str]:
+def start_training(
+    project: miniature.Project, processes: int, *more: str, program: str = "edgedistill"
+) -> subprocess.Popen[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     argv = [
         sys.executable,
         *(torchrun if processes > 1 else []),
         "-m",
-        "edgedistill",
+        program,
         "train",
         str(project.recipe),
         "--runs",
@@ -43,8 +45,8 @@ def start_training(project: miniature.Project, processes: int, *more: str) -> su
     )
 
 
-def train(project: miniature.Project, processes: int, *more: str) -> str:
-    process = start_training(project, processes, *more)
+def train(project: miniature.Project, processes: int, *more: str, program: str = "edgedistill") -> str:
+    process = start_training(project, processes, *more, program=program)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return out
@@ -95,8 +97,8 @@ def test_two_processes_share_the_shards(tmp_path: Path) -> None:
         tars.add_shards(miniature.write(tmp_path / name), "{name: adapted, lam: 0.5}") for name in ("alone", "both")
     )
     with_peer = ("--set", "distill.peer=true")  # it answers the shards, too
-    train(alone, 1, *with_peer)
-    train(both, 2, *with_peer)
+    train(alone, 1, *with_peer, program="tests.helpers.with_share")
+    train(both, 2, *with_peer, program="tests.helpers.with_share")
     np.testing.assert_allclose(losses(both)[:10], losses(alone)[:10], rtol=1e-4)
     np.testing.assert_allclose(losses(both), losses(alone), rtol=1e-2)
 
