@@ -13,7 +13,7 @@ from benchmarks.suite.draws import Draw, initial_hash, initial_student
 from benchmarks.suite.protocol import Knowledge
 from edgedistill.distill import batches, evaluate, head_start, loop, methods, peer, teachers
 from edgedistill.distill.prior import tell_prior
-from edgedistill.distill.probes import probe
+from edgedistill.distill.probes import Labels, probe
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import Problem, option_problems
 from edgedistill.recipe.schema import Distill
@@ -43,23 +43,22 @@ def peer_share(draw: Draw, method: str) -> peer.Share:
     """The share of a row's peer: what it and the teacher say of each half of the labels when trained without it."""
     profile = draw.bank.profile
     settings, knowledge = profile.settings(method, draw.target, draw.seed), profile.knowledge(method)
-    alone = peer.on_labels_alone(settings, settings.batch_unlabeled)
-    assert alone.steps != "auto", "a profile names them"
-    alone = alone.model_copy(update={"steps": peer.on_half_the_labels(alone.steps)})
+    alone = peer.on_half_the_labels(peer.on_labels_alone(settings, settings.batch_unlabeled))
+    rows, labels_L = draw.labeled
     try:
         half_L = draw.halves()
     except InputError:
         return peer.UNJUDGED
-    rows, labels = draw.labeled
-    teacher, students = (np.zeros((len(rows), len(draw.splits.classes)), dtype=np.float32) for _ in range(2))
-    for half in range(2):
-        part, is_out_L = draw.without_half(half), half_L == half
+
+    def answers(half: int) -> tuple[np.ndarray, np.ndarray]:
+        part, rows_H = draw.without_half(half), rows[half_L == half]
         material = part.material(alone, knowledge)
         fitted, _ = _trained(part, alone, material, knowledge)
-        teacher[is_out_L] = part.teacher(settings.teacher, knowledge, profile.level(method))[rows[is_out_L]]
-        students[is_out_L] = evaluate.logits(fitted.model, draw.spec, material.images_NHWC[rows[is_out_L]], batch=256)
-    scored = np.flatnonzero(half_L >= 0)
-    return peer.judge(teacher[scored], students[scored], labels[scored], draw.splits.units_N[rows[scored]])
+        logits_HC = evaluate.logits(fitted.model, draw.spec, material.images_NHWC[rows_H], batch=256)
+        return part.teacher(settings.teacher, knowledge, profile.level(method))[rows_H], logits_HC
+
+    labels = Labels(rows=rows, labels_L=labels_L, units_L=draw.splits.units_N[rows], classes=len(draw.splits.classes))
+    return peer.judge_by_halves(half_L, labels, answers)
 
 
 def _fit(
@@ -108,7 +107,7 @@ def run_cell(draw: Draw, method: str) -> dict[str, Any]:
     batch_unlabeled = settings.batch_unlabeled if len(task.unlabeled) else 0
     samples = task.steps * (settings.batch_labeled + views * batch_unlabeled)
     if settings.peer:  # it and its halves, which are half as many steps each
-        samples += (task.steps + 2 * peer.on_half_the_labels(task.steps)) * (settings.batch_labeled + batch_unlabeled)
+        samples += (task.steps + 2 * max(1, task.steps // 2)) * (settings.batch_labeled + batch_unlabeled)
     return {
         "kind": "run",
         "profile": profile.name,

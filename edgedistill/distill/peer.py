@@ -14,11 +14,12 @@ N images, H of them with a label that was held out, C target classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgedistill.distill.probes import Floats, Rows, softmax
+from edgedistill.distill.probes import Floats, Labels, Rows, softmax
 from edgedistill.distill.teachers import Features, Teacher
 from edgedistill.labels.calibration import fit_temperature
 from edgedistill.recipe.schema import Distill
@@ -75,6 +76,23 @@ def judge(teacher_HC: Floats, logits_HC: Floats, labels_H: Rows, units_H: Rows) 
     return Share(weight=float(WEIGHTS[least]), temperature=temperature, judged=len(labels_H))
 
 
+def judge_by_halves(half_L: Rows, labels: Labels, answers: Callable[[int], tuple[Floats, Floats]]) -> Share:
+    """`judge`, by the labels of both halves.
+
+    Args:
+        half_L: the half, 0 or 1, of each labeled image; -1 for an image in neither.
+        labels: the labeled images, with their units.
+        answers: returns, for a half, the teacher's probabilities and the peer's logits of its images, in their order,
+            when both are trained without it; [H, C].
+    """
+    assert labels.units_L is not None, "they are counted"
+    teacher_LC, logits_LC = (np.zeros((len(half_L), labels.classes), dtype=np.float32) for _ in range(2))
+    for half in range(2):
+        teacher_LC[half_L == half], logits_LC[half_L == half] = answers(half)
+    scored = np.flatnonzero(half_L >= 0)
+    return judge(teacher_LC[scored], logits_LC[scored], labels.labels_L[scored], labels.units_L[scored])
+
+
 def averaged(probs_NC: Floats, logits_NC: Floats, share: Share) -> Floats:
     """The mean of a teacher's probabilities and a peer's, by the peer's share."""
     return np.asarray((1.0 - share.weight) * probs_NC + share.weight * softmax(logits_NC / share.temperature))
@@ -110,6 +128,7 @@ def on_labels_alone(settings: Distill, batch_unlabeled: int) -> Distill:
     return settings.model_copy(update=update)
 
 
-def on_half_the_labels(steps: int) -> int:
-    """The steps of a training on half of the labels: as many passes over them as `steps` make over all."""
-    return max(1, steps // 2)
+def on_half_the_labels(alone: Distill) -> Distill:
+    """The settings of the peer without one half of the labels: half as many steps, as many passes over the others."""
+    assert alone.steps != "auto", "the peer has as many as the student"
+    return alone.model_copy(update={"steps": max(1, alone.steps // 2)})

@@ -38,10 +38,8 @@ def work(context: Context) -> None:
     """Train the peer, keep its logits of every train image, and judge it."""
     part = context.labels_alone()
     train(context, part)
-    px = artifacts.RESULT.read(part.run).spec.input_px
-    logits_NC = logits(part, context.splits.train.resized(px))
     share = judge(context.shipping())
-    save_arrays(artifacts.PEER.path_in(context.run), logits=logits_NC, **asdict(share))
+    save_arrays(artifacts.PEER.path_in(context.run), logits=logits(part), **asdict(share))
 
 
 def train(context: Context, part: Context) -> None:
@@ -51,12 +49,14 @@ def train(context: Context, part: Context) -> None:
         run_steps(part, TRAINING)
 
 
-def logits(part: Context, images_NHWC: np.ndarray) -> np.ndarray:
-    """The logits of a part's student, float [N, C], of images at its input size."""
+def logits(part: Context, rows: np.ndarray | None = None) -> np.ndarray:
+    """The logits of a part's student, float [N, C], of every train image or of those at `rows`."""
     from edgedistill.distill import evaluate
     from edgedistill.students.build import load_student
 
     record = artifacts.RESULT.read(part.run)
+    images_NHWC = part.splits.train.resized(record.spec.input_px)
+    images_NHWC = images_NHWC if rows is None else images_NHWC[rows]
     return evaluate.logits(load_student(record.spec, part.run / record.path), record.spec, images_NHWC)
 
 
@@ -65,11 +65,8 @@ def without_half(context: Context, half: int) -> Context:
     from edgedistill.distill import peer
 
     alone, splits = context.labels_alone(), context.splits.without_half(half)
-    settings = alone.recipe.distill
-    assert settings.steps != "auto", "the baseline has as many as the student"
-    settings = settings.model_copy(update={"steps": peer.on_half_the_labels(settings.steps)})
-    recipe = alone.recipe.model_copy(update={"distill": settings})
-    division = digest([splits.test_set.store.pixels_hash, splits.test_set.labels_N.tolist()])
+    recipe = alone.recipe.model_copy(update={"distill": peer.on_half_the_labels(alone.recipe.distill)})
+    division = digest([splits.test_set.store.pixels_hash, splits.labeled_labels.tolist()])
     run = replace(alone.run, path=alone.run / artifacts.half_folder(half, division))
     part = context.with_shared_inputs(replace(alone, recipe=recipe, run=run, half=half))
     vars(part)["splits"] = splits
@@ -82,23 +79,19 @@ def judge(context: Context) -> Share:
     Args:
         context: of the training that the peer joins: with folds val trains, too.
     """
-    import numpy as np
-
     from edgedistill.distill import peer
+    from edgedistill.distill.probes import Labels
 
-    splits = context.splits
+    splits, rows = context.splits, context.splits.labeled_rows
     try:
         half_L = splits.halves()
     except InputError:
         say("  the peer has no share: it is judged by halves of the labels, which takes four of each of two classes")
         return peer.UNJUDGED
-    teacher, students = (np.zeros((len(half_L), len(splits.classes)), dtype=np.float32) for _ in range(2))
-    for half in range(2):
-        is_out_L = half_L == half
-        teacher[is_out_L], students[is_out_L] = held_out_answers(context, half, splits.labeled_rows[is_out_L])
-    scored = np.flatnonzero(half_L >= 0)
-    units_H = splits.units_N[splits.labeled_rows[scored]]
-    share = peer.judge(teacher[scored], students[scored], splits.labeled_labels[scored], units_H)
+    labels = Labels(
+        rows=rows, labels_L=splits.labeled_labels, units_L=splits.units_N[rows], classes=len(splits.classes)
+    )
+    share = peer.judge_by_halves(half_L, labels, lambda half: held_out_answers(context, half, rows[half_L == half]))
     say(f"  the peer has a share of {share.weight:.2f}, by {share.judged} labels that it and the teacher had not seen")
     return share
 
@@ -117,9 +110,7 @@ def held_out_answers(context: Context, half: int, rows: np.ndarray) -> tuple[np.
     say(f"  without half {half + 1} of the labels, to judge the peer")
     with hooks.stage(f"half {half + 1}"):
         train(context, part)
-    px = artifacts.RESULT.read(part.run).spec.input_px
-    teacher_NC = fit_teacher(part, rows).teacher.probs_NC
-    return teacher_NC[rows], logits(part, context.splits.train.resized(px)[rows])
+    return fit_teacher(part, rows).teacher.probs_NC[rows], logits(part, rows)
 
 
 def take_over(run: Run, part: Run) -> None:
