@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """The first names of a message, at most `most` of them, and how many there are besides."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 class EdgeDistillError(Exception):
     """What went wrong and, where known, the fix; printed as one line, without a traceback.
 

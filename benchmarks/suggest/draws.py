@@ -15,8 +15,8 @@ from edgedistill.agent import metrics
 from edgedistill.distill.more_labels import NEXT, worth
 from edgedistill.distill.teachers import stacked
 from edgedistill.labeling.pool import DIMS
-from edgedistill.labels.draws import keyed_hashes
-from edgedistill.labels.suggestions import DEFAULT, EVERY, SIGMA, UNLABELED, Pool, joint_features, suggested
+from edgedistill.labels.draws import UNLABELED, keyed_hashes
+from edgedistill.labels.suggestions import DEFAULT, EVERY, SIGMA, Pool, joint_features, suggested
 from edgedistill.run.files import digest
 from edgedistill.similarity.chance import OFF
 

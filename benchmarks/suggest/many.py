@@ -11,8 +11,8 @@ import numpy as np
 
 from edgedistill.agent.machine import peak_memory_mb
 from edgedistill.labeling.pool import CANDIDATES, DIMS
-from edgedistill.labels.draws import keyed_hashes
-from edgedistill.labels.suggestions import UNLABELED, Pool, joint_features, suggested
+from edgedistill.labels.draws import UNLABELED, keyed_hashes
+from edgedistill.labels.suggestions import Pool, joint_features, suggested
 
 KIND = "suggest-many"
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from edgedistill.collection.features import Features, small_pixels
 from edgedistill.collection.images import AND, Collection, sides
-from edgedistill.data.listing import UNLABELED
 from edgedistill.distill import doubts
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.findings import Finding
 from edgedistill.labels.near_copies import NearCopies
 from edgedistill.labels.units import merged, several, unit_ids

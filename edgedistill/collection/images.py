@@ -16,10 +16,11 @@ from PIL import Image
 from edgedistill.collection.subject import Subject
 from edgedistill.data import image_store, images
 from edgedistill.data.image_store import ImageStore
-from edgedistill.data.listing import UNLABELED, Items, Listing
+from edgedistill.data.listing import Items, Listing
 from edgedistill.data.load import load_splits
 from edgedistill.data.splits import Splits
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.findings import AuditedImage
 from edgedistill.recipe.data_section import Data
 from edgedistill.run import artifacts

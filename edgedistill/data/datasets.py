@@ -21,7 +21,6 @@ from edgedistill.data.folders import NOT_STATED, folder
 from edgedistill.data.hubs import hf, hf_fingerprint, torchvision, torchvision_fingerprint
 from edgedistill.data.listing import (
     RULES,
-    UNLABELED,
     Files,
     Items,
     Listing,
@@ -32,6 +31,7 @@ from edgedistill.data.listing import (
 )
 from edgedistill.data.tables import UNUSABLE, Row, header, read_rows, refuse_stand_ins
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.units import groups_by_pattern
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.options import LATER, bound_options, choose

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgedistill.data.listing import UNLABELED, Files, Listing, class_order, files_listing, split_in, split_of
+from edgedistill.data.listing import Files, Listing, class_order, files_listing, split_in, split_of
 from edgedistill.data.walk import Walk, count_of, hidden_images, shown
-from edgedistill.errors import InputError
+from edgedistill.errors import InputError, first_names
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.options import did_you_mean
 
 NOT_STATED = "not stated: images of your own"
@@ -254,8 +255,7 @@ def _alike(walk: Walk, classes: Sequence[str]) -> list[str]:
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = [shown(name) for name in names]
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    return first_names([shown(name) for name in names], 4)
 
 
 def _refuse_wrapper(walk: Walk, train: Candidates) -> None:

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from edgedistill.agent.pictures import open_picture
-from edgedistill.data.listing import UNLABELED, Items, Listing, class_order, hash_lines, split_of, stamp
+from edgedistill.data.listing import Items, Listing, class_order, hash_lines, split_of, stamp
 from edgedistill.data.tables import MAX_LABEL
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 
 TEXT = ("string", "large_string", "string_view")  # types of a column that holds the images' paths

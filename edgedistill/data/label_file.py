@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgedistill.data.listing import UNLABELED, Files, Listing, class_order, files_listing
+from edgedistill.data.listing import Files, Listing, class_order, files_listing
 from edgedistill.data.tables import DELIMITERS, EMPTY_CELL_TEXTS, MAX_LABEL, header, read_rows
 from edgedistill.data.walk import Walk
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.options import bound_options
 from edgedistill.run.files import atomic

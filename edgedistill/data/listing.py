@@ -23,7 +23,6 @@ from edgedistill.run.files import canonical
 
 # version of the rules by which data sets are listed and pictures decoded; it enters every fingerprint of images
 RULES = 3
-UNLABELED = -1
 # What is read (agent/pictures.FORMATS) and people keep pictures in: a table in the tests holds both against each other.
 SUFFIXES = frozenset(
     {

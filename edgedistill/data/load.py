@@ -18,11 +18,12 @@ from edgedistill.agent.pictures import Limits
 from edgedistill.data import datasets, image_store, images, near_sets, refusals
 from edgedistill.data.image_store import ImageStore, Selection
 from edgedistill.data.limits import Decoder
-from edgedistill.data.listing import UNLABELED, Items, Listing
+from edgedistill.data.listing import Items, Listing
 from edgedistill.data.splits import KeptTogether, LabeledImages, Splits, Store, evenly_spaced
 from edgedistill.errors import InputError
 from edgedistill.labels import divide, prior, protocol, units
 from edgedistill.labels.divide import Division, Pool, Rules
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.protocol import Protocol
 from edgedistill.recipe.data_section import Data
 from edgedistill.run.files import canonical, digest

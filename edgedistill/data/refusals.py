@@ -10,10 +10,11 @@ import math
 
 import numpy as np
 
-from edgedistill.data.listing import UNLABELED, Listing
+from edgedistill.data.listing import Listing
 from edgedistill.errors import InputError
 from edgedistill.labels import divide
 from edgedistill.labels.divide import Division, Pool
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.protocol import Protocol
 from edgedistill.recipe.data_section import Data
 

@@ -29,8 +29,9 @@ from edgedistill.agent.pictures import NeedsLimitsError, open_picture, reason
 from edgedistill.data import image_store, images
 from edgedistill.data.images import View
 from edgedistill.data.limits import Decoder
-from edgedistill.data.listing import RULES, SUFFIXES, UNLABELED, Items, hash_lines, stamp
+from edgedistill.data.listing import RULES, SUFFIXES, Items, hash_lines, stamp
 from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Unlabeled
 from edgedistill.run.files import atomic, read_json, write_json
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.data.listing import refuse_special
-from edgedistill.errors import InputError
+from edgedistill.errors import InputError, first_names
 from edgedistill.recipe.options import did_you_mean, shortened
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -137,10 +137,8 @@ def _other_delimiter(header: Sequence[str], columns: Iterable[str], delimiter: s
     if not divided:
         return ""
     best = max(divided, key=lambda other: (len(set(columns) & set(divided[other])), len(divided[other])))
-    names = divided[best]
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    shown = ", ".join(map(shortened, names[:MAX_SHOWN]))
-    return f"; set delimiter: {json.dumps(best)}, which gives the columns {shown}{more}"
+    columns_shown = first_names([shortened(name) for name in divided[best]], MAX_SHOWN)
+    return f"; set delimiter: {json.dumps(best)}, which gives the columns {columns_shown}"
 
 
 def _check_width(place: str, fields: Sequence[str], width: int, delimiter: str) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from edgedistill.data import datasets
-from edgedistill.data.listing import SUFFIXES, UNLABELED, Listing, split_of
+from edgedistill.data.listing import SUFFIXES, Listing, split_of
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.data.walk import Walk, count_of
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.options import MAX_LISTED
 

@@ -24,9 +24,9 @@ from edgedistill.data.walk import Walk, count_of, shown
 from edgedistill.distill.teachers import stacked
 from edgedistill.errors import InputError
 from edgedistill.labeling import sources
-from edgedistill.labels.draws import keyed_hashes
+from edgedistill.labels.draws import UNLABELED, keyed_hashes
 from edgedistill.labels.near_copies import near_copies, sign_codes
-from edgedistill.labels.suggestions import UNLABELED, Floats, Pool, Rows, joint_features
+from edgedistill.labels.suggestions import Floats, Pool, Rows, joint_features
 from edgedistill.labels.units import merged, unit_ids
 from edgedistill.similarity.chance import OFF
 

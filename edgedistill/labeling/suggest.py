@@ -29,7 +29,8 @@ from edgedistill.labeling.pool import (
     labels_target,
     task,
 )
-from edgedistill.labels.suggestions import DEFAULT, LEAST_MEMBERS, STRATEGIES, UNLABELED, Pick, clustered, suggested
+from edgedistill.labels.draws import UNLABELED
+from edgedistill.labels.suggestions import DEFAULT, LEAST_MEMBERS, STRATEGIES, Pick, clustered, suggested
 from edgedistill.labels.to_label import Suggestion, Suggestions
 from edgedistill.recipe.file import read_recipe
 from edgedistill.recipe.options import did_you_mean

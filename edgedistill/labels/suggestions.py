@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedistill.labels.draws import UNLABELED
+
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
 
-UNLABELED = -1
 DEFAULT = "herding"
 EVERY = 5  # one picture of this many is drawn at random
 REFERENCES = 8192  # pictures whose coverage is counted

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from edgedistill.errors import InputError, printable
+from edgedistill.errors import InputError, first_names, printable
 
 Key = tuple[str | int, ...]
 MAX_NAME_BYTES = 255  # of a file's name, in every common file system
@@ -71,10 +71,7 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {shortened(near[0])}?"
-    listed = ", ".join(map(shortened, names[:MAX_LISTED])) + (
-        f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    )
-    return f"; one of: {listed}" if names else ""
+    return f"; one of: {first_names([shortened(name) for name in names], MAX_LISTED)}" if names else ""
 
 
 def choose(name: str, registry: Mapping[str, Any], kind: str, key: Key) -> list[Problem]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
+from edgedistill.errors import first_names
 from edgedistill.measurements import Engine
 from edgedistill.report.blocks import Block, Row, not_run, number
 from edgedistill.report.facts import Facts
@@ -88,9 +88,4 @@ def _findings(engine: Engine) -> list[str]:
         "unfused": layers.unfused,
         "Q/DQ not in the log": layers.unknown,
     }
-    return [f"{title}: {_first_names(names)}" for title, names in nodes.items() if names]
-
-
-def _first_names(names: Sequence[str]) -> str:
-    omitted = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {omitted} more" if omitted > 0 else "")
+    return [f"{title}: {first_names(names, MAX_NAMES)}" for title, names in nodes.items() if names]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill.agent.metrics import percentiles
+from edgedistill.errors import first_names
 from edgedistill.measurements import HOST_TO_HOST, BenchReport, Engine, EngineChoice
 from edgedistill.records import (
     Baseline,
@@ -37,6 +38,7 @@ from edgedistill.run.directory import Run
 from edgedistill.run.files import as_plain
 
 CHOSEN = ("suggested", "bulk")  # how labels came that are no random draw (data/label_file.py)
+MAX_NAMES = 5  # of images left out in a line
 LEAST_HALVES = 39  # (n - 1) / (n + 1) of the values lie between the least and the greatest of n: 95 % for 39
 
 
@@ -294,7 +296,7 @@ def by_device(facts: Facts) -> list[tuple[str, str, list[BenchReport]]]:
 def warnings(facts: Facts) -> list[str]:
     """All warnings of a run, without duplicates."""
     messages = [
-        f"data: {len(names)} corrupt images left out: {_first_names(names)}"
+        f"data: {len(names)} corrupt images left out: {first_names(list(map(str, names)), MAX_NAMES)}"
         for names in [facts.data.get("corrupt") or []]
         if names
     ]
@@ -349,11 +351,6 @@ def _few_halves(facts: Facts) -> list[str]:
         f"weigh: the 95 % intervals come from too few half-samples ({halves}), at least {LEAST_HALVES} are needed; "
         f"set weigh.bootstrap to {LEAST_HALVES}"
     ]
-
-
-def _first_names(names: list[Any], limit: int = 5) -> str:
-    omitted = len(names) - limit
-    return ", ".join(map(str, names[:limit])) + (f" and {omitted} more" if omitted > 0 else "")
 
 
 def to_plain(value: Any) -> Any:

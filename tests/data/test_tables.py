@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgedistill.data import datasets
-from edgedistill.data.listing import RULES, UNLABELED, Listing, hash_lines
+from edgedistill.data.listing import RULES, Listing, hash_lines
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 
 PLAIN = "path,label\na.png,cat\nb.png,dog\nc.png,\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.labels.suggestions import (
     STRATEGIES,
-    UNLABELED,
     Pool,
     clustered,
     joint_features,
