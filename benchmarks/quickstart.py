@@ -126,18 +126,21 @@ def bought(line: dict[str, Any], draws: Sequence[dict[str, Any]]) -> list[str]:
     ]
     sentences = []
     if draws:
-        gains = [
-            draw["baseline"]["over_labels_alone"]["points"] for draw in sorted(draws, key=lambda draw: draw["seed"])
-        ]
-        listed = ", ".join(f"{gain:+.1f}" for gain in gains)
-        mean = f"{statistics.mean(gains):+.1f} points on average"
-        sentences = [
-            f"With {len(gains)} other draws of the labels the gain over labels alone is {mean} ({listed}).",
-            "",
-        ]
+        over_labels, over_probe = (_gains(draws, key) for key in ("over_labels_alone", "over_probe"))
+        sentence = f"With {len(draws)} other draws of the labels the gain in points is {over_labels} over labels alone"
+        sentences = [sentence + (f", and {over_probe} over the linear probe." if over_probe else "."), ""]
     head = ["| classifier, in torch | accuracy | distilling gains, points |", "|---|---|---|"]
     distilled = f"| the student, distilled | {100 * record['distilled'][score]:.1f} % | - |"
     return [*head, distilled, *cells, "", *sentences]
+
+
+def _gains(draws: Sequence[dict[str, Any]], key: str) -> str:
+    """The mean gain of other draws and each of them, in the order of the seeds; empty where one has none."""
+    gains = [draw["baseline"][key] for draw in sorted(draws, key=lambda draw: draw["seed"])]
+    if not all(gains):
+        return ""
+    points = [gain["points"] for gain in gains]
+    return f"{statistics.mean(points):+.1f} on average ({', '.join(f'{gain:+.1f}' for gain in points)})"
 
 
 def _share(line: dict[str, Any], source: str) -> str:

@@ -249,8 +249,17 @@ def options_table(command: Any) -> str:
             raise ValueError(f"{command.name} {parameter.name}: write its help")
         names = "/".join([*parameter.opts, *parameter.secondary_opts])
         shown = cell(parameter.metavar) if is_argument(parameter) else names
-        rows.append(f"| `{shown}` | {cell(parameter.help).replace('<', '&lt;')} |")
-    return "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+        rows.append(f"| `{shown}` | {default_of(parameter)} | {cell(parameter.help).replace('<', '&lt;')} |")
+    return "\n".join(["| | default | |", "|---|---|---|", *rows]) + "\n"
+
+
+def default_of(parameter: Any) -> str:
+    """The default of an argument or option as a cell; empty where the help alone says what happens without it."""
+    if parameter.required:
+        return "required"
+    if parameter.default is None or parameter.default is False or callable(parameter.default):
+        return ""
+    return f"`{plain(parameter.default)}`"
 
 
 def layers() -> list[list[str]]:

@@ -225,7 +225,8 @@ def run(
     """Run the whole pipeline on a recipe or on data, for which a recipe is drafted first. A second call goes on.
 
     Args:
-        data: a recipe, a folder of class folders, a table (CSV), a folder of parquet files, or an id of the hub.
+        data: a recipe, a folder of class folders or with a labels.csv, a table (CSV), a folder of parquet files, or an
+            id of the hub.
         device: for data: a device of the inventory to measure on.
         latency_ms: for data: bound on the latency of one image in int8, in milliseconds.
         labels_per_class: for data: labels of each class to use.

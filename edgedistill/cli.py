@@ -108,7 +108,7 @@ def run(
 
 @app.command()
 def init(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=wished.DATA.capitalize())],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"A{wished.DATA[1:]}")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the recipe is written.")] = Path(
         "recipe.yaml"
     ),

@@ -130,7 +130,7 @@ def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -
             continue
         over = contrasts.difference(board, method, "transfer-ridge") if method != "transfer-ridge" else None
         errors = _errors_saved(board, method)
-        cells = ("-", "-") if over is None else (markdown.interval(over), f"{errors:.0f} %" if errors else "-")
+        cells = ("-", "-") if over is None else (markdown.interval(over), f"{round(errors)} %" if errors else "-")
         seeds = markdown.span(*over.seeds) if over else "-"
         mean = f"{contrasts.mean(board, method):.1f}"
         lines.append([label, mean, *cells, str(len(board.methods[method])), seeds])
@@ -193,7 +193,7 @@ def _claims(board: Board) -> str:
     for claimed in CLAIMS[board.profile]:
         outcome = contrasts.contrast(from_seed(board, claimed.first_seed), claimed.claim)
         measured |= outcome.measured is not None
-        claim, counted = claimed.claim, f", seeds from {claimed.first_seed}" if claimed.first_seed else ""
+        claim, counted = claimed.claim, f", seed {claimed.first_seed} and later" if claimed.first_seed else ""
         rows.append(
             [
                 f"{claim.number}. `{claim.first}` over `{claim.second}`{counted}",
@@ -230,4 +230,6 @@ def harm(board: Board) -> str:
     if over is None or over.seeds[1] < 2:
         return f"Targets on which auto lies wholly under -{HARM:g} points: not measured."
     below = [target for target, pairs in over.by_target.items() if pairs.high < -HARM]
-    return f"Targets on which auto lies wholly under -{HARM:g} points (claim: none): {', '.join(below) or 'none'}."
+    single = [target for target, pairs in over.by_target.items() if pairs.n < 2]
+    note = f" One seed says nothing of {', '.join(single)}." if single else ""
+    return f"Targets on which auto lies wholly under -{HARM:g} points (claim: none): {', '.join(below) or 'none'}.{note}"

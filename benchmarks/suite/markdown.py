@@ -31,8 +31,10 @@ def signed(points: float, digits: int = 1) -> str:
 
 
 def interval(summary: Paired | Summary, digits: int = 1) -> str:
-    """Mean and 95 % interval: "+3.1 [+1.0, +5.2]"; "one seed" where there is no interval."""
+    """Mean and 95 % interval: "+3.1 [+1.0, +5.2]"; "one seed" or "one target" where there is no interval."""
     low, high = summary.low, summary.high
+    if isinstance(summary, Summary) and len(summary.by_target) == 1:
+        return f"{signed(summary.mean, digits)} (one target)"
     spread = f"[{signed(low, digits)}, {signed(high, digits)}]" if math.isfinite(low) else "(one seed)"
     return f"{signed(summary.mean, digits)} {spread}"
 

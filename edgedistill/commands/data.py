@@ -96,7 +96,7 @@ def annotate(
         Path, typer.Argument(metavar="FOLDER|RECIPE|RUN", help="A folder of pictures, a recipe or a run directory.")
     ],
     n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 50,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
     runs: Root = Path("runs"),
 ) -> None:
     """Label suggested pictures by keys, on a page that this machine alone can open; writes labels.csv."""

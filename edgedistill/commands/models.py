@@ -43,10 +43,12 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="A labels.csv; default: agreement with the float graph.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where all is written; default: runs/quantize-<model>.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of what is written; default: runs/quantize-<model>."),
     ] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with mean, std, range, channels and fit, for the below.")
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with mean, std, range, channels and fit; options below override it."),
     ] = None,
     mean: Annotated[str | None, Numbers] = None,
     std: Annotated[str | None, Numbers] = None,

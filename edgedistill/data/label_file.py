@@ -77,6 +77,20 @@ def is_misread(file: Path) -> bool:
     return not is_labels(file) and (not found or {"path", "label"} <= found)
 
 
+def labels_of_folder(root: Path) -> Path | None:
+    """The labels.csv of a folder of pictures; None if there is none, or one of other columns.
+
+    Raises:
+        InputError: it is meant as labels, but has another delimiter, encoding or spelling of its columns.
+    """
+    file = root / NAME
+    if not file.is_file():
+        return None
+    if is_misread(file):
+        raise InputError(f"{file}: is no table with the columns path and label", SAVE_FIX)
+    return file if is_labels(file) else None
+
+
 def refuse_other_columns(file: Path) -> None:
     """Refuse a labels.csv that cannot be written again without a loss.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill.data import datasets
+from edgedistill.data.label_file import labels_of_folder, read_labels
 from edgedistill.data.listing import SUFFIXES, Listing, split_of
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.data.walk import Walk, count_of
@@ -87,7 +88,9 @@ def is_recipe(path: str) -> bool:
 
 
 def look(path: str) -> Look:
-    """Look at a folder of class folders, a table, a folder of parquet files, or a data set of the hub by its id.
+    """Look at a folder, a table, a folder of parquet files, or a data set of the hub by its id.
+
+    A folder has class folders, or a labels.csv, which counts before them.
 
     Raises:
         InputError: there is nothing of that kind, no picture has a label, or the data cannot be listed.
@@ -141,17 +144,23 @@ def _sides(listing: Listing) -> tuple[int, ...]:
 
 
 def _folder(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The section of a folder.
+    """The section of a folder: its labels.csv, as `suggest` and `annotate` read and write it, else its class folders.
 
     Raises:
-        InputError: it holds pictures without a label alone.
+        InputError: it holds pictures without a label alone, or its labels.csv cannot be read.
     """
-    walk = Walk(root=root)
+    walk, file = Walk(root=root), labels_of_folder(root)
+    if file and not any(label.name for label in read_labels(file).values()):
+        raise InputError(f"{file}: no picture has a label", f"`edgedistill annotate {root}` labels them by keys")
+    if file:
+        section, reasons = _table(file)
+        return section, {**reasons, "file": "the labels of the folder, which count before its class folders"}
     level = walk.level(root)
     if level.images and not any(walk.count(root / name) for name in level.folders):
         raise InputError(
             f"{root}: {count_of(len(level.images), 'picture')} without a label: there are no class folders",
-            f"`edgedistill suggest {root}` says which ones to label first; move them into a folder for each class",
+            f"`edgedistill suggest {root}` says which ones to label first, `edgedistill annotate {root}` labels them by"
+            " keys; or move them into a folder for each class",
         )
     return {"kind": "folder", "root": root}, {}
 

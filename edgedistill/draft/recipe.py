@@ -13,6 +13,7 @@ import yaml
 
 from edgedistill import check
 from edgedistill.console import say
+from edgedistill.data.walk import count_of
 from edgedistill.draft.look import Look, is_recipe, look
 from edgedistill.draft.settings import Plan, Setting, Wishes, plan, require_labels
 from edgedistill.errors import InputError
@@ -183,7 +184,7 @@ def _flow(value: Any) -> str:
 def _data_line(subject: Look) -> str:
     counts, classes = subject.counts_C, subject.listing.classes
     labels = f"{min(counts)} to {max(counts)} labels each" if min(counts) < max(counts) else f"{counts[0]} labels each"
-    rest = f", {subject.unlabeled:,} pictures without a label" if subject.unlabeled else ""
+    rest = f", {count_of(subject.unlabeled, 'picture')} without a label" if subject.unlabeled else ""
     px = subject.sides[0] if subject.sides[0] == subject.sides[-1] else f"{subject.sides[0]} to {subject.sides[-1]}"
     return f"data       {subject.name}: {sum(counts):,} pictures of {len(classes)} classes, {labels}{rest}; {px} px"
 

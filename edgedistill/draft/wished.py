@@ -9,7 +9,10 @@ import typer
 if TYPE_CHECKING:
     from edgedistill.draft.settings import Wishes
 
-DATA = "a folder of class folders, a table (CSV), a folder of parquet files, or the id of a data set on the hub."
+DATA = (
+    "a folder of class folders or with a labels.csv, a table (CSV), a folder of parquet files, or the id of a data set"
+    " on the hub."
+)
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="For data: a device of the inventory to measure on.")
 ]

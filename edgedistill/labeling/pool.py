@@ -176,16 +176,11 @@ def given_labels(subject: Subject, file: Path, pictures: Sequence[str]) -> dict[
 def labels_file(subject: Subject) -> Path | None:
     """The labels.csv of a folder, or of a recipe that reads one; None without."""
     if subject.run is None:
-        file = Path(subject.data.options["root"]) / label_file.NAME
-    elif subject.data.kind == "csv":
-        file = subject.base / str(subject.data.options.get("file", ""))
-    else:
+        return label_file.labels_of_folder(Path(subject.data.options["root"]))
+    if subject.data.kind != "csv":
         return None
-    if not file.is_file():
-        return None
-    if subject.run is None and label_file.is_misread(file):
-        raise InputError(f"{file}: is no table with the columns path and label", label_file.SAVE_FIX)
-    return file if label_file.is_labels(file) else None
+    file = subject.base / str(subject.data.options.get("file", ""))
+    return file if file.is_file() and label_file.is_labels(file) else None
 
 
 def labels_target(subject: Subject) -> Path:

@@ -164,7 +164,7 @@ class Distill(Section):
     """Average the teacher's answers with those of the same student trained on labels alone, which is trained first and
     is the run's baseline, too. Two more trainings, each without one half of the labels, decide its share."""
     steps: PositiveInt | Literal["auto"] = 1000
-    """Training steps; `auto`: twenty passes over the images, 400 steps at least, within the budget of `minutes`."""
+    """Training steps; `auto`: twenty passes over the images, 400 steps at least; `minutes` may cut that down to 50."""
     minutes: Annotated[PositiveFloat, LATER] = 60.0
     """Time budget of `steps: auto`, in minutes on this machine, from a rough figure of its speed."""
     batch_labeled: PositiveInt = 16

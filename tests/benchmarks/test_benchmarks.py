@@ -40,12 +40,19 @@ def test_quickstart_says_what_distilling_bought_and_with_which_other_labels() ->
     record = {"distilled": accuracy(0.72), "labels_alone": accuracy(0.66), "over_labels_alone": gains[0]}
     record |= {"source": "lite1", "probe": accuracy(0.71), "over_probe": gains[1]}
     draws = [
-        {"seed": seed, "baseline": {"over_labels_alone": {"points": points}}} for seed, points in ((2, -1.0), (1, 4.0))
+        {"seed": seed, "baseline": {"over_labels_alone": {"points": points}, "over_probe": {"points": points - 2}}}
+        for seed, points in ((2, -1.0), (1, 4.0))
     ]
     text = "\n".join(quickstart.bought({"data": {"score": "balanced"}, "baseline": record}, draws))
     assert "| the same student on labels alone | 66.0 % | +6.0 [+3.0, +9.0] |" in text
     assert "| a linear probe of lite1 | 71.0 % | +1.0 [-2.0, +4.0] |" in text
-    assert "With 2 other draws of the labels the gain over labels alone is +1.5 points on average (+4.0, -1.0)." in text
+    assert (
+        "the gain in points is +1.5 on average (+4.0, -1.0) over labels alone, and -0.5 on average (+2.0, -3.0)" in text
+    )
+    draws[0]["baseline"]["over_probe"] = None  # without sources there is no probe
+    assert "over labels alone." in "\n".join(
+        quickstart.bought({"data": {"score": "balanced"}, "baseline": record}, draws)
+    )
     assert quickstart.bought({"data": {"score": "balanced"}}, draws) == []
 
 

@@ -72,6 +72,9 @@ def test_target_that_is_harmed_is_named() -> None:
     harmed.methods["auto-ridge"]["t3"] = {0: 44.0, 1: 44.2}
     assert evidence.harm(harmed).endswith("(claim: none): t3.")
     assert evidence.harm(board({"transfer-ridge": 0.0, "auto-ridge": 5.0})).endswith("none.")
+    for method in ("transfer-ridge", "auto-ridge"):
+        del harmed.methods[method]["t3"][1]
+    assert evidence.harm(harmed).endswith("none. One seed says nothing of t3.")
     assert "not measured" in evidence.harm(board({"transfer-ridge": 0.0, "auto-ridge": 5.0}, seeds=1))
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from edgedistill.data import datasets, listing
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.options import option_problems
 from tests.helpers.trees import BIRDS, csv_file, cub_tree, folder_tree, noise
@@ -69,7 +70,7 @@ def test_csv_with_split_delimiter_and_empty_labels(tmp_path: Path) -> None:
     csv_file(tmp_path / "set/list.csv", lines, delimiter=";")
     dataset = datasets.listing(section("csv", file="set/list.csv", split="part", delimiter=";"), tmp_path)
     assert dataset.classes == ("2", "10")
-    assert dataset.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+    assert dataset.train.labels_N.tolist() == [1, 0, UNLABELED]
     assert dataset.test is not None and list(dataset.test.names) == ["d.png"]
     with dataset.test.load(0) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("d.png")))

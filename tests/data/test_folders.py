@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedistill.data import datasets, listing
+from edgedistill.data import datasets
 from edgedistill.data.listing import Items, split_of
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 from tests.helpers.trees import bare_tree, folder_tree, noise, pictures, write_picture
 
@@ -264,7 +265,7 @@ LAYOUTS = {
 def by_class(items: Items | None, classes: tuple[str, ...]) -> dict[str, int] | None:
     if items is None:
         return None
-    counts = Counter(items.labels_N[items.labels_N != listing.UNLABELED].tolist())
+    counts = Counter(items.labels_N[items.labels_N != UNLABELED].tolist())
     return {classes[label]: counts[label] for label in sorted(counts)}
 
 
@@ -278,7 +279,7 @@ def test_layout_is_understood_and_said(tmp_path: Path, name: str) -> None:
     assert list(dataset.classes) == list(layout.train), "the order of the classes"
     assert by_class(dataset.test, dataset.classes) == layout.test
     assert by_class(dataset.val, dataset.classes) == layout.val
-    assert int((dataset.train.labels_N == listing.UNLABELED).sum()) == layout.unlabeled
+    assert int((dataset.train.labels_N == UNLABELED).sum()) == layout.unlabeled
     assert len(set(dataset.train.names)) == len(dataset.train), "every image once, under a name of its own"
     notes = [note.replace(str(root), "ROOT") for note in dataset.notes]
     assert len(notes) == len(layout.notes), notes

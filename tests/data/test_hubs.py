@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import UnidentifiedImageError
 
-from edgedistill.data import datasets, listing
+from edgedistill.data import datasets
 from edgedistill.data.hubs import split_options
 from edgedistill.errors import InputError
+from edgedistill.labels.draws import UNLABELED
 from edgedistill.recipe.data_section import Data
 from tests.helpers.trees import mnist_tree, noise, write_picture
 
@@ -54,7 +55,7 @@ def test_hf_parquet_with_class_names(hub: Any, tmp_path: Path) -> None:
     write_parquet(hub, tmp_path / "pets/test", [1, 0], names)
     dataset = datasets.listing(section("hf", path="pets"), tmp_path)
     assert dataset.classes == ("cat", "dog")
-    assert dataset.train.labels_N.tolist() == [0, 1, 1, listing.UNLABELED]
+    assert dataset.train.labels_N.tolist() == [0, 1, 1, UNLABELED]
     assert dataset.test is not None and dataset.test.labels_N.tolist() == [1, 0]
     with dataset.train.load(1) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("train1")))
@@ -69,7 +70,7 @@ def test_classes_without_any_image_are_dropped(hub: Any, tmp_path: Path) -> None
     write_parquet(hub, tmp_path / "pets/test", [2], names)
     dataset = datasets.listing(section("hf", path="pets"), tmp_path)
     assert dataset.classes == ("cat", "dog")
-    assert dataset.train.labels_N.tolist() == [0, 1, listing.UNLABELED]
+    assert dataset.train.labels_N.tolist() == [0, 1, UNLABELED]
     assert dataset.test is not None and dataset.test.labels_N.tolist() == [1]
 
 
@@ -77,7 +78,7 @@ def test_hf_text_labels_and_no_test_split(hub: Any, tmp_path: Path) -> None:
     write_parquet(hub, tmp_path / "set/train", ["b", "a", None], hub.Value("string"))
     dataset = datasets.listing(section("hf", path="set", test=None), tmp_path)
     assert dataset.classes == ("a", "b") and dataset.test is None
-    assert dataset.train.labels_N.tolist() == [1, 0, listing.UNLABELED]
+    assert dataset.train.labels_N.tolist() == [1, 0, UNLABELED]
 
 
 def test_hf_val_is_read_where_it_is_named(hub: Any, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_hf_number_that_is_missing_is_no_label(hub: Any, tmp_path: Path) -> None
     write_parquet(hub, tmp_path / "set/train", [0.0, float("nan"), 1.0], hub.Value("float64"))
     dataset = datasets.listing(section("hf", path="set", test=None), tmp_path)
     assert dataset.classes == ("0.0", "1.0")
-    assert dataset.train.labels_N.tolist() == [0, listing.UNLABELED, 1]
+    assert dataset.train.labels_N.tolist() == [0, UNLABELED, 1]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,6 @@ def test_hf_cells_that_hold_nothing_are_no_label_and_no_group(hub: Any, tmp_path
     (tmp_path / "scans").mkdir()
     hub.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "scans/train-00000-of-00001.parquet")
     dataset = datasets.listing(section("hf", path="scans", test=None, group="patient"), tmp_path)
-    assert dataset.train.labels_N.tolist() == [0, 1, listing.UNLABELED, 0, 1, 1] and dataset.classes == ("0", "1")
+    assert dataset.train.labels_N.tolist() == [0, 1, UNLABELED, 0, 1, 1] and dataset.classes == ("0", "1")
     assert dataset.train.groups == ["1.0", None, None, "2.0", None, "2.0"]
     assert any("1 rows with the label -1 count as unlabeled" in note for note in dataset.notes)

@@ -47,6 +47,28 @@ def test_flat_folder_is_told_how_to_label(tmp_path: Path) -> None:
         look(str(tmp_path))
 
 
+def test_labels_of_a_folder_count_before_its_class_folders(tmp_path: Path) -> None:
+    paths = pictures(tmp_path)
+    rows = [f"{path},{'nut' if index % 2 else 'bolt'},p{index}" for index, path in enumerate(paths[:-1])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,patient", *rows, f"{paths[-1]},,"]), encoding="utf-8")
+    subject = look(str(tmp_path))
+    assert subject.section == {"kind": "csv", "file": tmp_path / "labels.csv", "group": "patient"}
+    assert (subject.name, subject.listing.classes) == (tmp_path.name, ("bolt", "nut"))
+    assert (subject.counts_C, subject.unlabeled) == ((3, 2), 1) and "before" in subject.reasons["file"]
+    (tmp_path / "labels.csv").write_text("name,finding\n", encoding="utf-8")  # a table of something else
+    assert look(str(tmp_path)).section["kind"] == "folder"
+
+
+def test_labels_that_name_no_class_yet(tmp_path: Path) -> None:
+    paths = pictures(tmp_path)
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,how", *(f"{path},," for path in paths)]))
+    with pytest.raises(InputError, match=f"no picture has a label; `edgedistill annotate {tmp_path}`"):
+        look(str(tmp_path))
+    (tmp_path / "labels.csv").write_text("path;label;how\n")
+    with pytest.raises(InputError, match="no table with the columns path and label"):
+        look(str(tmp_path))
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_table_with_usual_columns(tmp_path: Path, delimiter: str) -> None:
     paths = pictures(tmp_path)
