@@ -232,4 +232,5 @@ def harm(board: Board) -> str:
     below = [target for target, pairs in over.by_target.items() if pairs.high < -HARM]
     single = [target for target, pairs in over.by_target.items() if pairs.n < 2]
     note = f" One seed says nothing of {', '.join(single)}." if single else ""
-    return f"Targets on which auto lies wholly under -{HARM:g} points (claim: none): {', '.join(below) or 'none'}.{note}"
+    names = ", ".join(below) or "none"
+    return f"Targets on which auto lies wholly under -{HARM:g} points (claim: none): {names}.{note}"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_vali
 from benchmarks.suite.subsets import Subset
 from edgedistill.distill import head_start, peer, tuning
 from edgedistill.distill.methods import METHODS
-from edgedistill.distill.teachers import TEACHERS
+from edgedistill.distill.teachers import TEACHERS, TUNED_VERSION
 from edgedistill.errors import InputError
 from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 from edgedistill.recipe.schema import Distill, Weigh
@@ -156,17 +156,18 @@ class Profile(BaseModel):
         unused |= set() if "weak" in method.needs else {"strong"}
         choices = [written_out(method.loss, settings.method.model_dump()), None]
         versions = {"method": method.version}
-        if "sources" in method.needs:
+        by_similarity = settings.teacher.name == "similarity" and "teacher" in method.needs
+        if "sources" in method.needs or by_similarity or self.sources(cell) == "best":
             versions["metric"] = METRICS[self.weighing(cell).metric.name].version
         if "teacher" in method.needs:
             choices[1] = written_out(teacher.fit, settings.teacher.model_dump())
             versions["teacher"] = teacher.version
             if settings.teacher.options.get("tuned"):
-                versions["tuning"] = tuning.VERSION
+                versions |= {"tuning": tuning.VERSION, "tuned teacher": TUNED_VERSION}
         if settings.head_start != FORMER["head_start"]:
             versions["head start"] = head_start.VERSION
         if settings.peer:
-            versions["peer"] = peer.VERSION
+            versions |= {"peer": peer.VERSION, "transfer": METHODS["transfer"].version}
         newer = {name: getattr(settings, name) for name, former in FORMER.items() if getattr(settings, name) != former}
         if method.uses_sources and self.level(cell) != FORMER_LEVEL:
             newer["level"] = self.level(cell)

@@ -99,10 +99,13 @@ class Splits:
     near_copies: KeptTogether | None
     folds: Folds | None
     official_val: bool = False
+    counts_C: np.ndarray | None = None
 
     @property
     def label_counts(self) -> np.ndarray:
         """Labels of each class that train or choose, int64 [C]; those of an official val split are not counted."""
+        if self.counts_C is not None:
+            return self.counts_C
         val_labels = self.val_labels[:0] if self.official_val else self.val_labels
         return np.bincount(np.concatenate([self.labeled_labels, val_labels]), minlength=len(self.classes))
 
@@ -139,6 +142,7 @@ class Splits:
             val_labels=self.val_labels[:0],
             beside_val_rows=self.beside_val_rows[:0],
             beside_val_labels=self.beside_val_labels[:0],
+            counts_C=self.label_counts if self.official_val else None,  # val now trains, and still counts for no share
         )
 
     def halves(self) -> np.ndarray:

@@ -85,10 +85,10 @@ def probe(features_ND: Floats, rows: Rows, labels_L: Rows, classes: int, *, unit
     With `units_L` whole units are left out, as in `probe_from_gram`.
     """
     mean_D = feature_mean(features_ND)
-    units_ND = unit_directions(features_ND, mean_D)
-    gram_NL = (units_ND @ units_ND[rows].T).astype(np.float64)
+    directions_ND = unit_directions(features_ND, mean_D)
+    gram_NL = (directions_ND @ directions_ND[rows].T).astype(np.float64)
     fitted = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=units_L)
-    weights_DC = units_ND[rows].T @ fitted.duals_LC
+    weights_DC = directions_ND[rows].T @ fitted.duals_LC
     return replace(fitted, predict=lambda features_MD: softmax(unit_directions(features_MD, mean_D) @ weights_DC))
 
 
@@ -161,16 +161,16 @@ def at_least_two_per_class(labels_L: Rows, units_L: Rows | None = None) -> bool:
     return bool(counts_C[counts_C > 0].min() >= 2)
 
 
-def principal_components(units_ND: Floats, dims: int) -> tuple[Floats, Floats]:
+def principal_components(directions_ND: Floats, dims: int) -> tuple[Floats, Floats]:
     """Project rows on their `dims` leading principal directions, [N, dims]; returns those, too, [D, dims].
 
     If `dims` is not below N and D, the rows are returned as they are.
     """
     from sklearn.utils.extmath import randomized_svd
 
-    if dims >= min(units_ND.shape):
-        return units_ND, np.eye(units_ND.shape[1], dtype=np.float32)
-    rows_NK, singular_values, directions_KD = randomized_svd(units_ND, dims, n_iter=2, random_state=0)
+    if dims >= min(directions_ND.shape):
+        return directions_ND, np.eye(directions_ND.shape[1], dtype=np.float32)
+    rows_NK, singular_values, directions_KD = randomized_svd(directions_ND, dims, n_iter=2, random_state=0)
     return np.asarray(rows_NK * singular_values, dtype=np.float32), np.asarray(directions_KD.T, dtype=np.float32)
 
 

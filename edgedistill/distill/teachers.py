@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from edgedistill.agent import metrics
 from edgedistill.distill.probes import (
+    TEMPERATURES,
     Floats,
     Labels,
     Rows,
@@ -47,6 +48,7 @@ SourcesTuned = Annotated[
     Field(description="Sources that are tuned to the labels, the best by probe: each is one more column of the mix."),
     LATER,
 ]
+TUNED_VERSION = 2  # of teachers with tuned sources; 2: the temperature of the joint probe is not chosen by labels
 NEGLIGIBLE_SHARE = 0.1  # a source with less than this share of an equal weight adds dimensions but no information
 
 
@@ -217,8 +219,8 @@ def _ranked(names: Sequence[str], columns: Mapping[str, Column], labels_L: Rows)
 def _held_out(features_ND: Floats, labels: Labels, *, folds_L: Rows) -> Floats:
     """Probabilities [L, C] of the labeled images by probes without the fold of each; uniform where it is in none."""
     rows, labels_L, classes = labels.rows, labels.labels_L, labels.classes
-    units_LD = unit_directions(features_ND[rows], feature_mean(features_ND))
-    gram_LL = (units_LD @ units_LD.T).astype(np.float64)
+    directions_LD = unit_directions(features_ND[rows], feature_mean(features_ND))
+    gram_LL = (directions_LD @ directions_LD.T).astype(np.float64)
     probs_LC = np.full((len(rows), classes), 1.0 / classes)
     for fold in np.unique(folds_L[folds_L >= 0]):
         others = np.flatnonzero(folds_L != fold)
@@ -306,8 +308,10 @@ def selftrained(
     first, features = _stack(features, alphas, labels, tune=tune, shrink=shrink, level=level, tuned=tuned)
     reduced = _reduced(features, first.weights, dims)
     joint_ND = _joined({name: reduced_ND for name, (_, reduced_ND, _) in reduced.items()}, first.weights)
-    gram_NL = (joint_ND @ joint_ND[rows].T).astype(np.float64)
-    temperature = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=labels.units_L).temperature
+    temperature = 0.0  # tuned features know the labels: it is then chosen by images without a label
+    if first.weights.keys() == alphas.keys():
+        gram_NL = (joint_ND @ joint_ND[rows].T).astype(np.float64)
+        temperature = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=labels.units_L).temperature
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
     probs_NC = first.probs_NC
@@ -315,13 +319,21 @@ def selftrained(
         targets_NC = probs_NC.astype(np.float32)
         targets_NC[rows] = np.eye(classes)[labels_L]
         weights_DC = weighted_ridge(joint_ND, weight_N, targets_NC - 1.0 / classes, penalty)
-        probs_NC = softmax(joint_ND @ weights_DC / temperature)
+        scores_NC = joint_ND @ weights_DC
+        temperature = temperature or _as_sure(np.delete(scores_NC, rows, axis=0), np.delete(probs_NC, rows, axis=0))
+        probs_NC = softmax(scores_NC / temperature)
 
     def predict(other_features: Features) -> Floats:
         projected_MD = _joined(_projected(other_features, reduced), first.weights)
         return np.asarray(softmax(projected_MD @ weights_DC / temperature), dtype=np.float32)
 
     return replace(first, probs_NC=probs_NC, predict=predict)
+
+
+def _as_sure(scores_UC: Floats, probs_UC: Floats) -> float:
+    """The temperature at which scores of unlabeled images are as sure, on average, as other answers to them."""
+    wanted = float(probs_UC.max(axis=1).mean()) if len(probs_UC) else 1.0
+    return min(TEMPERATURES, key=lambda degree: abs(float(softmax(scores_UC / degree).max(axis=1).mean()) - wanted))
 
 
 def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dict[str, tuple[Floats, Floats, Floats]]:

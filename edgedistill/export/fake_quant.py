@@ -115,6 +115,12 @@ class FakeQuantGraph(nn.Module):
             initializers[first.input[1]].shape[1 - qdq.output_axis(first)] if first.op_type == "Gemm" else 0
         )
 
+    @property
+    def bias(self) -> Tensor:
+        """The bias [C] of the last node, the linear layer of a head: it is shifted to a prior as a student's is."""
+        bias_C: Tensor = self.learned[parameter_key(self.nodes[-1].input[2])]
+        return bias_C
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the output of the last node from the tensor `input_name`."""
         literal = self.training or self.plan.target == "tensorrt"

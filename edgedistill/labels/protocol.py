@@ -92,19 +92,22 @@ class Folds:
         return np.flatnonzero(self.folds_N == fold)
 
 
-def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: int = MAX_FOLDS) -> Folds:
+def assign_folds(
+    labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: int = MAX_FOLDS, least: int = 1
+) -> Folds:
     """Divide the labeled images into at most `most` folds of whole units, each class spread over them.
 
     A class that is in one unit alone is never scored, and its unit always trains; where that leaves another class one
     unit, that class is not scored either. There are fewer folds where the rarest scored class is in fewer units. Every
     scored class has a unit outside each fold: divisions that put all of a class into one fold are passed over, and a
-    class that none spreads is not scored.
+    class that none spreads is not scored. With `least` it is so many units instead of one.
 
     Args:
         labels_N: class of each image, -1 for none.
         units_N: unit of each image.
         seed: seed of the division.
         most: number of folds where no class is in fewer units.
+        least: units of a scored class outside each fold.
 
     Raises:
         InputError: fewer than two classes can be scored.
@@ -113,11 +116,11 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: 
     pairs = np.unique(np.stack([labels_N[labeled], units_N[labeled]], axis=1), axis=0)
     unscored: set[int] = set()
     while True:
-        unscored, always = _unscored(pairs, unscored)
+        unscored, always = _unscored(pairs, unscored, least)
         scored = labeled[~np.isin(units_N[labeled], always)]
         if len(np.unique(labels_N[scored])) < 2:
             raise _unmeasurable(grouped=len(np.unique(units_N[labeled])) < len(labeled))
-        folds_M, redrawn, undivided = _spread(labels_N[scored], units_N[scored], seed, most)
+        folds_M, redrawn, undivided = _spread(labels_N[scored], units_N[scored], seed, most, least=least)
         if undivided is None:
             break
         unscored.add(undivided)
@@ -127,9 +130,9 @@ def assign_folds(labels_N: np.ndarray, units_N: np.ndarray, seed: int, *, most: 
 
 
 def divide_in_halves(labels_L: np.ndarray, units_L: np.ndarray, seed: int) -> np.ndarray:
-    """The half, 0 or 1, of each of L labeled images, int64 [L]: whole units, each class spread over both.
+    """The half, 0 or 1, of each of L labeled images, int64 [L]: whole units, each class in at least two of each half.
 
-    It is -1 for an image in neither half: of a class in fewer than four units, which a half would leave with one, or of
+    It is -1 for an image in neither half: of a class in fewer than four units or one that no division spreads so, or of
     a unit that holds an image of such a class.
 
     Args:
@@ -140,11 +143,7 @@ def divide_in_halves(labels_L: np.ndarray, units_L: np.ndarray, seed: int) -> np
     Raises:
         InputError: fewer than two classes can be divided.
     """
-    pairs = np.unique(np.stack([labels_L, units_L], axis=1), axis=0)
-    classes, unit_counts = np.unique(pairs[:, 0], return_counts=True)
-    is_rare_L = np.isin(labels_L, classes[unit_counts < 2 * LEAST_IN_HALF])
-    divided_L = np.where(np.isin(units_L, units_L[is_rare_L]), UNLABELED, labels_L)
-    return assign_folds(divided_L, units_L, seed, most=2).folds_N
+    return assign_folds(labels_L, units_L, seed, most=2, least=LEAST_IN_HALF).folds_N
 
 
 def _unmeasurable(grouped: bool) -> InputError:
@@ -157,35 +156,42 @@ def _unmeasurable(grouped: bool) -> InputError:
     )
 
 
-def _unscored(pairs: np.ndarray, unscored: set[int]) -> tuple[set[int], np.ndarray]:
+def _unscored(pairs: np.ndarray, unscored: set[int], least: int) -> tuple[set[int], np.ndarray]:
     """The classes that cannot be scored, among them those given, and the units that hold them.
 
     Args:
         pairs: the distinct classes and units of the labels, int64 [P, 2].
         unscored: classes that are not scored in any case.
+        least: units of a scored class outside each fold; two folds at least divide it.
     """
     classes = np.unique(pairs[:, 0])
     while True:
         always = np.unique(pairs[np.isin(pairs[:, 0], sorted(unscored)), 1])
         left, unit_counts = np.unique(pairs[~np.isin(pairs[:, 1], always), 0], return_counts=True)
-        more = {int(label) for label in np.setdiff1d(classes, left[unit_counts > 1])} - unscored
+        more = {int(label) for label in np.setdiff1d(classes, left[unit_counts >= 2 * least])} - unscored
         if not more:
             return unscored, always
         unscored = unscored | more
 
 
-def _spread(labels_M: np.ndarray, units_M: np.ndarray, seed: int, most: int) -> tuple[np.ndarray, int, int | None]:
+def _spread(
+    labels_M: np.ndarray, units_M: np.ndarray, seed: int, most: int, *, least: int
+) -> tuple[np.ndarray, int, int | None]:
     """The fold of each of M scored images, int64 [M]; how many divisions were passed over; and None.
 
-    Where every division puts all of a class into one fold: the class that most of them treat so, instead of None.
+    Where every division leaves a class fewer than `least` units outside a fold: the class that most of them treat so,
+    instead of None.
     """
     undivided_counts = Counter[int]()
     for attempt, folds_M in enumerate(divisions(labels_M, units_M, seed, most)):
-        pairs = np.unique(np.stack([labels_M, folds_M], axis=1), axis=0)
-        classes, fold_counts = np.unique(pairs[:, 0], return_counts=True)
-        if fold_counts.min() > 1:
+        placed = np.unique(np.stack([labels_M, units_M, folds_M], axis=1), axis=0)
+        classes, class_P = np.unique(placed[:, 0], return_inverse=True)
+        units_CF = np.zeros((len(classes), folds_M.max() + 1), dtype=np.int64)
+        np.add.at(units_CF, (class_P, placed[:, 2]), 1)
+        outside_C = units_CF.sum(axis=1) - units_CF.max(axis=1)  # the fewest, over the folds
+        if outside_C.min() >= least:
             return folds_M, attempt, None
-        undivided_counts.update(int(label) for label in classes[fold_counts < 2])
+        undivided_counts.update(int(label) for label in classes[outside_C < least])
     return folds_M, attempt, max(sorted(undivided_counts), key=undivided_counts.__getitem__)
 
 

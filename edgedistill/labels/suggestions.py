@@ -325,11 +325,11 @@ def joint_features(readers: list[Callable[[Rows], Floats]], n: int, dims: int) -
         centered = (np.asarray(read(rows), dtype=np.float32) - mean for read, mean in zip(readers, means, strict=True))
         return np.concatenate([_unit(part) for part in centered], axis=1)
 
-    units_LD = units(sample)
-    if dims < min(units_LD.shape):
-        _, _, directions_KD = randomized_svd(units_LD, dims, n_iter=2, random_state=0)
+    directions_LD = units(sample)
+    if dims < min(directions_LD.shape):
+        _, _, directions_KD = randomized_svd(directions_LD, dims, n_iter=2, random_state=0)
     else:
-        directions_KD = np.eye(units_LD.shape[1])
+        directions_KD = np.eye(directions_LD.shape[1])
     directions_DK = directions_KD.T.astype(np.float32)
     return np.concatenate([_unit(units(rows) @ directions_DK) for rows in _blocks(np.arange(n))])
 

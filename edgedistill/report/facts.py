@@ -139,7 +139,7 @@ def read(run: Run) -> Facts:
     """
     recipe = (artifacts.LOCK.find(run) or {}).get("recipe", {})
     data = artifacts.DATA.find(run) or {}
-    shipped = artifacts.shipped(run)
+    in_folds, shipped = data.get("protocol", "folds") == "folds", artifacts.shipped(run)
     graphs = [artifact.find(run) or () for artifact in (artifacts.EXPORTED, artifacts.QUANTIZED, artifacts.NCNN)]
     return Facts(
         run=run,
@@ -154,7 +154,7 @@ def read(run: Run) -> Facts:
         student=artifacts.STUDENT.find(run),
         trials=artifacts.TRIALS.find(run) or (),
         curve=artifacts.METRICS.find(shipped) or (),
-        out_of_fold=artifacts.OUT_OF_FOLD.find(shipped),
+        out_of_fold=artifacts.OUT_OF_FOLD.find(shipped) if in_folds else None,  # files of former data may be there
         checkpoint=artifacts.RESULT.find(shipped),
         baseline=artifacts.BASELINE.find(run),
         no_baseline=str((artifacts.NO_BASELINE.find(run) or {}).get("why", "")),
@@ -165,7 +165,7 @@ def read(run: Run) -> Facts:
         no_engines=str((artifacts.NO_ENGINES.find(run) or {}).get("why", "")),
         calibration=artifacts.CALIBRATION.find(run) or {},
         ladder=artifacts.LADDER.find(run),
-        predictions=_predictions(run),
+        predictions=_predictions(run, in_folds),
         unknown=artifacts.UNKNOWN.find(run),
         answers=artifacts.UNKNOWN_ANSWERS.find(run) or {},
         licences=artifacts.read_licences(run),
@@ -175,11 +175,12 @@ def read(run: Run) -> Facts:
     )
 
 
-def _predictions(run: Run) -> dict[str, np.ndarray]:
+def _predictions(run: Run, in_folds: bool) -> dict[str, np.ndarray]:
     """The classes of the test images by graph name; with folds, of the labeled images by the folds' students."""
-    answers = artifacts.FOLD_ANSWERS.find(artifacts.shipped(run)) if artifacts.PREDICTIONS.find(run) else None
+    predictions = artifacts.PREDICTIONS.find(run) or {}
+    answers = artifacts.FOLD_ANSWERS.find(artifacts.shipped(run)) if predictions and in_folds else None
     if answers is None:
-        return artifacts.PREDICTIONS.find(run) or {}
+        return predictions
     graphs = {
         name: answers[key].argmax(axis=1) for name, key in (("fp32", "fp32"), ("int8-cpu", "int8")) if key in answers
     }

@@ -205,6 +205,7 @@ MORE_LABELS = _record("weigh/more_labels.json", MoreLabels)
 # search; study.journal* belongs to Optuna
 STUDENT = _record("search/student.json", StudentSpec)
 TRIALS = Artifact(path="search/trials.csv", load=_read_rows)
+SPEED = _object("search/speed.json")  # "cores": what `distill.steps: auto` reckons with in all trainings of the run
 
 
 def half_folder(half: int, division: str) -> str:

@@ -67,8 +67,8 @@ def p_value(features_LD: Floats, labels_L: Ints) -> float:
     share_C = counts_C / len(labels_L)
     centered_LD = np.asarray(features_LD, dtype=np.float64) - np.mean(features_LD, axis=0, dtype=np.float64)
     length_L = np.linalg.norm(centered_LD, axis=1, keepdims=True)
-    units_LD = centered_LD / np.where(length_L > 0, length_L, 1.0)
-    inverse_LL = np.linalg.inv(units_LD @ units_LD.T + PENALTY * np.eye(len(units_LD)))
+    directions_LD = centered_LD / np.where(length_L > 0, length_L, 1.0)
+    inverse_LL = np.linalg.inv(directions_LD @ directions_LD.T + PENALTY * np.eye(len(directions_LD)))
     smoother_LL = inverse_LL / np.diag(inverse_LL)[:, None]
     rng, exceeded = np.random.default_rng(1), 1  # the labels as they are count as one of the permutations
     observed = _statistics(smoother_LL, index_L[None], share_C)[0]

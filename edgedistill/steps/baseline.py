@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from edgedistill.console import bar, duration, say
 from edgedistill.recipe import presets
+from edgedistill.recipe.options import keyword_only
 from edgedistill.records import Accuracy, Baseline, Gain
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.steps import folds
 from edgedistill.steps.context import Context
-from edgedistill.steps.peer import TRAINING, take_over
+from edgedistill.steps.parts import TRAINING, take_over
 from edgedistill.steps.step import Step, run_steps
 
 if TYPE_CHECKING:
@@ -179,8 +180,11 @@ def choose(context: Context, gain: Gain, on_val: Gain | None) -> tuple[Literal["
         gain: of distilling over labels alone, on the test images or out of fold.
         on_val: the same on val; None where no image is val.
     """
+    from edgedistill.distill.methods import METHODS
+
     method, in_folds = context.recipe.distill.method, context.splits.folds is not None
-    is_auto = presets.is_auto(method.model_dump())
+    defaults = {name: option.default for name, option in keyword_only(METHODS[method.name].loss).items()}
+    is_auto = presets.is_auto({**defaults, **method.model_dump()})
     deciding = gain if in_folds else on_val
     if deciding and deciding.high < 0 and is_auto:
         where = "out of fold" if in_folds else f"on the {deciding.n} images of val"

@@ -1,4 +1,7 @@
-"""choose: which models of the catalog `sources: auto` stands for, asked on a few labeled images that train.
+"""choose: which models of the catalog `sources: auto` stands for, asked on a few labeled images.
+
+These train or are val; test is not asked. Since val has a part in the choice, what it says of the student that was
+taught by the chosen ones is a little too good.
 
 With folds nothing is asked: every label is scored by a student that was made without it, and a choice by all labels
 would know them. Models of as many domains as possible are taken instead, and each fold weighs them anew.

@@ -40,7 +40,7 @@ class Context:
         run: the run directory.
         fold: with folds, the fold that is the test set of this context; None for the student that ships.
         ships: whether val trains, too: with folds, in the last training of each student.
-        peer: whether the peer teaches, too: in the last training of each student (steps/peer.py).
+        peer_teaches: whether the peer teaches, too: in the last training of each student (steps/peer.py).
         half: the half of the labeled images that is the test set of this context, to judge the peer by; None for all.
     """
 
@@ -49,7 +49,7 @@ class Context:
     run: Run
     fold: int | None = None
     ships: bool = False
-    peer: bool = False
+    peer_teaches: bool = False
     half: int | None = None
 
     def of_fold(self, fold: int) -> Context:
@@ -78,8 +78,10 @@ class Context:
         return self.with_shared_inputs(replace(self, recipe=recipe, run=run), "splits", "shards")
 
     def taught_by_peer(self) -> Context:
-        """The context of a training whose teacher the peer joins; the other processes label its shards by an order."""
-        return self.with_shared_inputs(replace(self, peer=True), "splits", "fitted_on_sources")
+        """The context whose teacher the peer joins, if there is one; other processes label its shards by an order."""
+        if not self.has_peer:
+            return self
+        return self.with_shared_inputs(replace(self, peer_teaches=True), "splits", "fitted_on_sources")
 
     @property
     def shipped(self) -> Context:
@@ -255,7 +257,7 @@ class Context:
         """The teacher of this training, joined by the peer where it teaches."""
         from edgedistill.steps.teacher import with_peer
 
-        return with_peer(self, self.fitted_on_sources) if self.peer else self.fitted_on_sources
+        return with_peer(self, self.fitted_on_sources) if self.peer_teaches else self.fitted_on_sources
 
     @property
     def teacher(self) -> Teacher:

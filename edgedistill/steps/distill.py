@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from edgedistill.distill.loop import TrainedStudent
 
 
+def inputs(context: Context) -> dict[str, str]:
+    """The version of the teacher where it has tuned sources."""
+    if not context.recipe.distill.teacher.options.get("tuned"):
+        return {}
+    from edgedistill.distill.teachers import TUNED_VERSION
+
+    return {"tuned": str(TUNED_VERSION)}
+
+
 def work(context: Context) -> None:
     """Train the student chosen by the search, and measure it on test."""
     from safetensors.torch import save
@@ -29,9 +38,7 @@ def work(context: Context) -> None:
 
     if note := headless.method_note(context.recipe.distill.method.name, context.weights.features_only):
         say(f"  {note}")
-    context = context.shipping()
-    if context.has_peer:
-        context = context.taught_by_peer()
+    context = context.shipping().taught_by_peer()
     recipe = context.recipe
     spec, weights = artifacts.STUDENT.read(context.run), artifacts.STUDENT_WEIGHTS.path_in(context.run)
     steps = lengths.training_steps(context, spec)
@@ -105,14 +112,18 @@ def teacher_score(context: Context, student: Accuracy | None) -> TeacherScore | 
         return None
     if blind := [name for name, share in context.teacher.weights.items() if not share]:
         say(f"  teacher: no share for {', '.join(blind)}, not told from chance on the labels")
-    kind, share = distill.teacher.name, context.fitted.peer
+    kind, share = distill.teacher.name, context.fitted.peer_share
     kind = kind if share is None else f"{kind} with a peer whose share is {share.weight:.2f}"
     if student is None:
         return TeacherScore(kind=kind, val=None, weights=context.teacher.weights)
     val = evaluate.score(context.teacher.probs_NC[splits.val_rows], splits.val_labels)
     say(f"  teacher: {val.balanced:.1%} balanced accuracy on val, the student {student.balanced:.1%}")
     if val.balanced < student.balanced_ci95[0]:
-        fix = "add better sources, or choose transfer" if context.peer else "try distill.peer: true, or better sources"
+        fix = (
+            "add better sources, or choose transfer"
+            if context.peer_teaches
+            else "try distill.peer: true, or better sources"
+        )
         say(f"  the student is better than its teacher: {fix}")
     return TeacherScore(kind=kind, val=val, weights=context.teacher.weights)
 
@@ -122,6 +133,7 @@ STEP = Step(
     version=2,
     sections=("seed", "data", "unlabeled", "distill"),
     after=("weigh", "search", "folds", "peer"),
+    inputs=inputs,
     outputs=(artifacts.STUDENT_WEIGHTS.path, artifacts.RESULT.path, artifacts.METRICS.path),
     scratch=(artifacts.LAST_CHECKPOINT.path, f"{artifacts.TENSORBOARD}/*"),
     work=work,

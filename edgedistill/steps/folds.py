@@ -18,7 +18,7 @@ from edgedistill.run import artifacts, interrupts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.directory import Run
 from edgedistill.run.files import digest
-from edgedistill.steps import candidate, distill, fold_workers, lengths, peer, search, weigh
+from edgedistill.steps import candidate, distill, fold_workers, lengths, parts, peer, search, weigh
 from edgedistill.steps.context import Context
 from edgedistill.steps.fold_workers import FoldOutcome
 from edgedistill.steps.step import Step, run_steps
@@ -53,8 +53,13 @@ class Pooled:
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hashes of what the folds read from outside the run, and the version of the peer, where there is one."""
-    return search.inputs(context) | ({"peer": str(peer.STEP.version)} if context.has_peer else {})
+    """Hashes of what the folds read from outside the run, and versions of their peer and of their tuned sources."""
+    return search.inputs(context) | distill.inputs(context) | peer_version(context)
+
+
+def peer_version(context: Context) -> dict[str, str]:
+    """The version of the peer, where there is one."""
+    return {"peer": str(peer.STEP.version)} if context.has_peer else {}
 
 
 def applies(context: Context) -> bool:
@@ -72,7 +77,7 @@ def work(context: Context) -> None:
     pooled.write(context.run)
     if context.has_peer and not context.recipe.search.storage:
         part = context.labels_alone()
-        out_of_fold(part, peer.TRAINING, ships=False).write(part.run)  # what the peer on all labels is judged by
+        out_of_fold(part, parts.TRAINING, ships=False).write(part.run)  # what the peer on all labels is judged by
     fp32, score = pooled.record.fp32, context.recipe.data.score
     low, high = fp32.interval(score)
     say(f"  out of fold: {fp32.score(score):.1%} [{low:.1%}, {high:.1%}] over {fp32.n} images")
@@ -131,7 +136,7 @@ def run_fold(context: Context, fold: int, *, steps: Sequence[Step], ships: bool)
         run_steps(part, steps)
         answers = fold_answers(part, folds.rows(fold), witnesses(context, ships), int8=ships)
     by_graph = {name: score(answers[name], answers["labels"]) for name in ("fp32", "int8") if name in answers}
-    trained = len(part.splits.labeled_rows) + len(part.splits.val_rows)
+    trained = len(part.splits.shipping().labeled_rows)
     return FoldOutcome(score=FoldScore(student=part.checkpoint.spec, trained=trained, **by_graph), answers=answers)
 
 

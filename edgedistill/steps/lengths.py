@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def training_steps(context: Context, spec: StudentSpec) -> int:
-    """The number of steps of a training; the same for every fold, and for the baseline."""
+    """The number of steps of a training, however many threads a process has that goes on with the run."""
     from edgedistill.distill import schedule
 
     distill = context.recipe.distill
@@ -23,7 +23,15 @@ def training_steps(context: Context, spec: StudentSpec) -> int:
     if context.method.needs - {"frozen"}:  # it learns from images without a label, too
         images += sum(len(labeled.rows) for labeled in context.shards)
         batch += _unlabeled_a_step(context)
-    return schedule.automatic_steps(distill, images, batch, macs_m=spec.cost.macs_m, workers=schedule.speed())
+    return schedule.automatic_steps(distill, images, batch, macs_m=spec.cost.macs_m, workers=speed(context))
+
+
+def speed(context: Context) -> float:
+    """The speed of the machine that the run was begun on, in CPU cores; of this one in a run without a record of it."""
+    from edgedistill.distill import schedule
+
+    record = artifacts.SPEED.find(artifacts.whole(context.run))
+    return float(record["cores"]) if record else schedule.speed()
 
 
 def on_labels_alone(context: Context) -> Distill:

@@ -1,12 +1,11 @@
 """peer: train the same student on labels alone, for `distill.peer`: its answers are averaged with the teacher's.
 
 It is the student of the step baseline, in the same folder, and is trained once; and without each half of the labels,
-to judge it, on half as many steps. H images of a half, N images of train, C classes.
+to judge it, on half as many steps. H images of a half, C classes.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,15 @@ from edgedistill.console import say
 from edgedistill.errors import InputError
 from edgedistill.run import artifacts, hooks
 from edgedistill.run.artifacts import save_arrays
-from edgedistill.run.directory import Run
 from edgedistill.run.files import digest
-from edgedistill.steps import distill
+from edgedistill.steps import parts
 from edgedistill.steps.context import Context
-from edgedistill.steps.step import Step, run_steps
+from edgedistill.steps.step import Step
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgedistill.distill.peer import Share
-
-SHARED = ("weigh", "search")  # steps whose files the part on labels alone takes over: it trains the same student
-TRAINING = (distill.STEP,)
 
 
 def applies(context: Context) -> bool:
@@ -37,27 +32,9 @@ def applies(context: Context) -> bool:
 def work(context: Context) -> None:
     """Train the peer, keep its logits of every train image, and judge it."""
     part = context.labels_alone()
-    train(context, part)
+    parts.train(context, part)
     share = judge(context.shipping())
-    save_arrays(artifacts.PEER.path_in(context.run), logits=logits(part), **asdict(share))
-
-
-def train(context: Context, part: Context) -> None:
-    """Train the student that a context has chosen in one of its parts."""
-    take_over(context.run, part.run)
-    with part.run.lock():
-        run_steps(part, TRAINING)
-
-
-def logits(part: Context, rows: np.ndarray | None = None) -> np.ndarray:
-    """The logits of a part's student, float [N, C], of every train image or of those at `rows`."""
-    from edgedistill.distill import evaluate
-    from edgedistill.students.build import load_student
-
-    record = artifacts.RESULT.read(part.run)
-    images_NHWC = part.splits.train.resized(record.spec.input_px)
-    images_NHWC = images_NHWC if rows is None else images_NHWC[rows]
-    return evaluate.logits(load_student(record.spec, part.run / record.path), record.spec, images_NHWC)
+    save_arrays(artifacts.PEER.path_in(context.run), logits=parts.logits(part), **asdict(share))
 
 
 def without_half(context: Context, half: int) -> Context:
@@ -104,24 +81,21 @@ def held_out_answers(context: Context, half: int, rows: np.ndarray) -> tuple[np.
         half: which half.
         rows: of its images in train, [H].
     """
+    import numpy as np
+
+    from edgedistill.distill.probes import softmax
     from edgedistill.steps.teacher import fit_teacher
 
-    part = without_half(context, half)
+    part, splits = without_half(context, half), context.splits
     say(f"  without half {half + 1} of the labels, to judge the peer")
     with hooks.stage(f"half {half + 1}"):
-        train(context, part)
-    return fit_teacher(part, rows).teacher.probs_NC[rows], logits(part, rows)
-
-
-def take_over(run: Run, part: Run) -> None:
-    """Copy the files of the steps that the part on labels alone shares, and their entries in the manifest."""
-    entries = run.manifest()["steps"]
-    with part.lock():
-        for step in SHARED:
-            for name in entries[step]["outputs"]:
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(run / name, part / name)
-            part.enter_step(step, entries[step])
+        parts.train(context, part)
+    teacher_HC, logits_HC = fit_teacher(part, rows).teacher.probs_NC[rows], parts.logits(part, rows)
+    if context.prior is None:
+        return teacher_HC, logits_HC
+    # both answer at the prior; the labels that judge them have shares of their own
+    shift_C = context.prior.label_shift(np.bincount(splits.labeled_labels, minlength=len(splits.classes)))
+    return softmax(np.log(np.maximum(teacher_HC, 1e-12)) + shift_C), logits_HC + shift_C
 
 
 STEP = Step(

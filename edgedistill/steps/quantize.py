@@ -7,7 +7,7 @@ last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,15 @@ COMPARED = 1000  # images on which the trained graph is compared with the fake-q
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hash of the recipe's section without what only `keep` reads: another `min_speedup` needs no new training."""
-    return {"settings": digest(context.recipe.quantize.for_key(exclude={"min_speedup"}))}
+    """Hash of the recipe's section without what only `keep` reads: another `min_speedup` needs no new training.
+
+    Where the recipe trains with a peer or states a prior, also the version of a training in int8 arithmetic: the second
+    learns from the peer, too, and is told the prior again at its end.
+    """
+    recipe = context.recipe
+    hashes = {"settings": digest(recipe.quantize.for_key(exclude={"min_speedup"}))}
+    is_new = recipe.quantize.qat is not None and (context.has_peer or isinstance(recipe.data.prior, Mapping))
+    return hashes | ({"qat": "2"} if is_new else {})
 
 
 def work(context: Context) -> None:
@@ -117,6 +124,7 @@ def tune(context: Context, model: ModelProto, ranges: Ranges, target: Target) ->
     from edgedistill.distributed import processes
     from edgedistill.export import fake_quant
     from edgedistill.export.quantize import QatGraph
+    from edgedistill.steps.distill import at_prior
 
     if processes.team().size > 1:
         raise InputError("quantize.qat: trains in one process", "train with torchrun, then run `edgedistill export`")
@@ -125,15 +133,16 @@ def tune(context: Context, model: ModelProto, ranges: Ranges, target: Target) ->
     # bfloat16 is coarser than int8; the modules named by `freeze` do not exist in a graph; the heads are trained; and a
     # graph's nodes are interpreted, which is nothing to compile
     changes = {"precision": "float32", "freeze": (), "head_start": "random", "compile": False}
-    shipped = context.shipped
+    shipped = context.shipped.shipping().taught_by_peer()  # as the student's own training was
     settings = shipped.recipe.distill.model_copy(update={"lr": qat.lr, **changes})
-    material = shipped.shipping().material(spec.input_px)
+    material = shipped.material(spec.input_px)
     task = batches.Task(spec=spec, material=material, settings=settings, steps=qat.steps, seed=recipe.seed)
     net = fake_quant.student(model, ranges, target, qat.ranges == "learned")
     folder = context.run / artifacts.QAT / target
     heads = source_heads(artifacts.LAST_CHECKPOINT.path_in(shipped.run))
     with log_training(folder / "tensorboard", qat.steps) as on_step:
         fitted = loop.fit(net, task, folder=folder, on_step=on_step, heads=heads)
+    fitted = at_prior(shipped, fitted, spec)
     images_NHWC = np.asarray(context.calibration_images(spec.input_px)[:COMPARED])
     fake_N = evaluate.logits(fitted.model, spec, images_NHWC).argmax(axis=1)
     trained, learned = fake_quant.trained_graph(model, fitted.model)

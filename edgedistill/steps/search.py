@@ -39,8 +39,8 @@ def deployment(context: Context) -> dict[str, str]:
 def identity(context: Context) -> str:
     """Hash of everything that a search reads: trials of workers with equal hashes are comparable."""
     recipe = context.recipe
-    # sources by their weights: their paths differ between machines
-    sources = [facts["sha256"] for facts in artifacts.SOURCES.read(context.run).values()]
+    # sources by their weights and their preprocessing: their paths differ between machines
+    sources = artifacts.SOURCES.read(context.run)
     facts = artifacts.DATA.read(context.run)
     data_hashes = {name: facts[name] for name in ("data_hash", "test_hash", "shards_hash") if name in facts}
     sections = recipe.sections(("seed", "data", "weigh", "student", "search", "distill"))
@@ -51,9 +51,12 @@ def identity(context: Context) -> str:
 
 def work(context: Context) -> None:
     """Search among the students within the budget."""
+    from edgedistill.distill import schedule
     from edgedistill.search import search
 
     recipe, folder = context.recipe, artifacts.STUDENT.path_in(context.run).parent
+    if recipe.distill.steps == "auto":
+        artifacts.SPEED.write(context.run, {"cores": schedule.speed()})
     winner = search.search(
         context.candidates,
         recipe.student.budget,
@@ -75,7 +78,7 @@ STEP = Step(
     sections=("seed", "data", "unlabeled", "student", "search", "distill"),
     after=("weigh",),
     inputs=inputs,
-    outputs=(artifacts.STUDENT.path, artifacts.TRIALS.path),
+    outputs=(artifacts.STUDENT.path, artifacts.TRIALS.path, artifacts.SPEED.path),
     scratch=("search/study.journal*",),
     work=work,
 )

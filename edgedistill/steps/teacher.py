@@ -30,7 +30,7 @@ class FittedTeacher:
 
     teacher: Teacher
     networks: dict[str, Network]
-    peer: peer.Share | None = None
+    peer_share: peer.Share | None = None
 
 
 def fit_teacher(context: Context, more: np.ndarray | None = None) -> FittedTeacher:
@@ -85,9 +85,10 @@ def with_peer(context: Context, fitted: FittedTeacher) -> FittedTeacher:
         weight=float(arrays["weight"]), temperature=float(arrays["temperature"]), judged=int(arrays["judged"])
     )
     if not share.weight:
-        return replace(fitted, peer=share)
+        return replace(fitted, peer_share=share)
     networks = {**fitted.networks, **({peer.PEER: peer_network(context)} if context.recipe.unlabeled else {})}
-    return FittedTeacher(teacher=peer.joined(fitted.teacher, arrays["logits"], share), networks=networks, peer=share)
+    teacher = peer.joined(fitted.teacher, arrays["logits"], share)
+    return FittedTeacher(teacher=teacher, networks=networks, peer_share=share)
 
 
 def peer_network(context: Context) -> Network:

@@ -88,6 +88,14 @@ def test_official_val_is_val_and_train_gives_none(tmp_path: Path, caplog: pytest
     assert sorted([*splits.labeled_rows, *splits.val_rows, *splits.unlabeled_rows]) == list(range(splits.train.n))
 
 
+def test_official_val_that_trains_in_the_end_tells_no_shares_of_classes(tmp_path: Path) -> None:
+    shutil.rmtree(with_val(tmp_path / "set") / "test")
+    splits = load(tmp_path, section(protocol="folds"))
+    ships = splits.shipping()
+    assert splits.label_counts.tolist() == ships.label_counts.tolist() == [6, 6]
+    assert np.bincount(ships.labeled_labels).tolist() == [9, 9] and len(ships.val_rows) == 0
+
+
 def test_label_budget_with_official_val_is_that_of_train(tmp_path: Path) -> None:
     with_val(tmp_path / "set")
     splits = load(tmp_path, section(labels_per_class=1))

@@ -181,6 +181,22 @@ def tuned_column(held_out: np.ndarray, probs: np.ndarray, features: np.ndarray, 
     return teachers.Tuned(folds_L=folds, features={"a (tuned)": features}, columns={"a (tuned)": column})
 
 
+def test_features_that_were_tuned_to_the_labels_make_the_joint_probe_no_surer() -> None:
+    features, truth = clusters(1.0)
+    rows, folds = np.arange(45), np.arange(45) // 3 % 5
+    known = features.copy()
+    known[rows] += 6.0 * np.random.default_rng(0).normal(size=(3, features.shape[1]))[truth[rows]].astype(np.float32)
+    honest = probes.probe(features, rows, truth[rows], 3)
+    tunings = tuned_column(honest.loo_probs_LC, honest.probs_NC, known, folds)
+    labels = (rows, truth[rows], 3, None, lambda ranked, most: tunings)
+    first, teacher = (
+        TEACHERS[name].fit({"a": features}, {"a": 1.0}, *labels, tuned=1) for name in ("stacked", "selftrained")
+    )
+    assert teacher.weights["a (tuned)"] > 0.1
+    rest = np.arange(45, len(truth))
+    assert teacher.probs_NC[rest].max(axis=1).mean() < first.probs_NC[rest].max(axis=1).mean() + 0.1
+
+
 @pytest.mark.parametrize("name", ["stacked", "selftrained"])
 @pytest.mark.parametrize("overfits", [True, False])
 def test_tuned_source_weighs_what_it_is_worth_on_left_out_labels(name: str, overfits: bool) -> None:

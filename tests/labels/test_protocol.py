@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -318,3 +319,12 @@ def test_halves_have_whole_units_and_leave_two_of_each_class() -> None:
         assert min(np.bincount(half_L[(labels_L == label) & (half_L >= 0)], minlength=2)) >= 2
     with pytest.raises(InputError, match="fewer than two classes"):
         divide_in_halves(np.repeat(np.arange(2), [8, 3]), np.arange(11), seed=0)
+
+
+@pytest.mark.parametrize("sizes", [(10, 1, 1, 1), (6, 2, 2, 2), (5, 1, 1, 1, 1)])
+def test_halves_count_units_and_not_images(sizes: tuple[int, ...]) -> None:
+    units_L = np.repeat(np.arange(2 * len(sizes)), [*sizes, *sizes])
+    labels_L = np.repeat(np.arange(2), sum(sizes))
+    half_L = divide_in_halves(labels_L, units_L, seed=0)
+    for label, half in itertools.product((0, 1), (0, 1)):
+        assert len(np.unique(units_L[(labels_L == label) & (half_L == half)])) >= 2

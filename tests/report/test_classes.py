@@ -141,6 +141,9 @@ def test_folds_are_not_called_test_images(tmp_path: Path) -> None:
     assert "test images" not in page and "is class -1" not in page
     assert "95 % intervals that know that the students share labels" in blocks(facts)[0].note
     assert blocks(facts)[0].rows[0][2] == shown(unit_accuracy(np.zeros(3), np.array([0, 0, 1]), np.arange(3), 2))
+    write_json(run / "data.json", read_json(run / "data.json") | {"protocol": "holdout"})  # there are more labels now
+    later = read(run)
+    assert later.out_of_fold is None and later.predictions["labels"].tolist() == [-1, -1]
 
 
 def shown(accuracy: Accuracy) -> str:

@@ -381,3 +381,6 @@ def test_weights_beside_a_graph_are_part_of_it(tmp_path: Path) -> None:
         os.utime(file, ns=(7, 7))
         marks.add(fingerprint(source(kind="onnx", file="net.onnx"), tmp_path))
     assert len(digests) == len(marks) == 2
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(InputError, match=r"sources\..*net.data: no such file; net.onnx has weights there"):
+        fingerprint(source(kind="onnx", file="net.onnx"), tmp_path)

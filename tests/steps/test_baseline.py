@@ -13,6 +13,7 @@ import pytest
 
 from edgedistill import check
 from edgedistill.agent import metrics
+from edgedistill.distill.methods import METHODS
 from edgedistill.labels.prior import Prior
 from edgedistill.recipe import presets
 from edgedistill.recipe.file import read_recipe
@@ -60,6 +61,14 @@ def test_auto_ships_labels_alone_only_where_they_are_clearly_better_out_of_fold_
 ) -> None:
     chosen, sentence = choice(presets.AUTO["method"], folds, gain(measured), gain(on_val) if on_val else None)
     assert chosen == ships and why in sentence
+
+
+def test_auto_may_leave_its_defaults_out() -> None:
+    written = presets.AUTO["method"]
+    assert METHODS[written["name"]].loss.__kwdefaults__["sharpen"] == written["sharpen"]
+    without = {name: option for name, option in written.items() if name != "sharpen"}
+    assert choice(without, True, gain(WORSE)) == choice(written, True, gain(WORSE))
+    assert choice({**written, "lam": 0.5}, True, gain(WORSE))[0] == "distilled"
 
 
 def test_a_method_that_the_recipe_names_ships() -> None:

@@ -13,6 +13,7 @@ import yaml
 from edgedistill import check
 from edgedistill.pipeline import TRAIN
 from edgedistill.recipe.file import read_recipe
+from edgedistill.run import artifacts
 from edgedistill.run.directory import run_directory
 from edgedistill.steps import search
 from edgedistill.steps.context import Context
@@ -82,6 +83,10 @@ def test_search_identity_is_independent_of_folder(tmp_path: Path) -> None:
         run_steps(context, TRAIN[:1])
         identities.append(search.identity(context))
     assert identities[0] == identities[1] != identities[2]
+    sources = artifacts.SOURCES.read(context.run)
+    first = next(iter(sources))
+    artifacts.SOURCES.write(context.run, {**sources, first: {**sources[first], "input_px": 17}})
+    assert search.identity(context) != identities[2], "the same weights see other pictures"
 
 
 def test_int8_score_is_computed_from_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
-from edgedistill.distill import peer
+from edgedistill.distill import batches, evaluate, loop, peer
 from edgedistill.distill.probes import softmax
 from edgedistill.distill.teachers import Teacher
+from edgedistill.labels import prior
 from edgedistill.recipe.schema import Distill
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
-from edgedistill.steps.peer import logits, without_half
+from edgedistill.steps import baseline, distill, folds, search, weigh
+from edgedistill.steps import peer as steps_peer
+from edgedistill.steps.parts import logits
+from edgedistill.steps.peer import without_half
 from edgedistill.steps.teacher import fit_teacher
 from tests.helpers import miniature, tars
 from tests.helpers.miniature import Project
@@ -143,7 +149,7 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     assert again.count("up to date") == len(("weigh", "search", "peer", "distill", "baseline", "report"))
     context = context_of(project)
     taught, logits_NC = context.taught_by_peer(), artifacts.PEER.read(run)["logits"]
-    rows, share = context.splits.unlabeled_rows, taught.fitted.peer
+    rows, share = context.splits.unlabeled_rows, taught.fitted.peer_share
     assert share is not None and share.weight == WEIGHT
     assert share.judged == len(context.splits.labeled_rows)
     halves = [Run(path=path) for path in sorted((artifacts.labels_alone(run) / "halves").iterdir())]
@@ -163,11 +169,51 @@ def test_peer_teaches_and_is_the_baseline(tmp_path: Path) -> None:
     assert "teacher selftrained with a peer whose share is" in miniature.call("report", project.run).out
 
 
-def test_peer_is_judged_by_labels_that_neither_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("has_share")
+def test_training_in_int8_has_the_same_teacher_and_is_told_the_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = miniature.write(tmp_path)
+    monkeypatch.setattr(prior, "LEAST_IMAGES", 10)
+    sets = ("baseline=false", "distill.peer=true", "data.prior={lying: 0.9, upright: 0.1}", "quantize.qat={steps: 2}")
+    train(project, "--set", f"distill.method={ADAPTED}", *(part for setting in sets for part in ("--set", setting)))
+    nets: list[tuple[loop.TrainedStudent, batches.Task]] = []
+    fit = loop.fit
+
+    def fitted(model: nn.Module, task: batches.Task, **options: Any) -> loop.TrainedStudent:
+        nets.append((fit(model, task, **options), task))
+        return nets[-1][0]
+
+    monkeypatch.setattr(loop, "fit", fitted)
+    outcome = miniature.call("export", project.run)
+    assert outcome.code == 0, outcome.err
+    context = context_of(project)
+    taught, rows = context.taught_by_peer(), context.splits.unlabeled_rows
+    assert len(nets) == 2, "one for each target"
+    for trained, task in nets:
+        np.testing.assert_array_equal(task.material.teacher_NC, taught.teacher.probs_NC)
+        images_NHWC = np.asarray(context.splits.train.resized(32)[rows])
+        answers_NC = softmax(evaluate.logits(trained.model, task.spec, images_NHWC))
+        assert answers_NC.mean(axis=0) == pytest.approx([0.9, 0.1], abs=0.02)
+
+
+def test_steps_that_run_others_are_new_with_them() -> None:
+    """A higher version of one in the first row has to raise those of the second that run it."""
+    assert [step.STEP.version for step in (weigh, search, distill)] == [4, 3, 2]
+    assert [step.STEP.version for step in (folds, steps_peer, baseline)] == [5, 3, 3]
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_peer_is_judged_by_labels_that_neither_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: bool
+) -> None:
+    monkeypatch.setattr(prior, "LEAST_IMAGES", 10)
+    told = ("--set", "data.prior={lying: 0.9, upright: 0.1}") if stated else ()
+    shift_C = np.log([1 / 9, 9]) / 2 if stated else np.zeros(2)  # from 9 to 1 to as many labels of each class
     judged: list[tuple[np.ndarray, ...]] = []
     monkeypatch.setattr(peer, "judge", lambda *answers: judged.append(answers) or peer.UNJUDGED)
     project = miniature.write(tmp_path)
-    train(project, "--set", f"distill.method={ADAPTED}", "--set", "baseline=false", "--set", "distill.peer=true")
+    train(project, "--set", f"distill.method={ADAPTED}", "--set", "baseline=false", "--set", "distill.peer=true", *told)
     context = context_of(project)
     ((teacher_HC, logits_HC, labels_H, units_H),) = judged
     np.testing.assert_array_equal(labels_H, context.splits.labeled_labels)
@@ -176,8 +222,9 @@ def test_peer_is_judged_by_labels_that_neither_has_seen(tmp_path: Path, monkeypa
         is_out_L = context.splits.halves() == half
         part, rows = without_half(context, half), context.splits.labeled_rows[is_out_L]
         assert not set(part.splits.labeled_rows) & set(rows)
-        np.testing.assert_allclose(fit_teacher(part, rows).teacher.probs_NC[rows], teacher_HC[is_out_L], rtol=1e-5)
-        np.testing.assert_allclose(logits(part, rows), logits_HC[is_out_L], rtol=1e-4, atol=1e-5)
+        answers_HC = softmax(np.log(fit_teacher(part, rows).teacher.probs_NC[rows]) + shift_C)
+        np.testing.assert_allclose(answers_HC, teacher_HC[is_out_L], rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(logits(part, rows) + shift_C, logits_HC[is_out_L], rtol=1e-4, atol=1e-5)
         in_another_process = replace(part)
         np.testing.assert_array_equal(in_another_process.splits.labeled_rows, part.splits.labeled_rows)
 
@@ -187,7 +234,7 @@ def test_too_few_labels_judge_nothing(tmp_path: Path) -> None:
     few = ("--set", "data.labels_per_class=4", "--set", "baseline=false")
     err = train(project, "--set", f"distill.method={ADAPTED}", "--set", "distill.peer=true", *few)
     assert "the peer has no share: it is judged by halves of the labels, which takes four" in err
-    share = context_of(project).taught_by_peer().fitted.peer
+    share = context_of(project).taught_by_peer().fitted.peer_share
     assert share == peer.UNJUDGED
 
 
@@ -200,8 +247,8 @@ def test_peer_answers_shards_too(tmp_path: Path) -> None:
     logits_MC = shard.outputs[peer.PEER].features_ND
     assert logits_MC.shape[1] == 2 and shard.outputs[peer.PEER].probs_NK is None
     features = {name: outputs.features_ND for name, outputs in shard.outputs.items()}
-    assert taught.fitted.peer is not None
-    expected_MC = peer.averaged(context_of(project).teacher.predict(features), logits_MC, taught.fitted.peer)
+    assert taught.fitted.peer_share is not None
+    expected_MC = peer.averaged(context_of(project).teacher.predict(features), logits_MC, taught.fitted.peer_share)
     np.testing.assert_allclose(taught.teacher.predict(features), expected_MC, rtol=1e-5)
 
 
