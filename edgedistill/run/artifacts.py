@@ -312,10 +312,19 @@ def shipped(run: Run) -> Run:
     """The run whose student is exported: the run itself, or its part that is trained on labels alone.
 
     Raises:
-        InputError: the record of the baseline is broken.
+        InputError: the record of the baseline is broken, or its student is of other data: a training with other data
+            was stopped, and the run is as before it but for this part.
     """
     record = BASELINE.find(run)
-    return labels_alone(run) if record and record.ships == "labels alone" else run
+    if not record or record.ships != "labels alone":
+        return run
+    part = labels_alone(run)
+    if DATA.find(part) not in (None, DATA.find(run)):
+        raise InputError(
+            f"{part.path}: its student was trained on other data than the run",
+            f"remove {run / BASELINE.path}, and train again",
+        )
+    return part
 
 
 def read_licences(run: Run) -> tuple[LicensedInput, ...]:

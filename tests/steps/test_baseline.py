@@ -167,7 +167,14 @@ def test_labels_alone_ship_as_any_student_does(project_copy: Project, monkeypatc
     assert artifacts.EXPORTED.read(run)[0].parent_sha256 == student
     report = json.loads((project_copy.run / "report.json").read_text(encoding="utf-8"))
     assert report["result"]["method"] == "transfer" and report["baseline"]["why"] == "for this test"
-    assert artifacts.LADDER.read(run).rungs[0].accuracy == artifacts.RESULT.read(artifacts.labels_alone(run)).test
+    part = artifacts.labels_alone(run)
+    assert artifacts.LADDER.read(run).rungs[0].accuracy == artifacts.RESULT.read(part).test
+    artifacts.DATA.write(part, {**artifacts.DATA.read(part), "data_hash": "of other pictures"})
+    refused = miniature.call("export", project_copy.run)
+    assert refused.code == 2 and "trained on other data than the run; remove " in refused.err
+    (run / artifacts.BASELINE.path).unlink()
+    assert miniature.call("train", project_copy.recipe, "--runs", project_copy.runs).code == 0
+    assert artifacts.DATA.read(part) == artifacts.DATA.read(run)
 
 
 @pytest.mark.slow
