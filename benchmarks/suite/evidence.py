@@ -93,6 +93,7 @@ SOURCES = {"auto-ridge": "all", "auto-best": "the best by probe", "auto-own": "t
 SOURCES |= {f"auto-{count}": f"{count}, drawn" for count in (1, 2, 4, 8)}
 LABELS = {"transfer-2x": 2, "transfer-4x": 4, "transfer-8x": 8}
 LABELS_PLOT = "labels_{profile}.svg"
+NATURAL = "cpu_natural"  # labels as they come, and more of them
 
 
 def sections(boards: Sequence[Board]) -> dict[str, str]:
@@ -105,7 +106,8 @@ def sections(boards: Sequence[Board]) -> dict[str, str]:
         texts[f"{profile}-claims"] = _both(first, second, _claims)
         texts[f"{profile}-sources"] = _both(first, second, _sources)
         texts[f"{profile}-labels"] = _both(first, second, _labels)
-    return texts
+    first, second = (by_key.get((NATURAL, score)) for score in SCORES)
+    return texts | {f"{NATURAL}-labels": _both(first, second, _labels)}
 
 
 def page(text: str, boards: Sequence[Board]) -> str:
@@ -181,7 +183,7 @@ def _labels(board: Board) -> str:
         for label, over in auto_beside_labels(board).items()
     ]
     table = markdown.grid(("auto beside", "points of auto over it [95 %]", "targets won", "targets", "seeds"), lines)
-    if board.score != SCORES[0]:
+    if board.score != SCORES[0] or board.profile not in CLAIMS:
         return table
     plot = f"../benchmarks/suite/plots/{LABELS_PLOT.format(profile=board.profile)}"
     return f"{table}\n\n![Points of auto over transfer with one to eight times the labels]({plot})"

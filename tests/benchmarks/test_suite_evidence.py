@@ -29,7 +29,7 @@ def test_detectable_difference_has_a_power_of_80_percent() -> None:
 
 def test_page_without_lines_says_so() -> None:
     sections = evidence.sections([])
-    assert len(sections) == 8 and set(sections.values()) == {evidence.NO_LINE}
+    assert len(sections) == 9 and set(sections.values()) == {evidence.NO_LINE}
 
 
 def test_claims_name_rows_of_their_profile() -> None:
@@ -90,3 +90,5 @@ def test_labels_saved_are_in_a_table_and_a_plot() -> None:
     assert ">transfer with these labels, 8 targets</text>" in svg
     assert ">transfer with 4 times the labels, 1 target</text>" in svg
     assert "labels_deploy.svg" not in figures.draw(board({"transfer-ridge": 0.0, "auto-ridge": 6.0}))
+    natural = [Board(**{**part.__dict__, "profile": "cpu_natural"}) for part in (first, second)]
+    assert "plots/" not in evidence.sections(natural)["cpu_natural-labels"] != evidence.NO_LINE
