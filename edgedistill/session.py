@@ -223,4 +223,4 @@ def reopen(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Context:
         sections_by_name[name] |= values
     recipe = Recipe.model_validate(sections_by_name)
     check.bench(recipe, base)
-    return Context(recipe=recipe, base=base, run=run)
+    return Context(recipe=recipe, base=base, run=run, reopened=True)

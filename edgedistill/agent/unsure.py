@@ -51,7 +51,8 @@ def answer(logits_C: np.ndarray, model: Mapping[str, Any]) -> Answer:
     probabilities_C = probabilities(logits_C, model)
     best = int(np.argmax(logits_C))
     probability = float(probabilities_C[best])
-    return Answer(best, probability, probability < float(model.get("threshold", 0.0)))
+    is_known = probability >= float(model.get("threshold", 0.0))  # not so of NaN
+    return Answer(best, probability, not is_known)
 
 
 class Keeper:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import threading
 import unicodedata
 from collections import defaultdict
@@ -130,15 +128,9 @@ class Answers:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone in this process, and among all that hold the folder's lock, which leaves no file behind."""
-        with self._lock:
-            handle = os.open(self.file.parent, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):  # some network file systems have no locks
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(handle)
+        """Alone in this process, and among all that write the folder's tables."""
+        with self._lock, label_file.locked(self.file):
+            yield
 
 
 def class_name(text: str) -> str:

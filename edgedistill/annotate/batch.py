@@ -154,7 +154,7 @@ def _is_inside(root: Path, name: str) -> bool:
 
 def _root(subject: Subject, file: Path) -> Path:
     folder = subject.data.options.get("root") if subject.run is not None else None
-    return (subject.base / str(folder) if folder else file.parent).resolve()
+    return (subject.base / Path(str(folder)).expanduser() if folder else file.parent).resolve()
 
 
 def _answers(subject: Subject, job: Task, file: Path) -> Answers:

@@ -114,8 +114,7 @@ def hf_fingerprint(base: Path, *, path: str, revision: str | None = None, **opti
     directory, chosen = base / path, options_for_key(hf, options)
     if not os.path.isdir(directory):  # noqa: PTH112
         return hash_lines(["hf", path, revision, chosen])
-    files = sorted(file for file in directory.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return hash_lines(["hf", chosen, *([str(file.relative_to(directory)), *stamp(file)] for file in files)])
+    return hash_lines(["hf", chosen, *_stamps(directory)])
 
 
 def _hf_split(dataset: Any, name: str, columns: Sequence[str]) -> Any:
@@ -271,8 +270,20 @@ def torchvision(
 
 
 def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
-    """Hash of the set's name, folder and options; torchvision checks the files against its own checksums."""
-    return hash_lines(["torchvision", name, str(root.resolve()), options_for_key(torchvision, options)])
+    """Hash of the set's name, folder and options, and of the files of a set that torchvision has no checksums of."""
+    import torchvision as library
+
+    kind = getattr(library.datasets, name, None)
+    is_checked = kind is None or not inspect.isclass(kind) or "download" in _parameters(kind)
+    files = () if is_checked else _stamps(root)
+    return hash_lines(["torchvision", name, str(root.resolve()), options_for_key(torchvision, options), *files])
+
+
+def _stamps(directory: Path) -> list[list[Any]]:
+    """The files of a folder, and of folders that are linked there, with their sizes and modification times."""
+    paths = (Path(folder) / name for folder, _, names in os.walk(directory, followlinks=True) for name in names)
+    files = sorted(file for file in paths if file.is_file() and not file.name.startswith("."))
+    return [[str(file.relative_to(directory)), *stamp(file)] for file in files]
 
 
 def _parameters(kind: type) -> set[str]:

@@ -10,10 +10,14 @@ Paths are relative to the file's folder, with /. Every picture has a row, so tha
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
+import os
+import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +142,18 @@ def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
         temporary.write_text(stream.getvalue(), encoding="utf-8", newline="")
 
 
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Alone among all that write the tables of a folder; the lock is the folder's, and leaves no file behind."""
+    handle = os.open(file.resolve().parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def updated(file: Path, answers: Mapping[str, Label], pictures: Sequence[str]) -> dict[str, Label]:
     """Write `answers` into a labels.csv, which gets a row for every one of `pictures`; returns all of its labels.
 
@@ -147,9 +163,10 @@ def updated(file: Path, answers: Mapping[str, Label], pictures: Sequence[str]) -
         InputError: the file has other columns, or is broken.
         OSError: it cannot be written; it is unchanged.
     """
-    refuse_other_columns(file)
-    labels = dict.fromkeys(pictures, Label()) | (read_labels(file) if file.exists() else {}) | dict(answers)
-    write_labels(file, labels)
+    with locked(file):
+        refuse_other_columns(file)
+        labels = dict.fromkeys(pictures, Label()) | (read_labels(file) if file.exists() else {}) | dict(answers)
+        write_labels(file, labels)
     return labels
 
 
@@ -204,7 +221,8 @@ def pictures_listing(root: Path) -> Listing:
             f"{root}: holds no picture{f' ({others})' if others else ''}", "add pictures (.jpg, .png, ...)"
         )
     file = root / NAME
-    labels = read_labels(file) if file.exists() else {}
+    rows = read_labels(file) if file.exists() else {}
+    labels = {posixpath.normpath(path): label for path, label in rows.items()}  # ./a.jpg is a.jpg
     if lost := sorted(labels.keys() - set(names)):
         raise InputError(f"{file}: {lost[0]} is not in the folder", "bring it back, or remove its row")
     classes = class_order(label.name for label in labels.values() if label.name)

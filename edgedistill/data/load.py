@@ -188,10 +188,8 @@ def _parts(listing: Listing) -> tuple[Items, Items | None, Items | None]:
     train, val, test = (part and _by_name(part) for part in (listing.train, listing.val, listing.test))
     for name, part in (("val", val), ("test", test)):
         if part is not None and (part.labels_N == UNLABELED).any():
-            raise InputError(
-                f"data.{name}: the {name} split has images without a label",
-                f"set data.{name} to a labeled split, or to null",
-            )
+            fix = f"label them or leave them out; where data.{name} is a key, set it to a labeled split or to null"
+            raise InputError(f"data: the split {name} has images without a label", fix)
     assert train is not None, "a listing has images to train on"
     return train, val, test
 

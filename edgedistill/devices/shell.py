@@ -45,7 +45,7 @@ PREPARE = (
     f'if [ -L "$job" ]; then echo "$job: is a link" >&2; exit {EXIT_FOLDER}; fi; '
     f'[ -O "$job" ] || {{ echo "$job: belongs to someone else" >&2; exit {EXIT_FOLDER}; }}; '
     f'touch "$job" || exit {EXIT_FOLDER}; '
-    f'find . -maxdepth 1 -type d -name "{JOB_PATTERN}" -mtime +{STALE_DAYS} -exec rm -rf {{}} + 2>/dev/null; '
+    f'find . -maxdepth 1 -type d -name "{JOB_PATTERN}" -mtime +{STALE_DAYS - 1} -exec rm -rf {{}} + 2>/dev/null; '
     f'cd "$job" || exit {EXIT_FOLDER}; {_SUM}'
     f'echo "{MARKER} free $(df -Pk . | tail -n 1)"; '
     'for f in "$@"; do h=; n=0; if [ -f "./$f" ]; then h=$(sum "./$f"); fi; '

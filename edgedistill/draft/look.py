@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgedistill.console import say
 from edgedistill.data import datasets
 from edgedistill.data.label_file import labels_of_folder, read_labels
 from edgedistill.data.listing import SUFFIXES, Listing, split_of
@@ -150,9 +151,13 @@ def _folder(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
         InputError: it holds pictures without a label alone, or its labels.csv cannot be read.
     """
     walk, file = Walk(root=root), labels_of_folder(root)
-    if file and not any(label.name for label in read_labels(file).values()):
+    labels = read_labels(file) if file else {}
+    if file and not any(label.name for label in labels.values()):
         raise InputError(f"{file}: no picture has a label", f"`edgedistill annotate {root}` labels them by keys")
     if file:
+        if others := len(set(walk.take(root)) - labels.keys()):
+            has = "has" if others == 1 else "have"
+            say(f"{file}: {count_of(others, 'picture')} of the folder {has} no row, and no part in the run; add rows")
         section, reasons = _table(file)
         return section, {**reasons, "file": "the labels of the folder, which count before its class folders"}
     level = walk.level(root)

@@ -20,7 +20,7 @@ from edgedistill.export import calibrate, graphs, qdq
 from edgedistill.export.float_layers import FloatSet, Ratio, fastest, holding_sets
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import layers, make_plan
-from edgedistill.labels.calibration import Temperature, estimated_loss, temperature_of
+from edgedistill.labels.calibration import LARGEST_ERROR, Temperature, estimated_loss, temperature_of
 from edgedistill.records import Drop, Guarded, Target
 
 RANKING_IMAGES = 32  # images on which layers are ranked
@@ -108,6 +108,8 @@ class Guard:
         if self.witnesses.temperature is not None:
             return self.witnesses.temperature
         labeled_N = self.witnesses.labels_N >= 0
+        if not labeled_N.any():  # val may be empty
+            return Temperature(value=1.0, log_error=LARGEST_ERROR)
         return temperature_of(self.fp32_logits[0][labeled_N], self.witnesses.labels_N[labeled_N])
 
     def measure_drop(self, graph: ModelProto, target: Target, screening: bool = False) -> Drop:
@@ -206,7 +208,7 @@ class Guard:
             floats=tuple(sorted(chosen.layers, key=lambda name: -ranked[name])),
             before=guarded.drop,
             sets=len(sets),
-            timed=chosen.ratio is not None,
+            timed=chosen.ratio is not None and chosen.ratio[0] == max(other.ratio[0] for other in sets if other.ratio),
         )
         return Outcome(graph=chosen.graph, guarded=guarded, sensitivity=ranked)
 

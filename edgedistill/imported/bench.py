@@ -24,7 +24,8 @@ from edgedistill.measurements import BenchReport
 from edgedistill.recipe.schema import Bench
 from edgedistill.records import OnnxModel
 from edgedistill.run import interrupts
-from edgedistill.run.files import read_json, sha256_file
+from edgedistill.run.files import read_json
+from edgedistill.sources.graphs import sha256_graph
 
 BENCH = "bench"
 NOISE_IMAGES = 16  # for a bare graph, whose latency does not depend on what the images show
@@ -42,7 +43,7 @@ def folder_of(path: Path) -> Path | None:
         return path
     folder = default_folder(path)
     written = (folder / RECORD).is_file() and path.is_file()
-    return folder if written and read(folder)["sha256"] == sha256_file(path) else None
+    return folder if written and read(folder)["sha256"] == sha256_graph(path) else None
 
 
 def read(folder: Path) -> dict[str, Any]:

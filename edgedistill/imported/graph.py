@@ -18,8 +18,7 @@ from edgedistill.data.images import size_text
 from edgedistill.errors import InputError
 from edgedistill.export import graphs, infer, qdq
 from edgedistill.run import interrupts
-from edgedistill.run.files import sha256_file
-from edgedistill.sources.graphs import features_from
+from edgedistill.sources.graphs import features_from, sha256_graph
 
 MIN_OPSET, QUANTIZED_OPSET, MAX_OPSET = 11, 13, 23  # per-channel scales came with 13
 MAX_BYTES = 2**31 - 1  # of a protobuf message
@@ -96,7 +95,7 @@ def read(file: Path, output: str | None = None, px: int | Size | None = None) ->
         notes.append(f"its last {softmax} was left out: labels are the same, and probabilities are computed later")
     return Imported(
         file=file,
-        sha256=sha256_file(file),
+        sha256=sha256_graph(file),
         model=model,
         input=image.name,
         uint8=image.type.tensor_type.elem_type == TensorProto.UINT8,

@@ -255,7 +255,7 @@ def _description(work: Work, default: str) -> dict[str, Any]:
 
 def _bundle(work: Work, models: Sequence[OnnxModel], predictions: Mapping[str, np.ndarray], default: str) -> None:
     """The folder that is copied to a device; images without a label have -1."""
-    shown = slice(SHIPPED_IMAGES)
+    shown = np.argsort(work.pictures.labels_N < 0, kind="stable")[:SHIPPED_IMAGES]  # those with a label first
     bundle.write_bundle(
         work.folder / BUNDLE,
         [(work.folder / entry.path, entry) for entry in models],

@@ -100,6 +100,8 @@ def task(subject: Subject, cache: Path) -> Task:
     collection = images.collected(listed, store, splits)
     features = sources.features(subject, store, splits, cache / "sources")
     is_labeled_N, open_N = _usable(collection, has_splits=splits is not None)
+    if labels_file(subject):  # a label beyond a recipe's budget is known, and not to be asked for again
+        open_N &= collection.labels_N == UNLABELED
     names = [listed.items.names[row] for row in store.kept_rows]
     unusable_N = np.array([labels.get(name, Label()).how == "unusable" for name in names])
     has_features_N = np.ones(store.n, dtype=bool)
@@ -179,7 +181,7 @@ def labels_file(subject: Subject) -> Path | None:
         return label_file.labels_of_folder(Path(subject.data.options["root"]))
     if subject.data.kind != "csv":
         return None
-    file = subject.base / str(subject.data.options.get("file", ""))
+    file = subject.base / Path(str(subject.data.options.get("file", ""))).expanduser()
     return file if file.is_file() and label_file.is_labels(file) else None
 
 

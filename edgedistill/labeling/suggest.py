@@ -35,8 +35,10 @@ from edgedistill.labels.to_label import Suggestion, Suggestions
 from edgedistill.recipe.file import read_recipe
 from edgedistill.recipe.options import did_you_mean
 from edgedistill.records import MoreLabels
+from edgedistill.report.suggest import RECORD, TABLE
 from edgedistill.run import artifacts
 from edgedistill.run.directory import CACHE
+from edgedistill.run.files import read_json
 
 CLUSTERS = (8, 64)  # fewest and most clusters of a data set
 
@@ -138,6 +140,8 @@ def answer(subject: Subject, answers: Path) -> int:
         InputError: no label is filled in, a picture is unknown, or the data set has no labels.csv.
         OSError: the file cannot be written; it is unchanged.
     """
+    if source := _other_source(subject, answers):
+        raise InputError(f"{answers}: suggests pictures of {source}, not of {subject.path}", "name that folder")
     file = labels_target(subject)
     labels = label_studio.read_export(answers) if answers.suffix == ".json" else label_file.read_answers(answers)
     is_folder = subject.run is None
@@ -157,7 +161,9 @@ def refuse_loss(subject: Subject, table: Path) -> None:
     """
     if not table.is_file():
         return
-    fix = f"`--answers {table}` takes them; or write elsewhere by --out"
+    source = _other_source(subject, table)
+    taking = f"`edgedistill suggest {source} --answers {table}`" if source else f"`--answers {table}`"
+    fix = f"{taking} takes them; or write elsewhere by --out"
     filled = label_file.filled_in(table)
     try:
         file = labels_target(subject)
@@ -167,6 +173,19 @@ def refuse_loss(subject: Subject, table: Path) -> None:
     lost = [path for path, label in filled.items() if _is_lost(label, taken.get(path, Label()))]
     if lost:
         raise InputError(f"{table}: {len(lost)} labels were filled in, and would be lost", fix)
+
+
+def _other_source(subject: Subject, table: Path) -> str:
+    """What the pictures of a list were suggested from, if that has its labels in another table; else ""."""
+    record = table.parent / RECORD
+    source = str(read_json(record).get("source", "")) if table.name == TABLE and record.is_file() else ""
+    if not source or not Path(source).exists():
+        return ""
+    try:
+        places = {labels_target(other).resolve() for other in (subject, subject_of(Path(source)))}
+    except InputError:  # one of them takes no answers
+        return ""
+    return source if len(places) > 1 else ""
 
 
 def _is_lost(answer: Label, taken: Label) -> bool:

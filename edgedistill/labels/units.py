@@ -36,10 +36,12 @@ def groups_by_pattern(names: Iterable[str], pattern: str) -> list[str | None]:
         raise InputError(f"data.group: {pattern!r} is no regular expression ({error})") from None
     if not expression.groups:
         raise InputError(f"data.group: {pattern!r} has no group", "put the part that names the group in parentheses")
+    names = list(names)
     matches = [expression.search(name) for name in names]
     groups = [match.group(1) or None if match else None for match in matches]
     if not any(groups):
-        raise InputError(f"data.group: {pattern!r} matches no image", "match the image's path below the data's root")
+        example = f": one is {names[0]!r}" if names else ""
+        raise InputError(f"data.group: {pattern!r} matches no image", f"match the names of the images{example}")
     return groups
 
 

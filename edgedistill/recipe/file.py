@@ -100,6 +100,7 @@ def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Docume
     if not isinstance(raw, dict):
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, with `data:`"])
     raw.setdefault("name", _name(path))
+    raw = _unshared(raw)  # an alias of YAML is the same object: a value is replaced in one place
     keys = [_override(raw, text) for text in overrides]
     filled, lines = presets.fill(raw, lines)
     return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys), duplicates=content.duplicates)
@@ -123,6 +124,13 @@ def _lines(node: yaml.Node | None, key: Key) -> Iterable[tuple[Key, int]]:
         for index, entry_node in enumerate(node.value):
             yield (*key, index), entry_node.start_mark.line + 1
             yield from _lines(entry_node, (*key, index))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy whose mappings and lists are in one place each."""
+    if isinstance(value, dict):
+        return {name: _unshared(entry) for name, entry in value.items()}
+    return [_unshared(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _override(raw: dict[str, Any], text: str) -> Key:

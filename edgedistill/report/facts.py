@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class Facts:
 
     `predictions` are the classes of the test images by graph name, [N] each, and the true ones as "labels"; `answers`
     are those to labeled images with their confidence, [N] each; `licences` are the student's inputs; `catalog` says of
-    every model what `sources: auto` did with it.
+    every model what `sources: auto` did with it. `outdated`: the run was trained anew after its last export, so that
+    its graphs, and what was measured on them, are left out.
     """
 
     run: Run
@@ -67,20 +68,21 @@ class Facts:
     checkpoint: Checkpoint | None
     baseline: Baseline | None
     no_baseline: str
-    models: tuple[OnnxModel, ...]
-    guarded: tuple[Guarded, ...]
-    kept: tuple[Kept, ...] | None
-    engines: tuple[Engine, ...]
-    no_engines: str
-    calibration: dict[str, Any]
-    ladder: Ladder | None
-    predictions: dict[str, np.ndarray]
-    unknown: Unknown | None
-    answers: dict[str, np.ndarray]
-    licences: tuple[LicensedInput, ...]
-    bench: tuple[BenchReport, ...]
+    outdated: bool = False
+    models: tuple[OnnxModel, ...] = ()
+    guarded: tuple[Guarded, ...] = ()
+    kept: tuple[Kept, ...] | None = None
+    engines: tuple[Engine, ...] = ()
+    no_engines: str = ""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    ladder: Ladder | None = None
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    unknown: Unknown | None = None
+    answers: dict[str, np.ndarray] = field(default_factory=dict)
+    licences: tuple[LicensedInput, ...] = ()
+    bench: tuple[BenchReport, ...] = ()
     choices: tuple[EngineChoice, ...] = ()
-    checksums: str
+    checksums: str = ""
 
     @property
     def title(self) -> str:
@@ -140,7 +142,8 @@ def read(run: Run) -> Facts:
     recipe = (artifacts.LOCK.find(run) or {}).get("recipe", {})
     data = artifacts.DATA.find(run) or {}
     in_folds, shipped = data.get("protocol", "folds") == "folds", artifacts.shipped(run)
-    graphs = [artifact.find(run) or () for artifact in (artifacts.EXPORTED, artifacts.QUANTIZED, artifacts.NCNN)]
+    checkpoint, exported = artifacts.RESULT.find(shipped), artifacts.EXPORTED.find(run) or ()
+    outdated = bool(checkpoint and exported and exported[0].parent_sha256 not in ("", checkpoint.sha256))
     return Facts(
         run=run,
         recipe=recipe,
@@ -155,24 +158,33 @@ def read(run: Run) -> Facts:
         trials=artifacts.TRIALS.find(run) or (),
         curve=artifacts.METRICS.find(shipped) or (),
         out_of_fold=artifacts.OUT_OF_FOLD.find(shipped) if in_folds else None,  # files of former data may be there
-        checkpoint=artifacts.RESULT.find(shipped),
+        checkpoint=checkpoint,
         baseline=artifacts.BASELINE.find(run),
         no_baseline=str((artifacts.NO_BASELINE.find(run) or {}).get("why", "")),
-        models=tuple(itertools.chain.from_iterable(graphs)),
-        guarded=artifacts.GUARD.find(run) or (),
-        kept=artifacts.KEPT.find(run),
-        engines=_engines(run, recipe),
-        no_engines=str((artifacts.NO_ENGINES.find(run) or {}).get("why", "")),
-        calibration=artifacts.CALIBRATION.find(run) or {},
-        ladder=artifacts.LADDER.find(run),
-        predictions=_predictions(run, in_folds),
-        unknown=artifacts.UNKNOWN.find(run),
-        answers=artifacts.UNKNOWN_ANSWERS.find(run) or {},
-        licences=artifacts.read_licences(run),
-        bench=_bench(run, recipe),
-        choices=tuple(artifacts.read_choices(run)),
-        checksums=artifacts.CHECKSUMS.find(run) or "",
+        outdated=outdated,
+        **({} if outdated else _of_graphs(run, recipe, in_folds)),
     )
+
+
+def _of_graphs(run: Run, recipe: Mapping[str, Any], in_folds: bool) -> dict[str, Any]:
+    """What the steps from export to bench have written, by the attributes of Facts."""
+    graphs = [artifact.find(run) or () for artifact in (artifacts.EXPORTED, artifacts.QUANTIZED, artifacts.NCNN)]
+    return {
+        "models": tuple(itertools.chain.from_iterable(graphs)),
+        "guarded": artifacts.GUARD.find(run) or (),
+        "kept": artifacts.KEPT.find(run),
+        "engines": _engines(run, recipe),
+        "no_engines": str((artifacts.NO_ENGINES.find(run) or {}).get("why", "")),
+        "calibration": artifacts.CALIBRATION.find(run) or {},
+        "ladder": artifacts.LADDER.find(run),
+        "predictions": _predictions(run, in_folds),
+        "unknown": artifacts.UNKNOWN.find(run),
+        "answers": artifacts.UNKNOWN_ANSWERS.find(run) or {},
+        "licences": artifacts.read_licences(run),
+        "bench": _bench(run, recipe),
+        "choices": tuple(artifacts.read_choices(run)),
+        "checksums": artifacts.CHECKSUMS.find(run) or "",
+    }
 
 
 def _predictions(run: Run, in_folds: bool) -> dict[str, np.ndarray]:
@@ -301,6 +313,11 @@ def warnings(facts: Facts) -> list[str]:
         for names in [facts.data.get("corrupt") or []]
         if names
     ]
+    if facts.outdated:
+        messages.append(
+            "export: the graphs and their measurements are of an earlier student, and are not shown; run edgedistill "
+            "export, then bench"
+        )
     messages += _chosen_labels(facts)
     messages += _few_halves(facts)
     messages += [f"quantize: {text}" for text in facts.calibration.get("warnings", ())]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 Arrays = NDArray[Any]
 FITTING: dict[tuple[str, int], int] = {}  # images that a GPU's memory holds, by a network's hash and input size
+WRITTEN = 2**24  # bytes of zeros at a time
 CHUNK = 256  # images between two writes to disk: an interrupted pass loses at most these
 
 
@@ -285,7 +286,12 @@ def _reserve(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, int]) 
     with path.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
         stream.flush()
-        os.posix_fallocate(stream.fileno(), stream.tell(), shape[0] * shape[1] * np.dtype(dtype).itemsize)
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(stream.fileno(), stream.tell(), size)
+            return
+        for start in range(0, size, WRITTEN):
+            stream.write(bytes(min(WRITTEN, size - start)))
 
 
 def cached_outputs(facts: Mapping[str, Any], data_hash: str, cache: Path) -> SourceOutputs | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from edgedistill.devices.bundle import PATTERNS
 from edgedistill.records import OnnxModel
@@ -11,12 +12,34 @@ from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
+if TYPE_CHECKING:
+    import numpy as np
+
 HOST_IMAGES = 500
 
 
 def shipped_images(context: Context) -> int:
     """Number of test images in the bundle."""
     return max(HOST_IMAGES, context.recipe.bench.accuracy_images)
+
+
+def shipped_rows(context: Context, n: int) -> np.ndarray:
+    """Rows of the images of the bundle, of `n`, evenly spaced, int64.
+
+    Where a device answers another number than is usual, they are in random order: it takes the first ones, and sorted
+    images begin with the first class.
+    """
+    import numpy as np
+
+    from edgedistill.data.splits import evenly_spaced
+
+    rows = evenly_spaced(n, shipped_images(context))
+    return np.random.default_rng(0).permutation(rows) if is_shuffled(context) else rows
+
+
+def is_shuffled(context: Context) -> bool:
+    """Whether the images of the bundle are in random order; those of most runs keep the order of older versions."""
+    return context.recipe.bench.accuracy_images != HOST_IMAGES
 
 
 def inputs(context: Context) -> dict[str, str]:
@@ -30,12 +53,12 @@ def inputs(context: Context) -> dict[str, str]:
         "images": str(shipped_images(context)),
         "licenses": licenses.fingerprint(context.recipe, context.base),
         **({"ncnn": digest([model.sha256 for model in ncnn])} if ncnn else {}),
+        **({"order": "random"} if is_shuffled(context) else {}),
     }
 
 
 def work(context: Context) -> None:
     """Write graphs, programs, test images with labels and the host's predictions, a description and a model card."""
-    from edgedistill.data.splits import evenly_spaced
     from edgedistill.devices.bundle import model_name, write_bundle
     from edgedistill.report import card, facts
     from edgedistill.sources import licenses, terms
@@ -43,7 +66,7 @@ def work(context: Context) -> None:
     record = context.checkpoint
     images_NHWC, labels_N = context.compared_images(record.spec.input_px)
     predictions = artifacts.PREDICTIONS.read(context.run)
-    rows = evenly_spaced(len(labels_N), shipped_images(context))
+    rows = shipped_rows(context, len(labels_N))
     licences, unknown = licenses.of_run(context.run, context.recipe), artifacts.UNKNOWN.read(context.run)
     models = context.shipped_models
     artifacts.DESCRIPTION.path_in(context.run).unlink(missing_ok=True)  # a broken one is no reason to keep it

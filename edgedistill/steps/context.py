@@ -14,6 +14,7 @@ from edgedistill.recipe.schema import Recipe
 from edgedistill.records import Checkpoint, Guarded, OnnxModel, SourceWeights, StudentSpec
 from edgedistill.run import artifacts, environment
 from edgedistill.run.directory import Run
+from edgedistill.steps.data_facts import require_recorded
 
 if TYPE_CHECKING:
     from edgedistill.data.images import View
@@ -40,7 +41,8 @@ class Context:
         run: the run directory.
         fold: with folds, the fold that is the test set of this context; None for the student that ships.
         ships: whether val trains, too: with folds, in the last training of each student.
-        peer_teaches: whether the peer teaches, too: in the last training of each student (steps/peer.py).
+        peer_teaches: whether the peer teaches, too: in the last training of each student.
+        reopened: whether the run has been trained, and is not now: its images and labels have to be those of then.
         half: the half of the labeled images that is the test set of this context, to judge the peer by; None for all.
     """
 
@@ -50,6 +52,7 @@ class Context:
     fold: int | None = None
     ships: bool = False
     peer_teaches: bool = False
+    reopened: bool = False
     half: int | None = None
 
     def of_fold(self, fold: int) -> Context:
@@ -131,11 +134,12 @@ class Context:
         """The target's images, decoded once at the largest input size of the sources and students."""
         from edgedistill.data.load import load_splits
 
-        sizes = [spec.input_px for spec in self.candidates]
-        sizes += [network.input_px for network in self.networks.values()]
+        sizes = [*(spec.input_px for spec in self.candidates), *(net.input_px for net in self.networks.values())]
         px = max([SMALLEST_PX, *sizes])
         cache = self.run.cache / "images"
         splits = load_splits(self.recipe.data, self.base, cache, self.recipe.seed, px=px, fold=self.fold)
+        if self.reopened:
+            require_recorded(self.run, splits)
         splits = splits.shipping() if self.ships else splits
         return splits if self.half is None else splits.without_half(self.half)
 
@@ -280,14 +284,13 @@ class Context:
 
         if self.recipe.unlabeled is None:
             return None
-        options = self.recipe.distill.method.options
         return Stream(
             shards=self.streamed_shards,
             view=self.view,
             px=px,
             seed=self.recipe.seed,
             mixed=self.recipe.unlabeled.mixed,
-            sources=tuple(self.method.shares(self.class_alphas, options)),
+            sources=tuple(self.method.shares(self.class_alphas, self.recipe.distill.method.options)),
             teacher=self.teacher.predict if "teacher" in self.method.needs else None,
         )
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from edgedistill.errors import InputError
+from edgedistill.run import artifacts
 from edgedistill.run.files import digest
-from edgedistill.steps.context import Context
 
 if TYPE_CHECKING:
     from edgedistill.data.splits import Splits
+    from edgedistill.run.directory import Run
+    from edgedistill.steps.context import Context
 
 
 def data_facts(context: Context) -> dict[str, Any]:
@@ -32,8 +35,7 @@ def data_facts(context: Context) -> dict[str, Any]:
         "reserve": len(splits.reserve_rows),
         "folds": splits.folds.count if splits.folds else None,
         "unscored": [splits.classes[label] for label in splits.folds.unscored] if splits.folds else [],
-        "data_hash": splits.data_hash,
-        "test_hash": digest([splits.test_set.store.hashes.tolist(), splits.test_set.labels_N.tolist()]),
+        **_identity(splits),
         "store_px": splits.train.px,
         "range": splits.limits,
         **_unit_facts(splits),
@@ -41,6 +43,31 @@ def data_facts(context: Context) -> dict[str, Any]:
         **_prior_facts(context),
         **_how_facts(context),
         **_shard_facts(context),
+    }
+
+
+def require_recorded(run: Run, splits: Splits) -> None:
+    """Refuse images and labels that are not those that a run was trained on.
+
+    A graph would be calibrated, guarded and scored on images that the student was trained on.
+
+    Raises:
+        InputError: images, labels or classes have changed since.
+    """
+    recorded = artifacts.DATA.find(run)
+    now = {"classes": list(splits.classes), **_identity(splits)}
+    if recorded and any(recorded.get(name, value) != value for name, value in now.items()):
+        raise InputError(
+            f"data: images or labels have changed since {run.path} was trained", "train again: `edgedistill train`"
+        )
+
+
+def _identity(splits: Splits) -> dict[str, str]:
+    """Hashes of the images and labels that train and choose, and of those that test."""
+    test = splits.test_set
+    return {
+        "data_hash": splits.data_hash,
+        "test_hash": digest([test.store.hashes.tolist(), test.labels_N.tolist()]),
     }
 
 

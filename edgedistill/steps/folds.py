@@ -77,7 +77,9 @@ def work(context: Context) -> None:
     pooled.write(context.run)
     if context.has_peer and not context.recipe.search.storage:
         part = context.labels_alone()
-        out_of_fold(part, parts.TRAINING, ships=False).write(part.run)  # what the peer on all labels is judged by
+        record = artifacts.BASELINE.find(context.run)  # that student may ship: then its answers in int8 are here, too
+        ships = record is not None and record.ships == "labels alone"
+        out_of_fold(part, parts.TRAINING, ships=ships).write(part.run)  # what the peer on all labels is judged by
     fp32, score = pooled.record.fp32, context.recipe.data.score
     low, high = fp32.interval(score)
     say(f"  out of fold: {fp32.score(score):.1%} [{low:.1%}, {high:.1%}] over {fp32.n} images")

@@ -10,6 +10,7 @@ from edgedistill.console import bar, say
 from edgedistill.records import MoreLabels, SourceWeights
 from edgedistill.report import weights as report_weights
 from edgedistill.run import artifacts
+from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 from edgedistill.steps.data_facts import data_facts
 from edgedistill.steps.step import Step
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def inputs(context: Context) -> dict[str, str]:
     """Fingerprints of the images, the shards and the sources."""
-    from edgedistill.data import datasets, shards
+    from edgedistill.data import datasets, label_file, shards
     from edgedistill.labels import divide
     from edgedistill.sources import registry
 
@@ -30,6 +31,8 @@ def inputs(context: Context) -> dict[str, str]:
     fingerprints["data"] = datasets.fingerprint(recipe.data, base)
     if recipe.data.protocol != "test" and recipe.data.near_copies != "ignore":
         fingerprints["division"] = str(divide.VERSION)
+    if ways := label_file.counts(recipe.data, base):
+        fingerprints["how"] = digest(ways)
     if recipe.unlabeled:
         fingerprints["unlabeled"] = shards.fingerprint(recipe.unlabeled, base)
     return fingerprints

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +272,22 @@ def test_hf_cells_that_hold_nothing_are_no_label_and_no_group(hub: Any, tmp_path
     assert dataset.train.labels_N.tolist() == [0, 1, UNLABELED, 0, 1, 1] and dataset.classes == ("0", "1")
     assert dataset.train.groups == ["1.0", None, None, "2.0", None, "2.0"]
     assert any("1 rows with the label -1 count as unlabeled" in note for note in dataset.notes)
+
+
+def test_torchvision_set_without_checksums_is_another_with_other_files(tmp_path: Path) -> None:
+    for label, index in itertools.product(("a", "b"), range(2)):
+        write_picture(tmp_path / "sets" / label / f"{index}.png", f"{label}{index}")
+    images = section("torchvision", name="ImageFolder", root="sets", download=False)
+    before = datasets.fingerprint(images, tmp_path)
+    assert before == datasets.fingerprint(images, tmp_path)
+    write_picture(tmp_path / "sets/a/9.png", "a9")
+    assert datasets.fingerprint(images, tmp_path) != before
+
+
+def test_linked_folder_of_a_local_set_counts(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_picture(tmp_path / "elsewhere/0.png", "0")
+    (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere")
+    before = datasets.fingerprint(section("hf", path="set"), tmp_path)
+    os.utime(tmp_path / "elsewhere/0.png", ns=(7, 7))
+    assert datasets.fingerprint(section("hf", path="set"), tmp_path) != before

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgedistill.data import datasets, label_file
-from edgedistill.data.label_file import Label, read_answers, read_labels, updated, write_labels
+from edgedistill.data.label_file import (
+    Label,
+    locked,
+    pictures_listing,
+    read_answers,
+    read_labels,
+    updated,
+    write_labels,
+)
 from edgedistill.errors import InputError
 from edgedistill.recipe.data_section import Data
 from tests.helpers.trees import write_picture
@@ -117,3 +126,24 @@ def test_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
     write_labels(tmp_path / "link.csv", {"a.png": Label(name="bolt", how="given")})
     assert (tmp_path / "link.csv").is_symlink() and read_labels(tmp_path / "labels.csv")["a.png"].name == "bolt"
+
+
+def test_answers_wait_for_another_writer(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, {"a.png": Label(name="bolt", how="random"), "b.png": Label()})
+    answers = {"b.png": Label(name="nut", how="suggested")}
+    writer = threading.Thread(target=updated, args=(file, answers, ["a.png", "b.png"]))
+    with locked(file):
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+        write_labels(file, {"a.png": Label(name="washer", how="random"), "b.png": Label()})
+    writer.join()
+    assert read_labels(file) == {"a.png": Label(name="washer", how="random"), **answers}
+
+
+def test_path_with_a_dot_is_the_picture(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", "a")
+    (tmp_path / "labels.csv").write_text("path,label\n./a.png,bolt\n")
+    listing = pictures_listing(tmp_path)
+    assert listing.classes == ("bolt",) and listing.train.labels_N.tolist() == [0]

@@ -261,3 +261,7 @@ def test_fewer_frames_are_kept_of_those_that_are_there(tmp_path: Path) -> None:
         (tmp_path / entry["file"]).unlink()  # taken away to be labeled
     Keeper(str(tmp_path), 3)
     assert len(kept(tmp_path)) == 3
+
+
+def test_numbers_that_are_none_are_no_answer() -> None:
+    assert unsure.answer(np.array([np.nan, 1.0, 2.0]), {"threshold": 0.9}).unknown

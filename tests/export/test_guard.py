@@ -14,7 +14,7 @@ from edgedistill.export import calibrate, graphs, guard, qdq, quantize
 from edgedistill.export.float_layers import FloatSet, Ratio, fastest, holding_sets
 from edgedistill.export.infer import predict_onnx
 from edgedistill.export.placement import layers, make_plan
-from edgedistill.labels.calibration import Temperature, temperature_of
+from edgedistill.labels.calibration import LARGEST_ERROR, Temperature, temperature_of
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Drop, Target
 from tests.helpers.export_nets import Exported, pictures
@@ -369,12 +369,13 @@ def test_temperature_is_fitted_on_the_labels(set_labels: Callable[[np.ndarray, n
         model=FakeGraph(b"fp32"),
         ranges={},
         calibration_NHWC=numbered(1, 1),
-        witnesses=guard.Witnesses(images_NHWC=numbered(100, 0), labels_N=np.array([0] * 30 + [1] * 10 + [-1] * 60)),
+        witnesses=guard.Witnesses(images_NHWC=numbered(100, 0), labels_N=np.repeat([0, 1, -1], [30, 10, 60])),
         max_drop=1.0,
         score="top1",
     )
-    labels_N = np.array([0] * 30 + [1] * 10)
-    assert accuracy_guard.fitted_temperature == temperature_of(np.eye(3)[np.zeros(40, int)], labels_N)
+    assert accuracy_guard.fitted_temperature == temperature_of(np.eye(3)[np.zeros(40, int)], np.arange(40) // 30)
+    accuracy_guard.witnesses.labels_N[:] = -1  # val may be empty
+    assert replace(accuracy_guard).fitted_temperature == Temperature(value=1.0, log_error=LARGEST_ERROR)
 
 
 def test_simulated_graph_is_run_on_fewer_images(

@@ -130,6 +130,16 @@ def test_range_and_channels_are_those_stated(name: str, channels: str, tmp_path:
     )
 
 
+def test_other_weights_beside_a_file_are_another_model(tmp_path: Path) -> None:
+    KINDS["external data"](tmp_path / "model.onnx")
+    before = graph.read(tmp_path / "model.onnx").sha256
+    weights = tmp_path / "weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(bytes(content))
+    assert graph.read(tmp_path / "model.onnx").sha256 != before
+
+
 def outside(file: Path) -> None:
     KINDS["external data"](file)
     (file.parent / "weights.bin").rename(file.parent.parent / "weights.bin")

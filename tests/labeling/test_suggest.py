@@ -301,3 +301,26 @@ def test_table_whose_pictures_all_have_a_label_wants_more_pictures(tmp_path: Pat
     write_labels(folder / "labels.csv", {name: Label(name=str(row % 2)) for row, name in enumerate(names)})
     with pytest.raises(InputError, match=r"every picture that can be labeled has a label; add pictures$"):
         chosen(folder)
+
+
+def test_list_of_another_folder_with_the_same_name_is_not_taken(tmp_path: Path) -> None:
+    first, second = tree(tmp_path / "a/photos"), tree(tmp_path / "b/photos")
+    runs = tmp_path / "runs"
+    command(first, "--n", "4", "--runs", runs)
+    table = runs / "suggest-photos/suggestions.csv"
+    filled_in(table)
+    completed = miniature.call("suggest", second, "--n", "4", "--runs", runs)
+    assert completed.code == 2 and f"`edgedistill suggest {first} --answers {table}` takes them" in completed.err
+    completed = miniature.call("suggest", second, "--runs", runs, "--answers", table)
+    assert completed.code == 2 and f"suggests pictures of {first}, not of {second}" in completed.err
+    assert read_labels(second / "labels.csv") == {}
+
+
+def test_labels_beyond_the_budget_of_a_recipe_are_not_asked_for_again(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    labels = [f"{name},{'rgb'[int(name.split('/')[1][0])]}" for name in names[:-2]]
+    (folder / "labels.csv").write_text("\n".join(["path,label", *labels, *(f"{name}," for name in names[-2:])]))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: few\ndata: {{kind: csv, file: {folder}/labels.csv, labels_per_class: 3}}\n")
+    assert set(paths(suggest(recipe, 50, runs=tmp_path / "runs"))) <= set(names[-2:])

@@ -268,3 +268,9 @@ def test_run_name_depends_only_on_sections_up_to_distill(tmp_path: Path) -> None
         == 5
     )
     assert yaml.safe_load(GOOD)["name"] == run_name().rpartition("-")[0]
+
+
+def test_value_that_is_set_changes_one_of_the_places_that_an_alias_repeats(tmp_path: Path) -> None:
+    text = "data: {kind: digits}\nstudent: {families: {mobilenetv3: &sizes {input_px: [96]}, micro: *sizes}}\n"
+    families = load(tmp_path, text, "student.families.micro.input_px=64").student.families
+    assert str(families["mobilenetv3"]) != str(families["micro"]) and "96" in str(families["mobilenetv3"])

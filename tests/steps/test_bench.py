@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from edgedistill import pipeline, session
@@ -15,6 +16,7 @@ from edgedistill.devices import bundle
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.run.directory import Run
 from edgedistill.steps import bench, keep
+from edgedistill.steps import bundle as bundle_step
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
@@ -90,3 +92,11 @@ def test_bundle_programs_follow_agent_sources(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "meter.py").write_text("# mended\n")
     after = bundle.programs()
     assert after["agent.pyz"] != before["agent.pyz"] and after["label.py"] == before["label.py"]
+
+
+@pytest.mark.parametrize(("answered", "random"), [(500, False), (8, True), (2000, True)])
+def test_first_images_of_a_bundle_are_of_all_classes_where_a_device_answers_some(answered: int, random: bool) -> None:
+    recipe = SimpleNamespace(bench=SimpleNamespace(accuracy_images=answered))
+    rows = bundle_step.shipped_rows(cast(Context, SimpleNamespace(recipe=recipe)), 3000)
+    assert len(np.unique(rows)) == max(500, answered)
+    assert (np.diff(rows) > 0).all() != random
