@@ -40,7 +40,7 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
     px = store_px(subject, networks)
     splits, notes = recipe_splits(subject, cache / "images", px)
     listed = listed_images(listing)
-    store = decoded(listed, subject.data, splits, folder=cache / "images", fingerprint=listing.fingerprint, px=px)
+    store = decoded(listed, subject.data, splits, folder=cache / "images", pictures=listing.pictures, px=px)
     collection = collected(listed, store, splits)
     features = source_features(subject, store.hashes, splits, networks=networks, cache=cache / "sources")
     say(f"images     {store.n} to compare")

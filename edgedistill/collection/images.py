@@ -131,7 +131,7 @@ def _groups(parts: Sequence[Items]) -> list[str | None] | None:
 
 
 def decoded(
-    listed: Listed, section: Data, splits: Splits | None, *, folder: Path, fingerprint: str, px: int
+    listed: Listed, section: Data, splits: Splits | None, *, folder: Path, pictures: str, px: int
 ) -> ImageStore:
     """The store of all images that can be read, whose names are their numbers in `listed`.
 
@@ -145,7 +145,7 @@ def decoded(
     numbers = [str(row) for row in range(len(listed.items))]
     return image_store.build(
         Items(names=numbers, labels_N=listed.items.labels_N, load=listed.items.load),
-        folder / f"audit-{digest([fingerprint, px, section.fit, data_range])[:12]}",
+        folder / f"audit-{digest([pictures, px, section.fit, data_range])[:12]}",
         images.View(px=px, fit=section.fit),
         data_range,
         desc="decode",

@@ -56,7 +56,8 @@ def listing(section: Data, base: Path, least_classes: int = 2) -> Listing:
     notes = dataset.notes
     if dataset.val is not None:
         notes += (f"data: val is the data set's own, {len(dataset.val)} images; data.val_fraction does not apply",)
-    dataset = replace(dataset, fingerprint=_with_rules(dataset.fingerprint), notes=notes)
+    mark = _with_rules(dataset.fingerprint)
+    dataset = replace(dataset, fingerprint=mark, pictures=dataset.pictures or mark, notes=notes)
     return _grouped(dataset, section.group) if section.group and _is_pattern(section.group) else dataset
 
 

@@ -27,6 +27,7 @@ from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 TEXT = ("string", "large_string", "string_view")  # types of a column that holds the images' paths
 # attributes in which torchvision's sets keep their labels: a list or array, or (image, label) pairs
 LABELS = ("targets", "labels", "_labels", "y")
+UNCHECKED = ("DatasetFolder", "ImageFolder")  # torchvision's sets of a user's own files, without checksums
 PAIRS = ("_samples", "samples")
 
 
@@ -270,12 +271,8 @@ def torchvision(
 
 
 def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool = True, **options: Any) -> str:
-    """Hash of the set's name, folder and options, and of the files of a set that torchvision has no checksums of."""
-    import torchvision as library
-
-    kind = getattr(library.datasets, name, None)
-    is_checked = kind is None or not inspect.isclass(kind) or "download" in _parameters(kind)
-    files = () if is_checked else _stamps(root)
+    """Hash of the set's name, folder and options; torchvision checks most files against its own checksums."""
+    files = _stamps(root) if name in UNCHECKED else ()
     return hash_lines(["torchvision", name, str(root.resolve()), options_for_key(torchvision, options), *files])
 
 

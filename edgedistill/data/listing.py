@@ -87,7 +87,8 @@ class Items:
 class Listing:
     """A data set not decoded yet: `test` and `val` are its official splits, or None where it publishes none.
 
-    `fingerprint` changes when a name, a label or a file changes; it is computed without decoding an image. `notes` say
+    `fingerprint` changes when a name, a label or a file changes; it is computed without decoding an image. `pictures`
+    does not change with labels, classes and groups, where a kind can tell: decoded pixels are kept by it. `notes` say
     in a sentence each how the data set was understood, where that is not plain, and what was left out.
     """
 
@@ -96,6 +97,7 @@ class Listing:
     test: Items | None
     licence: str
     fingerprint: str
+    pictures: str = ""
     val: Items | None = None
     notes: tuple[str, ...] = ()
 
@@ -119,15 +121,19 @@ class Files:
             groups=self.groups,
         )
 
-    def stamps(self) -> Iterator[tuple[str | int | None, ...]]:
-        """Yield name, label, size and modification time of each file, and its group where there are groups.
+    def stamps(self) -> list[tuple[int, int]]:
+        """Size and modification time of each file.
 
         Raises:
             InputError: a listed file is missing.
         """
+        return [stamp(path) for path in self.paths]
+
+    def lines(self, stamps: Sequence[tuple[int, int]]) -> Iterator[tuple[str | int | None, ...]]:
+        """Yield name, label, size and modification time of each file, and its group where there are groups."""
         groups = [()] * len(self.names) if self.groups is None else [(group,) for group in self.groups]
-        for name, path, label, group in zip(self.names, self.paths, self.labels, groups, strict=True):
-            yield name, label, *stamp(path), *group
+        for name, stamped, label, group in zip(self.names, stamps, self.labels, groups, strict=True):
+            yield name, label, *stamped, *group
 
 
 def stamp(path: str | Path) -> tuple[int, int]:
@@ -176,13 +182,19 @@ def files_listing(
     Raises:
         InputError: a listed file is missing.
     """
+    named = (("train", train), ("test", test), ("val", val))
+    parts = [(split, files, files.stamps()) for split, files in named if files is not None]
 
     def lines() -> Iterator[Any]:
         yield ["classes", *classes]
-        for split, files in (("train", train), ("test", test), ("val", val)):
-            if files is not None:
-                yield split
-                yield from files.stamps()
+        for split, files, stamps in parts:
+            yield split
+            yield from files.lines(stamps)
+
+    def pictures() -> Iterator[Any]:
+        for split, files, stamps in parts:
+            yield split
+            yield from zip(files.names, stamps, strict=True)
 
     return Listing(
         classes=tuple(classes),
@@ -190,6 +202,7 @@ def files_listing(
         test=test.items() if test else None,
         licence=licence,
         fingerprint=hash_lines(lines()),
+        pictures=hash_lines([RULES, *pictures()]),
         val=val.items() if val else None,
         notes=tuple(notes),
     )

@@ -55,7 +55,7 @@ def load_splits(section: Data, base: Path, cache: Path, seed: int, *, px: int, f
     left_C = refusals.trainable(train.labels_N, listing, section, choice)
     refusals.refuse_small_classes(left_C, listing, section, choice)
     n_train, pool_items = len(train), train if val is None else train.followed_by(val)
-    rules = [listing.fingerprint, section.store_px or px, section.fit, section.range]
+    rules = [listing.pictures, section.store_px or px, section.fit, section.range]
     name, view = f"{section.kind}-{digest(rules)[:12]}", images.View(px=section.store_px or px, fit=section.fit)
     store = image_store.build(
         pool_items, cache / f"{name}-train", view=view, data_range=section.range, desc="decode train"
@@ -189,7 +189,7 @@ def _parts(listing: Listing) -> tuple[Items, Items | None, Items | None]:
     for name, part in (("val", val), ("test", test)):
         if part is not None and (part.labels_N == UNLABELED).any():
             fix = f"label them or leave them out; where data.{name} is a key, set it to a labeled split or to null"
-            raise InputError(f"data: the split {name} has images without a label", fix)
+            raise InputError(f"data: the {name} split has images without a label", fix)
     assert train is not None, "a listing has images to train on"
     return train, val, test
 

@@ -94,9 +94,7 @@ def task(subject: Subject, cache: Path) -> Task:
     px = images.store_px(subject, {})
     splits, notes = images.recipe_splits(subject, cache / "images", px)
     listed = images.listed_images(listing)
-    store = images.decoded(
-        listed, subject.data, splits, folder=cache / "images", fingerprint=listing.fingerprint, px=px
-    )
+    store = images.decoded(listed, subject.data, splits, folder=cache / "images", pictures=listing.pictures, px=px)
     collection = images.collected(listed, store, splits)
     features = sources.features(subject, store, splits, cache / "sources")
     is_labeled_N, open_N = _usable(collection, has_splits=splits is not None)

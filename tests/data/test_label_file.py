@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgedistill.data import datasets, label_file
+from edgedistill.data.images import View, to_square
 from edgedistill.data.label_file import (
     Label,
     locked,
@@ -17,9 +20,12 @@ from edgedistill.data.label_file import (
     updated,
     write_labels,
 )
+from edgedistill.data.load import load_splits
 from edgedistill.errors import InputError
 from edgedistill.recipe.data_section import Data
-from tests.helpers.trees import write_picture
+from tests.helpers.trees import noise, write_picture
+
+VIEW = View(px=12, fit="crop")
 
 LABELS = {
     "b/1.png": Label(name="bolt, long", how="random"),
@@ -147,3 +153,25 @@ def test_path_with_a_dot_is_the_picture(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\n./a.png,bolt\n")
     listing = pictures_listing(tmp_path)
     assert listing.classes == ("bolt",) and listing.train.labels_N.tolist() == [0]
+
+
+def test_other_labels_decode_no_picture_again(tmp_path: Path) -> None:
+    names = [f"{index}.png" for index in range(12)]
+    for name in names:
+        write_picture(tmp_path / name, name)
+    marks = []
+    for labels in (["bolt", "nut"] * 6, ["nut", "bolt"] * 6, ["bolt", "nut", "washer"] * 4):
+        write_labels(
+            tmp_path / "labels.csv", {name: Label(name=label) for name, label in zip(names, labels, strict=True)}
+        )
+        table = datasets.listing(section(tmp_path / "labels.csv"), tmp_path)
+        splits = load_splits(section(tmp_path / "labels.csv"), tmp_path, cache=tmp_path / "cache", seed=0, px=12)
+        everything = np.concatenate([splits.labeled_rows, splits.val_rows])
+        for row, label in zip(everything, np.concatenate([splits.labeled_labels, splits.val_labels]), strict=True):
+            name = next(name for name in names if (to_square(noise(name), VIEW) == splits.train.images_NHWC[row]).all())
+            assert splits.classes[label] == labels[names.index(name)]
+        marks.append((table.fingerprint, table.pictures))
+    assert len({fingerprint for fingerprint, _ in marks}) == 3 and len({pictures for _, pictures in marks}) == 1
+    assert len(list((tmp_path / "cache").glob("*-train"))) == 1
+    os.utime(tmp_path / "0.png", ns=(7, 7))
+    assert datasets.listing(section(tmp_path / "labels.csv"), tmp_path).pictures != marks[0][1]
