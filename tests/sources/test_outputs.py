@@ -144,6 +144,12 @@ def test_full_disk_is_an_error_before_any_mapping(tmp_path: Path, monkeypatch: p
     check(compute(network([]), tmp_path))
 
 
+def test_system_without_posix_fallocate_writes_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    monkeypatch.setattr(outputs, "WRITTEN", 100)
+    check(compute(network([]), tmp_path))
+
+
 def test_cached_outputs_need_no_network(tmp_path: Path) -> None:
     net = network([])
     facts = json.loads(json.dumps(net.facts()))  # as weigh/sources.json has them
