@@ -28,6 +28,11 @@ class Device:
     workdir: str = ""
     backends: tuple[str, ...] = ()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, by this Python: its packages are those of this process."""
+        return self.transport == "local" and not self.python
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:

@@ -56,6 +56,12 @@ def machine() -> list[str]:
     return [processor(), _version("onnxruntime"), platform.node()]
 
 
+def runtime(backend: str) -> str:
+    """Version of the package that a backend runs by on this machine; "" where it is none, or is in `machine`."""
+    package = backend if backend.startswith("tensorrt") else backend.partition("-")[0]
+    return _version(package) if package != "onnxruntime" else ""
+
+
 def commit() -> str:
     """The commit of the source checkout, with "+" if files are changed; "" if the package is installed."""
     folder = Path(__file__).resolve().parents[2]

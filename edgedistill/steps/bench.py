@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import get_args
 
@@ -9,18 +10,24 @@ from edgedistill.devices import inventory
 from edgedistill.devices.bundle import fitting
 from edgedistill.errors import InputError
 from edgedistill.records import OnnxModel, Precision
-from edgedistill.run import artifacts
+from edgedistill.run import artifacts, environment
 from edgedistill.run.files import digest
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
 
-def inputs(context: Context, device_name: str) -> dict[str, str]:
-    """Hashes of the measurement's settings, of the device's inventory entry, and of the bundle without its texts."""
+def inputs(context: Context, device_name: str, backends: Sequence[str]) -> dict[str, str]:
+    """Hashes of the measurement's settings, of the device's inventory entry, and of the bundle without its texts.
+
+    On this machine also the versions of the backends' runtimes; the device's facts have that of ONNX Runtime.
+    """
     settings = context.recipe.bench.for_key(exclude={"devices", "backends", "inventory"})
     texts = {artifacts.MODEL_CARD.path, artifacts.DESCRIPTION.path, artifacts.CHECKSUMS.path}
     bundle = {name: sha256 for name, sha256 in context.run.hashes("bundle").items() if name not in texts}
+    device = inventory.find(inventory.load(context.inventory), device_name)
+    versions = [version for name in backends if device.is_here and (version := environment.runtime(name))]
     return {
+        **({"runtimes": digest(versions)} if versions else {}),
         "settings": digest(settings),
         "device": digest(context.device_facts(device_name)),
         "bundle": digest(bundle),
@@ -77,7 +84,7 @@ def step(device: str, backend: str) -> Step:
     return Step(
         name=f"bench-{device}-{backend}",
         version=2,
-        inputs=partial(inputs, device_name=device),
+        inputs=partial(inputs, device_name=device, backends=(backend,)),
         outputs=tuple(artifacts.bench_reports(device, backend, precision) for precision in get_args(Precision)),
         work=partial(work, device_name=device, backend=backend),
         commits=True,

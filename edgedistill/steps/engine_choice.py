@@ -29,7 +29,7 @@ def inputs(context: Context, device_name: str, backends: Sequence[str]) -> dict[
     """Hashes of what the measurement depends on, of the engines, and of the bounds."""
     bounds = context.recipe.quantize
     engines = digest([list(backends), bounds.min_speedup, bounds.max_drop])
-    return {**bench.inputs(context, device_name), "engines": engines}
+    return {**bench.inputs(context, device_name, backends), "engines": engines}
 
 
 def work(context: Context, device_name: str, backends: Sequence[str]) -> None:

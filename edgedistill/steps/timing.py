@@ -25,7 +25,7 @@ from edgedistill.export.precision import TIMING_BACKENDS, Ratio, higher_precisio
 from edgedistill.measurements import HOST_TO_HOST, BenchReport, Device
 from edgedistill.recipe.schema import Bench, LatencyBound
 from edgedistill.records import OnnxModel, StudentSpec, Target
-from edgedistill.run import interrupts
+from edgedistill.run import environment, interrupts
 from edgedistill.run.files import digest, read_json, write_json
 from edgedistill.steps import candidate
 
@@ -64,7 +64,7 @@ def engines_there(context: Context, device_name: str) -> tuple[str, ...]:
     """
     device = inventory.find(inventory.load(context.inventory), device_name)
     names = inventory.backends_for(device)
-    if device.transport == "local" and not device.python:
+    if device.is_here:
         names = tuple(name for name, version in backends.available().items() if version[0].isdigit())
     return tuple(name for name in ENGINES if name in names) or ENGINES[:1]
 
@@ -73,7 +73,10 @@ def _latency_ms(context: Context, spec: StudentSpec, bound: LatencyBound) -> flo
     cache = context.run.cache / "latency"
     target = target_of(bound.backend)
     graphs = cache / f"graphs/{candidate.architecture(context, spec, bound.precision, target)}.json"
+    is_here = inventory.find(inventory.load(context.inventory), bound.device).is_here
+    version = environment.runtime(bound.backend) if is_here else ""
     place = {
+        **({"runtime": version} if version else {}),
         "device": context.device_facts(bound.device),
         "backend": bound.backend,
         "precision": bound.precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,8 @@ from edgedistill import pipeline, session
 from edgedistill.agent.backends import BACKENDS
 from edgedistill.devices import bundle
 from edgedistill.errors import EdgeDistillError, InputError
+from edgedistill.recipe.schema import Bench
+from edgedistill.run import environment
 from edgedistill.run.directory import Run
 from edgedistill.steps import bench, keep
 from edgedistill.steps import bundle as bundle_step
@@ -92,6 +95,20 @@ def test_bundle_programs_follow_agent_sources(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "meter.py").write_text("# mended\n")
     after = bundle.programs()
     assert after["agent.pyz"] != before["agent.pyz"] and after["label.py"] == before["label.py"]
+
+
+def test_measurement_is_another_with_another_version_of_its_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.runtime("onnxruntime-cpu") == "", "the machine's facts have it"
+    monkeypatch.setattr(metadata, "version", lambda package: f"1 of {package}")
+    packages = {"openvino-reduced": "openvino", "ncnn-half": "ncnn", "tensorrt-rtx": "tensorrt-rtx"}
+    assert {name: environment.runtime(name) for name in packages} == {k: f"1 of {v}" for k, v in packages.items()}
+    recipe = SimpleNamespace(bench=Bench())
+    run = SimpleNamespace(hashes=lambda step: {})
+    context = cast(Context, SimpleNamespace(recipe=recipe, run=run, inventory=None, device_facts=lambda name: []))
+    before = bench.step("local", "openvino").inputs(context)
+    monkeypatch.setattr(metadata, "version", lambda package: f"2 of {package}")
+    after = bench.step("local", "openvino").inputs(context)
+    assert {name for name in before if before[name] != after[name]} == {"runtimes"}
 
 
 @pytest.mark.parametrize(("answered", "random"), [(500, False), (8, True), (2000, True)])
