@@ -6,7 +6,6 @@ made under different settings are never averaged.
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgedistill.distill import head_start, peer, tuning
 from edgedistill.distill.methods import METHODS
 from edgedistill.distill.teachers import TEACHERS, TUNED_VERSION
 from edgedistill.errors import InputError
-from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
+from edgedistill.recipe.options import LATER, did_you_mean, options_for_key, with_defaults
 from edgedistill.recipe.schema import Distill, Weigh
 from edgedistill.recipe.section import without_later
 from edgedistill.run.files import digest
@@ -194,9 +193,7 @@ class Profile(BaseModel):
 
 def written_out(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict[str, Any]:
     """A choice by name with the defaults of the function's options in place, as it enters a configuration."""
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
-    written = options_for_key(function, defaults | dict(choice))
+    written = options_for_key(function, with_defaults(function, choice))
     return {name: option for name, option in written.items() if name != "level"}  # it is the row's
 
 

@@ -27,8 +27,8 @@ from edgedistill.recipe.options import LATER, did_you_mean, options_for_key
 TEXT = ("string", "large_string", "string_view")  # types of a column that holds the images' paths
 # attributes in which torchvision's sets keep their labels: a list or array, or (image, label) pairs
 LABELS = ("targets", "labels", "_labels", "y")
-UNCHECKED = ("DatasetFolder", "ImageFolder")  # torchvision's sets of a user's own files, without checksums
 PAIRS = ("_samples", "samples")
+UNCHECKED = ("DatasetFolder", "ImageFolder")  # torchvision's sets of a user's own files, without checksums
 
 
 def hf(
@@ -277,10 +277,17 @@ def torchvision_fingerprint(base: Path, *, name: str, root: Path, download: bool
 
 
 def _stamps(directory: Path) -> list[list[Any]]:
-    """The files of a folder, and of folders that are linked there, with their sizes and modification times."""
-    paths = (Path(folder) / name for folder, _, names in os.walk(directory, followlinks=True) for name in names)
-    files = sorted(file for file in paths if file.is_file() and not file.name.startswith("."))
-    return [[str(file.relative_to(directory)), *stamp(file)] for file in files]
+    """The files of a folder, and of folders that are linked there, with their sizes and modification times.
+
+    Each real folder is read once: a link may lead to a folder that it lies in.
+    """
+    entered, files = {directory.resolve()}, list[Path]()
+    for place, folders, names in os.walk(directory, followlinks=True):
+        real = {name: (Path(place) / name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name, folder in real.items() if folder not in entered]
+        entered.update(real.values())
+        files += [Path(place) / name for name in names if not name.startswith(".")]
+    return [[str(file.relative_to(directory)), *stamp(file)] for file in sorted(files) if file.is_file()]
 
 
 def _parameters(kind: type) -> set[str]:

@@ -74,6 +74,7 @@ class Splits:
         near_copies: the near-copies that are kept together; None where they are ignored.
         folds: the folds of the labels, for that protocol.
         official_val: whether val is a split of the data set, not drawn from train.
+        counts_C: `label_counts` where an official val trains, which still counts for no class's share; else None.
     """
 
     classes: tuple[str, ...]
@@ -142,7 +143,7 @@ class Splits:
             val_labels=self.val_labels[:0],
             beside_val_rows=self.beside_val_rows[:0],
             beside_val_labels=self.beside_val_labels[:0],
-            counts_C=self.label_counts if self.official_val else None,  # val now trains, and still counts for no share
+            counts_C=self.label_counts if self.official_val else None,
         )
 
     def halves(self) -> np.ndarray:

@@ -190,6 +190,12 @@ def weighted_ridge(features_ND: Floats, weight_N: Floats, targets_NC: Floats, pe
     return np.asarray(np.linalg.solve(moments_DD, scaled_DN @ targets_NC))
 
 
+def as_sure(scores_NC: Floats, probs_NC: Floats) -> float:
+    """The temperature at which scores are as sure, on average, as other answers to the same images."""
+    wanted = float(probs_NC.max(axis=1).mean()) if len(probs_NC) else 1.0
+    return min(TEMPERATURES, key=lambda degree: abs(float(softmax(scores_NC / degree).max(axis=1).mean()) - wanted))
+
+
 def softmax(logits_NC: Floats) -> Floats:
     """Softmax over the classes of each row."""
     exponentials = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))

@@ -19,10 +19,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from edgedistill.agent import metrics
 from edgedistill.distill.probes import (
-    TEMPERATURES,
     Floats,
     Labels,
     Rows,
+    as_sure,
     at_least_two_per_class,
     feature_mean,
     principal_components,
@@ -308,19 +308,16 @@ def selftrained(
     first, features = _stack(features, alphas, labels, tune=tune, shrink=shrink, level=level, tuned=tuned)
     reduced = _reduced(features, first.weights, dims)
     joint_ND = _joined({name: reduced_ND for name, (_, reduced_ND, _) in reduced.items()}, first.weights)
-    temperature = 0.0  # tuned features know the labels: it is then chosen by images without a label
-    if first.weights.keys() == alphas.keys():
-        gram_NL = (joint_ND @ joint_ND[rows].T).astype(np.float64)
-        temperature = probe_from_gram(gram_NL, rows, labels_L, classes, units_L=labels.units_L).temperature
+    is_tuned = first.weights.keys() != alphas.keys()
     weight_N = np.full(len(joint_ND), weight, dtype=np.float32)
     weight_N[rows] = 1.0
-    probs_NC = first.probs_NC
+    probs_NC, temperature = first.probs_NC, 0.0
     for _ in range(rounds):
         targets_NC = probs_NC.astype(np.float32)
         targets_NC[rows] = np.eye(classes)[labels_L]
         weights_DC = weighted_ridge(joint_ND, weight_N, targets_NC - 1.0 / classes, penalty)
         scores_NC = joint_ND @ weights_DC
-        temperature = temperature or _as_sure(np.delete(scores_NC, rows, axis=0), np.delete(probs_NC, rows, axis=0))
+        temperature = temperature or _temperature(joint_ND, scores_NC, probs_NC, labels=labels, is_tuned=is_tuned)
         probs_NC = softmax(scores_NC / temperature)
 
     def predict(other_features: Features) -> Floats:
@@ -330,10 +327,12 @@ def selftrained(
     return replace(first, probs_NC=probs_NC, predict=predict)
 
 
-def _as_sure(scores_UC: Floats, probs_UC: Floats) -> float:
-    """The temperature at which scores of unlabeled images are as sure, on average, as other answers to them."""
-    wanted = float(probs_UC.max(axis=1).mean()) if len(probs_UC) else 1.0
-    return min(TEMPERATURES, key=lambda degree: abs(float(softmax(scores_UC / degree).max(axis=1).mean()) - wanted))
+def _temperature(joint_ND: Floats, scores_NC: Floats, probs_NC: Floats, *, labels: Labels, is_tuned: bool) -> float:
+    """That of the joint probe: by leave-one-out, or, as tuned features know the labels, as sure as the mixture."""
+    if is_tuned:
+        return as_sure(np.delete(scores_NC, labels.rows, axis=0), np.delete(probs_NC, labels.rows, axis=0))
+    gram_NL = (joint_ND @ joint_ND[labels.rows].T).astype(np.float64)
+    return probe_from_gram(gram_NL, labels.rows, labels.labels_L, labels.classes, units_L=labels.units_L).temperature
 
 
 def _reduced(features: Features, weights: Mapping[str, float], dims: int) -> dict[str, tuple[Floats, Floats, Floats]]:

@@ -43,7 +43,7 @@ def folder_of(path: Path) -> Path | None:
         return path
     folder = default_folder(path)
     written = (folder / RECORD).is_file() and path.is_file()
-    return folder if written and read(folder)["sha256"] == sha256_graph(path) else None
+    return folder if written and read(folder)["sha256"] == sha256_graph(path.resolve()) else None
 
 
 def read(folder: Path) -> dict[str, Any]:

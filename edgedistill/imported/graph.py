@@ -95,7 +95,7 @@ def read(file: Path, output: str | None = None, px: int | Size | None = None) ->
         notes.append(f"its last {softmax} was left out: labels are the same, and probabilities are computed later")
     return Imported(
         file=file,
-        sha256=sha256_graph(file),
+        sha256=sha256_graph(file.resolve()),  # its weights are beside the file that a link leads to
         model=model,
         input=image.name,
         uint8=image.type.tensor_type.elem_type == TensorProto.UINT8,

@@ -98,7 +98,7 @@ def task(subject: Subject, cache: Path) -> Task:
     collection = images.collected(listed, store, splits)
     features = sources.features(subject, store, splits, cache / "sources")
     is_labeled_N, open_N = _usable(collection, has_splits=splits is not None)
-    if labels_file(subject):  # a label beyond a recipe's budget is known, and not to be asked for again
+    if file:  # a label beyond a recipe's budget is known, and not to be asked for again
         open_N &= collection.labels_N == UNLABELED
     names = [listed.items.names[row] for row in store.kept_rows]
     unusable_N = np.array([labels.get(name, Label()).how == "unusable" for name in names])

@@ -158,6 +158,11 @@ def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
+def with_defaults(function: Callable[..., Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice by name with the defaults of the function's options where it leaves them out."""
+    return {name: parameter.default for name, parameter in keyword_only(function).items()} | dict(choice)
+
+
 def annotation_of(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """The evaluated annotation of a parameter; Any where it has none."""
     annotation = parameter.annotation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgedistill.errors import InputError
 from edgedistill.run.files import digest, sha256_file
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ FEATURE_OPERATORS = {
 
 
 def weight_files(file: Path) -> list[Path]:
-    """The files beside a graph that hold its weights ("external data"), sorted; none where it holds them itself."""
+    """The files beside a graph that hold its weights ("external data"), sorted; none where it holds them itself.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -32,13 +37,20 @@ def weight_files(file: Path) -> list[Path]:
     except Exception:  # of a broken file, which the runtime names when it loads it
         return []
     tensors = [tensor for tensor in graph.initializer if uses_external_data(tensor)]
-    return [
-        file.parent / location for location in sorted({str(ExternalDataInfo(tensor).location) for tensor in tensors})
-    ]
+    locations = sorted({str(ExternalDataInfo(tensor).location) for tensor in tensors})
+    files = [file.parent / location for location in locations]
+    if lost := [path for path in files if not path.is_file()]:
+        place = lost[0].resolve()
+        raise InputError(f"{place}: no such file; {file.name} has weights there", "copy it beside the graph")
+    return files
 
 
 def sha256_graph(file: Path) -> str:
-    """The sha256 of a graph; with weights in other files, of all of them."""
+    """The sha256 of a graph; with weights in other files, of all of them.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     others = weight_files(file)
     return digest([sha256_file(path) for path in (file, *others)]) if others else sha256_file(file)
 

@@ -380,12 +380,10 @@ def fingerprint(section: Source, base: Path) -> str:
         if isinstance(option, Path) and option.is_dir():
             parts.append([name, artifacts.RESULT.read(artifacts.shipped(find_run(option))).sha256])
         elif isinstance(option, Path):
-            files = [option, *(weight_files(option) if section.kind == "onnx" else [])]
-            if lost := [file for file in files if not file.exists()]:
-                raise InputError(
-                    f"sources.{section.name}: {lost[0].resolve()}: no such file; {option.name} has weights there",
-                    "copy it beside the graph",
-                )
+            try:
+                files = [option, *(weight_files(option) if section.kind == "onnx" else [])]
+            except InputError as error:
+                raise InputError(f"sources.{section.name}: {error.message}", error.fix) from None
             parts += [[name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         elif name == "package":
             parts.append([name, package_fingerprint(option), package_file(option).stat().st_size])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgedistill.console import bar, duration, say
 from edgedistill.recipe import presets
-from edgedistill.recipe.options import keyword_only
+from edgedistill.recipe.options import with_defaults
 from edgedistill.records import Accuracy, Baseline, Gain
 from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
@@ -183,8 +183,7 @@ def choose(context: Context, gain: Gain, on_val: Gain | None) -> tuple[Literal["
     from edgedistill.distill.methods import METHODS
 
     method, in_folds = context.recipe.distill.method, context.splits.folds is not None
-    defaults = {name: option.default for name, option in keyword_only(METHODS[method.name].loss).items()}
-    is_auto = presets.is_auto({**defaults, **method.model_dump()})
+    is_auto = presets.is_auto(with_defaults(METHODS[method.name].loss, method.model_dump()))
     deciding = gain if in_folds else on_val
     if deciding and deciding.high < 0 and is_auto:
         where = "out of fold" if in_folds else f"on the {deciding.n} images of val"

@@ -54,12 +54,8 @@ class Pooled:
 
 def inputs(context: Context) -> dict[str, str]:
     """Hashes of what the folds read from outside the run, and versions of their peer and of their tuned sources."""
-    return search.inputs(context) | distill.inputs(context) | peer_version(context)
-
-
-def peer_version(context: Context) -> dict[str, str]:
-    """The version of the peer, where there is one."""
-    return {"peer": str(peer.STEP.version)} if context.has_peer else {}
+    peers = {"peer": str(peer.STEP.version)} if context.has_peer else {}
+    return search.inputs(context) | distill.inputs(context) | peers
 
 
 def applies(context: Context) -> bool:

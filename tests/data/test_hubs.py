@@ -290,4 +290,6 @@ def test_linked_folder_of_a_local_set_counts(tmp_path: Path) -> None:
     (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere")
     before = datasets.fingerprint(section("hf", path="set"), tmp_path)
     os.utime(tmp_path / "elsewhere/0.png", ns=(7, 7))
+    (tmp_path / "set/images/again").symlink_to(tmp_path / "set")  # a loop
+    (tmp_path / "set/once more").symlink_to(tmp_path / "elsewhere")
     assert datasets.fingerprint(section("hf", path="set"), tmp_path) != before

@@ -137,7 +137,11 @@ def test_other_weights_beside_a_file_are_another_model(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-2] ^= 1
     weights.write_bytes(bytes(content))
-    assert graph.read(tmp_path / "model.onnx").sha256 != before
+    after = graph.read(tmp_path / "model.onnx").sha256
+    assert after != before
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link.onnx").symlink_to(tmp_path / "model.onnx")
+    assert graph.read(tmp_path / "elsewhere/link.onnx").sha256 == after
 
 
 def outside(file: Path) -> None:
