@@ -102,13 +102,11 @@ def start(model: Dict[str, str], provider: str) -> Run:
     options: Dict[str, Any] = {}
     if provider == "tensorrt":  # an engine takes a minute to build, so it is kept; Q/DQ and float16 must be allowed
         cache = HERE / "engines" / model["sha256"][:16]  # ONNX Runtime does not tell two students' engines apart
-        options = {
-            "trt_int8_enable": str(int(model["precision"] == "int8")),
-            "trt_fp16_enable": str(int(model["precision"] != "fp32")),
-        }
         with contextlib.suppress(OSError):  # a bundle that cannot be written to: the engine is built each time
             cache.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes the last folder alone
             options.update({"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)})
+        options["trt_int8_enable"] = str(int(model["precision"] == "int8"))
+        options["trt_fp16_enable"] = str(int(model["precision"] != "fp32"))
     settings = onnxruntime.SessionOptions()
     if platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags():
         settings.add_session_config_entry("session.x64quantprecision", "1")  # or int8 products saturate there
