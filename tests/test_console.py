@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_training_log_has_every_step_after_a_resume(tmp_path: Path) -> None:
         with log_training(tmp_path, 8) as on_step:
             for step in steps:
                 on_step(step, {"loss": 1.0 / step, "terms/labels": 0.5})
+        time.sleep(1)  # logs are read in the order of their names: the second, then a counter in which 10 precedes 9
     assert scalars(tmp_path) == {"loss": [*range(1, 8)], "terms/labels": [*range(1, 8)]}
 
 
