@@ -11,7 +11,6 @@ from edgedistill.collection.features import loaded_networks, source_features
 from edgedistill.collection.images import Collection, collected, decoded, listed_images, recipe_splits, store_px
 from edgedistill.collection.subject import Subject
 from edgedistill.console import say
-from edgedistill.data import datasets
 from edgedistill.data.image_store import ImageStore
 from edgedistill.labels import units
 from edgedistill.labels.findings import KINDS, Audit, Finding
@@ -36,7 +35,7 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
     """
     started = time.perf_counter()
     networks = loaded_networks(subject) if compute_sources else {}
-    listing = datasets.listing(subject.data, subject.base)
+    listing = subject.listing()
     px = store_px(subject, networks)
     splits, notes = recipe_splits(subject, cache / "images", px)
     listed = listed_images(listing)

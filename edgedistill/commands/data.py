@@ -19,7 +19,7 @@ app = typer.Typer()
 
 @app.command()
 def audit(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE|FOLDER", help="A recipe, or a folder of class folders.")],
+    path: Annotated[Path, typer.Argument(metavar="RECIPE|FOLDER", help="A recipe, or a folder of pictures.")],
     runs: Root = Path("runs"),
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the page is written; default: runs/audit-<name>.")

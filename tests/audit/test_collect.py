@@ -191,6 +191,20 @@ def test_clean_pictures_are_not_named(tmp_path: Path) -> None:
     assert store.n == audit.images == 3 * (TRAIN + TEST)
 
 
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_folder_without_class_folders_is_audited_with_the_labels_that_it_has(tmp_path: Path, has_labels: bool) -> None:
+    root = tmp_path / "photos"
+    for row, square in enumerate(colored(0, 6, seed=1)):
+        save(square, root / f"day/{row}.png")
+    shutil.copy(root / "day/0.png", root / "again.png")
+    if has_labels:
+        (root / "labels.csv").write_text("path,label\nday/0.png,ant\nagain.png,bee\nday/1.png,\n")
+    audit, _ = collect(of_folder(root), tmp_path / "cache")
+    kind, note = ("two-labels", "ant and bee, the same pixels") if has_labels else ("copies", "")
+    assert sets(audit, kind) == {names("/again.png", "/day/0.png"): note}
+    assert audit.counts == ({"ant": {"": 1}, "bee": {"": 1}, "": {"": 5}} if has_labels else {"": {"": 7}})
+
+
 def test_record_survives_json(audited: Audit, tmp_path: Path) -> None:
     write_record(tmp_path / "audit.json", audited)
     assert read_record(tmp_path / "audit.json", Audit) == audited
