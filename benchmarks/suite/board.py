@@ -1,7 +1,7 @@
 """The committed lines of the suite as boards, one a profile: method -> target -> seed -> points.
 
 Only lines of one trial are compared: the newest line of a cell, the newest configuration of a method on a target, and
-for each target the lines with the label budget, test set, student, initial weights and processor of its newest lines.
+for each target the lines with the label budget, pack, student, initial weights and processor of its newest lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Line = Mapping[str, Any]
 
 SCORES = ("top1", "balanced_accuracy")  # the first is the primary one
 SINGLE = "single:"
-TRIAL_FIELDS = ("labels_per_class", "n_test", "student", "initial", "cpu")
+TRIAL_FIELDS = ("labels_per_class", "n_test", "student", "initial", "pack", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

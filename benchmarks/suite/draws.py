@@ -20,6 +20,7 @@ from benchmarks.suite.protocol import FORMER_LEVEL, Knowledge
 from edgedistill.data.splits import Splits
 from edgedistill.distill import batches, evaluate, methods, teachers
 from edgedistill.distill.tuner import Tuner
+from edgedistill.errors import InputError
 from edgedistill.labels.divide import TEST_SEED
 from edgedistill.labels.prior import Prior, estimated_shares, label_terms
 from edgedistill.labels.protocol import divide_in_halves
@@ -68,8 +69,14 @@ class Draw:
 
     @cached_property
     def splits(self) -> Splits:
-        """The splits of the target's pack."""
-        profile = self.bank.profile
+        """The splits of the target's pack.
+
+        Raises:
+            InputError: an image of train has the pixels of a test image: teachers answer, and learn from, all of train.
+        """
+        profile, both = self.bank.profile, self.bank.splits(self.target, 0).duplicates
+        if both:
+            raise InputError(f"{self.target}: {both} images of train have the pixels of test images", "remove them")
         if profile.labeled == "natural":
             labels = self.times * profile.labels(self.target)
             return natural_draw(self.bank.splits(self.target, 0), labels, self.seed)

@@ -32,9 +32,12 @@ class Selection:
     seeds: tuple[int, ...]
 
 
+CELL = ("kind", "profile", "target", "method", "seed", "pack", "config")  # the fields that identify a cell
+
+
 def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
-    """The identity of a line's cell."""
-    return tuple(line.get(name) for name in ("kind", "profile", "target", "method", "seed", "pack", "config"))
+    """The identity of a line: its cell, and the processor, as lines of two are not compared."""
+    return tuple(line.get(name) for name in (*CELL, "cpu"))
 
 
 def run(bank: Bank, selection: Selection, processes: int, minutes: float = float("inf")) -> None:
@@ -87,6 +90,7 @@ def _key_fields(bank: Bank, target: str, cell: str, seed: int) -> dict[str, Any]
         "seed": seed,
         "pack": digest(bank.pack_hashes(target))[:16],
         "config": bank.profile.config(cell),
+        "cpu": environment.processor(),
     }
 
 
@@ -111,7 +115,8 @@ def _run_job(job: tuple[Bank, str, int, list[str], float]) -> None:
         line = cells.draw_line(draw) if method == "draw" else cells.run_cell(draw, method)
         with FileLock(bank.runs / ".lines.lock"):
             keys = {key_of(committed) for committed in read("suite")}
-            if key_of(line) not in keys:  # another suite may have run the cell meanwhile
+            # another suite may have run the cell meanwhile
+            if key_of(line | {"cpu": environment.processor()}) not in keys:
                 append(f"suite_{bank.profile.name}", line)
         scores = f"top-1 {line['top1']:.3f} balanced {line['balanced_accuracy']:.3f}" if "top1" in line else ""
         say(f"{target} seed {seed} {method} {scores} {line.get('train_seconds', '')}")
@@ -128,7 +133,7 @@ def rerun(bank: Bank, target: str, method: str, seed: int) -> int:
     use_one_thread()
     line = cells.run_cell(draws.Draw(bank=bank, target=target, seed=seed), method)
     committed = sorted(
-        (other for other in read("suite") if key_of(other) == key_of(line)),
+        (other for other in read("suite") if all(other.get(name) == line.get(name) for name in CELL)),
         key=lambda other: (other["cpu"] == environment.processor(), other["measured"]),
     )
     say(f"now: top-1 {line['top1']} balanced {line['balanced_accuracy']} of {line['n_test']} test images")

@@ -16,7 +16,7 @@ from benchmarks.folds.cells import Cell
 from benchmarks.folds.draws import DividedDraw
 from benchmarks.suite import protocol
 from benchmarks.suite.bank import Bank
-from tests.benchmarks.test_suite_runner import pack
+from tests.helpers.packs import pack
 
 
 @pytest.fixture(scope="module")

@@ -55,26 +55,56 @@ def test_detectable_difference_is_that_of_the_score() -> None:
     first = board({"transfer-ridge": 0.0, "auto-ridge": 6.0})
     boards = [Board(**{**first.__dict__, "profile": "cpu_evidence", "score": score}) for score in SCORES]
     top1, balanced = evidence.sections(boards)["cpu_evidence-claims"].split("<details>")
-    assert "| 11.0 |" in top1 and "| 8.0 |" in balanced and "| 11.0 |" not in balanced
+    assert "| 11.0, " in top1 and "| 8.0, " in balanced and "| 11.0, " not in balanced
 
 
-def test_rows_of_fewer_targets_are_said_to_be_so() -> None:
-    note, rows = "The mean of a row with fewer targets", {"transfer-ridge": 0.0, "auto-ridge": 6.0}
-    first = board(rows)
+def test_row_stands_beside_transfer_on_its_own_targets_and_seeds() -> None:
+    first = board({"transfer-ridge": 0.0, "auto-ridge": 6.0})
     second = Board(**{**first.__dict__, "score": "balanced_accuracy"})
+    note = "Rows differ in these"
     assert note not in evidence.sections([first, second])["deploy-methods"]
-    first.methods["weighted-ridge"] = {"t0": {0: 57.0}}
-    assert note in evidence.sections([first, second])["deploy-methods"]
+    first.methods["weighted-ridge"] = {"t7": {0: 58.0, 1: 58.0}}
+    text = evidence.sections([first, second])["deploy-methods"]
+    assert note in text and "| `weighted-ridge` | 58.0 | 57.0 | +0.9 (one target) |" in text, text
+
+
+def test_rows_of_one_seed_stand_beside_the_same_seed_of_the_others() -> None:
+    first = board({"transfer-ridge": 0.0, "auto-ridge": 6.0})
+    first.methods["nearest-ridge"] = {
+        target: {0: seeds[0] + 1} for target, seeds in first.methods["auto-ridge"].items()
+    }
+    first.methods["auto-best"] = first.methods["nearest-ridge"]
+    first.methods["auto-ridge"]["t0"][1] += 81  # seed 1 does not count beside them
+    texts = evidence.sections([first, Board(**{**first.__dict__, "score": "balanced_accuracy"})])
+    several, alone = texts["deploy-methods"].split("<details>")[0].split("Every row with seed 0 alone:")
+    assert "nearest-ridge" not in several and "| `auto-ridge` | 64.6 |" in several
+    assert "| `auto-ridge` | 59.5 |" in alone and "| `nearest-ridge` | 60.5 |" in alone
+    assert "| all | 59.5 |" in texts["deploy-sources"] and "| the best by probe | 60.5 |" in texts["deploy-sources"]
+
+
+def test_claim_counts_neither_former_seeds_nor_targets_that_chose() -> None:
+    first = board({"transfer": 0.0, "auto-peer": 6.0}, seeds=3)
+    for targets in first.methods.values():
+        targets["gtsrb"] = targets.pop("t0")
+    first.methods["auto-peer"]["gtsrb"] = dict.fromkeys(range(3), 99.0)
+    first.methods["auto-peer"]["t1"][0] = 99.0
+    texts = evidence.sections([first, Board(**{**first.__dict__, "score": "balanced_accuracy"})])
+    line = next(row for row in texts["deploy-claims"].splitlines() if row.startswith("| D6"))
+    assert "seed 1 and later, without gtsrb" in line and "+6.0" in line and "| 7 |" in line
 
 
 def test_target_that_is_harmed_is_named() -> None:
-    harmed = board({"transfer-ridge": 0.0, "auto-ridge": 5.0})
+    harmed = board({"transfer-ridge": 0.0, "auto-ridge": 5.0, "transfer": 15.0})
     harmed.methods["auto-ridge"]["t3"] = {0: 44.0, 1: 44.2}
-    assert evidence.harm(harmed).endswith("(claim: none): t3.")
-    assert evidence.harm(board({"transfer-ridge": 0.0, "auto-ridge": 5.0})).endswith("none.")
+    better, random = evidence.harm(harmed).split("\n\n")
+    assert better.endswith("(claim: none): t3.") and "`transfer-ridge`" in better
+    assert random.endswith("t0, t1, t2, t3, t4, t5, t6, t7.") and "`transfer` " in random
+    harmless = board({"transfer-ridge": 0.0, "auto-ridge": 5.0})
+    better, random = evidence.harm(harmless).split("\n\n")
+    assert better.endswith("none.") and random.endswith("not measured.")
     for method in ("transfer-ridge", "auto-ridge"):
         del harmed.methods[method]["t3"][1]
-    assert evidence.harm(harmed).endswith("none. One seed says nothing of t3.")
+    assert "none. One seed says nothing of t3." in evidence.harm(harmed)
     assert "not measured" in evidence.harm(board({"transfer-ridge": 0.0, "auto-ridge": 5.0}, seeds=1))
 
 

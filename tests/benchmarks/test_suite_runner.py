@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,20 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from benchmarks import lines
 from benchmarks.suite import bank as banks
-from benchmarks.suite import cells, draws, protocol, runner
+from benchmarks.suite import board, cells, draws, protocol, runner
 from benchmarks.suite.__main__ import arguments, main
 from benchmarks.suite.subsets import Subset
 from edgedistill.distill import peer
 from edgedistill.errors import InputError
 from edgedistill.labels import prior
+from tests.helpers.packs import pack
+from tests.helpers.suite_lines import without_clock
 
 METHODS = ("transfer", "fixmatch", "random", "weighted", "stacked", "consistent")
-
-
-def pack(folder: Path, seed: int) -> None:
-    """Two classes, reddish and bluish squares, in the packs' layout."""
-    generator = np.random.default_rng(seed)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "blue"])})
-    for part, count in (("train", 40), ("test", 12)):
-        labels = [index % 2 for index in range(count)]
-        pictures = []
-        for label in labels:
-            pixels = generator.integers(0, 120, (32, 32, 3))
-            pixels[..., 2 * label] += 60
-            pictures.append(Image.fromarray(pixels.astype(np.uint8)))
-        folder.mkdir(parents=True, exist_ok=True)
-        dataset = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
-        dataset.to_parquet(str(folder / f"{part}.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +68,6 @@ def suite_lines() -> list[dict[str, Any]]:
     return list(lines.read("suite"))
 
 
-def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clock_fields = {"train_seconds", "measured", "commit"}
-    return [{name: field for name, field in row.items() if name not in clock_fields} for row in rows]
-
-
 def test_stopped_suite_resumes_and_cells_are_reproducible(bank: banks.Bank) -> None:
     selection = runner.Selection(targets=("squares",), methods=METHODS, seeds=(0,))
     runner.run(bank, selection, processes=1)
@@ -103,6 +84,24 @@ def test_stopped_suite_resumes_and_cells_are_reproducible(bank: banks.Bank) -> N
     resumed = suite_lines()
     assert without_clock(resumed[-2:]) == without_clock(complete[2:4]) and len(resumed) == len(complete)
     assert runner.rerun(bank, "squares", "weighted", 0) == 0
+
+
+def test_lines_of_another_processor_are_run_again(bank: banks.Bank) -> None:
+    selection = runner.Selection(targets=("squares",), methods=("transfer",), seeds=(0,))
+    runner.run(bank, selection, processes=1)
+    (path,) = lines.RESULTS.glob("suite_*.jsonl")
+    path.write_text(json.dumps(suite_lines()[0] | {"cpu": "another"}) + "\n")
+    runner.run(bank, selection, processes=1)
+    assert runner.rerun(bank, "squares", "transfer", 0) == 0
+    assert list(board.boards(suite_lines())[0].runs) == suite_lines()[1:]
+
+
+def test_pack_with_test_images_in_train_is_refused(bank: banks.Bank, packs: Path, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(packs / "squares", tmp_path / "packs/squares"))
+    parts = [datasets.Dataset.from_parquet(str(packs / f"squares/{name}.parquet")) for name in ("train", "test")]
+    datasets.concatenate_datasets(parts).to_parquet(str(mixed / "train.parquet"))
+    with pytest.raises(InputError, match="have the pixels of test images"):
+        _ = draws.Draw(bank=replace(bank, packs=mixed.parent), target="squares", seed=0).splits
 
 
 def test_cell_that_differs_from_its_line_is_reported(bank: banks.Bank) -> None:

@@ -13,7 +13,7 @@ from benchmarks.suite import bank as banks
 from benchmarks.suite.draws import Draw
 from benchmarks.unknown import figures, students, table
 from edgedistill.export.infer import predict_onnx
-from tests.benchmarks.test_suite_runner import pack
+from tests.helpers.packs import pack
 
 
 @pytest.fixture

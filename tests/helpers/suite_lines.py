@@ -83,3 +83,9 @@ def alternating_suite(targets: int = 6) -> list[Line]:
         scores = {"right": {better: 1.0, worse: 0.0}, "probe": {"a": 1.0, "b": 0.0}}
         lines += [draw(f"t{index}", seed, scores, {better: 0.54, worse: 0.5}) for seed in (0, 1)]
     return lines
+
+
+def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines without what differs from run to run."""
+    clock_fields = {"train_seconds", "measured", "commit"}
+    return [{name: field for name, field in row.items() if name not in clock_fields} for row in rows]
