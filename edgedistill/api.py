@@ -6,7 +6,6 @@ N images, D features, K classes of a source.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.predict.student import Prediction, Student, load, of_run
+from edgedistill.recipe.assignments import assignments
 from edgedistill.recipe.options import listed_names
 from edgedistill.report import facts, render
 from edgedistill.run.directory import Run as RunDirectory
@@ -98,7 +98,8 @@ class Run:
         """The exported student.
 
         Raises:
-            InputError: the run has no bundle (`export` makes it), or the bundle was altered.
+            InputError: the run has no bundle (`export` makes it), the bundle was altered, or it is of an earlier
+                student: the run was trained anew, and not exported since.
         """
         return of_run(RunDirectory(path=self.path))
 
@@ -183,24 +184,23 @@ def quantize(
         classes: names of the classes, in the order of the outputs.
         output: name of the output with class scores; the first one by default.
         px: side of the input, or height and width, for a model that takes any size.
-        max_drop: points of accuracy, or of agreement without labels, that int8 may lose.
+        max_drop: points of accuracy, or of agreement without labels, that int8 may lose; at most 100.
         calibration_images: at most half of the pictures calibrate.
 
     Raises:
-        InputError: the model is refused, or the pictures or labels do not fit.
+        InputError: the model is refused, the pictures or labels do not fit, or an option is no value of its kind.
         GateError: the graph with its preprocessing inside answers otherwise than the file.
     """
     from edgedistill.imported import quantize as imported
-    from edgedistill.imported.settings import preprocessing as checked
-    from edgedistill.recipe.schema import Quantize
+    from edgedistill.imported import settings
 
     folder = imported.quantize(
         Path(model),
         Path(images),
         labels=None if labels is None else Path(labels),
         out=None if out is None else Path(out),
-        preprocessing=checked(None, preprocessing or {}),
-        settings=Quantize(max_drop=max_drop, calibration_images=calibration_images),
+        preprocessing=settings.preprocessing(None, preprocessing or {}),
+        settings=settings.guards(max_drop, calibration_images),
         classes=tuple(classes),
         output=output,
         px=px,
@@ -255,7 +255,7 @@ def run(
         download=download,
         any_license=any_license,
     )
-    document, recipe = drafts.load_or_draft(str(data), _assignments(settings), Path(runs), wishes=wishes, yes=True)
+    document, recipe = drafts.load_or_draft(str(data), assignments(settings or {}), Path(runs), wishes=wishes, yes=True)
     return _run(document, recipe, Path(runs), steps=pipeline.export_and_bench_steps, callbacks=callbacks)
 
 
@@ -281,7 +281,7 @@ def train(
     from edgedistill import check, pipeline
     from edgedistill.recipe.file import read_recipe
 
-    document = read_recipe(Path(recipe), _assignments(settings))
+    document = read_recipe(Path(recipe), assignments(settings or {}))
     return _run(document, check.load(document), Path(runs), steps=pipeline.no_steps, callbacks=callbacks)
 
 
@@ -386,11 +386,6 @@ def _run(
 
     with calling(callbacks, run_directory(recipe, root).path, recipe.model_dump(mode="json")):
         return Run(session.run(document, recipe, root, steps).run.path)
-
-
-def _assignments(settings: Mapping[str, Any] | None) -> list[str]:
-    """Settings as the command line's KEY=VALUE: the values as YAML in one line."""
-    return [f"{key}={json.dumps(setting)}" for key, setting in (settings or {}).items()]
 
 
 def _path(run: Run | str | Path) -> Path:

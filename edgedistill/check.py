@@ -5,7 +5,8 @@ Problems are collected, so that a recipe can be fixed in one go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.recipe import presets
 from edgedistill.recipe.data_section import Data
 from edgedistill.recipe.file import Document, read_recipe, validate_recipe
-from edgedistill.recipe.options import Key, Problem, choose, option_problems
+from edgedistill.recipe.options import Key, Problem, choose, did_you_mean, option_problems
 from edgedistill.recipe.schema import Recipe, Source
 from edgedistill.recipe.section import Choice, Open
+from edgedistill.records import StudentSpec
+from edgedistill.run.files import canonical
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -206,10 +209,15 @@ def _plugin(
         yield from option_problems(functions[name], options, key)
 
 
-def missing(recipe: Recipe, base: Path) -> list[str]:
-    """Problems of what the recipe names: images, sources, initial weights, devices, a student within the budget."""
+def missing(recipe: Recipe, base: Path, ancestors: tuple[Document, ...] = ()) -> list[str]:
+    """Problems of what the recipe names: images, sources, initial weights, devices, a student within the budget.
+
+    `ancestors` are the recipe's own document and those that include it, innermost last. Where the outermost document is
+    not among them, a recipe that is its own source is noticed one recipe further in.
+    """
     problems: list[str] = []
-    for checker in (_images, _shards, _each_source, _initial_weights, _devices, _storage, _first_batch):
+    sources = partial(_each_source, ancestors=ancestors)
+    for checker in (_images, _shards, sources, _initial_weights, _devices, _storage, _first_batch):
         if checker is _first_batch and problems:
             break  # it would only repeat the problems found so far
         try:
@@ -272,7 +280,19 @@ def _storage(recipe: Recipe, base: Path) -> list[str]:
     return []
 
 
-def _each_source(recipe: Recipe, base: Path) -> list[str]:
+def refuse_own_source(name: str, document: Document, ancestors: tuple[Document, ...]) -> None:
+    """Raise InputError if the recipe of a source includes the source.
+
+    Args:
+        name: the source's name.
+        document: its recipe.
+        ancestors: the recipe that lists the source and those that include that one, innermost last.
+    """
+    if any(document.path.samefile(outer.path) for outer in ancestors):
+        raise InputError(f"{ancestors[-1].path}: sources.{name}: {document.path} would be a source of itself")
+
+
+def _each_source(recipe: Recipe, base: Path, ancestors: tuple[Document, ...]) -> list[str]:
     """Problems of the sources; headless ones are named on stderr."""
     from edgedistill.distill import headless
     from edgedistill.sources import chosen, registry
@@ -282,7 +302,8 @@ def _each_source(recipe: Recipe, base: Path) -> list[str]:
         try:
             if section.options.get("recipe"):
                 document = read_recipe(base / section.options["recipe"])
-                problems += missing(load(document), document.base)
+                refuse_own_source(section.name, document, ancestors)
+                problems += missing(load(document), document.base, (*ancestors, document))
             elif section.kind == "auto":
                 say(chosen.candidates(recipe, section).told())
             elif not registry.has_classes(section, base):
@@ -306,7 +327,7 @@ def _initial_weights(recipe: Recipe, base: Path) -> list[str]:
 
 
 def _first_batch(recipe: Recipe, base: Path) -> list[str]:
-    """Run one batch of real images through the smallest student within the budget."""
+    """Run one batch of real images through the smallest student within the budget, if all have what is frozen."""
     from edgedistill.data import datasets
     from edgedistill.data.load import preview
     from edgedistill.distill import evaluate
@@ -315,10 +336,33 @@ def _first_batch(recipe: Recipe, base: Path) -> list[str]:
 
     classes = len(datasets.listing(recipe.data, base).classes)
     affordable = space.feasible(space.candidates(recipe.student, classes), recipe.student.budget)
+    if problems := _frozen(recipe.distill.freeze, affordable):
+        return problems
     spec = min(affordable, key=lambda spec: spec.cost.macs_m)
     _, images_NHWC, _ = preview(recipe.data, base, spec.input_px)
     evaluate.logits(build_student(spec), spec, images_NHWC)
     return []
+
+
+def _frozen(names: Sequence[str], candidates: Sequence[StudentSpec]) -> list[str]:
+    """The modules of `distill.freeze` that a candidate does not have: the first such candidate of each family."""
+    import torch
+
+    from edgedistill.students import space
+    from edgedistill.students.build import build_student
+
+    # the input size changes no module
+    architectures = {canonical([spec.family, spec.options]): spec for spec in reversed(candidates)} if names else {}
+    problems: dict[tuple[str, str], str] = {}
+    for spec in reversed(architectures.values()):
+        with torch.device("meta"):
+            backbone = build_student(spec).get_submodule("backbone")
+        modules = [name for name, _ in backbone.named_modules() if name]
+        for name in names:
+            if name and name not in modules:
+                problem = f"distill.freeze: {space.describe(spec)} has no module {name}{did_you_mean(name, modules)}"
+                problems.setdefault((spec.family, name), problem)
+    return list(problems.values())
 
 
 def _devices(recipe: Recipe, base: Path) -> list[str]:

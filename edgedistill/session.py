@@ -121,10 +121,7 @@ def with_sources(context: Context, ancestors: tuple[Document, ...], root: Path) 
         if section.kind != "run" or not recipe_path:
             return section
         document = read_recipe(ancestors[-1].base / recipe_path)
-        if any(document.path.samefile(outer.path) for outer in ancestors):
-            raise InputError(
-                f"{ancestors[-1].path}: sources.{section.name}: {document.path} would be a source of itself"
-            )
+        check.refuse_own_source(section.name, document, ancestors)
         inner = check.load(document)
         say(f"source {section.name}: {document.path.name}")
         requested = Context(recipe=inner, base=document.base, run=run_directory(inner, root))

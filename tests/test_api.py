@@ -100,6 +100,14 @@ def test_settings_are_those_of_set(project_copy: Project) -> None:
         ed.run(project_copy.recipe, minutes=3, runs=project_copy.runs)
 
 
+def test_settings_are_values_of_python(project_copy: Project) -> None:
+    settings = {"about": "\N{BIRD} of \N{SNOWMAN}", "data.root": Path("pictures"), "distill.lr": np.float64(0.01)}
+    run = ed.train(project_copy.recipe, settings=settings, runs=project_copy.runs)
+    assert run.path == project_copy.run, "these are the values of the recipe"
+    recipe, _ = RunDirectory(path=run.path).recipe()
+    assert recipe.about == settings["about"] and recipe.data.options["root"] == "pictures"
+
+
 def test_suggestions_have_reasons(finished_project: Project, tmp_path: Path) -> None:
     suggestions = ed.suggest(finished_project.root / "more", 3, runs=tmp_path)
     assert len({suggestion.path for suggestion in suggestions}) == 3 and all(

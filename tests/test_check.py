@@ -192,6 +192,29 @@ def test_recipe_of_source_is_checked_too(project: Project) -> None:
     assert "none.yaml: cannot be read" in line
 
 
+@pytest.mark.parametrize("between", [False, True], ids=["itself", "through another"])
+def test_recipe_that_is_its_own_source_is_refused(project: Project, between: bool) -> None:
+    """`train` says the same."""
+    text = project.recipe.read_text()
+    other = project.root / "other.yaml"
+    source = "  - {{name: first, kind: run, recipe: {}}}\n"
+    first = "  - {name: first, kind: timm, model: resnet10t, pretrained: false, input_px: 32}\n"
+    assert first in text
+    other.write_text(text.replace(first, source.format("recipe.yaml")))
+    project.recipe.write_text(text.replace(first, source.format("other.yaml" if between else "recipe.yaml")))
+    (line,) = check(project)
+    assert line.endswith(f" sources.first: {other if between else project.recipe} would be a source of itself")
+
+
+def test_module_to_freeze_that_a_student_lacks_is_named(project: Project) -> None:
+    (line,) = check(project, "distill.freeze=[stemm]")
+    assert line == "distill.freeze: micro width=4 at 32 px has no module stemm; did you mean stem?"
+    families = "student.families={micro: {width: [4, 8], input_px: 32}, timm: {model: test_resnet, weights: none}}"
+    (line,) = check(project, "distill.freeze=[stem]", families)
+    assert line.startswith("distill.freeze: timm model=test_resnet at 64 px has no module stem; one of: act1, ")
+    assert miniature.call("check", project.recipe, "--set", "distill.freeze=[stem, stages.0]").code == 0
+
+
 def test_unknown_timm_model_names_nearest(project: Project) -> None:
     (line,) = check(project, "sources.0.model=resnet10tt")
     assert line.startswith("sources.first: timm has no model resnet10tt; did you mean resnet10t?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -200,6 +201,14 @@ def test_changed_bench_settings_repeat_only_bench(project_copy: Project) -> None
     assert len(project_copy.directories()) == 1
 
 
+def test_imported_measurements_are_in_the_next_report(project_copy: Project) -> None:
+    shutil.copytree(project_copy.run / "bench/local", project_copy.run / "bench/imported-board")
+    for path in (project_copy.run / "bench/imported-board").iterdir():
+        path.write_text(path.read_text().replace('"local"', '"imported-board"'))
+    assert ran(project_copy) == ["report"] and ran(project_copy) == []
+    assert "imported-board" in (project_copy.run / "report.html").read_text(encoding="utf-8")
+
+
 def test_stated_license_repeats_the_bundle_and_measures_nothing(project_copy: Project) -> None:
     assert ran(project_copy, "--set", "data.license=CC-BY-NC-4.0") == ["bundle", "report"]
     assert len(project_copy.directories()) == 1
@@ -211,6 +220,12 @@ def test_stated_license_repeats_the_bundle_and_measures_nothing(project_copy: Pr
     # `export` reads the recipe as last run
     assert miniature.call("export", project_copy.run, "--no-int8").code == 0
     assert read_json(project_copy.run / "bundle/bundle.json")["licence"] == "CC-BY-NC-4.0"
+
+
+def test_other_about_line_is_on_the_card_and_in_the_report(project_copy: Project) -> None:
+    assert ran(project_copy, "--set", "about=Seen from above.") == ["bundle", "report"]
+    assert "\nSeen from above.\n" in (project_copy.run / "bundle/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Seen from above." in (project_copy.run / "report.html").read_text(encoding="utf-8")
 
 
 def test_stated_license_is_in_the_report_of_a_run_without_a_bundle(project_copy: Project) -> None:

@@ -74,7 +74,6 @@ def quantize(
     """Quantize a classifier that somebody else trained: calibration, both guards, a bundle; no recipe, no run."""
     from edgedistill.imported import bench, settings
     from edgedistill.imported.quantize import quantize as quantized
-    from edgedistill.recipe.schema import Quantize
 
     flags = {"mean": mean, "std": std, "range": range_, "channels": channels, "fit": fit}
     folder = quantized(
@@ -83,7 +82,7 @@ def quantize(
         labels=labels,
         out=out,
         preprocessing=settings.preprocessing(preprocessing, flags),
-        settings=Quantize(max_drop=max_drop, calibration_images=calibration_images),
+        settings=settings.guards(max_drop, calibration_images),
         classes=settings.names(classes) if classes else (),
         output=output,
         px=settings.size(px) if px else None,

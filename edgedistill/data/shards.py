@@ -135,6 +135,30 @@ def fingerprint(section: Unlabeled, base: Path) -> str:
     return hash_lines([RULES, *(_url_stamp(url) for url in addresses(section, base))])
 
 
+def forget(shard: Shard) -> None:
+    """Have a shard whose images are others labeled anew; steps that have read it have other keys from then on."""
+    path = _changes_file(shard.url, shard.folder.parent)
+    times = read_json(path, f"delete {path}")["times"] if path.is_file() else 0
+    write_json(path, {"times": times + 1})
+    (shard.folder / "shard.json").unlink(missing_ok=True)
+
+
+def changes(section: Unlabeled, base: Path, cache: Path) -> str:
+    """A hash of how often images of the shards turned out to be others than those labeled; "" for never.
+
+    The address of a shard that is not on disk says nothing of its images.
+    """
+    if not (cache / "shards/changed").is_dir():
+        return ""
+    files = [_changes_file(url, cache / "shards") for url in addresses(section, base)]
+    times = [str(read_json(path, f"delete {path}")["times"]) if path.is_file() else "0" for path in files]
+    return hash_lines(times) if any(path.is_file() for path in files) else ""
+
+
+def _changes_file(url: str, folder: Path) -> Path:
+    return folder / "changed" / f"{hash_lines([url])[:32]}.json"
+
+
 def _url_stamp(url: str) -> list[str | int]:
     return [url] if SCHEME.match(url) else [url, *stamp(url)]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgedistill.data import images
 from edgedistill.data.images import View
-from edgedistill.data.shards import Shard, pixel_hash, squares
+from edgedistill.data.shards import Shard, forget, pixel_hash, squares
 from edgedistill.errors import EdgeDistillError
 from edgedistill.sources.outputs import SourceOutputs
 
@@ -112,6 +112,7 @@ class Stream:
     # this process's images of the current and the next window, by the window's begin
     batches_ahead: dict[tuple[int, StepShare], Future[StreamBatch]] = field(default_factory=dict, repr=False)
     _read_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _ahead_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __len__(self) -> int:
         """N."""
@@ -174,12 +175,14 @@ class Stream:
         """Return this process's images of a window, in its order, and begin to read the next window."""
         following = next(self._windows_from(window.end))
         needed = {(needed_window.begin, share): needed_window for needed_window in (window, following)}
-        for key in [key for key in self.batches_ahead if key not in needed]:
-            self.batches_ahead.pop(key).cancel()
-        for key, needed_window in needed.items():
-            if key not in self.batches_ahead:
-                self.batches_ahead[key] = self._read_async(needed_window, share.indices_in(needed_window))
-        return self.batches_ahead[window.begin, share].result()
+        # two at a time where a GPU's batches are gathered ahead, and a pruned candidate's thread has not ended yet
+        with self._ahead_lock:
+            for key in [key for key in self.batches_ahead if key not in needed]:
+                self.batches_ahead.pop(key).cancel()
+            for key, needed_window in needed.items():
+                if key not in self.batches_ahead:
+                    self.batches_ahead[key] = self._read_async(needed_window, share.indices_in(needed_window))
+            return self.batches_ahead[window.begin, share].result()
 
     def _read_async(self, window: Window, indices: Rows) -> Future[StreamBatch]:
         """Start `_read` in a daemon thread, so that a read that hangs does not keep the process from exiting."""
@@ -233,7 +236,7 @@ class Stream:
             if square is not None and pixel_hash(square) == hashes[number]
         }
         if len(resized) < len(rows):
-            (shard.folder / "shard.json").unlink(missing_ok=True)
+            forget(shard)
             problem = f"{len(rows) - len(resized)} of its images are not those that were labeled"
             raise EdgeDistillError(f"{shard.url}: {problem}", "run again: the shard is then labeled anew")
         return np.stack([resized[number] for number in numbers])

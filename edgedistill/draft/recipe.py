@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from edgedistill.console import say
 from edgedistill.data.walk import count_of
 from edgedistill.draft.look import Look, is_recipe, look
 from edgedistill.draft.settings import Plan, Setting, Wishes, plan, require_labels
-from edgedistill.errors import InputError
+from edgedistill.errors import InputError, printable
 from edgedistill.recipe.file import Document, parse_recipe, read_recipe
 from edgedistill.recipe.schema import Recipe
 from edgedistill.run.directory import require_usable_root, run_directory
@@ -24,6 +25,8 @@ from edgedistill.run.files import atomic, digest
 from edgedistill.sources import chosen
 
 DRAFTED = "\n# as drafted: "  # before the hash of the text above
+COMMAND = "#   edgedistill run "
+NAME = "recipe.yaml"  # of the file where a run keeps it
 WIDTH = 118  # where a comment goes above its key
 SCHEMA = Path(__file__).with_name("recipe.schema.json")  # by docs/generate.py from json_schema.py
 
@@ -66,7 +69,7 @@ def first_recipe(path: str, wishes: Wishes, base: Path | None = None) -> Draft:
 
 
 def write(draft: Draft, path: Path) -> None:
-    """Write a drafted recipe into a new file.
+    """Write a drafted recipe into a new file; its head names the file.
 
     Raises:
         InputError: there is a file already.
@@ -74,8 +77,9 @@ def write(draft: Draft, path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: is there already", "move it away, or name another file by -o")
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = draft.text.replace(f"{COMMAND}{NAME}\n", f"{COMMAND}{printable(shlex.quote(str(path)))}\n", 1)
     with atomic(path) as temporary:
-        temporary.write_text(draft.text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def into_run(draft: Draft, root: Path, sets: Sequence[str] = ()) -> Document:
@@ -88,7 +92,7 @@ def into_run(draft: Draft, root: Path, sets: Sequence[str] = ()) -> Document:
         InputError: somebody has edited the recipe there.
     """
     document = parse_recipe(draft.text, Path(f"{draft.name}.yaml"), sets)
-    target = run_directory(check.load(document), root).path / "recipe.yaml"
+    target = run_directory(check.load(document), root).path / NAME
     if target.is_file():
         _refuse_edited(target, document, sets)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def _text(subject: Look, choices: Plan, base: Path | None) -> str:
         f"# yaml-language-server: $schema={SCHEMA.as_uri()}",
         f"# A first recipe for {subject.name}, with the reason of every choice. Edit it, and run it:",
         "#",
-        "#   edgedistill run recipe.yaml",
+        f"{COMMAND}{NAME}",
         "",
         f"name: {yaml.safe_dump(subject.name, default_flow_style=True).splitlines()[0]}",
         f"about: {classes} classes, {subject.images} pictures",
@@ -195,7 +199,7 @@ def _choice_line(choices: Plan) -> str:
 
 def _sources(text: str, base: Path) -> tuple[float, str]:
     """What is downloaded, in megabytes, and a line on the sources."""
-    recipe = check.load(parse_recipe(text, base / "recipe.yaml"))
+    recipe = check.load(parse_recipe(text, base / NAME))
     section = chosen.auto_section(recipe)
     if section is not None:
         candidates = chosen.candidates(recipe, section)

@@ -269,11 +269,23 @@ def _budget(wishes: Wishes) -> list[Setting]:
         return []
     bound: dict[str, Any] = {"at_most": wishes.latency_ms}
     if wishes.device:
-        backend = inventory.backends_for(_device(wishes.device))[0]
+        backend = _timing_backend(_device(wishes.device))
         bound |= {"device": wishes.device, "backend": backend}
         if target_of(backend) == "any":
             bound["precision"] = "fp32"
     return [Setting(key="budget", value={"latency_ms": bound}, reason="milliseconds for one image, as wished")]
+
+
+def _timing_backend(device: Device) -> str:
+    """The first backend of a device that runs graphs of students that are not finished yet."""
+    backends = inventory.backends_for(device)
+    for backend in backends:
+        if target_of(backend) != "ncnn":
+            return backend
+    raise InputError(
+        f"--latency-ms: {device.name} has {', '.join(backends)} alone, whose graph is made of the finished student",
+        "list another of its backends in the inventory, such as onnxruntime-cpu, or leave out --latency-ms",
+    )
 
 
 def _device(name: str) -> Device:

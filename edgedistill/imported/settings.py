@@ -12,7 +12,10 @@ from pydantic import ValidationError
 from edgedistill.errors import InputError
 from edgedistill.imported.graph import Size
 from edgedistill.imported.student import Preprocessing
+from edgedistill.recipe.schema import Quantize
 from edgedistill.recipe.yaml_text import YamlTextError, parse
+
+LISTED = "docs/your-model.md lists the options"
 
 
 def preprocessing(file: Path | None, flags: Mapping[str, Any]) -> Preprocessing:
@@ -32,11 +35,25 @@ def preprocessing(file: Path | None, flags: Mapping[str, Any]) -> Preprocessing:
     try:
         return Preprocessing.model_validate(stated)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "preprocessing"
-        raise InputError(
-            f"{file or 'preprocessing'}: {where}: {first['msg']}", "docs/your-model.md lists the options"
-        ) from None
+        raise InputError(f"{file or 'preprocessing'}: {_first(error, 'preprocessing')}", LISTED) from None
+
+
+def guards(max_drop: float, calibration_images: int) -> Quantize:
+    """The settings of calibration and guards.
+
+    Raises:
+        InputError: one of them is no such number.
+    """
+    try:
+        return Quantize(max_drop=max_drop, calibration_images=calibration_images)
+    except ValidationError as error:
+        raise InputError(_first(error, "quantize"), LISTED) from None
+
+
+def _first(error: ValidationError, whole: str) -> str:
+    """The first problem with its place; `whole` is the name of the whole."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
 
 
 def _mapping(file: Path) -> Mapping[str, Any]:

@@ -54,8 +54,14 @@ class Prediction:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The probability of each class by its name, the most probable first."""
-        return dict(self.top(len(self.classes)))
+        """The probability of each class by its name, the most probable first.
+
+        Of classes that share a name it is that of the most probable one; `probabilities_C` has all.
+        """
+        by_name: dict[str, float] = {}
+        for name, probability in self.top(len(self.classes)):
+            by_name.setdefault(name, probability)
+        return by_name
 
     def top(self, n: int) -> list[tuple[str, float]]:
         """The `n` most probable classes with their probabilities, the most probable first."""
@@ -200,14 +206,22 @@ def load(path: str | Path = "runs/latest") -> Student:
     """Load the student of a run directory or of a bundle's folder.
 
     Raises:
-        InputError: it is neither, or the bundle was altered.
+        InputError: it is neither, the bundle was altered, or it is of a student that the run trained before its
+            present one.
     """
     folder = Path(path)
     return Student(folder) if (folder / bundles.SUMS).is_file() else of_run(find_run(folder))
 
 
 def of_run(run: Run) -> Student:
-    """Load the student of a run; raises InputError if it has no bundle, or the bundle was altered."""
+    """Load the student of a run.
+
+    Raises:
+        InputError: the run has no bundle, the bundle was altered, or it is of a student that the run trained before its
+            present one.
+    """
+    if artifacts.is_outdated(run):
+        raise InputError(f"{run.path}: the graphs are of an earlier student", artifacts.EXPORT)
     return Student(run / "bundle")
 
 

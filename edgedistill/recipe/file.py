@@ -36,9 +36,13 @@ class RecipeError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A recipe as plain data with the line of every key; the preset and the values of --set are filled in."""
+    """A recipe as plain data with the line of every key; the preset and the values of --set are filled in.
+
+    `text` is the file as it was read: it may be edited while it is run.
+    """
 
     path: Path
+    text: str
     raw: dict[str, Any]
     lines: Mapping[Key, int]
     overridden: frozenset[Key] = frozenset()
@@ -101,9 +105,16 @@ def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Docume
         raise RecipeError([f"{path}:1: recipe: must be a mapping of sections, with `data:`"])
     raw.setdefault("name", _name(path))
     raw = _unshared(raw)  # an alias of YAML is the same object: a value is replaced in one place
-    keys = [_override(raw, text) for text in overrides]
+    keys = [_override(raw, override) for override in overrides]
     filled, lines = presets.fill(raw, lines)
-    return Document(path=path, raw=filled, lines=lines, overridden=frozenset(keys), duplicates=content.duplicates)
+    return Document(
+        path=path,
+        text=text,
+        raw=filled,
+        lines=lines,
+        overridden=frozenset(keys),
+        duplicates=content.duplicates,
+    )
 
 
 def _name(path: Path) -> str:

@@ -56,6 +56,14 @@ class Weigh(Section):
     """Sources that are nearly the same (their errors correlate at 0.95): `each` has its weight, or they share
     what one of them would have, `once`."""
 
+    @model_validator(mode="after")
+    def _one_score_a_metric(self) -> Weigh:
+        others = () if self.also == type(self).model_fields["also"].default else (*self.also, self.metric)
+        for entry in self.also:
+            if any(other.name == entry.name and other != entry for other in others):
+                raise ValueError(f"also: {entry.name} is there twice with different options; a metric has one score")
+        return self
+
 
 class LatencyBound(Section):
     """An upper bound on the latency of one image, measured on a device."""

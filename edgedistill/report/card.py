@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from edgedistill.distill.methods import METHODS
 from edgedistill.measurements import HOST_TO_HOST, BenchReport
 from edgedistill.report import classes, priors, unknown
 from edgedistill.report.blocks import METRICS, Block, Row, interval, number, one_line, share
@@ -180,8 +181,11 @@ def _origin(facts: Facts) -> Iterator[str]:
         labeled = {"labeled": f"with a label to train on{chose}"}
     uses = {
         **labeled,
-        "unlabeled": "without a label",
-        "streamed": "without a label in shards",
+        **(
+            {"unlabeled": "without a label", "streamed": "without a label in shards"}
+            if _learns_from_more(facts)
+            else {}
+        ),
         "test": "to test",
     }
     counts = ", ".join(f"{recorded[name]} {use}" for name, use in uses.items() if recorded.get(name))
@@ -197,11 +201,36 @@ def _origin(facts: Facts) -> Iterator[str]:
             *(f"{escape(line[0].upper() + line[1:])}." for line in priors.lines(facts)),
         ]
     )
-    if facts.sources and facts.sources.sources:
-        origins = {str(source.get("name")): _source_origin(source) for source in facts.recipe.get("sources", ())}
-        yield "Source models, by their weight in the mixture:"
-        rows = [(source.name, origins.get(source.name, ""), f"{source.weight:.2f}") for source in ranked(facts.sources)]
-        yield table(("source", "from", "weight"), rows, numbers=False)
+    yield from _taught_by(facts)
+
+
+def _learns_from_more(facts: Facts) -> bool:
+    """Whether the student learned from more than labels; methods of other versions count as such."""
+    method = METHODS.get(facts.checkpoint.method) if facts.checkpoint else None
+    return method is None or bool(method.needs - {"frozen"})
+
+
+def _taught_by(facts: Facts) -> Iterator[str]:
+    """The sources of the student that ships: their shares of its teacher, or their weights in the loss."""
+    checkpoint = facts.checkpoint
+    assert checkpoint is not None, "a bundle has a student"
+    if facts.baseline and facts.baseline.ships == "labels alone":
+        why = facts.baseline.why
+        yield f"{escape(why[:1].upper() + why[1:])}. It learned from no source, and from no image without a label."
+    method = METHODS.get(checkpoint.method)
+    if checkpoint.teacher:
+        title, column = "Source models, by their share of the teacher:", "share"
+        shares = sorted(checkpoint.teacher.weights.items(), key=lambda pair: -pair[1])
+    elif facts.sources and (method is None or method.uses_sources):
+        title, column = "Source models, by their similarity weight:", "weight"
+        shares = [(source.name, source.weight) for source in ranked(facts.sources)]
+    else:
+        return
+    origins = {str(source.get("name")): _source_origin(source) for source in facts.recipe.get("sources", ())}
+    if shares:
+        yield title
+        rows = [(name, origins.get(name, ""), f"{weight:.2f}") for name, weight in shares]
+        yield table(("source", "from", column), rows, numbers=False)
 
 
 def _source_origin(source: dict[str, object]) -> str:

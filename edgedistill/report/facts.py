@@ -142,8 +142,7 @@ def read(run: Run) -> Facts:
     recipe = (artifacts.LOCK.find(run) or {}).get("recipe", {})
     data = artifacts.DATA.find(run) or {}
     in_folds, shipped = data.get("protocol", "folds") == "folds", artifacts.shipped(run)
-    checkpoint, exported = artifacts.RESULT.find(shipped), artifacts.EXPORTED.find(run) or ()
-    outdated = bool(checkpoint and exported and exported[0].parent_sha256 not in ("", checkpoint.sha256))
+    checkpoint, outdated = artifacts.RESULT.find(shipped), artifacts.is_outdated(run)
     return Facts(
         run=run,
         recipe=recipe,

@@ -327,6 +327,12 @@ def shipped(run: Run) -> Run:
     return part
 
 
+def is_outdated(run: Run) -> bool:
+    """Whether the run was trained anew after its last export, so that its graphs are of an earlier student."""
+    checkpoint, exported = RESULT.find(shipped(run)), EXPORTED.find(run)
+    return bool(checkpoint and exported and exported[0].parent_sha256 not in ("", checkpoint.sha256))
+
+
 def read_licences(run: Run) -> tuple[LicensedInput, ...]:
     """The inputs of the student and their licenses that bundle.json lists; () if there is no bundle, or an older one.
 

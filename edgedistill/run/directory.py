@@ -63,7 +63,7 @@ class Run:
     def save_recipe(self, recipe: Recipe, document: Document) -> None:
         """Write the recipe as written and as resolved."""
         with atomic(artifacts.RECIPE.path_in(self)) as temporary:
-            temporary.write_bytes(document.path.read_bytes())
+            temporary.write_text(document.text, encoding="utf-8")
         self.save_resolved_recipe(recipe, document.base)
 
     def save_resolved_recipe(self, recipe: Recipe, base: Path) -> None:

@@ -141,10 +141,15 @@ def _next_candidate(shared: SharedStudy, states: CandidateStates, plan: Plan) ->
         # a fresh sampler per trial: its draws depend on the number of tried candidates, not on a dead process's state
         sampler_seed = int(np.random.SeedSequence([plan.seed, len(tried)]).generate_state(1)[0])
         proposed = study.propose(shared, _space(eligible), sampler_seed)
-        return max(untried, key=lambda spec: len(_params(spec).items() & proposed.items()))
+        return max(untried, key=partial(_nearness, proposed=proposed))
     # a recipe lists small candidates first: as each is better than those before it, none would ever be pruned
     order = np.random.default_rng(plan.seed).permutation(len(eligible)) if settings.rungs else range(len(eligible))
     return next(eligible[index] for index in order if eligible[index] in untried)
+
+
+def _nearness(spec: StudentSpec, proposed: Mapping[str, Any]) -> tuple[bool, int]:
+    """How near a candidate is to a proposal: the family first, as TPE proposes options of every family."""
+    return spec.family == proposed["family"], len(_params(spec).items() & proposed.items())
 
 
 def _params(spec: StudentSpec) -> dict[str, Any]:

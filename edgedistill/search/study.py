@@ -82,12 +82,22 @@ def open_study(folder: Path, settings: Search, name: str = "students", identity:
     # the run directory is locked, so a lock on its journal belongs to a dead process; Optuna would wait 30 s for it
     for lock in folder.glob("study.journal.lock*"):
         lock.unlink()
+    _cut_half_line(folder / "study.journal")
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     # for the same reason the journal's running trials are a dead process's
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     return SharedStudy(study=study)
+
+
+def _cut_half_line(journal: Path) -> None:
+    """Cut the journal of a process that died behind its last whole line: Optuna would append to half a line."""
+    if not journal.is_file():
+        return
+    with journal.open("rb+") as stream:
+        content = stream.read()
+        stream.truncate(content.rfind(b"\n") + 1)
 
 
 def _on_database(address: str, name: str, identity: str, tries: int = 5) -> optuna.Study:

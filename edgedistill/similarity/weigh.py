@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgedistill.console import say
 from edgedistill.errors import InputError
 from edgedistill.labels.units import representatives
 from edgedistill.recipe.options import bound_options
@@ -103,16 +104,45 @@ def weights_of(scores_S: Floats, ceiling: float, power: float, rescale: Literal[
     return np.asarray(mass / mass.sum())
 
 
-def _probe_rows(labels_N: Ints, units_N: Ints | None) -> tuple[Rows, bool]:
-    """Rows of the images to score on, and whether two classes at least have two of them.
+def probe_rows(labels_N: Ints, units_N: Ints | None, limit: int) -> tuple[Rows, bool]:
+    """Rows of the images to score on, ascending, and whether two classes at least have two of them.
 
-    One image of each class in each unit; of those the images whose class has another one, where two classes have.
+    One image of each class in each unit; of those the images whose class has another one, where two classes have; of
+    these a stratified subset. Where `limit` is less than two images a class, it holds pairs of some classes, drawn with
+    a fixed seed.
+
+    Args:
+        labels_N: classes of the images.
+        units_N: their groups or sets of copies; None where each is alone.
+        limit: most rows, four at least.
     """
     rows = np.arange(len(labels_N)) if units_N is None else representatives(labels_N, units_N)
-    _, index_R, counts_C = np.unique(labels_N[rows], return_inverse=True, return_counts=True)
-    if (counts_C >= 2).sum() < 2:
-        return rows, False
-    return rows[counts_C[index_R] >= 2], True
+    classes_C, index_R, counts_C = np.unique(labels_N[rows], return_inverse=True, return_counts=True)
+    paired = int((counts_C >= 2).sum())
+    if paired < 2:
+        return rows[stratified_rows(labels_N[rows], limit)], False
+    rows = rows[counts_C[index_R] >= 2]
+    if 2 * paired > limit:
+        say(f"similarity {limit} images hold no two of each of {paired} classes: {limit // 2} of the classes take part")
+        drawn = np.random.default_rng(0).permutation(classes_C[counts_C >= 2])[: limit // 2]
+        rows = rows[np.isin(labels_N[rows], drawn)]
+    return rows[stratified_rows(labels_N[rows], limit)], True
+
+
+def asked_rows(labels_N: Ints, units_N: Ints, limit: int) -> Rows:
+    """Rows of the few images that many models are asked about, ascending.
+
+    Where `limit` does not hold MIN_CLASS_LABELS of every class, no image is asked about that cannot be scored.
+
+    Args:
+        labels_N: classes of the images.
+        units_N: their groups or sets of copies.
+        limit: most rows, four at least.
+    """
+    counts_C = np.unique(labels_N, return_counts=True)[1]
+    if np.minimum(counts_C, MIN_CLASS_LABELS).sum() <= limit:
+        return stratified_rows(labels_N, limit)
+    return probe_rows(labels_N, units_N, limit)[0]
 
 
 def weigh_sources(
@@ -139,14 +169,13 @@ def weigh_sources(
         seed: seed of the bootstrap; all sources use the same half-samples, so that their scores are paired.
         progress: called with 1 after each source and metric.
         units_N: the group or set of copies of each probe image; None where each is alone.
-        max_images: of a larger probe a fixed subset of this size, stratified by class, is used.
+        max_images: of a larger probe a fixed subset of this size, stratified by class, is used (`probe_rows`).
 
     Raises:
         InputError: the probe holds a single class, a metric's options do not fit, an output is not finite, or
             `settings.metric` needs classes and no source has any.
     """
-    rows, paired = _probe_rows(labels_N, units_N)
-    rows = rows[stratified_rows(labels_N[rows], max_images)]
+    rows, paired = probe_rows(labels_N, units_N, max_images)
     outputs, labels_N = {name: _finite(name, pair, rows) for name, pair in outputs.items()}, labels_N[rows]
     choices = {choice.name: choice for choice in (*settings.also, settings.metric)}
     scores = {
@@ -283,7 +312,10 @@ def _reference_scores(outputs: Mapping[str, Pair], labels_N: Ints) -> Floats:
 
 
 def stratified_rows(labels_N: Ints, limit: int) -> Rows:
-    """Rows of a stratified subset, ascending; MIN_CLASS_LABELS images of every class are taken first."""
+    """Rows of a stratified subset, ascending; MIN_CLASS_LABELS images of every class are taken first.
+
+    Where `limit` is too small for these, every class has one image before any has a second one, and so on.
+    """
     if len(labels_N) <= limit:
         return np.arange(len(labels_N))
     rng, rank_N, share_N = np.random.default_rng(0), np.empty(len(labels_N)), np.empty(len(labels_N))
@@ -293,7 +325,7 @@ def stratified_rows(labels_N: Ints, limit: int) -> Rows:
             np.arange(len(class_rows)),
             (np.arange(len(class_rows)) + 0.5) / len(class_rows),
         )
-    return np.sort(np.lexsort((share_N, rank_N >= MIN_CLASS_LABELS))[:limit])
+    return np.sort(np.lexsort((share_N, np.minimum(rank_N, MIN_CLASS_LABELS)))[:limit])
 
 
 def _finite(name: str, pair: Pair, rows: Rows) -> Pair:

@@ -15,7 +15,7 @@ from edgedistill.agent import machine
 from edgedistill.errors import InputError
 from edgedistill.recipe import presets
 from edgedistill.recipe.options import bound_options
-from edgedistill.recipe.schema import Recipe, Source
+from edgedistill.recipe.schema import Distill, Recipe, Source
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.sources import catalog
@@ -149,11 +149,11 @@ def with_chosen(recipe: Recipe, run: Run) -> Recipe:
     sources = (*recipe.sources[:place], *sections, *recipe.sources[place + 1 :])
     if sources or not artifacts.CHOSEN.path_in(run).is_file():
         return recipe.model_copy(update={"sources": sources})
-    plain = {**recipe.model_dump(mode="json"), "sources": []}
-    if {name: plain["distill"]["method"].get(name) for name in presets.AUTO["method"]} != presets.AUTO["method"]:
+    plain = recipe.distill.model_dump(mode="json")
+    if {name: plain["method"].get(name) for name in presets.AUTO["method"]} != presets.AUTO["method"]:
         raise InputError(f"distill.method: {recipe.distill.method.name} needs sources, and none is here", CHOOSE_FIX)
-    plain["distill"] = {**plain["distill"], **presets.WITHOUT_SOURCES}
-    return Recipe.model_validate(plain)
+    distill = Distill.model_validate({**plain, **presets.WITHOUT_SOURCES})
+    return recipe.model_copy(update={"sources": (), "distill": distill})
 
 
 def _sections(run: Run) -> tuple[Source, ...]:

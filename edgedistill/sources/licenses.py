@@ -63,10 +63,12 @@ def _inputs(run: Run, ancestors: tuple[Path, ...], changed: Recipe | None = None
     recipe = changed or as_last_run
     recorded = (artifacts.DATA.find(run) or {}).get("licence", "")
     yield _input("data", _data_name(recipe.data, base), recipe.data.license or recorded)
-    if recipe.unlabeled:
-        yield _input("unlabeled data", recipe.unlabeled.kind, recipe.unlabeled.license or "")
-    for section in recipe.sources:
-        yield from _source_inputs(section, base, ancestors)
+    baseline = artifacts.BASELINE.find(run)
+    if baseline is None or baseline.ships != "labels alone":  # that student learned from the labels
+        if recipe.unlabeled:
+            yield _input("unlabeled data", recipe.unlabeled.kind, recipe.unlabeled.license or "")
+        for section in recipe.sources:
+            yield from _source_inputs(section, base, ancestors)
     yield from _initial_weights(artifacts.STUDENT.read(run))
 
 

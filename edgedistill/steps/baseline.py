@@ -18,7 +18,7 @@ from edgedistill.run import artifacts
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.steps import folds
 from edgedistill.steps.context import Context
-from edgedistill.steps.parts import TRAINING, take_over
+from edgedistill.steps.parts import SHARED, TRAINING, take_over
 from edgedistill.steps.step import Step, run_steps
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def compare_folds(context: Context, part: Context) -> tuple[Baseline, dict[str, 
     count = context.splits.folds.count if context.splits.folds else 0
     say(f"  {count} folds, each the same student on labels alone{predicted_time(context, count)}")
     for fold in range(count):
-        take_over(context.of_fold(fold).run, part.of_fold(fold).run)
+        trained = context.of_fold(fold).run
+        if not set(SHARED) <= trained.manifest()["steps"].keys():  # another worker had it, by search.storage
+            folds.run_fold(context, fold, steps=folds.STEPS, ships=True)
+        take_over(trained, part.of_fold(fold).run)
     alone = folds.out_of_fold(part, TRAINING, ships=False).answers
     kept = artifacts.FOLD_ANSWERS.read(context.run)
     answers = {

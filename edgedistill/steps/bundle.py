@@ -43,7 +43,7 @@ def is_shuffled(context: Context) -> bool:
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hashes of the programs, which may be newer than the graphs, and of the stated licenses; the number of images."""
+    """Hashes of the programs, which may be newer than the graphs, and of licenses; the images and the card's text."""
     from edgedistill.devices import bundle
     from edgedistill.sources import licenses
 
@@ -54,6 +54,7 @@ def inputs(context: Context) -> dict[str, str]:
         "licenses": licenses.fingerprint(context.recipe, context.base),
         **({"ncnn": digest([model.sha256 for model in ncnn])} if ncnn else {}),
         **({"order": "random"} if is_shuffled(context) else {}),
+        **({"about": context.recipe.about} if context.recipe.about else {}),
     }
 
 
@@ -70,6 +71,8 @@ def work(context: Context) -> None:
     licences, unknown = licenses.of_run(context.run, context.recipe), artifacts.UNKNOWN.read(context.run)
     models = context.shipped_models
     artifacts.DESCRIPTION.path_in(context.run).unlink(missing_ok=True)  # a broken one is no reason to keep it
+    # the recipe as written is saved when the step is committed
+    present = replace(facts.read(context.run), recipe=context.recipe.model_dump(mode="json"))
     description = {
         "name": context.recipe.name,
         "classes": list(record.classes),
@@ -97,7 +100,7 @@ def work(context: Context) -> None:
         images_NHWC=images_NHWC[rows],
         labels_N=labels_N[rows],
         host_predictions={model_name(model): predictions[_verified_as(model)][rows] for model in models},
-        card=card.markdown(replace(facts.read(context.run), licences=licences)),
+        card=card.markdown(replace(present, licences=licences)),
     )
 
 
@@ -108,7 +111,7 @@ def _verified_as(model: OnnxModel) -> str:
 
 STEP = Step(
     name="bundle",
-    version=4,
+    version=5,
     after=("weigh", "search", "folds", "distill", "export", "quantize", "keep", "verify", "unknown"),
     inputs=inputs,
     outputs=tuple(f"{artifacts.BUNDLE}/{pattern}" for pattern in PATTERNS),

@@ -144,6 +144,12 @@ def export_settings(context: Context) -> dict[str, Any]:
     return context.recipe.export.for_key(exclude={"fp16", "engines", "ncnn"})
 
 
+def ships_int8(context: Context) -> bool:
+    """Whether a run makes an int8 graph for CPUs, so that its students answer in int8, too."""
+    settings = context.recipe.quantize
+    return settings.enabled and "cpu" in settings.targets
+
+
 def answered_by(context: Context) -> str:
     """Hash of the settings that the answers of a trained student's int8 graph depend on."""
     settings = context.recipe.quantize

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edgedistill.data.splits import Splits
     from edgedistill.similarity.weigh import Pair
 
+NOT_SCORED = "no model can be scored, as no two classes have two labels that are not of one group"
+
 
 def inputs(context: Context) -> dict[str, str]:
     """The fingerprint of the images. What is installed or cached is no input: a run that goes on keeps its choice."""
@@ -57,6 +59,8 @@ def work(context: Context) -> None:
             scores, failures = _scores(context, splits, models, options["images"])
             reasons |= failures
             models = [model for model in models if model.entry.name not in failures]
+            if models and not scores:
+                say(f"sources    {NOT_SCORED}: as many domains as possible are taken")
             models = sorted(models, key=lambda model: _rank(model, scores)) if scores else _of_many_domains(models)
     taken = _within(models, options["most"], reasons)
     say(f"sources    {', '.join(model.entry.name for model in taken) or 'none: the student learns from labels alone'}")
@@ -76,14 +80,14 @@ def _scores(
     context: Context, splits: Splits, models: Sequence[Listed], n_images: int
 ) -> tuple[dict[str, MetricScore], dict[str, str]]:
     """Each model's score on labeled images by the recipe's metric, and why some models gave none."""
-    from edgedistill.similarity.weigh import stratified_rows, weigh_sources
+    from edgedistill.similarity.weigh import asked_rows, weigh_sources
 
     rows = np.concatenate([splits.labeled_rows, splits.val_rows])
     labels_N = np.concatenate([splits.labeled_labels, splits.val_labels])
-    asked_rows = stratified_rows(labels_N, n_images)
-    order = np.argsort(rows[asked_rows])
-    images_NHWC = np.asarray(splits.train.images_NHWC[rows[asked_rows][order]])
-    labels_N, units_N = labels_N[asked_rows][order], splits.units_N[rows[asked_rows][order]]
+    asked = asked_rows(labels_N, splits.units_N[rows], n_images)
+    asked = asked[np.argsort(rows[asked])]
+    images_NHWC = np.asarray(splits.train.images_NHWC[rows[asked]])
+    labels_N, units_N = labels_N[asked], splits.units_N[rows[asked]]
     outputs, failures = _outputs(context, models, images_NHWC)
     if not outputs:
         return {}, failures

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """The version of the teacher where it has tuned sources."""
-    if not context.recipe.distill.teacher.options.get("tuned"):
-        return {}
-    from edgedistill.distill.teachers import TUNED_VERSION
+    """The versions of what not every training has: a teacher with tuned sources, a head that a ridge begins."""
+    from edgedistill.distill import head_start, teachers
 
-    return {"tuned": str(TUNED_VERSION)}
+    settings, versions = context.recipe.distill, {}
+    if settings.teacher.options.get("tuned"):
+        versions["tuned"] = str(teachers.TUNED_VERSION)
+    if settings.head_start == "ridge":
+        versions["head start"] = str(head_start.VERSION)
+    return versions
 
 
 def work(context: Context) -> None:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from edgedistill.console import say
 from edgedistill.records import FoldScore
 from edgedistill.run.files import as_plain, digest
-from edgedistill.steps import distill, lengths, peer, search
+from edgedistill.steps import candidate, lengths, peer, search
 from edgedistill.steps.context import Context
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def _shared_outcomes(context: Context, count: int, run_fold: RunFold, identity: 
 
 def identity(context: Context, version: int) -> str:
     """Hash of everything that the folds read: those of workers with equal hashes are the same."""
-    peers, teachers = [peer.STEP.version] if context.has_peer else [], list(distill.inputs(context).values())
+    peers = [peer.STEP.version] if context.has_peer else []
     speed = [lengths.speed(context)] if context.recipe.distill.steps == "auto" else []
-    newer = [*peers, *teachers, *speed]
+    graphs = [candidate.answered_by(context)] if candidate.ships_int8(context) else []
+    newer = [*peers, *speed, *graphs]
     return digest([search.identity(context), context.recipe.sections(("quantize",)), version, *newer])
 
 

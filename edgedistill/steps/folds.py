@@ -53,9 +53,10 @@ class Pooled:
 
 
 def inputs(context: Context) -> dict[str, str]:
-    """Hashes of what the folds read from outside the run, and versions of their peer and of their tuned sources."""
+    """Hashes of what the folds read from outside the run, of their int8 settings, and versions of peer and sources."""
     peers = {"peer": str(peer.STEP.version)} if context.has_peer else {}
-    return search.inputs(context) | distill.inputs(context) | peers
+    graphs = {"int8": candidate.answered_by(context)} if candidate.ships_int8(context) else {}
+    return search.inputs(context) | peers | graphs
 
 
 def applies(context: Context) -> bool:
@@ -170,7 +171,7 @@ def fold_answers(
     from edgedistill.students.build import load_student
 
     path, record, settings = context.run / ANSWERS, context.checkpoint, context.recipe.quantize
-    int8 = int8 and settings.enabled and "cpu" in settings.targets
+    int8 = int8 and candidate.ships_int8(context)
     key = np.array(answers_key(context, rows, unlabeled, int8=int8))
     if path.is_file():
         with np.load(path, allow_pickle=False) as archive:
@@ -216,7 +217,7 @@ def answers_key(context: Context, rows: np.ndarray, unlabeled: np.ndarray, *, in
 
 STEP = Step(
     name="folds",
-    version=5,
+    version=6,
     sections=("seed", "data", "unlabeled", "sources", "weigh", "student", "search", "distill", "quantize"),
     after=("weigh", "search"),
     inputs=inputs,

@@ -6,6 +6,7 @@ to judge it, on half as many steps. H images of a half, C classes.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from edgedistill.errors import InputError
 from edgedistill.run import artifacts, hooks
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.files import digest
-from edgedistill.steps import parts
+from edgedistill.steps import distill, parts
 from edgedistill.steps.context import Context
 from edgedistill.steps.step import Step
 
@@ -45,6 +46,9 @@ def without_half(context: Context, half: int) -> Context:
     recipe = alone.recipe.model_copy(update={"distill": peer.on_half_the_labels(alone.recipe.distill)})
     division = digest([splits.test_set.store.pixels_hash, splits.labeled_labels.tolist()])
     run = replace(alone.run, path=alone.run / artifacts.half_folder(half, division))
+    for other in run.path.parent.glob(f"{half}-*"):
+        if other != run.path:  # of labels that are no more
+            shutil.rmtree(other, ignore_errors=True)
     part = context.with_shared_inputs(replace(alone, recipe=recipe, run=run, half=half))
     vars(part)["splits"] = splits
     return part
@@ -103,6 +107,7 @@ STEP = Step(
     version=3,
     sections=("seed", "data", "unlabeled", "distill"),
     after=("weigh", "search", "folds"),
+    inputs=distill.inputs,
     outputs=(artifacts.PEER.path,),
     work=work,
     applies=applies,

@@ -69,6 +69,21 @@ def engines_there(context: Context, device_name: str) -> tuple[str, ...]:
     return tuple(name for name in ENGINES if name in names) or ENGINES[:1]
 
 
+def engine_versions(context: Context, device_name: str) -> dict[str, str]:
+    """The engines on a device, as `engines_there`, with their versions where they are this machine's.
+
+    ONNX Runtime has none here: its version is one of the exporters'.
+    """
+    is_here = inventory.find(inventory.load(context.inventory), device_name).is_here
+    return {name: environment.runtime(name) if is_here else "" for name in engines_there(context, device_name)}
+
+
+def kind_of_device(context: Context, device_name: str) -> list[str]:
+    """What devices of one kind have in common, as far as it is known: the processor, where it is this machine's."""
+    device = inventory.find(inventory.load(context.inventory), device_name)
+    return [environment.processor()] if device.transport == "local" else []
+
+
 def _latency_ms(context: Context, spec: StudentSpec, bound: LatencyBound) -> float:
     cache = context.run.cache / "latency"
     target = target_of(bound.backend)

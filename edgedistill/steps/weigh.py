@@ -35,6 +35,8 @@ def inputs(context: Context) -> dict[str, str]:
         fingerprints["how"] = digest(ways)
     if recipe.unlabeled:
         fingerprints["unlabeled"] = shards.fingerprint(recipe.unlabeled, base)
+        if changes := shards.changes(recipe.unlabeled, base, context.run.cache):
+            fingerprints["changes"] = changes
     return fingerprints
 
 

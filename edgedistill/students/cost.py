@@ -73,7 +73,8 @@ def measure(build: Callable[[], nn.Module], input_px: int, num_classes: int) -> 
             with counter, torch.no_grad():
                 trace, features = trace_forward(backbone, image)
     except (RuntimeError, ValueError, AssertionError, ArithmeticError) as error:
-        problem = f"student: cannot be built at {input_px} px ({str(error).splitlines()[0]})"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        problem = f"student: cannot be built at {input_px} px ({reason})"
         raise InputError(problem, "offer another input_px of this family, or another family") from None
     width = int(features.shape[1])
     head = width * num_classes

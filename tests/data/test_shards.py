@@ -13,6 +13,7 @@ import tarfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,11 +283,28 @@ def test_share_reads_only_its_own_images(parts: tuple[LabeledShard, ...], monkey
     assert sum(counts) == 2 * 8  # a fifth of each epoch, not all of it
 
 
+def test_two_threads_draw_from_one_stream(parts: tuple[LabeledShard, ...]) -> None:
+    """As after a pruned candidate, whose batches are gathered until its thread notices."""
+    expected = [flat(draw_numbers(make_stream(parts), steps, 8)) for steps in (range(40), range(39, -1, -1))]
+    shared = make_stream(parts)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda steps: flat(draw_numbers(shared, steps, 8)), (range(40), range(39, -1, -1))))
+    assert both == expected
+
+
 def test_changed_shard_is_reported_and_labeled_again(parts: tuple[LabeledShard, ...], tmp_path: Path) -> None:
+    section = Unlabeled(kind="wds", urls=str(tmp_path / "{00..01}.tar"))
+    cache = parts[0].shard.folder.parents[1]
+    assert shards.changes(section, tmp_path, cache) == ""
     write_shard(tmp_path, 0, 3)
     with pytest.raises(EdgeDistillError, match=r"00\.tar: 4 of its images are not those that were labeled; run"):
         draw_numbers(make_stream(parts), range(5), 8)
     assert not (parts[0].shard.folder / "shard.json").exists()  # labels are discarded
+    once = shards.changes(section, tmp_path, cache)
+    assert once, "what has read the former images has another key, also where the address is the same"
+    assert shards.changes(section.model_copy(update={"urls": str(tmp_path / "01.tar")}), tmp_path, cache) == ""
+    shards.forget(parts[0].shard)
+    assert shards.changes(section, tmp_path, cache) not in ("", once)
 
 
 def test_replaced_images_are_detected(parts: tuple[LabeledShard, ...], tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def test_wishes_are_heeded(photos: Path, wishes: dict[str, Any], key: str, expec
     assert place == expected
 
 
+def devices(backends: str) -> None:
+    Path("deploy").mkdir(exist_ok=True)
+    entry = f"board: {{transport: ssh, host: board, backends: [{backends}]}}\n"
+    Path("deploy/devices.yaml").write_text(entry, encoding="utf-8")
+
+
+def test_latency_is_bound_on_a_backend_that_times_candidates(photos: Path) -> None:
+    """The graph for ncnn is made of the finished student."""
+    devices("ncnn, ncnn-half, openvino")
+    bound = drafted(photos, device="board", latency_ms=2.0).student.budget.latency_ms
+    assert bound is not None and (bound.device, bound.backend, bound.precision) == ("board", "openvino", "int8")
+    devices("ncnn")
+    assert drafted(photos, device="board").bench.devices == ("board",)
+    with pytest.raises(InputError, match="--latency-ms: board has ncnn alone, whose graph is made of the finished"):
+        drafted(photos, device="board", latency_ms=2.0)
+
+
 def test_more_minutes_train_longer(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "CORE", 40e9)
     short, long = drafted(photos, minutes=5.0), drafted(photos, minutes=20.0)
@@ -135,8 +152,11 @@ def test_uneven_classes_count_the_same_and_characters_are_not_mirrored(photos: P
 def test_init_writes_a_recipe_that_check_accepts(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     completed = miniature.call("init", "photos", "-o", "task/first.yaml")
     assert completed.code == 0 and len(completed.out.splitlines()) == 5, completed
-    assert "root: " + str(photos) in Path("task/first.yaml").read_text(encoding="utf-8")  # it is not below task/
+    text = Path("task/first.yaml").read_text(encoding="utf-8")
+    assert "root: " + str(photos) in text  # it is not below task/
+    assert "\n#   edgedistill run task/first.yaml\n" in text
     assert miniature.call("init", "photos").code == 0
+    assert "\n#   edgedistill run recipe.yaml\n" in Path("recipe.yaml").read_text(encoding="utf-8")
     assert read_recipe(Path("recipe.yaml")).raw["data"]["root"] == "photos"
     completed = miniature.call("init", "photos")
     assert completed.code == 2 and "recipe.yaml: is there already" in completed.err

@@ -246,3 +246,23 @@ def test_names_whose_order_is_unclear_are_refused(tmp_path: Path) -> None:
 def test_names_in_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
     assert settings.names(tmp_path / "classes.txt") == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"max_drop": 150}, "max_drop: Input should be less than or equal to 100"),
+        ({"max_drop": -1}, "max_drop: Input should be greater than or equal to 0"),
+        ({"max_drop": float("nan")}, "max_drop: Input should be"),
+        ({"calibration_images": 0}, "calibration_images: Input should be greater than 0"),
+    ],
+)
+def test_number_that_is_no_guard_is_an_input_error(place: Path, setting: dict[str, float], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        ed.quantize(place / "model.onnx", place / "photos", **setting)  # type: ignore[arg-type]
+
+
+def test_command_says_which_guard_is_too_large(place: Path) -> None:
+    model, photos = place / "model.onnx", place / "photos"
+    code, _, error = command("quantize", model, "--images", photos, "--max-drop", "150")
+    assert code == 1 and error.startswith("max_drop: Input should be less than or equal to 100; docs/your-model.md")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+import edgedistill as ed
 from edgedistill.data import images
 from edgedistill.data.images import View
 from edgedistill.errors import InputError
 from edgedistill.predict.student import AHEAD, Prediction, load, of_run
+from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.run.files import sha256_file
 from tests.helpers import miniature
@@ -207,6 +210,30 @@ def test_pictures_are_decoded_a_few_batches_ahead(finished_project: Project) -> 
     assert isinstance(next(answers), Prediction)
     answers.close()  # type: ignore[attr-defined]
     assert len(drawn) <= 2 * AHEAD
+
+
+def test_student_of_a_former_training_is_refused_until_the_export(project_copy: Project) -> None:
+    run = ed.Run(project_copy.run)
+    classes, record = run.student.classes, artifacts.RESULT.read(Run(path=run.path))
+    artifacts.RESULT.write(Run(path=run.path), replace(record, sha256="0" * 64))
+    problem = "the graphs are of an earlier student; run `edgedistill export` again"
+    with pytest.raises(InputError, match=problem):
+        _ = run.student
+    with pytest.raises(InputError, match=problem):
+        ed.load(run.path)
+    completed = miniature.call("predict", pictures(project_copy)[0], "--run", run.path)
+    assert (completed.code, completed.out) == (2, "") and problem in completed.err
+    assert ed.load(run.path / "bundle").classes == classes, "a bundle alone is what it is"
+
+
+def test_of_two_classes_of_one_name_the_more_probable_one_counts() -> None:
+    """As ImageNet's cranes, a bird and a machine."""
+    shares_C = np.array([0.1, 0.6, 0.3])
+    prediction = Prediction(
+        path=None, label="crane", probability=0.6, classes=("crane", "crane", "heron"), probabilities_C=shares_C
+    )
+    assert list(prediction.probabilities.items()) == [("crane", 0.6), ("heron", 0.3)]
+    assert prediction.top(3) == [("crane", 0.6), ("heron", 0.3), ("crane", 0.1)]
 
 
 def test_batch_below_one_is_refused(finished_project: Project) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgedistill.measurements import BenchReport
-from edgedistill.records import LicensedInput
+from edgedistill.records import Baseline, Gain, LicensedInput, TeacherScore
 from edgedistill.report.card import escape, markdown
 from edgedistill.report.facts import Facts, read
 from edgedistill.run.files import read_json, read_record, write_json, write_record
@@ -117,6 +117,35 @@ def test_card_has_the_facts_of_the_report(tmp_path: Path) -> None:
         assert line in text.splitlines()
     assert "40 with a label to train on, 10 with a label to choose by, 1786 without a label, 788 to test" in text
     assert "Measured on 788 images" in text and "The class with the fewest test images has 288;" in text
+
+
+def with_checkpoint(facts: Facts, **changes: Any) -> Facts:
+    assert facts.checkpoint is not None
+    return dataclasses.replace(facts, checkpoint=dataclasses.replace(facts.checkpoint, **changes))
+
+
+def test_sources_of_a_teacher_have_their_shares_of_it(tmp_path: Path) -> None:
+    teacher = TeacherScore(kind="selftrained", val=None, weights={"lite0": 0.25, "mnist-net": 0.0, "lite1": 0.75})
+    text = markdown(with_checkpoint(read(make_run(tmp_path)), method="adapted", teacher=teacher))
+    table = text.split("Source models, by their share of the teacher:\n\n")[1].split("\n\n")[0].splitlines()
+    assert table[2:] == ["| lite1 |  | 0.75 |", "| lite0 | timm | 0.25 |", "| mnist-net |  | 0.00 |"]
+
+
+def test_card_of_a_student_on_labels_alone_names_no_source(tmp_path: Path) -> None:
+    facts = with_checkpoint(read(make_run(tmp_path)), method="transfer")
+    accuracy = facts.checkpoint.test if facts.checkpoint else None
+    assert accuracy is not None
+    record = Baseline(
+        ships="labels alone",
+        why="labels alone are better on the 40 images of val: that student ships",
+        distilled=accuracy,
+        labels_alone=accuracy,
+        over_labels_alone=Gain(points=-3.0, low=-5.0, high=-1.0, n=40),
+    )
+    text = markdown(dataclasses.replace(facts, baseline=record))
+    assert "Labels alone are better on the 40 images of val: that student ships. It learned from no source" in text
+    assert "Source models" not in text and "without a label," not in text
+    assert "Source models, by their similarity weight:" in markdown(read(facts.run))
 
 
 def test_latency_of_an_earlier_graph_is_left_out(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -189,6 +190,23 @@ def test_lock_of_dead_process_on_the_journal_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("study.journal.lock*"))
 
 
+@pytest.mark.parametrize("left", [1, 40], ids=["without its end", "a few bytes"])
+def test_half_line_of_dead_process_in_the_journal_is_cut(tmp_path: Path, left: int) -> None:
+    """A full disk or a power loss may end an append anywhere."""
+    uninterrupted: list[str] = []
+    winner = run(tmp_path / "whole", recording_objective(uninterrupted), trials=5)
+    resumed: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", recording_objective(resumed, killed_at=3), trials=5)
+    journal = tmp_path / "cut/study.journal"
+    content = journal.read_bytes()
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    journal.write_bytes(content[: len(content) - 1 if left == 1 else last + left])
+    for _ in range(2):  # the second one reads what the first one appended
+        assert run(tmp_path / "cut", recording_objective(resumed), trials=5) == winner
+    assert resumed == uninterrupted
+
+
 def test_seed_changes_the_sequence(tmp_path: Path) -> None:
     sequences = []
     for seed in (1, 2):
@@ -208,6 +226,23 @@ def test_scores_guide_the_choice_after_four_trials(tmp_path: Path) -> None:
     run(tmp_path / "one", recording_objective(names), trials=12)
     run(tmp_path / "two", negated, trials=12)
     assert names[:4] == names_of_negated[:4] and names[4:] != names_of_negated[4:]
+
+
+def test_proposed_family_counts_before_equal_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TPE proposes options of every family, and a family with many would have most of them equal."""
+    specs = [spec for spec in space(sizes=(32,)) if spec.family == "micro"]
+    specs += [
+        replace(spec, options={**spec.options, "depth": depth})
+        for spec in space(sizes=(32, 64))
+        for depth in (1, 2)
+        if spec.family == "resnet"
+    ]
+    largest = {"micro.width": 32, "micro.input_px": 32}  # tried first
+    others = {"resnet.width": 8, "resnet.depth": 1, "resnet.input_px": 32}
+    monkeypatch.setattr(study, "propose", lambda *_: {"family": "micro", **largest, **others})
+    names: list[str] = []
+    run(tmp_path, recording_objective(names), trials=3, specs=specs)
+    assert [json.loads(name)[0] for name in names] == ["resnet", "micro", "micro"]
 
 
 def test_non_finite_score_ends_the_search(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from edgedistill.recipe.schema import Recipe
-from edgedistill.records import LicensedInput
+from edgedistill.records import Baseline, Gain, LicensedInput
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.sources import licenses
 from edgedistill.students.pretrained import package_license, timm_license
-from tests.helpers.report_runs import SPEC
+from tests.helpers.report_runs import SPEC, accuracy
 
 Row = tuple[str, str, str, str]
 
@@ -80,6 +80,22 @@ def test_unlabeled_shards_are_an_input(tmp_path: Path) -> None:
     fields = recipe.model_dump(mode="json") | {"unlabeled": {"kind": "wds", "urls": "/home/me/x.tar"}}
     run.save_resolved_recipe(Recipe.model_validate(fields), base)
     assert rows(run)[1:] == [("unlabeled data", "wds", "not stated", "not stated")]
+
+
+def test_student_on_labels_alone_has_no_license_of_a_source(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [{"name": "b", "kind": "timm", "model": "convnextv2_tiny"}])
+    measured = accuracy(0.8)
+    record = Baseline(
+        ships="labels alone",
+        why="",
+        distilled=measured,
+        labels_alone=measured,
+        over_labels_alone=Gain(points=-3.0, low=-5.0, high=-1.0, n=40),
+    )
+    artifacts.BASELINE.write(run, replace(record, ships="distilled"))
+    assert [row[0] for row in rows(run)] == ["data", "source"]
+    artifacts.BASELINE.write(run, record)
+    assert [row[0] for row in rows(run)] == ["data"]
 
 
 def test_published_data_set_is_named_and_a_path_is_not(tmp_path: Path) -> None:

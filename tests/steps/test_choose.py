@@ -12,8 +12,10 @@ from edgedistill import check, session
 from edgedistill.errors import InputError
 from edgedistill.recipe.file import RecipeError, read_recipe
 from edgedistill.recipe.schema import Recipe, Source
+from edgedistill.records import SourceWeights
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run, run_directory
+from edgedistill.similarity import weigh
 from edgedistill.sources import catalog, chosen, registry
 from edgedistill.sources.catalog import Entry, Listed
 from edgedistill.steps import choose
@@ -139,6 +141,41 @@ def test_with_folds_no_label_chooses(monkeypatch: pytest.MonkeyPatch, project: P
     context = Context(recipe=recipe, base=project.root, run=run_directory(recipe, project.runs))
     choose.work(context)
     assert [section["name"] for section in artifacts.CHOSEN.read(context.run)["sources"]] == ["net0", "net3", "net4"]
+
+
+def test_models_are_scored_where_classes_outnumber_the_pairs_that_are_asked(
+    monkeypatch: pytest.MonkeyPatch, project: Project
+) -> None:
+    """Of 24 classes no two have a pair among 20 pictures that are taken one of each."""
+    for index in range(24):
+        folder = project.root / f"many/kind{index:02}"
+        folder.mkdir(parents=True)
+        for number in range(6):
+            miniature.picture(index % 2 == 0, 50 * index + number).save(folder / f"{number}.png")
+    names = [f"net{index}" for index in range(5)]
+    offer(monkeypatch, listed([entry(name, seed=index) for index, name in enumerate(names)]))
+    options = ("data.root=many", "data.labels_per_class=null", "data.protocol=holdout", "data.unlabeled=null")
+    recipe = recipe_of(
+        project, "sources=[{name: auto, kind: auto, most: 2, images: 20}]", "weigh.metric=probe", *options
+    )
+    context = Context(recipe=recipe, base=project.root, run=run_directory(recipe, project.runs))
+    choose.work(context)
+    scores = {model["name"]: model.get("score") for model in artifacts.CHOSEN.read(context.run)["catalog"]}
+    assert None not in scores.values() and set(scores) == set(names)
+
+
+def test_choice_without_a_score_is_said(
+    monkeypatch: pytest.MonkeyPatch, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domains = ["a", "a", "b"]
+    offer(monkeypatch, listed([entry(f"net{index}", domain=domain) for index, domain in enumerate(domains)]))
+    nothing = SourceWeights(metric="probe", probe_images=0, power=12.0, sources=())
+    monkeypatch.setattr(weigh, "weigh_sources", lambda *_, **__: nothing)
+    recipe = recipe_of(project, "sources=[{name: auto, kind: auto, most: 2}]")
+    context = Context(recipe=recipe, base=project.root, run=run_directory(recipe, project.runs))
+    choose.work(context)
+    assert [section["name"] for section in artifacts.CHOSEN.read(context.run)["sources"]] == ["net0", "net2"]
+    assert "no model can be scored, as no two classes have two labels" in capsys.readouterr().err
 
 
 def test_run_goes_on_with_its_choice_to_the_byte(

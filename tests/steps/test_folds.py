@@ -140,6 +140,21 @@ def test_interrupted_folds_go_on_to_the_same_bytes(project: Project, tmp_path: P
         assert (run / name).read_bytes() == (project.run / name).read_bytes(), name
 
 
+def test_baseline_trains_the_folds_that_other_workers_had(project: Project, tmp_path: Path) -> None:
+    """A run that shared its folds by `search.storage`, and now goes on without."""
+    other = project.copy(tmp_path)
+    run = Run(path=other.run)
+    for fold in (1, 3):
+        shutil.rmtree(run / f"folds/{fold}")
+    manifest = run.manifest()
+    for path in manifest["steps"].pop("baseline")["outputs"]:
+        (run / path).unlink()
+    artifacts.MANIFEST.write(run, manifest)
+    completed = miniature.call("train", other.recipe, "--runs", other.runs)
+    assert completed.code == 0 and "folds      up to date" in completed.err, completed.err
+    assert artifacts.BASELINE.read(run) == artifacts.BASELINE.read(Run(path=project.run))
+
+
 def test_two_labels_a_class_are_enough(tmp_path: Path) -> None:
     """A fold's student is trained on one label of each class, and none is left for val."""
     few = few_labels(tmp_path)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
 
-from edgedistill.distill import batches, evaluate, loop, peer
+from edgedistill.distill import batches, evaluate, head_start, loop, peer
 from edgedistill.distill.probes import softmax
-from edgedistill.distill.teachers import Teacher
+from edgedistill.distill.teachers import TUNED_VERSION, Teacher
 from edgedistill.labels import prior
-from edgedistill.recipe.schema import Distill
+from edgedistill.recipe.schema import Distill, Recipe
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.steps import baseline, distill, folds, search, weigh
@@ -199,8 +200,22 @@ def test_training_in_int8_has_the_same_teacher_and_is_told_the_prior(
 
 def test_steps_that_run_others_are_new_with_them() -> None:
     """A higher version of one in the first row has to raise those of the second that run it."""
-    assert [step.STEP.version for step in (weigh, search, distill)] == [4, 3, 2]
-    assert [step.STEP.version for step in (folds, steps_peer, baseline)] == [5, 3, 3]
+    assert [step.STEP.version for step in (weigh, search, distill)] == [4, 4, 2]
+    assert [step.STEP.version for step in (folds, steps_peer, baseline)] == [6, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "versions"),
+    [
+        ({}, {}),
+        ({"head_start": "ridge"}, {"head start": str(head_start.VERSION)}),
+        ({"teacher": {"name": "selftrained", "tuned": 1}}, {"tuned": str(TUNED_VERSION)}),
+    ],
+)
+def test_trainings_know_the_versions_of_what_they_use(settings: dict[str, Any], versions: dict[str, str]) -> None:
+    recipe = Recipe.model_validate({"name": "x", "data": {"kind": "folder"}, "distill": settings})
+    context: Any = SimpleNamespace(recipe=recipe)
+    assert distill.STEP.inputs(context) == steps_peer.STEP.inputs(context) == versions
 
 
 @pytest.mark.parametrize("stated", [False, True])
@@ -218,6 +233,7 @@ def test_peer_is_judged_by_labels_that_neither_has_seen(
     ((teacher_HC, logits_HC, labels_H, units_H),) = judged
     np.testing.assert_array_equal(labels_H, context.splits.labeled_labels)
     np.testing.assert_array_equal(units_H, context.splits.units_N[context.splits.labeled_rows])
+    (context.labels_alone().run / artifacts.half_folder(0, "of former labels")).mkdir()
     for half in range(2):
         is_out_L = context.splits.halves() == half
         part, rows = without_half(context, half), context.splits.labeled_rows[is_out_L]
@@ -227,6 +243,7 @@ def test_peer_is_judged_by_labels_that_neither_has_seen(
         np.testing.assert_allclose(logits(part, rows) + shift_C, logits_HC[is_out_L], rtol=1e-4, atol=1e-5)
         in_another_process = replace(part)
         np.testing.assert_array_equal(in_another_process.splits.labeled_rows, part.splits.labeled_rows)
+    assert len(list((context.labels_alone().run / "halves").iterdir())) == 2, "those of former labels are gone"
 
 
 def test_too_few_labels_judge_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgedistill.errors import InputError
 from edgedistill.recipe.schema import Student
 from edgedistill.students import cost
 from edgedistill.students.space import candidates, over_budget
@@ -71,6 +72,16 @@ def test_peak_grows_with_image_size_and_not_with_classes() -> None:
     budget = Student.model_fields["budget"].annotation
     assert budget is not None
     assert over_budget(few[1].cost, budget(activation_mb=few[0].cost.activation_mb)) == {"activation_mb": 4.0}
+
+
+@pytest.mark.parametrize(("reason", "told"), [((), "AssertionError"), (("too small\nfor this",), "too small")])
+def test_net_that_cannot_take_the_size_says_why(reason: tuple[str, ...], told: str) -> None:
+    class Refusing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError(*reason)  # as by `assert condition`, with or without a message
+
+    with pytest.raises(InputError, match=rf"cannot be built at 16 px \({told}\); offer another input_px"):
+        cost.measure(Refusing, PX, 2)
 
 
 def test_costs_count_merged_branches() -> None:

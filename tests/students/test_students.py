@@ -252,6 +252,28 @@ def test_missing_package_is_named_with_its_install_command(monkeypatch: pytest.M
         build_student(spec, initialize=True)
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "problem"),
+    [
+        (
+            "efficientnet_lite",
+            {"variant": 3},
+            "no package has the weights of tf_efficientnet_lite3; set `weights: hub` or `weights: none`",
+        ),
+        ("timm", {"model": "lcnet_035"}, "timm publishes no weights of lcnet_035; set `weights: none`"),
+    ],
+)
+def test_weights_that_nobody_publishes_are_no_download(
+    monkeypatch: pytest.MonkeyPatch, family: str, options: dict[str, Any], problem: str
+) -> None:
+    """No network is asked, and nothing is to be installed."""
+    monkeypatch.setattr("edgedistill.students.families.hub_problem", pytest.fail)
+    [spec] = candidates(Section(families={family: {**options, "input_px": 64}}), 2)
+    assert weights_problem(spec) == f"student: {problem}"
+    with pytest.raises(InputError, match=problem):
+        build_student(spec, initialize=True)
+
+
 def test_random_weights_need_no_download() -> None:
     blueprint = FAMILIES["micro"](**bound_options(FAMILIES["micro"], {"width": "24"}))
     assert blueprint.initialize is None and blueprint.weights_problem() == ""
