@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 Arrays = NDArray[Any]
+NAMED_BY = {"timm": "timm", "text": "open_clip_torch"}  # the package that knows which weights a name means
 MAX_SIZE = 4096  # pixels of a side, and images of a fixed batch, of an ONNX graph's input
 
 
@@ -387,6 +388,8 @@ def fingerprint(section: Source, base: Path) -> str:
             parts += [[name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         elif name == "package":
             parts.append([name, package_fingerprint(option), package_file(option).stat().st_size])
+    if section.kind in NAMED_BY and options.get("pretrained", section.kind == "timm"):
+        parts.append(package_fingerprint(NAMED_BY[section.kind]))
     return digest(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,15 @@ def test_fingerprint_follows_file_and_options(tmp_path: Path) -> None:
     assert len({first, *(fingerprint(changed_source, tmp_path) for changed_source in changed_sources)}) == 3
     (tmp_path / "a.onnx").write_bytes(b"other")
     assert fingerprint(onnx_source, tmp_path) != first
+
+
+def test_fingerprint_of_published_weights_follows_the_package_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = [source(kind="timm", model=NET), source(kind="text", model="ViT-B-32", pretrained="openai")]
+    random = source(kind="timm", model=NET, pretrained=False)
+    before = [fingerprint(section, Path()) for section in (*named, random)]
+    monkeypatch.setattr(metadata, "version", lambda package: f"another of {package}")
+    after = [fingerprint(section, Path()) for section in (*named, random)]
+    assert [first == second for first, second in zip(before, after, strict=True)] == [False, False, True]
 
 
 def test_fingerprint_of_missing_file_is_an_input_error(tmp_path: Path) -> None:
