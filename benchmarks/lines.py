@@ -1,11 +1,16 @@
-"""Results as JSON lines, one a measurement, in files of benchmarks/results that are named by hardware and month."""
+"""Results as JSON lines, one a measurement, in files of benchmarks/results that are named by hardware and month.
+
+python -m benchmarks.lines    count the lines whose commit cannot be looked up, by the prefix of their file
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,13 +57,46 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def read(kind: str) -> Iterator[dict[str, Any]]:
-    """Yield every committed line of a kind, oldest file first; a line that a kill cut short is skipped and reported."""
-    for path in sorted(RESULTS.glob(f"{kind}_*.jsonl")):
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                yield json.loads(text)
-            except ValueError:
-                say(f"{path.name}:{number}: not a complete line; skipped")
+    """Yield every committed line of a kind, oldest first, lines without a date before all others.
+
+    A line that a kill cut short is skipped and reported.
+    """
+    lines = [line for path in sorted(RESULTS.glob(f"{kind}_*.jsonl")) for line in _lines_of(path)]
+    # file names begin with the hardware, so that their order is not that of time; many readers take the last line
+    yield from sorted(lines, key=lambda line: line.get("measured") or "")
+
+
+def _lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            yield json.loads(text)
+        except ValueError:
+            say(f"{path.name}:{number}: not a complete line; skipped")
+
+
+def lost_commits(exists: Callable[[str], bool]) -> tuple[Counter[str], Counter[str]]:
+    """Lines by the prefix of their file: those without a commit, and those that name one that does not exist.
+
+    Args:
+        exists: whether a commit can be looked up.
+    """
+    unnamed, lost = Counter[str](), Counter[str]()
+    answers: dict[str, bool] = {}
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        prefix = path.stem.rsplit("_", 2)[0]
+        for line in _lines_of(path):
+            commit = (line.get("commit") or "").removesuffix("+")  # "+": there were changes beside the commit
+            if commit and commit not in answers:
+                answers[commit] = exists(commit)
+            if not answers.get(commit, False):
+                (lost if commit else unnamed)[prefix] += 1
+    return unnamed, lost
+
+
+def in_history(commit: str) -> bool:
+    """Whether git can look up the commit in this clone."""
+    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, check=False).returncode == 0
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -68,3 +106,8 @@ def run_program(main: Callable[[], int]) -> None:
     except EdgeDistillError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    for title, counts in zip(("without a commit", "commit not in this history"), lost_commits(in_history), strict=True):
+        print(f"{title}: {counts.total()} lines; {', '.join(f'{prefix} {n}' for prefix, n in counts.items())}")

@@ -29,7 +29,7 @@ from benchmarks.suite.draws import Draw
 from benchmarks.suite.runner import use_one_thread
 from benchmarks.unknown.figures import CHOSEN, figures
 from benchmarks.unknown.students import METHOD, answers, profile
-from benchmarks.unknown.table import KIND
+from benchmarks.unknown.table import KIND, SEEDS
 from edgedistill.console import say
 from edgedistill.run.artifacts import save_arrays
 from edgedistill.run.files import digest
@@ -85,7 +85,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/bank"), help="directory of weights and outputs")
     parser.add_argument("--targets", nargs="+", help="packs; default: the suite's tuning packs, then its targets")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
     options = parser.parse_args()
     bank = Bank(packs=options.packs, runs=options.runs, profile=profile())

@@ -36,8 +36,9 @@ def wilson(hits: float, n: float) -> Tuple[float, float]:
 def balanced(labels_N: np.ndarray, predicted_N: np.ndarray) -> Tuple[float, Tuple[float, float]]:
     """Mean of the per-class recalls over the classes present, and its 95 % interval, as fractions.
 
-    The interval adds per-class binomial variances with two successes and two failures added to each
-    (Agresti and Coull 1998), so a class that is all right or all wrong still contributes doubt.
+    The interval adds per-class binomial variances, each at a share with two successes and two failures added
+    (Agresti and Coull 1998), so a class that is all right or all wrong still contributes doubt. They are divided by
+    the images that there are: with few images a class, the added ones would make the mean of many classes too sure.
     """
     recalls, variance = [], 0.0
     for label in np.unique(labels_N):
@@ -45,7 +46,7 @@ def balanced(labels_N: np.ndarray, predicted_N: np.ndarray) -> Tuple[float, Tupl
         n, hits = int(mine.sum()), int((predicted_N[mine] == label).sum())
         recalls.append(hits / n)
         share = (hits + 2) / (n + 4)
-        variance += share * (1 - share) / (n + 4)
+        variance += share * (1 - share) / n
     mean, half = float(np.mean(recalls)), Z95 * math.sqrt(variance) / len(recalls)
     return mean, (max(0.0, mean - half), min(1.0, mean + half))
 
@@ -77,32 +78,49 @@ def accuracy(labels_N: Any, predicted_N: Any) -> Dict[str, Any]:
     }
 
 
-def drop(labels_N: Any, before_N: Any, after_N: Any, by: str = "top1") -> Tuple[float, float, float]:
+def drop(
+    labels_N: Any, before_N: Any, after_N: Any, by: str = "top1", *, inflation: float = 1.0
+) -> Tuple[float, float, float]:
     """What accuracy loses from one artefact to another on the same images: (loss, low, high), 95 %, as fractions.
 
     Only images that one gets right and the other wrong count, so the interval is far narrower than that of either
-    accuracy; it adds half an image to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005).
+    accuracy; it adds half an image to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005), once,
+    however many classes count alike: for each class, it would pull the mean of many small ones to 0.
 
     Args:
         labels_N: true class indices [N], N >= 1.
         before_N: what the one predicts [N].
         after_N: what the other predicts [N].
         by: "top1", or "balanced" for the mean over the classes present.
+        inflation: by which the variance is multiplied.
     """
     labels_N = np.asarray(labels_N)
     right, still = np.asarray(before_N) == labels_N, np.asarray(after_N) == labels_N
     groups = (
         [labels_N == one for one in np.unique(labels_N)] if by == "balanced" else [np.ones(len(labels_N), dtype=bool)]
     )
-    loss = centre = variance = 0.0
+    loss = alone = variance = 0.0
     for mine in groups:
         n, lost, won = int(mine.sum()), int((right & ~still & mine).sum()), int((still & ~right & mine).sum())
-        loss += (lost - won) / n
-        centre += (lost - won) / (n + 2)
-        variance += (lost + won + 1 - (lost - won) ** 2 / (n + 2)) / (n + 2) ** 2
-    half = Z95 * math.sqrt(variance)
-    loss, centre, half = loss / len(groups), centre / len(groups), half / len(groups)
-    return loss, max(-1.0, centre - half), min(1.0, centre + half)
+        loss += (lost - won) / n / len(groups)
+        alone += 1.0 / n / len(groups) ** 2
+        variance += (lost + won - (lost - won) ** 2 / (n + 2)) / n**2 / len(groups) ** 2
+    low, high = paired_interval(loss, variance, 1.0 / alone, inflation)
+    return loss, low, high
+
+
+def paired_interval(gain: float, variance: float, worth: float, inflation: float) -> Tuple[float, float]:
+    """95 % interval of a paired difference of shares, with half an image added to each of the four outcomes.
+
+    Args:
+        gain: the difference, or the mean of those of several classes, as a fraction.
+        variance: its variance as far as it is seen, 0 where no image tells the two apart.
+        worth: number of images that tell as much as these, all of one class.
+        inflation: by which the variance is multiplied.
+    """
+    center = gain * worth / (worth + 2)
+    half = Z95 * math.sqrt(inflation * (worth**2 * variance + 1)) / (worth + 2)
+    return max(-1.0, center - half), min(1.0, center + half)
 
 
 def agreement(first_N: Any, second_N: Any) -> float:

@@ -46,7 +46,7 @@ class Answers:
 
     Attributes:
         file: the labels.csv; it may not exist yet.
-        pictures: the names of all pictures, each of which gets a row.
+        pictures: the names of all pictures, each of which gets a row; a path in another spelling is written as here.
         first: the labels that hold while the file does not exist.
         classes: their names, in the order of their keys; it only grows.
     """
@@ -123,7 +123,8 @@ class Answers:
         if stamp is None:
             self._labels, self._stamp = dict(self.first), None
         elif stamp != self._stamp:
-            self._labels, self._stamp = label_file.read_labels(self.file), stamp
+            self._labels = label_file.spelled(label_file.read_labels(self.file), self.pictures)
+            self._stamp = stamp
         return self._labels
 
     @contextlib.contextmanager

@@ -41,7 +41,9 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
     listed = listed_images(listing)
     store = decoded(listed, subject.data, splits, folder=cache / "images", pictures=listing.pictures, px=px)
     collection = collected(listed, store, splits)
-    features = source_features(subject, store.hashes, splits, networks=networks, cache=cache / "sources")
+    features = source_features(
+        subject, store.hashes, splits, networks=networks, cache=cache / "sources", everything=store
+    )
     say(f"images     {store.n} to compare")
     copies = near_copies(store.images_NHWC, store.hashes, codes=features.codes())
     if copies.skipped:

@@ -67,13 +67,14 @@ def doubtful(
     by_source = features.readers() or {"pixels": small_pixels(store).__getitem__}
     groups = collection.groups
     units_N = copies.units_N if groups is None else merged([copies.units_N, unit_ids(store.hashes, groups)], store.n)
-    probs_LC = doubts.out_of_fold(
+    probs_LC, is_tested_L = doubts.out_of_fold(
         {name: _at(read, rows) for name, read in by_source.items()},
         labels_N[rows],
         units_N[rows],
         len(collection.listed.classes),
     )
-    return list(_contradicted(collection, rows, probs_LC, excluded)), _check(features, probs_LC, labels_N[rows])
+    checked = _check(features, probs_LC[is_tested_L], labels_N[rows][is_tested_L])
+    return list(_contradicted(collection, rows, probs_LC, excluded)), checked
 
 
 def _at(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -81,6 +82,8 @@ def _at(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Callable[
 
 
 def _check(features: Features, probs_LC: np.ndarray, labels_L: np.ndarray) -> str:
+    if not len(labels_L):
+        return "not checked: all labels of each class are of copies or of one group"
     accuracy = 100 * float((probs_LC.argmax(axis=1) == labels_L).mean())
     basis = f"the features of {', '.join(features.arrays)}" if features.arrays else "small pixels, which tell little"
     return (

@@ -86,7 +86,13 @@ def loaded_networks(subject: Subject) -> dict[str, Any]:
 
 
 def source_features(
-    subject: Subject, hashes: np.ndarray, splits: Splits | None, *, networks: Mapping[str, Any], cache: Path
+    subject: Subject,
+    hashes: np.ndarray,
+    splits: Splits | None,
+    *,
+    networks: Mapping[str, Any],
+    cache: Path,
+    everything: ImageStore | None = None,
 ) -> Features:
     """The features that a run of the recipe left in the cache, or of all images where there are networks.
 
@@ -96,13 +102,17 @@ def source_features(
         splits: the recipe's; features are cached by the images of a split.
         networks: loaded sources.
         cache: the folder of all source outputs.
+        everything: all images, which the networks are asked about where there are no splits.
     """
     arrays: dict[str, list[np.ndarray]] = {}
     positions: list[np.ndarray] = []
-    if splits is not None and subject.run is not None and subject.sources:
+    stores: list[Any] = [everything] if everything is not None else []
+    if splits is not None:
+        stores = [splits.train, splits.test_set.store]
+    if subject.run is not None and subject.sources:
         facts = {name: network.facts() for name, network in networks.items()}
         facts = facts or artifacts.SOURCES.find(subject.run) or {}
-        for store in (splits.train, splits.test_set.store):
+        for store in stores:
             outputs = {name: _outputs(store, networks.get(name), facts[name], cache) for name in facts}
             if outputs and all(part is not None for part in outputs.values()):
                 positions.append(places_of(hashes, store.hashes))

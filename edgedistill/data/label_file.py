@@ -17,7 +17,7 @@ import io
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +53,38 @@ class Label:
 
 
 def read_labels(file: Path, delimiter: str = ",") -> dict[str, Label]:
-    """The labels of a labels.csv by path; without a column `how` they count as `given`.
+    """The labels of a labels.csv by path, as it is spelled there; without a column `how` they count as `given`.
 
     Raises:
-        InputError: the file cannot be read, a row is broken, a path stands twice, or `how` is none of HOW.
+        InputError: the file cannot be read, a row is broken, a path stands twice, in two spellings even, or `how` is
+            none of HOW.
     """
     columns = [name for name in COLUMNS if name != "how" or _has_how(file, delimiter)]
     labels: dict[str, Label] = {}
+    spellings: dict[str, str] = {}
     for row in read_rows(file, columns, label="label", delimiter=delimiter, least=0):
         path, name, how = row.cells["path"], row.cells["label"], row.cells.get("how", "")
-        if path in labels:
-            raise InputError(f"{file}:{row.line}: {path} has two rows", "remove one of them")
+        if (first := spellings.setdefault(posixpath.normpath(path), path)) != path or path in labels:
+            other = "" if first == path else f", the other as {first}"
+            raise InputError(f"{file}:{row.line}: {path} has two rows{other}", "remove one of them")
         if how and how not in HOW:
             raise InputError(f"{file}:{row.line}: how: {how!r} is unknown", f"write one of {', '.join(HOW)}")
         labels[path] = Label(name=name, how=how or ("given" if name else ""))
     return labels
+
+
+def spelled(labels: Mapping[str, Label], pictures: Collection[str]) -> dict[str, Label]:
+    """Labels by the names of the pictures: a row of ./a.jpg is the one of a.jpg; paths of no picture stay as they are.
+
+    A folder's pictures have plain names; those of a recipe are spelled as in its table, on which its draws depend.
+    """
+    names = set(pictures)
+    if labels.keys() <= names:
+        return dict(labels)
+    name_of = {posixpath.normpath(name): name for name in pictures}
+    return {
+        path if path in names else name_of.get(posixpath.normpath(path), path): label for path, label in labels.items()
+    }
 
 
 def is_labels(file: Path) -> bool:
@@ -157,7 +174,7 @@ def locked(file: Path) -> Iterator[None]:
 def updated(file: Path, answers: Mapping[str, Label], pictures: Sequence[str]) -> dict[str, Label]:
     """Write `answers` into a labels.csv, which gets a row for every one of `pictures`; returns all of its labels.
 
-    An answer replaces the label that a picture had. Rows of other pictures stay.
+    An answer replaces the label that a picture had. Rows of other pictures stay; each path is spelled as in `pictures`.
 
     Raises:
         InputError: the file has other columns, or is broken.
@@ -165,7 +182,8 @@ def updated(file: Path, answers: Mapping[str, Label], pictures: Sequence[str]) -
     """
     with locked(file):
         refuse_other_columns(file)
-        labels = dict.fromkeys(pictures, Label()) | (read_labels(file) if file.exists() else {}) | dict(answers)
+        before = read_labels(file) if file.exists() else {}
+        labels = dict.fromkeys(pictures, Label()) | spelled(before, pictures) | spelled(answers, pictures)
         write_labels(file, labels)
     return labels
 
@@ -222,7 +240,7 @@ def pictures_listing(root: Path) -> Listing:
         )
     file = root / NAME
     rows = read_labels(file) if file.exists() else {}
-    labels = {posixpath.normpath(path): label for path, label in rows.items()}  # ./a.jpg is a.jpg
+    labels = spelled(rows, names)
     if lost := sorted(labels.keys() - set(names)):
         raise InputError(f"{file}: {lost[0]} is not in the folder", "bring it back, or remove its row")
     classes = class_order(label.name for label in labels.values() if label.name)

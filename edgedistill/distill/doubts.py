@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from edgedistill.distill.probes import Floats, Rows, log_likelihood, softmax
 from edgedistill.distill.teachers import stacked
 from edgedistill.similarity.chance import OFF
 
+Flags = npt.NDArray[np.bool_]
 FOLDS = 5
 MOST_TRAINED = 1000  # labels of a fold's teacher: a ridge probe inverts a matrix of that many rows
 LEAST_TRAINED = 4  # of a class, before further ones of others
@@ -28,10 +30,11 @@ TEMPERATURES = tuple(float(temperature) for temperature in np.geomspace(0.25, 4.
 
 def out_of_fold(
     features: Mapping[str, Callable[[Rows], Floats]], labels_L: Rows, units_L: Rows, classes: int
-) -> Floats:
+) -> tuple[Floats, Flags]:
     """Calibrated probabilities of every image's classes by a teacher that was not trained on it, [L, C].
 
-    They are uniform where the teacher was trained on no image of the label's class: nothing contradicts such a label.
+    Where a teacher was trained on no image of the label's class, they are uniform, and the label is not tested: nothing
+    contradicts it. The second array says which labels were tested, bool [L].
 
     Args:
         features: for each source a function of positions [M] among the labeled images that returns features [M, D].
@@ -40,6 +43,7 @@ def out_of_fold(
         classes: C.
     """
     folds_L = _folds(labels_L, units_L)
+    is_tested_L = np.zeros(len(labels_L), dtype=bool)
     random, probs_LC = np.random.default_rng(0), np.full((len(labels_L), classes), 1.0 / classes)
     for fold in np.unique(folds_L):
         trained = _sample(random.permutation(np.flatnonzero(folds_L != fold)), labels_L)
@@ -57,9 +61,10 @@ def out_of_fold(
         )
         # a teacher that never saw a class contradicts all of its labels
         tested = np.flatnonzero((folds_L == fold) & np.isin(labels_L, classes_trained))
+        is_tested_L[tested] = True
         for rows in np.array_split(tested, len(tested) // CHUNK + 1):
             probs_LC[rows] = teacher.predict({name: at_rows(rows) for name, at_rows in features.items()})
-    return _calibrated(probs_LC, labels_L)
+    return _calibrated(probs_LC, labels_L), is_tested_L
 
 
 def doubtful(probs_LC: Floats, labels_L: Rows) -> Rows:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgedistill.console import say
 from edgedistill.data import datasets
-from edgedistill.data.label_file import labels_of_folder, read_labels
+from edgedistill.data.label_file import labels_of_folder, read_labels, spelled
 from edgedistill.data.listing import SUFFIXES, Listing, split_of
 from edgedistill.data.splits import evenly_spaced
 from edgedistill.data.walk import Walk, count_of
@@ -155,7 +155,8 @@ def _folder(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if file and not any(label.name for label in labels.values()):
         raise InputError(f"{file}: no picture has a label", f"`edgedistill annotate {root}` labels them by keys")
     if file:
-        if others := len(set(walk.take(root)) - labels.keys()):
+        pictures = walk.take(root)
+        if others := len(set(pictures) - spelled(labels, pictures).keys()):
             has = "has" if others == 1 else "have"
             say(f"{file}: {count_of(others, 'picture')} of the folder {has} no row, and no part in the run; add rows")
         section, reasons = _table(file)

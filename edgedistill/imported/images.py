@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,16 @@ def class_names(
 
     Raises:
         InputError: there are more or fewer names than classes; the labels' names have no plain order; or labels are to
-            be compared, and the model gives two classes one name.
+            be compared, and two classes have one name.
     """
     if listed:
         if len(listed) != classes:
             raise InputError(f"--classes: {len(listed)} names, and the model has {classes} classes", "name every class")
+        doubled = [name for name, count in Counter(listed).items() if count > 1]
+        if labels and doubled:
+            raise InputError(
+                f"--classes: {doubled[0]} stands twice, and {labels} names classes", "give each class a name of its own"
+            )
         return tuple(listed)
     if stated := _metadata_names(metadata, classes):
         if labels and len(set(stated)) < classes:

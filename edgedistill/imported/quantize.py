@@ -17,6 +17,7 @@ from onnx import ModelProto
 from edgedistill.agent import metrics
 from edgedistill.console import say
 from edgedistill.devices import bundle
+from edgedistill.errors import InputError
 from edgedistill.export import graphs
 from edgedistill.export import quantize as int8
 from edgedistill.export.guard import Witnesses
@@ -31,7 +32,7 @@ from edgedistill.measurements import HOST_TO_HOST, Device
 from edgedistill.recipe.schema import Quantize
 from edgedistill.records import Drop, Guarded, Kept, OnnxModel, Rung, Target
 from edgedistill.run import artifacts, interrupts
-from edgedistill.run.files import usable_folder, write_json
+from edgedistill.run.files import read_json, usable_folder, write_json
 from edgedistill.steps import keep, timing
 
 RECORD, BUNDLE = "quantized.json", "bundle"
@@ -55,6 +56,31 @@ class Work:
 def default_folder(file: Path) -> Path:
     """The output folder of a model: runs/quantize-<its name>."""
     return Path("runs") / f"quantize-{file.stem}"
+
+
+def folder_of(file: Path, out: Path | None, sha256: str) -> Path:
+    """The output folder: `out`, else the default one.
+
+    Raises:
+        InputError: the default one has the graphs of another model; or the folder cannot be written.
+    """
+    folder = usable_folder(out or default_folder(file))
+    if out is None and (other := _other_model(folder / RECORD, file, sha256)):
+        raise InputError(f"{folder}: has the graphs of {other}, and would lose them", "name another folder by --out")
+    return folder
+
+
+def _other_model(record: Path, file: Path, sha256: str) -> str:
+    """The file of another model that a folder was finished for; "" if it was for this file, or is not finished."""
+    try:
+        finished = read_json(record)
+    except InputError:
+        return ""
+    if not isinstance(finished, dict) or finished.get("sha256") == sha256:
+        return ""
+    other = str(finished.get("model", "another model"))
+    # the same file with other content is quantized anew
+    return "" if Path(other).resolve() == file.resolve() else other
 
 
 def quantize(
@@ -83,14 +109,14 @@ def quantize(
         px: side of its input, or height and width, where it takes any size.
 
     Raises:
-        InputError: the model is refused, or the pictures or labels do not fit.
+        InputError: the model is refused, the pictures or labels do not fit, or the default folder has another model.
         GateError: the graph with its preprocessing inside answers otherwise than the file.
     """
     preprocessing, settings = preprocessing or Preprocessing(), settings or Quantize()
     imported, model = student.adopt(file, preprocessing, output, px)
     n_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     names = images.class_names(imported.metadata, n_classes, classes, labels)
-    folder = usable_folder(out or default_folder(file))
+    folder = folder_of(file, out, imported.sha256)
     pictures = images.read(
         folder_of_images,
         labels,

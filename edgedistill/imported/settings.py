@@ -84,12 +84,10 @@ def names(file: Path) -> tuple[str, ...]:
     """The lines of a file of class names.
 
     Raises:
-        InputError: it cannot be read, or a name stands twice.
+        InputError: it cannot be read.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
-    if doubled := [name for name in lines if lines.count(name) > 1]:
-        raise InputError(f"{file}: {doubled[0]} stands twice", "name each class once")
     return tuple(lines)

@@ -93,6 +93,7 @@ def task(subject: Subject, cache: Path) -> Task:
     px = images.store_px(subject, {})
     splits, notes = images.recipe_splits(subject, cache / "images", px)
     listed = images.listed_images(listing)
+    labels = label_file.spelled(labels, listed.items.names)
     store = images.decoded(listed, subject.data, splits, folder=cache / "images", pictures=listing.pictures, px=px)
     collection = images.collected(listed, store, splits)
     features = sources.features(subject, store, splits, cache / "sources")

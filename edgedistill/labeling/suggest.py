@@ -145,6 +145,7 @@ def answer(subject: Subject, answers: Path) -> int:
     labels = label_studio.read_export(answers) if answers.suffix == ".json" else label_file.read_answers(answers)
     is_folder = subject.run is None
     names = list(label_file.pictures_listing(file.parent).train.names if is_folder else label_file.read_labels(file))
+    labels = label_file.spelled(labels, names)
     if lost := sorted(labels.keys() - set(names)):
         raise InputError(f"{answers}: {lost[0]} is no picture of {subject.path}", "take its row out")
     first = given_labels(subject, file, names) if is_folder and not file.exists() else {}
@@ -166,7 +167,7 @@ def refuse_loss(subject: Subject, table: Path) -> None:
     filled = label_file.filled_in(table)
     try:
         file = labels_target(subject)
-        taken = label_file.read_labels(file) if file.exists() else {}
+        taken = label_file.spelled(label_file.read_labels(file), filled) if file.exists() else {}
     except InputError:  # its data set takes no answers
         taken = {}
     lost = [path for path, label in filled.items() if _is_lost(label, taken.get(path, Label()))]

@@ -298,9 +298,10 @@ def _variances_alone(labels_N: np.ndarray, is_right_N: np.ndarray, units_N: np.n
         hits_U = is_right_N[order][labels_N[order] == label]
         # a class that is all right or all wrong still contributes doubt (Agresti and Coull 1998)
         hits_U = np.concatenate([hits_U, [1, 1, 0, 0]]).astype(np.float64)
-        drawn_RU = generator.integers(len(hits_U), size=(RESAMPLES, len(hits_U)))
+        # as many are drawn as there are images: with few of a class, more would make the mean of many classes too sure
+        drawn_RU = generator.integers(len(hits_U), size=(RESAMPLES, len(hits_U) - 4))
         hits_RC.append(hits_U[drawn_RU].sum(axis=1))
-        counts_C.append(len(hits_U))
+        counts_C.append(len(hits_U) - 4)
     hits = np.stack(hits_RC, axis=1)
     return float(np.var(hits.sum(1) / sum(counts_C))), float(np.var((hits / counts_C).mean(1)))
 
@@ -326,18 +327,10 @@ def pooled_gain(
         count: number of folds; None for one student.
         score: "top1", or "balanced" for the mean over the classes present.
     """
+    if _are_alone(units_N):
+        return metrics.drop(labels_N, predicted_N, other_N, score, inflation=_inflation(count))
     won_N = (predicted_N == labels_N).astype(np.float64) - (other_N == labels_N)
     strata_N = labels_N if score == "balanced" else np.zeros_like(labels_N)
     members_S = [strata_N == stratum for stratum in np.unique(strata_N)]
     gain = float(np.mean([won_N[member_N].mean() for member_N in members_S]))
-    if not _are_alone(units_N):
-        return gain, *gain_interval(won_N, strata_N, units_N, _inflation(count))
-    center = variance = 0.0
-    for member_N in members_S:
-        n, won = int(member_N.sum()), float(won_N[member_N].sum())
-        center += won / (n + 2) / len(members_S)
-        # half an image is added to each of the four outcomes (Agresti and Min, Statistics in Medicine 2005)
-        excess_N = won_N[member_N] - won / (n + 2)
-        variance += (float((excess_N**2).sum()) + 1) / (n + 2) ** 2
-    half = Z95 * float(np.sqrt(_inflation(count) * variance)) / len(members_S)
-    return gain, max(-1.0, center - half), min(1.0, center + half)
+    return gain, *gain_interval(won_N, strata_N, units_N, _inflation(count))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgedistill.agent.metrics import Z95, wilson
+from edgedistill.agent.metrics import paired_interval, wilson
 from edgedistill.labels.units import several
 
 MOST_LEVERAGE = 0.5  # a unit that is a stratum of its own has no variance to correct
@@ -144,6 +144,4 @@ def gain_interval(
     spread_S = np.sqrt((layout.means(excess_N**2) * layout.units_S + 1.0) / (layout.units_S + 2.0))
     effect = layout.design_effect(excess_N, spread_S[layout.strata_N])
     worth = 1.0 / (effect * layout.of_images(np.ones(len(won_N))))
-    variance = (worth**2 * effect * layout.of_images(excess_N) + 1.0) / (worth + 2.0) ** 2
-    center, half = float(gains_S.mean()) * worth / (worth + 2.0), Z95 * float(np.sqrt(inflation * variance))
-    return max(-1.0, center - half), min(1.0, center + half)
+    return paired_interval(float(gains_S.mean()), effect * layout.of_images(excess_N), worth, inflation)

@@ -30,8 +30,8 @@ def test_accuracy_matches_hand_calculation() -> None:
     accuracy = metrics.accuracy([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0])
     assert (accuracy["n"], accuracy["top1"], accuracy["balanced"]) == (6, pytest.approx(4 / 6), pytest.approx(0.625))
     low, high = accuracy["balanced_ci95"]
-    # Agresti-Coull variances: (5/8)(3/8)/8 + (3/6)(3/6)/6 = 0.070964; half = 1.96 * sqrt(0.070964) / 2 = 0.26106
-    assert (low, high) == pytest.approx((0.625 - 0.26106, 0.625 + 0.26106), abs=1e-4)
+    # variances at Agresti-Coull's shares: (5/8)(3/8)/4 + (3/6)(3/6)/2 = 0.183594; half = 1.96 * 0.428479 / 2 = 0.41990
+    assert (low, high) == pytest.approx((0.625 - 0.41990, 1.0), abs=1e-4)
 
 
 @pytest.mark.parametrize(("labels", "predicted"), [([], []), ([0], [0, 1]), ([[0]], [[0]])])
@@ -74,9 +74,9 @@ def test_balanced_drop_averages_over_classes() -> None:
     assert metrics.drop(labels, before, after)[0] == pytest.approx(0.2)
     loss, low, high = metrics.drop(labels, before, after, "balanced")
     assert loss == pytest.approx(5 / 9)
-    # centres 1/11 and 1/3, mean 0.212121; variances (1 + 1 - 1/11) / 121 = 0.015778 and (1 + 1 - 1/3) / 9 = 0.185185,
-    # half = 1.95996 * sqrt(0.200963) / 2 = 0.439315
-    assert (low, high) == pytest.approx((0.212121 - 0.439315, 0.212121 + 0.439315), abs=5e-6)
+    # worth 2^2 / (1/9 + 1/1) = 3.6 images; center 5/9 * 3.6 / 5.6 = 0.357143; variances (1 - 1/11) / 81 = 0.011223 and
+    # (1 - 1/3) / 1 = 0.666667, of their mean 0.169472; half = 1.95996 * sqrt(3.6^2 * 0.169472 + 1) / 5.6 = 0.625731
+    assert (low, high) == pytest.approx((0.357143 - 0.625731, 0.357143 + 0.625731), abs=5e-6)
 
 
 TRIPLES = st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=60)
@@ -92,13 +92,10 @@ def test_drop_is_difference_of_accuracies_and_antisymmetric(triples: list[tuple[
     assert -1.0 <= low <= high <= 1.0
 
 
-@given(TRIPLES)
-def test_drop_lies_in_its_interval(triples: list[tuple[int, int, int]]) -> None:
-    """Half an image more in each outcome moves the estimate by at most 2 / (n + 2), and the interval is wider.
-
-    For "balanced" this holds only where classes have more than an image or two.
-    """
-    loss, low, high = metrics.drop(*np.array(triples).T)
+@given(TRIPLES, st.sampled_from(["top1", "balanced"]))
+def test_drop_lies_in_its_interval(triples: list[tuple[int, int, int]], by: str) -> None:
+    """Half an image more in each outcome moves the estimate less than the interval is wide."""
+    loss, low, high = metrics.drop(*np.array(triples).T, by)
     assert low - 1e-12 <= loss <= high + 1e-12
 
 
@@ -110,6 +107,20 @@ def test_drop_interval_covers_true_drop_at_nominal_rate() -> None:
         _, low, high = metrics.drop(np.zeros(150), kind == 1, kind == 0)
         covered += low <= 0.04 <= high
     assert 0.92 * 300 <= covered < 300
+
+
+@pytest.mark.parametrize(("classes", "images"), [(200, 2), (200, 5), (100, 10)])
+def test_balanced_intervals_cover_with_many_classes_of_few_images(classes: int, images: int) -> None:
+    """70 % right before; a quarter of the images are lost and one in twenty won."""
+    generator, covered = np.random.default_rng(6), np.zeros(2)
+    labels = np.repeat(np.arange(classes), images)
+    for _ in range(200):
+        kind = generator.choice(4, size=len(labels), p=[0.25, 0.05, 0.45, 0.25])  # lost, won, right twice, wrong twice
+        before, after = (np.where(np.isin(kind, right), labels, -1) for right in ((0, 2), (1, 2)))
+        _, low, high = metrics.drop(labels, before, after, "balanced")
+        mean_low, mean_high = metrics.accuracy(labels, before)["balanced_ci95"]
+        covered += low <= 0.2 <= high, mean_low <= 0.7 <= mean_high
+    assert (covered >= 0.87 * 200).all() and (covered < 200).all()
 
 
 def test_ratio_of_exact_speedup_has_no_spread() -> None:

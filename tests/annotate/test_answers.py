@@ -126,3 +126,13 @@ def test_every_write_is_read_again_by_its_stamp(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module.label_file, "read_labels", refused)
     answers.change("a", {"1.png": BOLT}, {})
     assert answers.current()["1.png"] == BOLT
+
+
+def test_label_of_a_path_with_a_dot_survives_another_answer(tmp_path: Path) -> None:
+    answers = fresh(tmp_path)
+    answers.file.write_text("path,label,how\n./0.png,nut,random\n")
+    assert answers.current() == {"0.png": NUT}
+    with pytest.raises(ConflictError):
+        answers.change("a", {"0.png": BOLT}, {})
+    answers.change("a", {"1.png": BOLT}, {})
+    assert read_labels(answers.file) == dict.fromkeys(PICTURES, Label()) | {"0.png": NUT, "1.png": BOLT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from edgedistill.audit.collect import collect
 from edgedistill.audit.copies import doubtful
 from edgedistill.collection.subject import of_folder
 from edgedistill.errors import InputError
-from edgedistill.labels.findings import KINDS, Audit, AuditedImage
+from edgedistill.labels.findings import KINDS, Audit, AuditedImage, Finding
 from edgedistill.run.files import read_record, write_record
 from tests.helpers import textures
 from tests.helpers.clusters import recordings
@@ -130,6 +131,32 @@ def test_exact_copies_of_near_copies_are_a_set_of_their_own(tmp_path: Path) -> N
     assert list(sets(audit, "near-copies")) == [names("train/ant/03.png", "train/ant/near.png")]
 
 
+def checked(read: np.ndarray, labels_N: np.ndarray, groups: Sequence[str | None] | None) -> tuple[list[Finding], str]:
+    """The doubtful labels of images with these features, and how they were checked."""
+    collection: Any = SimpleNamespace(
+        store=SimpleNamespace(n=len(read), hashes=np.arange(len(read))),
+        labels_N=labels_N,
+        groups=groups,
+        listed=SimpleNamespace(classes=CLASSES[: labels_N.max() + 1]),
+        image=lambda row: AuditedImage(name=str(row), label="", split="", row=row),
+    )
+    by_source: Any = SimpleNamespace(
+        arrays={"s": read}, rows=lambda: np.arange(len(read)), readers=lambda: {"s": read.__getitem__}
+    )
+    copies: Any = SimpleNamespace(units_N=np.arange(len(read)))
+    return doubtful(collection, by_source, copies, excluded=set())
+
+
+def test_labels_that_no_teacher_tested_count_as_neither_right_nor_wrong() -> None:
+    labels_N = np.arange(60) % 3
+    read = (4 * np.eye(3, 8)[labels_N] + 0.3 * np.random.default_rng(0).standard_normal((60, 8))).astype(np.float32)
+    recorded = 2  # its pictures are one recording, so that the teacher of their fold sees no other of its class
+    groups = ["one" if label == recorded else None for label in labels_N]
+    assert "right about 100 % of 40 labels" in checked(read, labels_N, groups)[1]
+    findings, how = checked(read, labels_N, [f"recording {label}" for label in labels_N])
+    assert how == "not checked: all labels of each class are of copies or of one group" and not findings
+
+
 def test_recording_whose_labels_are_all_wrong_is_contradicted() -> None:
     """Its frames confirm each other, unless they are on one side of a fold."""
     features, labels_N, units_N = recordings(n_recordings=24, frames=10, classes=2)
@@ -137,18 +164,7 @@ def test_recording_whose_labels_are_all_wrong_is_contradicted() -> None:
     wrong_N = np.where(units_N == 0, 1 - labels_N, labels_N)
 
     def contradicted(groups: list[str | None] | None) -> set[int]:
-        collection: Any = SimpleNamespace(
-            store=SimpleNamespace(n=len(read), hashes=np.arange(len(read))),
-            labels_N=wrong_N,
-            groups=groups,
-            listed=SimpleNamespace(classes=("a", "b")),
-            image=lambda row: AuditedImage(name=str(row), label="", split="", row=row),
-        )
-        by_source: Any = SimpleNamespace(
-            arrays={"s": read}, rows=lambda: np.arange(len(read)), readers=lambda: {"s": read.__getitem__}
-        )
-        copies: Any = SimpleNamespace(units_N=np.arange(len(read)))
-        findings, _ = doubtful(collection, by_source, copies, excluded=set())
+        findings, _ = checked(read, wrong_N, groups)
         return {image.row for finding in findings for image in finding.images}
 
     first = set(np.flatnonzero(units_N == 0).tolist())

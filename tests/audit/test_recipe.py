@@ -69,6 +69,12 @@ def test_data_that_cannot_be_run_with_are_audited(tmp_path: Path) -> None:
     assert audit["counts"]["lying"] == {"train": 15, "test": 8}  # type: ignore[index]
 
 
+def test_sources_of_a_recipe_that_cannot_be_run_are_asked(tmp_path: Path) -> None:
+    project = miniature.write(tmp_path, miniature.RECIPE.replace("labels_per_class: 10", "labels_per_class: 40"))
+    teacher = str(audited(project, "--sources")["teacher"])
+    assert "the features of first, second" in teacher and "of 44 labels" in teacher
+
+
 def test_copy_of_a_test_image_is_left_out_of_train(tmp_path: Path) -> None:
     project = miniature.write(tmp_path)
     shutil.copy(project.root / "pictures/test/lying/00.png", project.root / "pictures/train/lying/leak.png")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -103,6 +105,44 @@ def test_lines_record_machine_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_
     (line,) = lines.read("kind")
     assert line["value"] == 1 and {"packages", "python", "cpu", "cores", "commit", "measured"} <= line.keys()
     assert line["python"].startswith(f"{sys.version_info.major}.")
+
+
+def committed(path: Path, *records: dict[str, str]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_lines_are_read_by_age_and_not_by_name_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks import lines
+
+    monkeypatch.setattr(lines, "RESULTS", tmp_path)
+    newest = {"name": "newest", "measured": "2026-11-30T00:00:00Z"}
+    committed(tmp_path / "kind_amd-2-cores_202611.jsonl", newest, {"name": "undated"})
+    same = [{"name": name, "measured": "2026-11-20T00:00:00Z"} for name in ("b", "a")]
+    committed(tmp_path / "kind_intel-2-cores_202611.jsonl", *same)
+    assert [line["name"] for line in lines.read("kind")] == ["undated", "b", "a", "newest"]
+
+
+def test_lines_whose_commit_is_gone_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import lines
+
+    monkeypatch.setattr(lines, "RESULTS", tmp_path)
+    committed(tmp_path / "a_b_amd-2-cores_202611.jsonl", *({"commit": name} for name in ("here", "gone+", "gone", "")))
+    committed(tmp_path / "c_amd-2-cores_202611.jsonl", {"commit": "here+"}, {})
+    unnamed, lost = lines.lost_commits(lambda commit: commit == "here")
+    assert dict(unnamed) == {"a_b": 1, "c": 1} and dict(lost) == {"a_b": 2}
+    assert not lines.in_history("0" * 40)
+
+
+def test_verdict_on_the_announced_minutes_is_that_of_the_newest_line() -> None:
+    from benchmarks.lines import read
+
+    line = list(read("first-report"))[-1]
+    announced = float(re.findall(r"about (\d+) minutes", line["predicted"])[0])
+    verdict = "holds" if abs(line["seconds"] / 60 / announced - 1) <= 0.25 else "fails"
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    assert f"about the minutes that the command announces: {verdict}" in page
 
 
 def test_scale_measures_inference_and_shard_reading(monkeypatch: pytest.MonkeyPatch) -> None:

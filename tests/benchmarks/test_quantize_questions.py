@@ -118,7 +118,15 @@ def test_table_of_trained_students_has_row_of_each_graph_and_newest_line() -> No
         [*start[:3], "int8-tensorrt", "98.0%", "+0.0 [-1.0, +1.0]", "0", "int8-tensorrt, not timed here"],
     ]
     assert after[0] == [*start, "+0.5 [-0.5, +1.5]", "0", "int8-cpu, 2.00 [1.90, 2.10]"]
+    assert "not trained" not in trained.markdown(lines)
     assert trained.markdown([]) == "Not measured yet."
+
+
+def test_graph_that_the_guard_left_untrained_is_marked() -> None:
+    before, after = trained_line(CELL, 2.0), trained_line(CELL, 0.5, qat=True)
+    first, rest = trained.markdown([before, after]).split("Trained on in int8 arithmetic")
+    assert "not trained" not in first and "| int8-cpu, not trained |" in rest
+    assert trained.NOT_TRAINED in rest
 
 
 def test_students_that_lose_or_have_layers_in_float_are_trained_on() -> None:
@@ -185,7 +193,7 @@ def test_claim_that_full_export_takes_four_minutes(seconds: float, verdict: str)
     )
 
 
-def alike_line(student: str, same: float) -> Line:
+def alike_line(student: str, same: float, **fields: Any) -> Line:
     """One student's result line of `alike`."""
     return {
         "student": student,
@@ -195,15 +203,28 @@ def alike_line(student: str, same: float) -> Line:
         "fake_int8": same,
         "fake_literal": 1.0,
         "int8_literal": same,
+        "cpu": "AMD EPYC",
+        "cores": 2,
+        "commit": "788fd575b4a9",
+        "measured": "2026-11-23T08:30:00Z",
+        **fields,
     }
 
 
 def test_table_compares_readings_of_one_graph_and_names_close_ones() -> None:
     text = alike.markdown([alike_line("a", 0.9), alike_line("b", 0.995), alike_line("c", 0.9949), alike_line("a", 1.0)])
-    assert rows(text)["a"] == ["50.0", "800", "100.00 %", "100.00 %", "100.00 %"]
+    assert rows(text)["a"] == ["50.0", "800", *["100.00 %"] * 3, "AMD EPYC, 2 cores", "788fd575b4a9"]
     assert text.endswith("- 99.5 % or more of the int8 graph's labels are the fake-quantized student's: a, b")
     assert alike.markdown([alike_line("a", 0.9)]).endswith("student's: nowhere")
     assert alike.markdown([]) == "Not measured yet."
+
+
+def test_readings_from_before_the_arithmetic_was_mended_are_left_out_by_name() -> None:
+    before = {"measured": "2026-11-23T08:00:00Z", "commit": "7c24472223f7+"}
+    text = alike.markdown([alike_line("a", 1.0, **before), alike_line("b", 0.9, **before), alike_line("b", 1.0)])
+    assert "a" not in rows(text) and rows(text)["b"][2] == "100.00 %"
+    assert "student's: b\n" in text
+    assert text.endswith("- left out, as measured before the arithmetic was mended: a (commit 7c24472223f7+)")
 
 
 def event(kernel: str, microseconds: int, kind: str = "kernel_time") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import lines as committed
 from benchmarks.quantize import __main__ as command
-from benchmarks.quantize import distilled, students, table, trained, whole
+from benchmarks.quantize import distilled, interleave, students, table, trained, whole
 from tests.helpers.quantize_lines import FP32, QUICK, REFUSED, Line, by_name, line, rows
 
 
@@ -172,9 +172,9 @@ def timed(artefact: str, ms: float, **fields: Any) -> Line:
 @pytest.mark.parametrize(
     ("peer", "verdict"),
     [
-        (timed("peer", 4.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "faster (ours-openvino is 2.00"),
-        (timed("peer", 1.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "SLOWER (ours-openvino is 0.50"),
-        (timed("peer", 2.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "equally fast (ours-openvino is 1.00"),
+        (timed("peer", 4.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "holds: faster (ours-openvino is 2.00"),
+        (timed("peer", 1.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "FAILS: SLOWER (ours-openvino is 0.50"),
+        (timed("peer", 2.0, against={"ours-openvino": [0.1, -0.5, 0.7]}), "holds: equally fast (ours-openvino is 1.00"),
         (timed("peer", 1.0, drop_points=[3.0, 1.1, 5.0]), "not measured"),  # shown to lose more: does not compete
         (timed("peer", 4.0), "not measured"),
     ],
@@ -188,17 +188,51 @@ def test_fastest_pair_is_compared_with_fastest_peer(peer: Line, verdict: str) ->
 
 
 @pytest.mark.parametrize(
-    ("against", "verdict"),
+    ("against", "verdict", "accuracy"),
     [
-        ([0.1, -0.5, 0.7], "equal in accuracy (peer is -0.10 [-0.70, +0.50] points ahead)"),
-        ([-0.5, -1.8, 0.9], "not shown to be worse in accuracy (peer is +0.50 [-0.90, +1.80] points ahead)"),
-        ([-2.0, -3.0, -1.1], "WORSE in accuracy (peer is +2.00 [+1.10, +3.00] points ahead)"),
+        ([0.1, -0.5, 0.7], "holds", "equal in accuracy (peer is -0.10 [-0.70, +0.50] points ahead)"),
+        (
+            [-0.5, -1.8, 0.9],
+            "not shown",
+            "not shown to be worse in accuracy (peer is +0.50 [-0.90, +1.80] points ahead)",
+        ),
+        ([-2.0, -3.0, -1.1], "FAILS", "WORSE in accuracy (peer is +2.00 [+1.10, +3.00] points ahead)"),
     ],
 )
-def test_accuracy_of_fastest_pair_is_judged_by_margin(against: list[float], verdict: str) -> None:
+def test_accuracy_of_fastest_pair_is_judged_by_margin(against: list[float], verdict: str, accuracy: str) -> None:
     own = timed("ours-openvino", 2.0, versions={"openvino": "1"})
     lines = by_name(FP32, own, timed("peer", 4.0, against={"ours-openvino": against}))
-    assert table.claims({"resnet18": lines})[-1].endswith(verdict)
+    claim = table.claims({"resnet18": lines})[-1]
+    assert f"as accurate: {verdict}: faster (" in claim and claim.endswith(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pace", "verdict"),
+    [
+        ([0.95, 0.68, 1.11], "not shown to be slower", "not shown"),
+        ([1.0, 0.94, 1.04], "not shown to be slower", "not shown"),
+        ([1.0, 0.96, 1.06], "not shown to be slower", "not shown"),
+        ([1.0, 0.95, 1.05], "equally fast", "holds"),
+        ([0.9, 0.8, 1.0], "not shown to be slower", "not shown"),
+        ([0.9, 0.8, 0.99], "SLOWER", "FAILS"),
+        ([1.1, 1.01, 1.2], "faster", "holds"),
+    ],
+)
+def test_equally_fast_needs_the_whole_interval(
+    monkeypatch: pytest.MonkeyPatch, ratio: list[float], pace: str, verdict: str
+) -> None:
+    monkeypatch.setattr(interleave, "ratio", lambda *_: ratio)
+    own = timed("ours-openvino", 2.0, versions={"openvino": "1"})
+    lines = by_name(FP32, own, timed("peer", 4.0, against={"ours-openvino": [0.1, -0.5, 0.7]}))
+    assert f"as accurate: {verdict}: {pace} (" in table.claims({"resnet18": lines})[-1]
+
+
+def test_graphs_of_ours_stand_beside_modelopt_by_its_rule() -> None:
+    own = line("ours", 0.7, QUICK, facts={"tried": {"entropy": {"agreement": 0.1}, "mse": {"agreement": 0.9}}})
+    peer = line("modelopt", 0.1, agreement=0.12, simulated=True)
+    assert table.markdown([FP32, own, peer]).endswith("test images: resnet18 10.0% (ModelOpt 12.0%).")
+    for lines in ([FP32, own], [FP32, line("ours"), peer], [FP32, own, {**peer, "student": "other"}]):
+        assert "ModelOpt was run" not in table.markdown(lines)
 
 
 def test_fp32_is_not_a_peer() -> None:

@@ -126,7 +126,11 @@ def line(target: str, seed: int, **changes: Any) -> dict[str, Any]:
         "seed": seed,
         "top1": 0.7,
         "scores": scores,
-        "rules": {"matched": rule, "as fitted": {**rule, "coverage": 0.85}},
+        "rules": {
+            "matched": rule,
+            "as fitted": {**rule, "coverage": 0.85},
+            "quantile of the reserve": {**rule, "coverage": 0.88},
+        },
         "calibration_error": {"none": 0.2, "matched": 0.05},
         **changes,
     }
@@ -136,12 +140,49 @@ def test_table_has_targets_scores_and_verdicts() -> None:
     assert table.markdown([line("pacs_art", 0)]) == "No line yet."
     targets = ("cifar10", "elpv", "gtsrb", "trash", "neu_steel", "chestxray")
     text = table.markdown([*(line(target, seed) for target in targets for seed in (0, 1)), line("pacs_art", 0)])
-    assert text.startswith("6 of 8 targets so far")
-    assert "| **mean** | 2 | 70.0 | 75.0 | 75.0 | 70.0 | 70.0 | 91.0 | 85.0 | 30.0 | 5.0 | 20.0 |" in text
+    missing = "seed 0 of ham10000, pacs_sketch; seed 1 of ham10000, pacs_sketch; seed 2 of all targets"
+    assert text.startswith(f"6 of 8 targets so far; missing: {missing}. ")
+    assert "| **mean** | 2 | 70.0 | 75.0 | 75.0 | 70.0 | 70.0 | 91.0 | 85.0 | 88.0 | 30.0 | 5.0 | 20.0 |" in text
+    assert "Its distance minus that of the plain quantile: -1.0 [-1.0, -1.0]." in text
     assert "| score, the tuning packs |" in text and "| energy | 70.0 | +0.0 [+0.0, +0.0] |" in text
     assert "1. Coverage holds: 91.0 %" in text and "4.0 points nearer to 90 % than the folds'" in text
-    assert "2. Probabilities hold: the calibration error is smaller on 6 of 6 targets (-15.0" in text
+    assert "2. Probabilities hold: the calibration error is smaller on 6 of 6 targets (in the mean -15.0" in text
     assert "3. Accuracy on the surest 90 % holds: +5.0" in text and "4. Unknowns hold" in text
+
+
+def test_nothing_is_missing_once_every_seed_is_there() -> None:
+    targets = table.load("cpu").targets
+    text = table.markdown([line(target, seed) for target in targets for seed in table.SEEDS])
+    assert text.startswith("| target |")
+
+
+def covered(matched: float, fitted: float) -> dict[str, Any]:
+    coverages = {"matched": matched, "as fitted": fitted, table.QUANTILE: 0.9}
+    return {name: {"coverage": coverage, "accuracy": 0.7, "refused": 0.3} for name, coverage in coverages.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(0.89, 0.85), (0.91, 0.85)], "holds"),
+        ([(0.89, 0.85), (0.91, 0.90)], "not shown"),  # nearer in the mean alone
+        ([(0.87, 0.90), (0.88, 0.90)], "fails"),
+        ([(0.80, 0.70), (0.82, 0.70)], "fails"),  # nearer, and not within 87 to 93 %
+    ],
+)
+def test_coverage_is_not_shown_where_its_interval_includes_zero(pairs: list[tuple[float, float]], verdict: str) -> None:
+    lines = [
+        line(target, 0, rules=covered(*pair)) for target, pair in zip(table.load("cpu").targets, pairs, strict=False)
+    ]
+    assert table.claims(lines)[0].startswith(f"Coverage {verdict}:")
+
+
+def test_mean_that_includes_zero_is_named_beside_the_count_of_targets() -> None:
+    errors = [{"none": 0.2, "matched": 0.05}, {"none": 0.1, "matched": 0.3}]
+    targets = table.load("cpu").targets
+    lines = [line(target, 0, calibration_error=error) for target, error in zip(targets, errors, strict=False)]
+    assert "points, which is not shown)" in table.claims(lines)[1]
+    assert "not shown" not in table.claims(lines[:1])[1]
 
 
 def test_claim_that_fails_is_said_to_fail() -> None:

@@ -83,6 +83,7 @@ def test_answers_join_and_replace(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path,label,how\na.png,nut,random\na.png,bolt,random\n", "labels.csv:3: a.png has two rows"),
+        ("path,label\n./a.png,nut\nb/../a.png,\n", "labels.csv:3: b/../a.png has two rows, the other as ./a.png"),
         ("path,label,how\na.png,nut,guessed\n", "labels.csv:2: how: 'guessed' is unknown"),
         ("path,name\na.png,nut\n", "there is no column label"),
     ],
@@ -153,6 +154,24 @@ def test_path_with_a_dot_is_the_picture(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\n./a.png,bolt\n")
     listing = pictures_listing(tmp_path)
     assert listing.classes == ("bolt",) and listing.train.labels_N.tolist() == [0]
+
+
+def test_label_of_a_path_with_a_dot_survives_another_answer(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name, name)
+    file = tmp_path / "labels.csv"
+    file.write_text("path,label\n./a.png,bolt\n")
+    answers = {"./b.png": Label(name="nut", how="random")}
+    labels = updated(file, answers, pictures_listing(tmp_path).train.names)
+    assert read_labels(file) == labels == {"a.png": Label(name="bolt", how="given"), "b.png": answers["./b.png"]}
+    assert pictures_listing(tmp_path).train.labels_N.tolist() == [0, 1]
+
+
+def test_table_of_a_recipe_keeps_its_spelling(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("path,label\n./a.png,bolt\n./b.png,\n")
+    updated(file, {"./b.png": Label(name="nut", how="random")}, list(read_labels(file)))
+    assert {path: label.name for path, label in read_labels(file).items()} == {"./a.png": "bolt", "./b.png": "nut"}
 
 
 def test_other_labels_decode_no_picture_again(tmp_path: Path) -> None:

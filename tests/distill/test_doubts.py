@@ -21,7 +21,7 @@ def blobs(n: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 def probabilities(features: np.ndarray, labels: np.ndarray, units: np.ndarray | None = None) -> np.ndarray:
     units = np.arange(len(labels)) if units is None else units
-    return doubts.out_of_fold({"only": features.__getitem__}, labels, units, CLASSES)
+    return doubts.out_of_fold({"only": features.__getitem__}, labels, units, CLASSES)[0]
 
 
 def test_wrong_labels_are_doubtful_and_no_others() -> None:
@@ -88,6 +88,8 @@ def test_labels_of_a_class_that_the_teacher_never_saw_are_not_contradicted() -> 
     probs = probabilities(features, labels, units)
     assert len(doubts.doubtful(probs, labels)) == 0
     np.testing.assert_allclose(probs[labels == 2], 1 / CLASSES)
+    is_tested = doubts.out_of_fold({"only": features.__getitem__}, labels, units, CLASSES)[1]
+    assert is_tested.tolist() == (labels != 2).tolist()
 
 
 def test_a_rare_class_is_in_the_part_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:

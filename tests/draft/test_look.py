@@ -49,12 +49,13 @@ def test_flat_folder_is_told_how_to_label(tmp_path: Path) -> None:
 
 def test_labels_of_a_folder_count_before_its_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = pictures(tmp_path)
-    rows = [f"{path},{'nut' if index % 2 else 'bolt'},p{index}" for index, path in enumerate(paths[:-1])]
+    rows = [f"./{path},{'nut' if index % 2 else 'bolt'},p{index}" for index, path in enumerate(paths[:-1])]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label,patient", *rows, f"{paths[-1]},,"]), encoding="utf-8")
     subject = look(str(tmp_path))
     assert subject.section == {"kind": "csv", "file": tmp_path / "labels.csv", "group": "patient"}
     assert (subject.name, subject.listing.classes) == (tmp_path.name, ("bolt", "nut"))
     assert (subject.counts_C, subject.unlabeled) == ((3, 2), 1) and "before" in subject.reasons["file"]
+    assert "has no row" not in capsys.readouterr().err
     picture(True, 77).save(tmp_path / "later.png")
     look(str(tmp_path))
     assert "1 picture of the folder has no row, and no part in the run" in capsys.readouterr().err

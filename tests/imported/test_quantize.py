@@ -20,6 +20,7 @@ from edgedistill.cli import app
 from edgedistill.errors import InputError
 from edgedistill.export.infer import predict_onnx
 from edgedistill.imported import bench, images, settings
+from edgedistill.imported.quantize import folder_of
 from edgedistill.steps import timing
 from tests.helpers.paths import ROOT
 
@@ -241,6 +242,30 @@ def test_names_whose_order_is_unclear_are_refused(tmp_path: Path) -> None:
     assert images.class_names(cranes, 3, (), None) == ("crane", "dog", "crane")
     with pytest.raises(InputError, match="the model gives two of its classes one name"):
         images.class_names(cranes, 3, (), labels_of(tmp_path, "crane", "dog"))
+
+
+def test_classes_may_share_a_name_unless_labels_name_them(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("crane\ndog\ncrane\n", encoding="utf-8")
+    names = settings.names(tmp_path / "classes.txt")
+    assert images.class_names({}, 3, names, None) == ("crane", "dog", "crane")
+    with pytest.raises(InputError, match=r"--classes: crane stands twice, and .*labels.csv names classes"):
+        images.class_names({}, 3, names, labels_of(tmp_path, "crane", "dog"))
+
+
+def test_graphs_of_another_model_of_that_name_are_not_replaced(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record, model = tmp_path / "runs/quantize-model/quantized.json", place / "model.onnx"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"model": str(tmp_path / "other/model.onnx"), "sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"has the graphs of .*other/model.onnx, and would lose them; .*--out"):
+        ed.quantize(model, place / "photos")
+    assert record.is_file()
+    folder = Path("runs/quantize-model")
+    assert folder_of(model, None, "0" * 64) == folder, "the same content elsewhere"
+    assert folder_of(tmp_path / "other/model.onnx", None, "1" * 64) == folder, "other content of the same file"
+    assert folder_of(model, folder, "1" * 64) == folder, "named by --out"
 
 
 def test_names_in_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:

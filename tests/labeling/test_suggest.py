@@ -15,7 +15,7 @@ from PIL import Image
 from edgedistill.data.label_file import Label, read_labels, write_labels
 from edgedistill.errors import EdgeDistillError, InputError
 from edgedistill.labeling import sources
-from edgedistill.labeling.suggest import Suggested, answer, subject_of, suggest
+from edgedistill.labeling.suggest import Suggested, answer, refuse_loss, subject_of, suggest
 from tests.helpers import miniature, textures
 from tests.helpers.miniature import Project
 from tests.helpers.textures import PX
@@ -102,6 +102,22 @@ def test_labels_of_copies_count_and_unusable_pictures_are_left_alone(tmp_path: P
     assert not set(paths(outcome)) & {"copy.png", "night/0-00.png", "day/1-01.png"}
     assert outcome.record.labels == {"red": 1}
     assert {entry.guess for entry in outcome.record.suggestions} == {""}, "one class makes no teacher"
+
+
+def test_path_with_a_dot_is_the_picture(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos")
+    first, second, third = paths(chosen(folder))[:3]
+    table = f"path,label,how\n./{first},,unusable\n./{second},red,bulk\n"
+    (folder / "labels.csv").write_text(table, encoding="utf-8")
+    outcome = chosen(folder)
+    assert not {first, second} & set(paths(outcome))
+    assert outcome.job.how == {second: "bulk"} and "never suggested: 1 picture marked as unusable" in outcome.job.notes
+    answers = tmp_path / "answers.csv"
+    answers.write_text(f"path,label,how\n./{third},blue,random\n", encoding="utf-8")
+    assert answer(subject_of(folder, tmp_path / "runs"), answers) == 1
+    labels = read_labels(folder / "labels.csv")
+    assert labels[first].how == "unusable" and labels[second].name == "red" and labels[third].name == "blue"
+    refuse_loss(subject_of(folder, tmp_path / "runs"), answers)
 
 
 def test_teacher_guesses_once_two_classes_have_labels(tmp_path: Path) -> None:
