@@ -250,7 +250,7 @@ def _labels(board: Board) -> str:
         shown = (str(len(over.by_target)), markdown.span(*over.seeds), same, ", ".join(losses) or "none")
         lines.append([label, markdown.interval(over), *shown])
     common = len(next(iter(alike.values())).by_target) if alike else 0
-    same = f"on the {common} targets of all rows"
+    same = f"on the {common} target{'' if common == 1 else 's'} of all rows"
     head = ("auto beside", "points of auto over it [95 %]", "targets", "seeds", same, "auto is behind on")
     table = markdown.grid(head, lines)
     if board.score != SCORES[0] or board.profile not in CLAIMS:
