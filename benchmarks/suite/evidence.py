@@ -189,14 +189,19 @@ def _errors_saved(both: Board, method: str) -> float:
     return 100 * sum(shares) / len(shares) if shares else 0.0
 
 
+def _where(board: Board, counts: Callable[[str, int], bool]) -> Board:
+    """The board with the targets and seeds that count alone."""
+    methods: dict[str, Targets] = {}
+    for row, targets in board.methods.items():
+        for target, seeds in targets.items():
+            if counting := {seed: points for seed, points in seeds.items() if counts(target, seed)}:
+                methods[row] = {**methods.get(row, {}), target: counting}
+    return replace(board, methods=methods)
+
+
 def first_seed_alone(board: Board) -> Board:
     """The board with seed 0 alone."""
-    methods: dict[str, Targets] = {
-        row: of_row
-        for row, targets in board.methods.items()
-        if (of_row := {target: {0: seeds[0]} for target, seeds in targets.items() if 0 in seeds})
-    }
-    return replace(board, methods=methods)
+    return _where(board, lambda _, seed: seed == 0)
 
 
 def _most_seeds(board: Board, row: str) -> int:
@@ -302,16 +307,7 @@ def _detectable_by(over: Summary | None) -> str:
 
 def counted(board: Board, claimed: Expected) -> Board:
     """The board without the seeds and the targets that a claim does not count."""
-    methods: dict[str, Targets] = {
-        method: {
-            target: later
-            for target, seeds in targets.items()
-            if target not in claimed.without
-            and (later := {seed: points for seed, points in seeds.items() if seed >= claimed.first_seed})
-        }
-        for method, targets in board.methods.items()
-    }
-    return replace(board, methods=methods)
+    return _where(board, lambda target, seed: target not in claimed.without and seed >= claimed.first_seed)
 
 
 def harm(board: Board) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgedistill.audit import pictures
 from edgedistill.audit.copies import copied, doubtful
 from edgedistill.collection.features import loaded_networks, source_features
-from edgedistill.collection.images import Collection, collected, decoded, listed_images, recipe_splits, store_px
+from edgedistill.collection.images import Collection, Listed, collected, decoded, listed_images, recipe_splits, store_px
 from edgedistill.collection.subject import Subject
 from edgedistill.console import say
 from edgedistill.data.image_store import ImageStore
@@ -48,9 +48,7 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
     copies = near_copies(store.images_NHWC, store.hashes, codes=features.codes())
     if copies.skipped:
         notes.append(f"{copies.skipped} pairs of images that look alike were not compared: there are too many")
-    if listed.items.groups is None and (recordings := units.recordings(listed.items.names, listed.items.labels_N)):
-        which = f"{recordings} recordings" if recordings > 1 else "one recording"
-        notes.append(f"names look like frames of {which}; set data.group, which keeps frames together")
+    notes += _recordings(listed)
     copy_sets = copied(collection, copies)
     if splits is not None and splits.near_copies is None and any(map(_divides, copy_sets)):
         notes.append("near-copies are on two sides of a split; data.near_copies: keep_together prevents it")
@@ -79,6 +77,14 @@ def collect(subject: Subject, cache: Path, compute_sources: bool = False) -> tup
         seconds=round(time.perf_counter() - started, 1),
     )
     return record, store
+
+
+def _recordings(listed: Listed) -> list[str]:
+    """A note where names look like frames, and nothing keeps these together."""
+    if listed.items.groups is not None or not (n := units.recordings(listed.items.names, listed.items.labels_N)):
+        return []
+    which = f"{n} recordings" if n > 1 else "one recording"
+    return [f"names look like frames of {which}; set data.group, which keeps frames together"]
 
 
 def _divides(finding: Finding) -> bool:

@@ -138,8 +138,7 @@ def fingerprint(section: Unlabeled, base: Path) -> str:
 def forget(shard: Shard) -> None:
     """Have a shard whose images are others labeled anew; steps that have read it have other keys from then on."""
     path = _changes_file(shard.url, shard.folder.parent)
-    times = read_json(path, f"delete {path}")["times"] if path.is_file() else 0
-    write_json(path, {"times": times + 1})
+    write_json(path, {"times": _times_changed(path) + 1})
     (shard.folder / "shard.json").unlink(missing_ok=True)
 
 
@@ -151,8 +150,12 @@ def changes(section: Unlabeled, base: Path, cache: Path) -> str:
     if not (cache / "shards/changed").is_dir():
         return ""
     files = [_changes_file(url, cache / "shards") for url in addresses(section, base)]
-    times = [str(read_json(path, f"delete {path}")["times"]) if path.is_file() else "0" for path in files]
-    return hash_lines(times) if any(path.is_file() for path in files) else ""
+    times = list(map(_times_changed, files))
+    return hash_lines(times) if any(times) else ""
+
+
+def _times_changed(file: Path) -> int:
+    return int(read_json(file, f"delete {file}")["times"]) if file.is_file() else 0
 
 
 def _changes_file(url: str, folder: Path) -> Path:

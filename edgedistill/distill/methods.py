@@ -294,6 +294,11 @@ class Method:
         """Whether it learns from sources, in their label spaces or through a teacher."""
         return bool(self.needs & {"sources", "teacher"})
 
+    @property
+    def uses_more_than_labels(self) -> bool:
+        """Whether it learns from sources or from images without a label."""
+        return bool(self.needs - {"frozen"})
+
 
 SOURCES: frozenset[Need] = frozenset({"sources"})
 METHODS: dict[str, Method] = {

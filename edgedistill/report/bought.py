@@ -16,7 +16,7 @@ def blocks(facts: Facts) -> list[Block]:
     if record is None:
         method = str(facts.recipe.get("distill", {}).get("method", {}).get("name", ""))
         off = facts.recipe.get("baseline") is False
-        if off or method not in METHODS or not METHODS[method].needs - {"frozen"}:
+        if off or method not in METHODS or not METHODS[method].uses_more_than_labels:
             return []
         line = f"none: {facts.no_baseline}" if facts.no_baseline else not_run("train")
         return [Block(key="bought", title=TITLE, lines=(line,))]

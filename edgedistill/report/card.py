@@ -181,13 +181,13 @@ def _origin(facts: Facts) -> Iterator[str]:
         labeled = {"labeled": f"with a label to train on{chose}"}
     uses = {
         **labeled,
-        **(
-            {"unlabeled": "without a label", "streamed": "without a label in shards"}
-            if _learns_from_more(facts)
-            else {}
-        ),
+        "unlabeled": "without a label",
+        "streamed": "without a label in shards",
         "test": "to test",
     }
+    method = METHODS.get(checkpoint.method)
+    if method and not method.uses_more_than_labels:
+        del uses["unlabeled"], uses["streamed"]
     counts = ", ".join(f"{recorded[name]} {use}" for name, use in uses.items() if recorded.get(name))
     options = ", ".join(f"{name} {setting}" for name, setting in spec.options.items())
     val = checkpoint.val
@@ -202,12 +202,6 @@ def _origin(facts: Facts) -> Iterator[str]:
         ]
     )
     yield from _taught_by(facts)
-
-
-def _learns_from_more(facts: Facts) -> bool:
-    """Whether the student learned from more than labels; methods of other versions count as such."""
-    method = METHODS.get(facts.checkpoint.method) if facts.checkpoint else None
-    return method is None or bool(method.needs - {"frozen"})
 
 
 def _taught_by(facts: Facts) -> Iterator[str]:

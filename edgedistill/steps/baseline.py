@@ -37,7 +37,7 @@ def applies(context: Context) -> bool:
 
     method = METHODS[context.recipe.distill.method.name]
     wanted = context.recipe.baseline or artifacts.BASELINE.path_in(context.run).is_file()
-    return wanted and bool(method.needs - {"frozen"})
+    return wanted and method.uses_more_than_labels
 
 
 def inputs(context: Context) -> dict[str, str]:

@@ -320,7 +320,7 @@ class Context:
             alphas=self.class_alphas,
             held_out=splits.unlabeled_rows[held_out_positions],
             teacher_NC=self.teacher.probs_NC if "teacher" in self.method.needs else None,
-            stream=self.stream(px) if self.method.needs - {"frozen"} else None,
+            stream=self.stream(px) if self.method.uses_more_than_labels else None,
             class_weights_C=weights_C,
             label_shift_C=shift_C,
             units_L=splits.units_N[splits.labeled_rows],

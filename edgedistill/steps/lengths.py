@@ -20,7 +20,7 @@ def training_steps(context: Context, spec: StudentSpec) -> int:
     if distill.steps != "auto":
         return distill.steps
     images, batch = context.splits.train.n, distill.batch_labeled
-    if context.method.needs - {"frozen"}:  # it learns from images without a label, too
+    if context.method.uses_more_than_labels:
         images += sum(len(labeled.rows) for labeled in context.shards)
         batch += _unlabeled_a_step(context)
     return schedule.automatic_steps(distill, images, batch, macs_m=spec.cost.macs_m, workers=speed(context))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from edgedistill.measurements import BenchReport
-from edgedistill.records import Baseline, Gain, LicensedInput, TeacherScore
+from edgedistill.records import LicensedInput, TeacherScore
 from edgedistill.report.card import escape, markdown
 from edgedistill.report.facts import Facts, read
 from edgedistill.run.files import read_json, read_record, write_json, write_record
+from tests.helpers.baselines import baseline
 from tests.helpers.report_runs import make_run
 
 HOSTILE = (
@@ -133,15 +134,7 @@ def test_sources_of_a_teacher_have_their_shares_of_it(tmp_path: Path) -> None:
 
 def test_card_of_a_student_on_labels_alone_names_no_source(tmp_path: Path) -> None:
     facts = with_checkpoint(read(make_run(tmp_path)), method="transfer")
-    accuracy = facts.checkpoint.test if facts.checkpoint else None
-    assert accuracy is not None
-    record = Baseline(
-        ships="labels alone",
-        why="labels alone are better on the 40 images of val: that student ships",
-        distilled=accuracy,
-        labels_alone=accuracy,
-        over_labels_alone=Gain(points=-3.0, low=-5.0, high=-1.0, n=40),
-    )
+    record = baseline("labels alone", "labels alone are better on the 40 images of val: that student ships")
     text = markdown(dataclasses.replace(facts, baseline=record))
     assert "Labels alone are better on the 40 images of val: that student ships. It learned from no source" in text
     assert "Source models" not in text and "without a label," not in text

@@ -11,12 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from edgedistill.recipe.schema import Recipe
-from edgedistill.records import Baseline, Gain, LicensedInput
+from edgedistill.records import LicensedInput
 from edgedistill.run import artifacts
 from edgedistill.run.directory import Run
 from edgedistill.sources import licenses
 from edgedistill.students.pretrained import package_license, timm_license
-from tests.helpers.report_runs import SPEC, accuracy
+from tests.helpers.baselines import baseline
+from tests.helpers.report_runs import SPEC
 
 Row = tuple[str, str, str, str]
 
@@ -84,17 +85,9 @@ def test_unlabeled_shards_are_an_input(tmp_path: Path) -> None:
 
 def test_student_on_labels_alone_has_no_license_of_a_source(tmp_path: Path) -> None:
     run = make_run(tmp_path, [{"name": "b", "kind": "timm", "model": "convnextv2_tiny"}])
-    measured = accuracy(0.8)
-    record = Baseline(
-        ships="labels alone",
-        why="",
-        distilled=measured,
-        labels_alone=measured,
-        over_labels_alone=Gain(points=-3.0, low=-5.0, high=-1.0, n=40),
-    )
-    artifacts.BASELINE.write(run, replace(record, ships="distilled"))
+    artifacts.BASELINE.write(run, baseline("distilled"))
     assert [row[0] for row in rows(run)] == ["data", "source"]
-    artifacts.BASELINE.write(run, record)
+    artifacts.BASELINE.write(run, baseline("labels alone"))
     assert [row[0] for row in rows(run)] == ["data"]
 
 
