@@ -149,8 +149,15 @@ def shared(board: Board, rows: Sequence[str]) -> Board:
     return replace(board, methods=methods)
 
 
-def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -> str:
-    """Each row beside transfer with the better start on the targets and seeds that both have."""
+def _over_transfer(board: Board, rows: Mapping[str, str], title: str, whole: str | None = None) -> str:
+    """Each row beside transfer with the better start on the targets and seeds that both have.
+
+    Args:
+        board: the measured rows.
+        rows: row -> its label.
+        title: of the labels' column.
+        whole: a row whose difference to each of the others has a column of its own.
+    """
     lines, cells = [], set()
     for method, label in rows.items():
         if method not in board.methods:
@@ -163,14 +170,16 @@ def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -
         gain = (
             (markdown.interval(over), f"{round(_errors_saved(both, method))} %") if method != REFERENCE else ("-", "-")
         )
-        lines.append([label, *means, *gain, str(len(over.by_target)), markdown.span(*over.seeds)])
+        lost = [_interval_over(board, whole, method)] if whole else []
+        lines.append([label, *means, *gain, *lost, str(len(over.by_target)), markdown.span(*over.seeds)])
         cells.add(tuple(sorted((target, tuple(seeds)) for target, seeds in both.methods[method].items())))
     titles = (
-        *head,
+        title,
         "mean",
         "transfer",
         "points over transfer, better start [95 %]",
         "errors fewer",
+        *([f"points of {rows[whole]} over it [95 %], p"] if whole else []),
         "targets",
         "seeds",
     )
@@ -178,6 +187,12 @@ def _over_transfer(board: Board, rows: Mapping[str, str], head: Sequence[str]) -
         "\n\n*transfer*: its mean on the targets and seeds of the row. Rows differ in these." if len(cells) > 1 else ""
     )
     return markdown.grid(titles, lines) + note if lines else NO_LINE
+
+
+def _interval_over(board: Board, first: str, second: str) -> str:
+    """The difference of two rows on the targets and seeds that both have; "-" for a row and itself."""
+    over = None if first == second else contrasts.difference(shared(board, (first, second)), first, second)
+    return f"{markdown.interval(over)}, p {over.p:.3f}" if over else "-"
 
 
 def _errors_saved(both: Board, method: str) -> float:
@@ -217,9 +232,9 @@ def _methods(board: Board) -> str:
     """Rows with several seeds; and where others have one, all of them with seed 0 alone."""
     rows = {name: f"`{name}`" for name in METHODS if name in board.methods}
     if not _seeds_differ(board, rows):
-        return _over_transfer(board, rows, ["row"])
+        return _over_transfer(board, rows, "row")
     several = {name: label for name, label in rows.items() if _most_seeds(board, name) > 1}
-    tables = (_over_transfer(board, several, ["row"]), _over_transfer(first_seed_alone(board), rows, ["row"]))
+    tables = (_over_transfer(board, several, "row"), _over_transfer(first_seed_alone(board), rows, "row"))
     return "\n\nEvery row with seed 0 alone:\n\n".join(tables)
 
 
@@ -228,7 +243,7 @@ def _sources(board: Board) -> str:
     if len(several) < 2:
         return NO_LINE
     alike = first_seed_alone(board) if _seeds_differ(board, several) else board
-    return _over_transfer(alike, several, ["sources of auto"])
+    return _over_transfer(alike, several, "sources of auto", whole="auto-ridge" if "auto-ridge" in several else None)
 
 
 def more_labels(board: Board) -> dict[str, str]:

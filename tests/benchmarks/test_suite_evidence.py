@@ -82,6 +82,18 @@ def test_rows_of_one_seed_stand_beside_the_same_seed_of_the_others() -> None:
     assert "| all | 59.5 |" in texts["deploy-sources"] and "| the best by probe | 60.5 |" in texts["deploy-sources"]
 
 
+def test_all_sources_stand_beside_fewer_on_their_own_targets() -> None:
+    first = board({"transfer-ridge": 0.0, "auto-ridge": 6.0, "auto-best": 4.0})
+    first.methods["auto-own"] = {"t0": {0: 51.0}}
+    first.methods["auto-best"]["t0"][0] += 8  # one target of eight has a lead of its own
+    text = evidence.sections([first, Board(**{**first.__dict__, "score": "balanced_accuracy"})])["deploy-sources"]
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    row = {label: over for label, _, _, _, _, over, *_ in cells}
+    assert row["sources of auto"] == "points of all over it [95 %], p" and row["all"] == "-"
+    assert row["the best by probe"].startswith("+1.0 [") and row["the best by probe"].endswith(", p 0.508")
+    assert row["the student's own initial backbone"].startswith("+5.0 (one target)")
+
+
 def test_claim_counts_neither_former_seeds_nor_targets_that_chose() -> None:
     first = board({"transfer": 0.0, "auto-peer": 6.0}, seeds=3)
     for targets in first.methods.values():
