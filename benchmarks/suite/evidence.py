@@ -190,8 +190,8 @@ def _over_transfer(board: Board, rows: Mapping[str, str], title: str, whole: str
 
 
 def _interval_over(board: Board, first: str, second: str) -> str:
-    """The difference of two rows on the targets and seeds that both have; "-" for a row and itself."""
-    over = None if first == second else contrasts.difference(shared(board, (first, second)), first, second)
+    """The difference of two rows and its p; "-" for a row and itself, and without pairs."""
+    over = None if first == second else contrasts.difference(board, first, second)
     return f"{markdown.interval(over)}, p {over.p:.3f}" if over else "-"
 
 
